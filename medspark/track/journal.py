@@ -1,0 +1,134 @@
+"""The journal of a run: metrics that rank 0 leaves as small files and the driver reads live.
+
+A segment is written whole under a temporary name and then renamed, never appended to, because
+object-store mounts such as ``/Volumes`` have no append. Nothing here needs a network or MLflow,
+so a tracking server that is down costs training nothing, and the journal can be replayed later.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, Self
+
+__all__ = ["Journal", "JournalReader", "Record"]
+
+logger = logging.getLogger(__name__)
+
+_SUFFIX = ".jsonl"
+
+
+class Record(NamedTuple):
+    """Metrics of one step, and when they were taken (milliseconds since 1970)."""
+
+    step: int
+    time_ms: int
+    metrics: dict[str, float]
+
+
+class Journal:
+    """Where one process writes the metrics of its run; without a directory it discards them.
+
+    Every rank may hold one and record the same things: only rank 0 is given a directory.
+    """
+
+    def __init__(self, directory: Path | None, *, flush_seconds: float = 2.0) -> None:
+        self._directory = directory
+        self._flush_seconds = flush_seconds
+        self._pending: list[Record] = []
+        self._flushed_at = -math.inf
+        # The writer's own token keeps a revived older rank 0 from replacing a newer segment.
+        self._token = uuid.uuid4().hex[:8]
+        self._sequence = 0
+        if directory is not None:
+            directory.mkdir(parents=True, exist_ok=True)
+            self._sequence = 1 + max((_sequence(path) for path in _segments(directory)), default=-1)
+
+    def record(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Keep ``metrics`` of ``step``; they reach the disk within ``flush_seconds`` of a record."""
+        if self._directory is None:
+            return
+        values = {name: float(value) for name, value in metrics.items()}
+        self._pending.append(Record(step, int(time.time() * 1000), values))
+        if time.monotonic() - self._flushed_at >= self._flush_seconds:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is pending as one segment; a full disk keeps it pending and is logged."""
+        if self._directory is None or not self._pending:
+            return
+        self._flushed_at = time.monotonic()
+        name = f"{self._sequence:08d}-{self._token}"
+        try:
+            _write_segment(self._directory, name, self._pending)
+        except OSError as error:
+            # Metrics are worth less than the training they describe.
+            logger.warning("the journal could not be written and is kept in memory: %s", error)
+            return
+        self._sequence += 1
+        self._pending = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.flush()
+
+
+class JournalReader:
+    """Yields each record of a journal once, in the order of writing, while it grows."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._seen: set[str] = set()
+
+    def poll(self) -> Iterator[Record]:
+        """Yield the records of the segments that appeared since the last call."""
+        for path in sorted(_segments(self._directory)):
+            if path.name in self._seen:
+                continue
+            records = _read_segment(path)
+            if records is None:
+                return
+            self._seen.add(path.name)
+            yield from records
+
+
+def _segments(directory: Path) -> list[Path]:
+    return list(directory.glob(f"*{_SUFFIX}"))
+
+
+def _sequence(path: Path) -> int:
+    return int(path.name.split("-", maxsplit=1)[0])
+
+
+def _write_segment(directory: Path, name: str, records: list[Record]) -> None:
+    temporary = directory / f"{name}.tmp"
+    lines = [json.dumps([record.step, record.time_ms, record.metrics]) for record in records]
+    try:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        os.replace(temporary, directory / f"{name}{_SUFFIX}")
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _read_segment(path: Path) -> list[Record] | None:
+    """Return the records of one segment, or None while a mount still shows it incomplete."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        return [Record(*json.loads(line)) for line in lines]
+    except (OSError, ValueError):
+        return None
