@@ -1,0 +1,174 @@
+"""Typed configuration: a frozen model beside the code it configures, filled from YAML and argv."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict, SettingsError
+
+from medspark.errors import UsageError
+
+
+class Config(BaseModel):
+    """Base of every configuration: frozen, picklable, and unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+def _fraction(value: object) -> object:
+    if isinstance(value, str) and "/" in value:
+        try:
+            return float(Fraction(value.replace(" ", "")))
+        except (ValueError, ZeroDivisionError):
+            return value
+    return value
+
+
+# A distance between pixels in [0, 1]; "2/255", two grey levels of an 8-bit image, is understood.
+Eps = Annotated[float, BeforeValidator(_fraction), Field(ge=0, le=1)]
+
+C = TypeVar("C", bound=Config)
+
+
+def load_config(cls: type[C], argv: Sequence[str], *, description: str = "") -> C:
+    """Return ``cls`` filled from, in rising order of precedence, defaults, files and ``argv``.
+
+    ``argv`` may hold ``--config FILE`` (what the job does), ``--profile FILE`` (where it runs), and
+    any key by its dotted path (``--train.epochs 6``). Raises UsageError that names the key which is
+    unknown or invalid; ``--help`` prints every key with its default and exits.
+    """
+    parser = _Parser(
+        usage="spark-submit jobs/JOB.py [--config FILE] [--profile FILE] [--KEY VALUE ...]",
+        description=description,
+        formatter_class=_Help,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML of what the job does")
+    parser.add_argument("--profile", type=Path, metavar="FILE", help="YAML of where it runs")
+    values: dict[str, Any] = {}
+    keys = dotted_keys(cls)
+    try:
+        source, chosen = _parse(cls, parser, list(argv))
+        for path in (chosen.config, chosen.profile):
+            if path is not None:
+                values = _merge(values, _read_yaml(path))
+        return cls.model_validate(_merge(values, source()))
+    except ValidationError as error:
+        raise UsageError(_explain(error, keys)) from None
+    except (SettingsError, argparse.ArgumentError) as error:
+        raise UsageError(_one_line(str(error))) from None
+
+
+def dotted_keys(cls: type[BaseModel], prefix: str = "") -> list[str]:
+    """Return the dotted path of every key of ``cls``, nested ones included."""
+    keys: list[str] = []
+    for name, field in cls.model_fields.items():
+        keys.append(prefix + name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            keys += dotted_keys(field.annotation, f"{prefix}{name}.")
+    return keys
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports a mistake as an error of ours instead of printing the usage and exiting."""
+
+    def error(self, message: str) -> Any:
+        raise argparse.ArgumentError(None, message)
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=34, width=110)
+
+
+def _parse(
+    cls: type[Config], parser: _Parser, argv: list[str]
+) -> tuple[CliSettingsSource[Any], argparse.Namespace]:
+    settings = type(
+        cls.__name__,
+        (cls, BaseSettings),
+        {
+            "__module__": cls.__module__,
+            "model_config": SettingsConfigDict(
+                frozen=True,
+                extra="forbid",
+                protected_namespaces=(),
+                cli_hide_none_type=True,
+                cli_avoid_json=True,
+                cli_use_class_docs_for_groups=True,
+                cli_exit_on_error=False,
+            ),
+        },
+    )
+    unknown = _unknown_keys(argv, [*dotted_keys(cls), "config", "profile", "help", "h"])
+    if unknown:
+        raise UsageError(unknown)
+    source: CliSettingsSource[Any] = CliSettingsSource(settings, root_parser=parser)
+    chosen = parser.parse_args(argv)
+    return source(parsed_args=chosen), chosen
+
+
+def _unknown_keys(argv: list[str], keys: list[str]) -> str:
+    for word in argv:
+        match = re.match(r"--?([A-Za-z][\w.]*)(=|$)", word)
+        if match and match[1] not in keys:
+            return _unknown(match[1], keys)
+    return ""
+
+
+def _unknown(key: str, keys: list[str]) -> str:
+    close = difflib.get_close_matches(key, keys, n=1)
+    hint = f"did you mean {close[0]}?" if close else "--help lists them all."
+    return f"There is no key {key}; {hint}"
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise UsageError(
+            f"The configuration file {path} cannot be read: {error.strerror}."
+        ) from None
+    except yaml.YAMLError as error:
+        raise UsageError(f"{path} is not YAML: {_one_line(str(error))}") from None
+    if not isinstance(values, dict):
+        raise UsageError(f"{path} should hold keys and values.")
+    return values
+
+
+def _merge(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(lower)
+    for key, value in upper.items():
+        if isinstance(value, dict) and isinstance(merged.get(key), dict):
+            value = _merge(merged[key], value)
+        merged[key] = value
+    return merged
+
+
+def _explain(error: ValidationError, keys: list[str]) -> str:
+    sentences = []
+    for problem in error.errors():
+        key = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            sentences.append(_unknown(key, keys))
+        elif problem["type"] == "missing":
+            sentences.append(f"{key} is needed: give --{key}.")
+        elif problem["type"] == "value_error":
+            sentences.append(
+                f"{key}: {problem['ctx']['error']}" if key else f"{problem['ctx']['error']}"
+            )
+        else:
+            sentences.append(f"{key} cannot be {problem['input']!r}: {problem['msg'].lower()}.")
+    return " ".join(sentences)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,72 @@
+"""What every job has in common: configuration in, exit status and one JSON result out."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import Field
+
+from medspark.config import Config, load_config
+from medspark.errors import MedsparkError, UsageError
+
+DONE, FAILED, MISUSED = 0, 1, 2
+
+
+class JobConfig(Config):
+    """What every job takes."""
+
+    output: Path | None = Field(
+        None, description="file for the result as JSON; below build/results by default"
+    )
+
+
+J = TypeVar("J", bound=JobConfig)
+
+
+def run_job(cls: type[J], work: Callable[[J], dict[str, Any]], argv: Sequence[str]) -> int:
+    """Load the configuration, do the ``work``, write its result, and return the exit status.
+
+    The status is 0 when done, 2 for bad configuration or input (one sentence, no traceback), and 1
+    for a run that failed. The path of the result is the last line printed.
+    """
+    module = sys.modules[cls.__module__]
+    name = Path(getattr(module, "__file__", None) or "job").stem
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", force=True)
+    logging.getLogger("py4j").setLevel(logging.WARNING)
+    try:
+        config = load_config(cls, argv, description=module.__doc__ or "")
+        output = config.output or Path("build/results") / f"{name}.json"
+        _check_writable(output)
+        result = {"job": name} | work(config)
+    except UsageError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return MISUSED
+    except MedsparkError as error:
+        print(f"{name} failed: {error}", file=sys.stderr)
+        return FAILED
+    except Exception:  # noqa: BLE001 - the outermost edge: status 1 is part of the contract
+        traceback.print_exc()
+        return FAILED
+    write_result(output, result)
+    print(output)
+    return DONE
+
+
+def write_result(path: Path, result: dict[str, Any]) -> None:
+    """Write ``result`` as JSON, whole or not at all."""
+    scratch = path.with_name(f".{path.name}.partial")
+    scratch.write_text(json.dumps(result, indent=1, default=str) + "\n", encoding="utf-8")
+    scratch.replace(path)
+
+
+def _check_writable(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"The result cannot be written to {path}: {error.strerror}.") from None

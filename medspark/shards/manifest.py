@@ -1,0 +1,138 @@
+"""The manifest of a shard folder: a dataset is what its manifest names, and nothing else.
+
+A file that the manifest does not name is not read; one that it names must have the size and the
+SHA-256 that it gives. Without this, a missing, doubled or bit-flipped Parquet file is read
+without an error.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from medspark.errors import UsageError
+from medspark.shards.schema import PixelFormat
+
+NAME = "manifest.json"
+SCHEMA_VERSION = 1
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Shard(_Record):
+    """One Parquet file: its path below the dataset's folder, its rows, bytes and SHA-256."""
+
+    path: str
+    rows: int
+    bytes: int
+    sha256: str
+
+
+class Split(_Record):
+    """The shards of one split, in reading order; ``class_counts`` follows the classes."""
+
+    rows: int
+    patients: int
+    class_counts: tuple[int, ...]
+    shards: tuple[Shard, ...]
+
+
+class Manifest(_Record):
+    """What a shard folder holds."""
+
+    schema_version: int = SCHEMA_VERSION
+    digest: str
+    generation: str
+    classes: tuple[str, ...]
+    height: int
+    width: int
+    channels: int
+    bits: int
+    seed: int
+    splits: dict[str, Split]
+    # Patients found in two splits, and images found under two patients in two splits: both zero.
+    leak_check: dict[str, int]
+    # Where the samples came from and how they were rendered.
+    source: dict[str, Any]
+
+    @property
+    def pixel_format(self) -> PixelFormat:
+        """The size and depth of the images."""
+        return PixelFormat(self.height, self.width, self.channels, self.bits)
+
+
+def digest_of(splits: dict[str, Split]) -> str:
+    """Return the dataset's digest: the SHA-256 over every shard's split, place and SHA-256."""
+    lines = [
+        f"{name} {number} {shard.sha256}\n"
+        for name, split in sorted(splits.items())
+        for number, shard in enumerate(split.shards)
+    ]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def write_manifest(folder: str | Path, manifest: Manifest) -> None:
+    """Make ``manifest`` the content of ``folder``, all at once."""
+    write_atomically(Path(folder) / NAME, manifest.model_dump_json(indent=1))
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write ``text`` so that a reader finds the old file or the new one, whole."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(scratch, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(scratch, path)
+
+
+def read_manifest(folder: str | Path) -> Manifest:
+    """Return what ``folder`` holds. Raises UsageError where that is not a dataset of shards."""
+    path = Path(folder) / NAME
+    if not Path(folder).is_dir():
+        raise UsageError(f"There is no shard folder {folder}.")
+    if not path.is_file():
+        raise UsageError(f"{folder} holds no {NAME}: jobs/shard.py has not finished there.")
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        version = record.get("schema_version")
+        if version != SCHEMA_VERSION:
+            raise UsageError(
+                f"{path} has schema version {version}; this medspark reads {SCHEMA_VERSION}."
+            )
+        return Manifest.model_validate(record)
+    except (ValueError, AttributeError, ValidationError) as error:
+        raise UsageError(f"{path} is not a manifest of training shards.") from error
+
+
+def verify(folder: str | Path, manifest: Manifest, *, contents: bool = True) -> None:
+    """Check that every file is there, has its size and, with ``contents``, its SHA-256.
+
+    Raises UsageError that names the first file which is not what the manifest says.
+    """
+    for split in manifest.splits.values():
+        for shard in split.shards:
+            _verify_file(Path(folder) / shard.path, shard, contents=contents)
+
+
+def _verify_file(path: Path, shard: Shard, *, contents: bool) -> None:
+    if not path.is_file():
+        raise UsageError(f"The shard {path} is missing; write the shards again.")
+    size = path.stat().st_size
+    if size != shard.bytes:
+        raise UsageError(f"The shard {path} has {size} bytes instead of {shard.bytes}.")
+    if contents and sha256_of(path) != shard.sha256:
+        raise UsageError(f"The shard {path} has been damaged: its SHA-256 is not the manifest's.")
+
+
+def sha256_of(path: str | Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

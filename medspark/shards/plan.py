@@ -1,0 +1,104 @@
+"""Who reads what: a pure function of (rows, seed, epoch, step), split over any number of ranks.
+
+The global batch of a step never depends on the number of ranks. So every rank takes the same
+number of steps by construction, every row is read exactly once an epoch, and a run that
+resumes on other machines sees exactly the rows that the unbroken run would have seen.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from medspark.seeding import derive, hash64
+
+Rows = npt.NDArray[np.int64]
+
+_ROUNDS = 6
+
+
+def share(total: int, parts: int, part: int) -> tuple[int, int]:
+    """Return the (start, stop) of ``part`` when ``total`` things are split as evenly as can be."""
+    return total * part // parts, total * (part + 1) // parts
+
+
+def permute(positions: npt.ArrayLike, total: int, key: int) -> Rows:
+    """Return where a keyed shuffle of ``range(total)`` sends each of ``positions``.
+
+    A Feistel network over the next even number of bits, walked until it lands inside (Black and
+    Rogaway 2002), is a permutation that is never written down: no memory, whatever ``total``.
+    """
+    half = max(1, (max(total - 1, 1).bit_length() + 1) // 2)
+    values = np.asarray(positions, dtype=np.uint64)
+    outside = np.ones(values.shape, dtype=bool)
+    while outside.any():
+        values = np.where(outside, _feistel(values, half, key), values)
+        outside = values >= np.uint64(total)
+    return values.astype(np.int64)
+
+
+def _feistel(values: npt.NDArray[np.uint64], half: int, key: int) -> npt.NDArray[np.uint64]:
+    bits, mask = np.uint64(half), np.uint64((1 << half) - 1)
+    left, right = values >> bits, values & mask
+    for turn in range(_ROUNDS):
+        left, right = right, left ^ (hash64(derive(key, turn), right) & mask)
+    return (left << bits) | right
+
+
+@dataclass(frozen=True)
+class EpochPlan:
+    """The batches of one epoch over ``rows`` rows.
+
+    ``global_batch`` is the most rows that all ranks together read in one step. The rows are
+    dealt over the steps as evenly as can be, so that no step is left with a handful.
+    """
+
+    rows: int
+    global_batch: int
+    seed: int
+    epoch: int = 0
+    shuffle: bool = True
+
+    def __post_init__(self) -> None:
+        if self.rows < 1 or self.global_batch < 1:
+            raise ValueError(
+                f"an epoch needs rows and a batch, not {self.rows}, {self.global_batch}"
+            )
+
+    @property
+    def steps(self) -> int:
+        """The number of steps, the same on every rank."""
+        return -(-self.rows // self.global_batch)
+
+    def batch(self, step: int) -> Rows:
+        """Return the row numbers of the global batch of ``step``."""
+        return self._rows(*share(self.rows, self.steps, step))
+
+    def rank_batch(self, step: int, rank: int, world: int) -> Rows:
+        """Return the contiguous slice of the global batch that ``rank`` of ``world`` reads."""
+        start, stop = share(self.rows, self.steps, step)
+        first, last = share(stop - start, world, rank)
+        return self._rows(start + first, start + last)
+
+    def batch_size(self, step: int) -> int:
+        """Return the number of rows in the global batch of ``step``."""
+        start, stop = share(self.rows, self.steps, step)
+        return stop - start
+
+    def weight(self, step: int, rank: int, world: int) -> float:
+        """Return what to multiply a rank's mean loss by.
+
+        The mean over ranks of the weighted losses, which is what DDP's gradient averaging
+        computes, is then the mean over the global batch, although slices differ by one row.
+        """
+        size = self.batch_size(step)
+        first, last = share(size, world, rank)
+        return (last - first) * world / size
+
+    def _rows(self, start: int, stop: int) -> Rows:
+        positions = np.arange(start, stop, dtype=np.int64)
+        if not self.shuffle:
+            return positions
+        return permute(positions, self.rows, derive(self.seed, "epoch", self.epoch))

@@ -1,0 +1,158 @@
+"""The Parquet layout of training shards: decoded pixels that can be read without decoding.
+
+``pixels`` is a required FIXED_LEN_BYTE_ARRAY column, PLAIN-encoded and uncompressed, with one
+data page a row group (Parquet format, Encodings.md and README "Column chunks"). The bytes of
+such a page are the images, one after another. Any Parquet reader can open the file; ours maps
+it into memory and looks at the pixels where they lie.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from medspark.errors import UsageError
+
+SPLITS = ("train", "val", "test")
+
+# A data page's size is a signed 32-bit number in the format; half of that leaves room for all else.
+_LARGEST_GROUP = 2**30
+
+
+@dataclass(frozen=True)
+class PixelFormat:
+    """The size and depth that all images of a dataset share; rows, columns, channels (H, W, C)."""
+
+    height: int
+    width: int
+    channels: int
+    bits: int
+
+    @property
+    def dtype(self) -> np.dtype[np.uint8] | np.dtype[np.uint16]:
+        """The little-endian unsigned type of one value."""
+        return np.dtype("<u1") if self.bits == 8 else np.dtype("<u2")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """The shape of one image, (H, W, C)."""
+        return self.height, self.width, self.channels
+
+    @property
+    def nbytes(self) -> int:
+        """The number of bytes of one image."""
+        return self.height * self.width * self.channels * self.bits // 8
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The Arrow schema of a shard; no column may hold a null."""
+        return pa.schema(
+            [
+                pa.field("sample_key", pa.string(), nullable=False),
+                pa.field("patient_key", pa.string(), nullable=False),
+                pa.field("label", pa.int32(), nullable=False),
+                pa.field("pixels", pa.binary(self.nbytes), nullable=False),
+            ]
+        )
+
+
+def write_shard(
+    path: str | Path, tables: Iterable[pa.Table], pixel_format: PixelFormat, *, rows_per_group: int
+) -> int:
+    """Write ``tables`` as one shard file and return its number of rows.
+
+    Each table is re-cut so that every row group but the last has ``rows_per_group`` rows.
+    """
+    group = max(1, min(rows_per_group, _LARGEST_GROUP // pixel_format.nbytes))
+    schema, rows = pixel_format.schema, 0
+    writer = pq.ParquetWriter(
+        path,
+        schema,
+        compression="NONE",
+        use_dictionary=["patient_key"],
+        write_statistics=["label"],
+        data_page_size=_LARGEST_GROUP,
+        data_page_version="1.0",
+        write_batch_size=group,
+    )
+    with writer:
+        for table in _recut(tables, group):
+            writer.write_table(table.select(schema.names).cast(schema), row_group_size=group)
+            rows += table.num_rows
+    return rows
+
+
+def _recut(tables: Iterable[pa.Table], rows: int) -> Iterable[pa.Table]:
+    pending: list[pa.Table] = []
+    held = 0
+    for table in tables:
+        while table.num_rows:
+            piece = table.slice(0, rows - held)
+            table = table.slice(piece.num_rows)
+            pending.append(piece)
+            held += piece.num_rows
+            if held == rows:
+                yield pa.concat_tables(pending).combine_chunks()
+                pending, held = [], 0
+    if held:
+        yield pa.concat_tables(pending).combine_chunks()
+
+
+def map_pixels(path: str | Path, pixel_format: PixelFormat) -> list[npt.NDArray[np.generic]]:
+    """Return the pixels of each row group of a shard, (N, H, W, C), as views of the mapped file.
+
+    Nothing is read until an image is looked at, and nothing is copied or decoded then. The views
+    keep the mapping alive. Raises UsageError where the file has not the layout of a shard.
+    """
+    metadata = pq.read_metadata(path)
+    if metadata.num_rows == 0:
+        return []
+    with open(path, "rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    names = [metadata.schema.column(i).path for i in range(metadata.num_columns)]
+    if "pixels" not in names:
+        raise UsageError(f"{path} is not a training shard: it has no column 'pixels'.")
+    column = names.index("pixels")
+    views = []
+    for group in range(metadata.num_row_groups):
+        rows = metadata.row_group(group).num_rows
+        chunk = metadata.row_group(group).column(column)
+        views.append(_page_body(mapped, path, chunk, rows, pixel_format))
+    return views
+
+
+def _page_body(
+    mapped: mmap.mmap,
+    path: str | Path,
+    chunk: pq.ColumnChunkMetaData,
+    rows: int,
+    pixel_format: PixelFormat,
+) -> npt.NDArray[np.generic]:
+    # A required column has no levels: after the page's header come the values and nothing else.
+    body = rows * pixel_format.nbytes
+    header = chunk.total_compressed_size - body
+    plain = chunk.compression == "UNCOMPRESSED" and chunk.dictionary_page_offset is None
+    if not plain or not 0 < header <= 128:
+        raise UsageError(
+            f"{path} is not laid out as a training shard of {pixel_format.shape} images at "
+            f"{pixel_format.bits} bits; write it again with jobs/shard.py."
+        )
+    values = rows * pixel_format.height * pixel_format.width * pixel_format.channels
+    flat = np.frombuffer(
+        mapped, dtype=pixel_format.dtype, count=values, offset=chunk.data_page_offset + header
+    )
+    return flat.reshape(rows, *pixel_format.shape)
+
+
+def read_labels(path: str | Path) -> npt.NDArray[np.int64]:
+    """Return the labels of a shard, (N,), in the order of its rows."""
+    column = pq.read_table(path, columns=["label"])["label"]
+    labels: npt.NDArray[np.int64] = column.to_numpy().astype(np.int64)
+    return labels
