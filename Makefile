@@ -1,0 +1,45 @@
+# make demo    set everything up and train a robust model on built-in data
+# make test    set everything up and run the test suite
+# make ui      open the MLflow dashboard on what was logged here
+# make check   format, lint, types
+# make bench   benchmarks, ours and the reference by turns (ONLY=name for one)
+# make chaos   kill things while they work, and see that nothing is lost (ONLY=row for one)
+
+SHELL := /bin/bash
+PORT ?= 5000
+ONLY ?=
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export SPARK_CONF_DIR := $(CURDIR)/conf
+export PYTHON
+
+.PHONY: demo test ui check bench chaos setup clean
+
+setup: .venv/.ready
+
+.venv/.ready: pyproject.toml conf/constraints.txt conf/setup.sh
+	@conf/setup.sh
+
+demo: setup
+	spark-submit jobs/train_at.py --config conf/jobs/demo.yaml --profile conf/profiles/local.yaml \
+		--output build/demo/result.json
+
+test: setup
+	python -m pytest
+
+ui: setup
+	mlflow ui --backend-store-uri sqlite:///mlruns/mlflow.db --port $(PORT)
+
+check: setup
+	ruff format --check .
+	ruff check .
+	mypy
+
+bench: setup
+	python -m pip install --quiet --constraint conf/constraints.txt --editable '.[bench]'
+	python tests/benchmarks/run.py --output build/bench.json $(if $(ONLY),--only $(ONLY))
+
+chaos: setup
+	python tests/chaos/run.py $(if $(ONLY),--only $(ONLY))
+
+clean:
+	rm -rf build .venv

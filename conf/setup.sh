@@ -1,0 +1,52 @@
+#!/usr/bin/env bash
+# Set up everything that medspark needs in .venv: a virtual environment, the tested versions of its
+# libraries, and a Java runtime for Spark where there is none. Run through make; safe to run again.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+say() { printf 'medspark setup: %s\n' "$*" >&2; }
+stop() { say "$*"; exit 1; }
+
+# Debian's packages, where we are allowed to install them.
+apt_install() {
+    [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null || return 1
+    say "installing $* with apt-get"
+    apt-get update -qq >&2 && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "$@" >&2
+}
+
+java_is_recent() {
+    command -v java >/dev/null || return 1
+    local major
+    major=$(java -version 2>&1 | sed -n 's/.*version "\([0-9]*\).*/\1/p' | head -n 1)
+    [ "${major:-0}" -ge 17 ]
+}
+
+find_python() {
+    local name
+    for name in "${PYTHON:-}" python3.11 python3.12 python3 python; do
+        if [ -n "$name" ] && command -v "$name" >/dev/null &&
+            "$name" -c 'import sys; sys.exit(sys.version_info[:2] < (3, 11))' 2>/dev/null; then
+            echo "$name"
+            return
+        fi
+    done
+    return 1
+}
+
+python=$(find_python) || { apt_install python3 python3-venv && python=$(find_python); } ||
+    stop "Python 3.11 or newer is needed; install it, or name it: make PYTHON=/path/to/python3.11"
+
+java_is_recent || apt_install openjdk-17-jre-headless || apt_install default-jre-headless ||
+    stop "Spark needs Java 17 or newer; install a JRE (Debian: openjdk-17-jre-headless) and run make again."
+
+if [ ! -x .venv/bin/pip ]; then
+    say "creating .venv with $($python --version)"
+    "$python" -m venv .venv 2>/dev/null || { apt_install python3-venv && "$python" -m venv .venv; } ||
+        stop "$python cannot create virtual environments; install its venv module (Debian: python3-venv)."
+fi
+
+say "installing the tested versions of the libraries (conf/constraints.txt); the first time takes minutes"
+.venv/bin/python -m pip install --quiet --disable-pip-version-check \
+    --constraint conf/constraints.txt --editable '.[petastorm,dev]'
+touch .venv/.ready
+say "done"

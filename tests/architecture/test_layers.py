@@ -1,0 +1,54 @@
+"""The layers of the house: upper modules import lower ones, and Spark and torch meet in launch."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+JOBS = sorted((ROOT / "jobs").glob("*.py"))
+
+
+def test_every_import_contract_of_pyproject_is_kept():
+    kept = subprocess.run(
+        [Path(sys.executable).with_name("lint-imports"), "--no-cache"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+
+    assert kept.returncode == 0, kept.stdout + kept.stderr
+
+
+@pytest.mark.parametrize(("package", "stranger"), [("train", "pyspark"), ("ingest", "torch")])
+def test_spark_and_torch_do_not_load_each_other(package: str, stranger: str):
+    probe = (
+        f"import importlib, pkgutil, sys, medspark.{package} as p\n"
+        "for m in pkgutil.iter_modules(p.__path__, p.__name__ + '.'):\n"
+        "    m.name.endswith('__main__') or importlib.import_module(m.name)\n"
+        f"sys.exit({stranger!r} in sys.modules)"
+    )
+
+    assert subprocess.run([sys.executable, "-c", probe], cwd=ROOT).returncode == 0
+
+
+@pytest.mark.parametrize("job", JOBS, ids=lambda path: path.stem)
+def test_a_job_is_one_page_without_logic(job: Path):
+    text = job.read_text()
+    functions = [n.name for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef)]
+
+    assert ast.get_docstring(ast.parse(text))
+    assert len(text.splitlines()) <= 70
+    assert "main" in functions
+    assert len(functions) <= 2
+
+
+def test_every_package_says_in_one_line_what_it_is_for():
+    for path in sorted((ROOT / "medspark").rglob("*.py")):
+        docstring = ast.get_docstring(ast.parse(path.read_text()))
+        assert docstring, f"{path} has no docstring"
+        assert len(docstring.splitlines()[0]) <= 100, path

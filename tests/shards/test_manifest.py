@@ -1,0 +1,129 @@
+"""A dataset is what its manifest names: anything else is refused, with the file's name."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from medspark.errors import UsageError
+from medspark.shards.manifest import (
+    NAME,
+    Manifest,
+    Shard,
+    Split,
+    digest_of,
+    read_manifest,
+    sha256_of,
+    verify,
+    write_manifest,
+)
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    folder = tmp_path / "shards"
+    (folder / "data").mkdir(parents=True)
+    shards = []
+    for number in range(2):
+        path = folder / "data" / f"train-{number}.parquet"
+        path.write_bytes(bytes([number]) * 100)
+        shards.append(Shard(path=f"data/{path.name}", rows=10, bytes=100, sha256=sha256_of(path)))
+    splits = {"train": Split(rows=20, patients=5, class_counts=(9, 11), shards=tuple(shards))}
+    write_manifest(
+        folder,
+        Manifest(
+            digest=digest_of(splits),
+            generation="g",
+            classes=("a", "b"),
+            height=2,
+            width=5,
+            channels=1,
+            bits=8,
+            seed=0,
+            splits=splits,
+            leak_check={"patients": 0},
+            source={},
+        ),
+    )
+    return folder
+
+
+def test_a_manifest_comes_back_as_it_was_written(dataset: Path):
+    manifest = read_manifest(dataset)
+
+    verify(dataset, manifest)
+    assert manifest.splits["train"].rows == 20
+    assert manifest.pixel_format.shape == (2, 5, 1)
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[50] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "missing": (Path.unlink, "is missing"),
+    "zero length": (lambda path: path.write_bytes(b""), "has 0 bytes instead of 100"),
+    "truncated": (lambda path: path.write_bytes(path.read_bytes()[:60]), "has 60 bytes"),
+    "longer": (lambda path: path.write_bytes(path.read_bytes() * 2), "has 200 bytes"),
+    "one bit flipped": (flip_a_bit, "has been damaged"),
+    "another shard in its place": (
+        lambda path: shutil.copy(path.with_name("train-0.parquet"), path), "has been damaged",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_shard_is_refused_by_name(dataset: Path, damage: str):
+    spoil, sentence = DAMAGE[damage]
+    spoil(dataset / "data" / "train-1.parquet")
+
+    with pytest.raises(UsageError, match=rf"train-1\.parquet {sentence}"):
+        verify(dataset, read_manifest(dataset))
+
+
+def test_a_stray_file_is_not_part_of_the_dataset(dataset: Path):
+    (dataset / "data" / "train-9.parquet").write_bytes(b"stray")
+
+    verify(dataset, read_manifest(dataset))
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("", "is not a manifest"),
+        ("[]", "is not a manifest"),
+        ("{}", "has schema version None"),
+        (json.dumps({"schema_version": 99}), "has schema version 99"),
+        (json.dumps({"schema_version": 1}), "is not a manifest"),
+    ],
+)
+def test_what_is_not_a_manifest_is_refused(dataset: Path, text: str, sentence: str):
+    (dataset / NAME).write_text(text)
+
+    with pytest.raises(UsageError, match=sentence):
+        read_manifest(dataset)
+
+
+def test_a_folder_without_a_manifest_is_not_a_dataset(tmp_path: Path):
+    with pytest.raises(UsageError, match=r"holds no manifest\.json"):
+        read_manifest(tmp_path)
+    with pytest.raises(UsageError, match="There is no shard folder"):
+        read_manifest(tmp_path / "nowhere")
+
+
+def test_the_digest_follows_the_content_and_not_the_folder(dataset: Path):
+    splits = read_manifest(dataset).splits
+    swapped = {
+        "train": splits["train"].model_copy(
+            update={"shards": tuple(reversed(splits["train"].shards))}
+        )
+    }
+
+    assert digest_of(splits) == read_manifest(dataset).digest
+    assert digest_of(swapped) != digest_of(splits)

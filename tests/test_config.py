@@ -1,0 +1,100 @@
+"""Configuration: what a user types is understood, or the key to mend is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from pydantic import Field
+
+from medspark.config import Config, Eps, dotted_keys, load_config
+from medspark.errors import UsageError
+
+
+class Train(Config):
+    """How to train."""
+
+    epochs: int = Field(6, ge=1, description="passes over the data")
+    mode: Literal["standard", "fused"] = "fused"
+
+
+class Job(Config):
+    """A job."""
+
+    shards: Path
+    eps: Eps = 0.0
+    eps_list: tuple[Eps, ...] = ()
+    train: Train = Train()
+
+
+def test_a_key_is_set_by_its_dotted_path():
+    config = load_config(Job, ["--shards", "here", "--train.epochs", "9"])
+
+    assert config.shards == Path("here")
+    assert config.train == Train(epochs=9)
+
+
+@pytest.mark.parametrize(("text", "value"), [("2/255", 2 / 255), ("0.5", 0.5), ("1", 1.0)])
+def test_eps_is_understood_as_a_fraction_or_a_number(text: str, value: float):
+    assert load_config(Job, ["--shards", "x", "--eps", text]).eps == value
+
+
+def test_a_list_of_eps_is_separated_by_commas():
+    assert load_config(Job, ["--shards", "x", "--eps_list", "0,1/255"]).eps_list == (0.0, 1 / 255)
+
+
+def test_argv_overrides_the_profile_which_overrides_the_config(tmp_path: Path):
+    (tmp_path / "what.yaml").write_text("shards: a\ntrain: {epochs: 2, mode: standard}\neps: 0.1")
+    (tmp_path / "where.yaml").write_text("train: {epochs: 3}\neps: 2/255")
+    files = ["--config", str(tmp_path / "what.yaml"), "--profile", str(tmp_path / "where.yaml")]
+
+    config = load_config(Job, [*files, "--eps", "0.3"])
+
+    assert config == Job(shards=Path("a"), eps=0.3, train=Train(epochs=3, mode="standard"))
+
+
+@pytest.mark.parametrize(
+    ("argv", "sentence"),
+    [
+        (["--train.epohcs", "3"], "There is no key train.epohcs; did you mean train.epochs?"),
+        (["--zzz=3"], "There is no key zzz; --help lists them all."),
+        ([], "shards is needed: give --shards."),
+        (["--shards", "x", "--eps", "3"], "eps cannot be '3': input should be less than or equal"),
+        (["--shards", "x", "--eps", "1/0"], "eps cannot be '1/0'"),
+        (["--shards", "x", "--train.mode", "pgd"], "train.mode cannot be 'pgd'"),
+        (["--shards"], "--shards: expected one argument"),
+        (["--shards", "x", "stray"], "unrecognized arguments: stray"),
+        (["--config", "/nowhere.yaml"], "/nowhere.yaml cannot be read"),
+    ],
+)
+def test_a_mistake_is_one_sentence_that_names_the_key(argv: list[str], sentence: str):
+    with pytest.raises(UsageError) as caught:
+        load_config(Job, argv)
+
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_misspelt_key_in_a_file_is_named_with_its_path(tmp_path: Path):
+    (tmp_path / "c.yaml").write_text("shards: a\ntrain: {epohcs: 2}")
+
+    with pytest.raises(UsageError, match=r"train\.epohcs; did you mean train\.epochs\?"):
+        load_config(Job, ["--config", str(tmp_path / "c.yaml")])
+
+
+def test_help_lists_every_key_with_its_default(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as caught:
+        load_config(Job, ["--help"], description="What it does.")
+
+    text = capsys.readouterr().out
+    assert caught.value.code == 0
+    assert "What it does." in text
+    assert "passes over the data (default: 6)" in text
+    for key in dotted_keys(Job):
+        assert key.partition(".")[0] in text
+
+
+def test_a_configuration_cannot_be_changed_afterwards():
+    with pytest.raises(ValueError, match="frozen"):
+        Train().epochs = 3  # type: ignore[misc]
