@@ -1,0 +1,1 @@
+"""Attacks: functions of (model, images, labels) that stay inside a threat model."""

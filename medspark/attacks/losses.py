@@ -1,0 +1,76 @@
+"""What an attack drives up: per-image losses (B,) of logits (B, K).
+
+Labels are classes (B,) or, for a network with independent findings, 0/1 floats (B, K).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the cross-entropy, or the sum of the findings' for labels (B, K)."""
+    if labels.ndim == 2:
+        return F.binary_cross_entropy_with_logits(
+            logits, labels.to(logits.dtype), reduction="none"
+        ).sum(1)
+    return F.cross_entropy(logits, labels, reduction="none")
+
+
+def margin(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the best wrong logit minus the true one (Carlini and Wagner 2017).
+
+    Unlike the cross-entropy it does not saturate, so a network that is far too sure of
+    itself keeps a gradient. For labels (B, K): the finding that is nearest to flip, or the
+    most wrong one.
+    """
+    if labels.ndim == 2:
+        return -((2 * labels.to(logits.dtype) - 1) * logits).amin(1)
+    true = logits.gather(1, labels[:, None]).squeeze(1)
+    return _without_true(logits, labels).amax(1) - true
+
+
+def dlr(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the difference-of-logits ratio (Croce and Hein 2020): the margin, scale-free.
+
+    Needs three classes; with two the ratio is constant, so the margin is returned.
+    """
+    if labels.ndim == 2 or logits.shape[1] < 3:
+        return margin(logits, labels)
+    ordered = logits.sort(dim=1, descending=True).values
+    return margin(logits, labels) / (ordered[:, 0] - ordered[:, 2] + 1e-12)
+
+
+def rescaled(loss: Loss) -> Loss:
+    """Return ``loss`` of logits whose largest gap is scaled to one, image by image.
+
+    Undoes the temperature of defensive distillation, which only starves the cross-entropy
+    of gradient (Carlini and Wagner 2016).
+    """
+
+    def of_unit_logits(logits: Tensor, labels: Tensor) -> Tensor:
+        spread = (logits.amax(1, keepdim=True) - logits.amin(1, keepdim=True)).detach()
+        return loss(logits / spread.clamp_min(1e-12), labels)
+
+    return of_unit_logits
+
+
+def predictions(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return what the network says, in the form of ``labels``: classes, or findings."""
+    return (logits > 0).to(labels.dtype) if labels.ndim == 2 else logits.argmax(1)
+
+
+def correct(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return for each image (B,) whether the network is right, in every finding at once."""
+    said = predictions(logits, labels)
+    return (said == labels).all(1) if labels.ndim == 2 else said == labels
+
+
+def _without_true(logits: Tensor, labels: Tensor) -> Tensor:
+    return logits.scatter(1, labels[:, None], -torch.inf)

@@ -1,0 +1,97 @@
+"""How good predictions are: pure functions of labels (N,) and probabilities (N, K)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.metrics import roc_auc_score
+
+from medspark.config import Config
+
+Labels = npt.NDArray[Any]
+Probabilities = npt.NDArray[Any]
+
+
+class Metrics(Config):
+    """Figures in [0, 1]; None where the labels do not define one (a class is absent)."""
+
+    accuracy: float | None
+    balanced_accuracy: float | None
+    auroc: float | None
+    sensitivity: float | None
+    specificity: float | None
+
+
+class ClassMetrics(Config):
+    """The same figures for one class against all the others."""
+
+    name: str
+    auroc: float | None
+    sensitivity: float | None
+    specificity: float | None
+
+
+def metrics(
+    labels: Labels, probabilities: Probabilities, *, positive: int | None = None
+) -> Metrics:
+    """Return the figures of a classifier that answers with its most probable class.
+
+    With two classes sensitivity, specificity and AUROC are those of class ``positive``, the
+    last one by default; with more they are means over the classes, each against the rest.
+    """
+    said = probabilities.argmax(axis=1)
+    count = probabilities.shape[1]
+    if positive is not None or count == 2:
+        watched = [count - 1 if positive is None else positive]
+    else:
+        watched = list(range(count))
+    return Metrics(
+        accuracy=_mean(said == labels),
+        balanced_accuracy=_average([_recall(labels, said, k) for k in range(count)]),
+        auroc=_average([auroc(labels == k, probabilities[:, k]) for k in watched]),
+        sensitivity=_average([_recall(labels, said, k) for k in watched]),
+        specificity=_average([_true_negative_rate(labels, said, k) for k in watched]),
+    )
+
+
+def class_metrics(
+    labels: Labels, probabilities: Probabilities, *, classes: Sequence[str]
+) -> list[ClassMetrics]:
+    """Return the figures of every class against all the others."""
+    said = probabilities.argmax(axis=1)
+    return [
+        ClassMetrics(
+            name=name,
+            auroc=auroc(labels == k, probabilities[:, k]),
+            sensitivity=_recall(labels, said, k),
+            specificity=_true_negative_rate(labels, said, k),
+        )
+        for k, name in enumerate(classes)
+    ]
+
+
+def auroc(truth: npt.NDArray[np.bool_], score: npt.NDArray[Any]) -> float | None:
+    """Return the area under the ROC curve, or None where only one class is there."""
+    if truth.all() or not truth.any():
+        return None
+    return float(roc_auc_score(truth, score))
+
+
+def _recall(labels: Labels, said: Labels, k: int) -> float | None:
+    return _mean(said[labels == k] == k)
+
+
+def _true_negative_rate(labels: Labels, said: Labels, k: int) -> float | None:
+    return _mean(said[labels != k] != k)
+
+
+def _mean(values: npt.NDArray[np.bool_]) -> float | None:
+    return float(values.mean()) if len(values) else None
+
+
+def _average(values: Sequence[float | None]) -> float | None:
+    there = [value for value in values if value is not None]
+    return sum(there) / len(there) if there else None

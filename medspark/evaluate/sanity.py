@@ -1,0 +1,139 @@
+"""Signs that a robustness figure should not be believed (Athalye 2018, Carlini et al. 2019).
+
+An attack that fails proves nothing if it failed because gradients were hidden from it. Each
+flag compares two figures that an honest evaluation keeps in order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Any
+
+import numpy.typing as npt
+from pydantic import Field
+
+from medspark.config import Config
+
+
+class SanityConfig(Config):
+    """From where on a sign counts."""
+
+    zero_gradients: float = Field(0.05, description="share of images without any gradient")
+    fgsm_gap: float = Field(
+        0.35, description="FGSM accuracy above that of PGD on the rescaled margin"
+    )
+    pgd_gap: float = Field(
+        0.15, description="PGD accuracy above that of PGD on the rescaled margin"
+    )
+    transfer_gap: float = Field(
+        0.01, description="accuracy under the network's own gradients above that under transfer"
+    )
+    eps_gap: float = Field(0.02, description="rise of accuracy from one eps to a larger one")
+    useless_attack: float = Field(
+        0.02, description="accuracy under random noise above that under attack, at the least"
+    )
+    saturation: float = Field(
+        0.5, description="share of images with a probability of exactly one in float32"
+    )
+    unsteady: float = Field(
+        1e-3, description="difference in probability when an image comes in another batch"
+    )
+
+
+class Flag(Config):
+    """One check: whether it triggered, the figure, its threshold, and what that means."""
+
+    name: str
+    triggered: bool
+    value: float
+    threshold: float
+    sentence: str
+
+
+def zero_gradients(share: float, limits: SanityConfig) -> Flag:
+    """Flag a network whose input gradient vanishes: attacks by gradient cannot even start."""
+    return _flag(
+        "zero_gradients", share, limits.zero_gradients,
+        f"{share:.1%} of the images have an input gradient of exactly zero, so FGSM and PGD "
+        "leave them as they are",
+    )  # fmt: skip
+
+
+def fgsm_above_margin(fgsm: float, margin: float, limits: SanityConfig) -> Flag:
+    """Flag FGSM figures that an attack which does not saturate contradicts."""
+    return _flag(
+        "fgsm_far_above_margin_pgd", fgsm - margin, limits.fgsm_gap,
+        f"accuracy is {fgsm:.3f} under FGSM and {margin:.3f} under PGD on the margin",
+    )  # fmt: skip
+
+
+def pgd_above_margin(pgd: float, margin: float, limits: SanityConfig) -> Flag:
+    """Flag PGD figures that the same attack on another loss contradicts."""
+    return _flag(
+        "pgd_far_above_margin_pgd", pgd - margin, limits.pgd_gap,
+        f"accuracy is {pgd:.3f} under PGD on the cross-entropy and {margin:.3f} on the margin",
+    )  # fmt: skip
+
+
+def transfer_beats_white_box(white_box: float, transfer: float, limits: SanityConfig) -> Flag:
+    """Flag a network that somebody else's gradients fool better than its own."""
+    return _flag(
+        "transfer_beats_white_box", white_box - transfer, limits.transfer_gap,
+        f"accuracy is {white_box:.3f} under PGD with the network's own gradients and "
+        f"{transfer:.3f} under images made for another network",
+    )  # fmt: skip
+
+
+def not_falling(name: str, accuracy: Mapping[float, float], limits: SanityConfig) -> Flag:
+    """Flag an attack that does less harm with a larger eps."""
+    ordered = [accuracy[eps] for eps in sorted(accuracy)]
+    rise = max((after - before for before, after in pairwise(ordered)), default=0.0)
+    return _flag(
+        f"{name}_not_falling_with_eps", rise, limits.eps_gap,
+        f"accuracy under {name} rises by {rise:.3f} from one eps to a larger one",
+    )  # fmt: skip
+
+
+def noise_as_strong(
+    clean: float, noise: float, attacked: float, eps: float, limits: SanityConfig
+) -> Flag:
+    """Flag an attack that does no more harm than random noise of the same size.
+
+    Only where noise does harm, or the attack ought to: a network may well be right on every
+    image at a small eps.
+    """
+    advantage = noise - attacked
+    return Flag(
+        name="noise_as_strong_as_attack",
+        triggered=advantage < limits.useless_attack and attacked > 0.05,
+        value=advantage,
+        threshold=limits.useless_attack,
+        sentence=f"at eps {eps * 255:g}/255 accuracy is {clean:.3f} clean, {noise:.3f} under "
+        f"random noise and {attacked:.3f} under attack",
+    )
+
+
+def saturated(probabilities: npt.NDArray[Any], limits: SanityConfig) -> Flag:
+    """Flag a network so sure of itself that float32 rounds its probabilities to one."""
+    share = float((probabilities.max(axis=1) >= 1.0).mean())
+    return _flag(
+        "confidence_saturated", share, limits.saturation,
+        f"{share:.1%} of the images get a probability of exactly 1 in float32, where the "
+        "cross-entropy has no gradient left",
+    )  # fmt: skip
+
+
+def unsteady(difference: float, limits: SanityConfig) -> Flag:
+    """Flag a network whose answer depends on chance or on the other images of the batch."""
+    return _flag(
+        "answers_not_repeatable", difference, limits.unsteady,
+        f"the same image gets probabilities that differ by {difference:.2g} when it is asked in "
+        "another batch: the network is random or in train mode",
+    )  # fmt: skip
+
+
+def _flag(name: str, value: float, threshold: float, sentence: str) -> Flag:
+    return Flag(
+        name=name, triggered=value > threshold, value=value, threshold=threshold, sentence=sentence
+    )

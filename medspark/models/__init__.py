@@ -1,0 +1,1 @@
+"""The networks: timm backbones behind a normalisation layer, their files and their predictor."""

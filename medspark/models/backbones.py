@@ -1,0 +1,170 @@
+"""Any timm network as a Classifier: by name, pretrained or from a safetensors file."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import logging
+import struct
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from pydantic import Field
+from torch import nn
+
+from medspark.config import Config
+from medspark.errors import UsageError
+from medspark.models.classifier import Classifier
+from medspark.models.torchvision_ops import declare_missing_operators
+
+_LOGGER = logging.getLogger(__name__)
+
+PRETRAINED = "pretrained"
+ALIASES = {"mobilenet_v2": "mobilenetv2_100", "mobilenetv2": "mobilenetv2_100"}
+
+
+class ModelConfig(Config):
+    """Which network, and where its first weights come from."""
+
+    name: str = Field(
+        "mobilenetv2_100",
+        description="timm model name; densenet121, mobilenet_v2 and resnet50 are the usual ones",
+    )
+    weights: str | None = Field(
+        None,
+        description="first weights: 'pretrained' (timm's, from the hub), the path of a "
+        ".safetensors file with timm's names, or none for random ones",
+    )
+    dropout: float = Field(0.0, ge=0, lt=1, description="drop rate before the classifier head")
+
+
+def build(config: ModelConfig, *, num_classes: int, channels: int) -> Classifier:
+    """Return the classifier that ``config`` describes, for ``channels`` image channels.
+
+    Pretrained stems are adapted to the channels as timm does it (summed for grayscale), and
+    the head is new where the number of classes differs.
+
+    Raises UsageError for a model that timm does not have, or weights that do not fit it.
+    """
+    check_model(config)
+    architecture = timm_name(config.name)
+    backbone = _create(architecture, config, num_classes=num_classes, channels=channels)
+    return wrap(backbone, architecture=architecture, channels=channels)
+
+
+def wrap(backbone: nn.Module, *, architecture: str, channels: int) -> Classifier:
+    """Put the backbone's own normalisation in front of it."""
+    cfg: dict[str, Any] = backbone.pretrained_cfg  # type: ignore[assignment]
+    mean, std = cfg["mean"], cfg["std"]
+    if channels != len(mean):
+        mean = [sum(mean) / len(mean)] * channels
+        std = [sum(std) / len(std)] * channels
+    return Classifier(backbone, architecture=architecture, mean=list(mean), std=list(std))
+
+
+def check_model(config: ModelConfig) -> None:
+    """Raise UsageError if ``config`` names an unknown model or a weights file that is unfit."""
+    name = timm_name(config.name)
+    timm = import_timm()
+    if not timm.is_model(name):
+        known = [*timm.list_models(), *ALIASES]
+        close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+        hint = f"did you mean {', '.join(close)}?" if close else "see timm.list_models()."
+        raise UsageError(f"model.name: timm has no model '{config.name}'; {hint}")
+    if config.weights == PRETRAINED:
+        if not timm.is_model_pretrained(name):
+            raise UsageError(f"model.weights: timm has no pretrained weights for '{name}'.")
+    elif config.weights is not None:
+        tensor_names(Path(config.weights))
+
+
+def timm_name(name: str) -> str:
+    """Return the name by which timm knows ``name``."""
+    return ALIASES.get(name, name)
+
+
+def import_timm() -> ModuleType:
+    """Import timm, also where torchvision's compiled operators do not load."""
+    declare_missing_operators()
+    import timm
+
+    return timm
+
+
+def tensor_names(path: Path) -> set[str]:
+    """Return the names of the tensors in a safetensors file, from its header alone.
+
+    Raises UsageError if there is no such file or it is of another kind. Other formats are
+    refused unopened: torch's own unpickle, and unpickling runs code.
+    """
+    if path.suffix != ".safetensors":
+        raise UsageError(
+            f"model.weights: '{path}' is not a .safetensors file; other formats are not loaded "
+            "because opening them can run code."
+        )
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > path.stat().st_size:
+                raise ValueError("the header is longer than the file")
+            header = json.loads(file.read(length))
+    except OSError as error:
+        raise UsageError(f"model.weights: cannot read '{path}': {error.strerror}.") from error
+    except (ValueError, struct.error) as error:
+        raise UsageError(f"model.weights: '{path}' is not a safetensors file: {error}.") from error
+    return set(header) - {"__metadata__"}
+
+
+def _create(
+    architecture: str, config: ModelConfig, *, num_classes: int, channels: int
+) -> nn.Module:
+    timm = import_timm()
+    options: dict[str, Any] = {"num_classes": num_classes, "in_chans": channels}
+    if config.dropout > 0:  # not every network knows the argument
+        options["drop_rate"] = config.dropout
+    if config.weights is None:
+        untrained: nn.Module = timm.create_model(architecture, pretrained=False, **options)
+        return untrained
+    if config.weights == PRETRAINED:
+        return _download(architecture, options)
+    path = Path(config.weights)
+    overlay = {"file": str(path)}
+    try:
+        model: nn.Module = timm.create_model(
+            architecture, pretrained=True, pretrained_cfg_overlay=overlay, **options
+        )
+    except RuntimeError as error:  # what load_state_dict raises for shapes that differ
+        reason = str(error).splitlines()[-1].strip()
+        raise UsageError(
+            f"model.weights: '{path}' does not fit {architecture}: {reason}"
+        ) from error
+    _refuse_partial_load(model, tensor_names(path), path)
+    return model
+
+
+def _download(architecture: str, options: dict[str, Any]) -> nn.Module:
+    timm = import_timm()
+    try:
+        model: nn.Module = timm.create_model(architecture, pretrained=True, **options)
+    except (OSError, RuntimeError) as error:
+        raise UsageError(
+            f"model.weights: cannot fetch the pretrained weights of {architecture} "
+            f"({type(error).__name__}); give a local .safetensors file instead."
+        ) from error
+    return model
+
+
+def _refuse_partial_load(model: nn.Module, found: set[str], path: Path) -> None:
+    # With another number of classes timm loads whatever fits and only logs the rest, so a
+    # file of another network would pass unnoticed as random weights.
+    cfg: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+    heads = cfg.get("classifier") or ()
+    heads = (heads,) if isinstance(heads, str) else tuple(heads)
+    wanted = {name for name in model.state_dict() if not name.startswith(tuple(heads) or "\0")}
+    missing = {name for name in wanted - found if not name.endswith("num_batches_tracked")}
+    if missing:
+        raise UsageError(
+            f"model.weights: '{path}' does not fit {cfg.get('architecture')}: it lacks "
+            f"{len(missing)} of {len(wanted)} tensors, '{min(missing)}' for one."
+        )

@@ -1,0 +1,91 @@
+"""A classifier of images in [0, 1]: normalisation is its first layer, a timm network the rest.
+
+Images are (B, C, H, W) floats in [0, 1] throughout, so that an attack and its eps mean the
+same for CT, X-ray and PNG.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
+
+
+class Normalise(nn.Module):
+    """Shift and scale every channel by fixed figures."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (images - self.mean) / self.std
+
+
+class Classifier(nn.Module):
+    """Logits (B, K) of images (B, C, H, W) in [0, 1]."""
+
+    def __init__(
+        self, backbone: nn.Module, *, architecture: str, mean: Sequence[float], std: Sequence[float]
+    ) -> None:
+        super().__init__()
+        self.architecture = architecture
+        self.batch_norm_frozen = False
+        self.normalise = Normalise(mean, std)
+        self.backbone = backbone
+
+    @property
+    def channels(self) -> int:
+        """Number of image channels that go in."""
+        return self.normalise.mean.shape[1]
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of every layer, except of a frozen batch norm."""
+        super().train(mode)
+        if self.batch_norm_frozen:
+            for layer in batch_norms(self):
+                layer.eval()
+        return self
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.backbone(self.normalise(images))
+        return logits
+
+
+def freeze_batch_norm(classifier: Classifier) -> None:
+    """Keep every batch norm of ``classifier`` in eval mode, also under ``classifier.train()``.
+
+    Running statistics no longer move, so an attack crafted while training sees the network
+    that is deployed. Scale and shift go on learning.
+    """
+    classifier.batch_norm_frozen = True
+    classifier.train(classifier.training)
+
+
+def batch_norms(model: nn.Module) -> Iterator[nn.Module]:
+    """Yield the batch-norm layers of ``model``, timm's fused ones included."""
+    return (module for module in model.modules() if isinstance(module, BATCH_NORMS))
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[nn.Module]:
+    """Hold ``model`` in eval mode, and give every module its own mode back afterwards.
+
+    ``model.train(was_training)`` would not do: it wakes layers that were frozen one by one.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield model
+    finally:
+        for module, training in modes:
+            module.training = training

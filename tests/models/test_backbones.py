@@ -1,0 +1,84 @@
+"""Networks by name, their weights, and what is said about names and files that are wrong."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from medspark.errors import UsageError
+from medspark.models.backbones import ModelConfig, build, check_model, import_timm
+
+
+@pytest.mark.parametrize("name", ["densenet121", "mobilenet_v2", "resnet50"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_three_networks_classify_grayscale_and_colour(name: str, channels: int) -> None:
+    model = build(ModelConfig(name=name), num_classes=2, channels=channels).eval()
+
+    with torch.inference_mode():
+        assert model(torch.rand(2, channels, 32, 32)).shape == (2, 2)
+
+
+def test_an_unknown_model_is_named_with_what_was_probably_meant() -> None:
+    with pytest.raises(UsageError, match=r"no model 'resnet5O'; did you mean .*resnet50"):
+        check_model(ModelConfig(name="resnet5O"))
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    path = tmp_path / "weights.safetensors"
+    trained = import_timm().create_model("test_resnet", num_classes=1000)
+    save_file(trained.state_dict(), path)
+    return path
+
+
+def test_weights_from_a_file_fill_everything_but_the_head(weights: Path) -> None:
+    config = ModelConfig(name="test_resnet", weights=str(weights))
+    trained = build(config, num_classes=1000, channels=3)
+
+    model = build(config, num_classes=2, channels=3)
+
+    for name, value in model.backbone.state_dict().items():
+        same = not name.startswith("fc")
+        assert not same or torch.equal(value, trained.backbone.state_dict()[name]), name
+
+
+def test_a_grayscale_stem_is_the_sum_of_the_colour_stem(weights: Path) -> None:
+    config = ModelConfig(name="test_resnet", weights=str(weights))
+
+    gray = build(config, num_classes=2, channels=1).backbone.state_dict()
+    colour = build(config, num_classes=2, channels=3).backbone.state_dict()
+
+    stem = next(name for name, value in colour.items() if value.ndim == 4)
+    torch.testing.assert_close(gray[stem], colour[stem].sum(1, keepdim=True))
+
+
+def test_grayscale_is_normalised_by_the_mean_over_the_colours() -> None:
+    colour = build(ModelConfig(name="resnet50"), num_classes=2, channels=3).normalise
+    gray = build(ModelConfig(name="resnet50"), num_classes=2, channels=1).normalise
+
+    torch.testing.assert_close(gray.mean.squeeze(), colour.mean.mean())
+
+
+def test_weights_of_another_network_are_refused(weights: Path) -> None:
+    with pytest.raises(UsageError, match="does not fit"):
+        build(ModelConfig(name="resnet18", weights=str(weights)), num_classes=2, channels=3)
+
+
+@pytest.mark.parametrize("name", ["weights.pt", "weights.pkl", "weights.pt2"])
+def test_pickled_weights_are_refused_unopened(name: str) -> None:
+    with pytest.raises(UsageError, match="can run code"):
+        check_model(ModelConfig(name="test_resnet", weights=name))
+
+
+def test_a_missing_weights_file_is_named() -> None:
+    with pytest.raises(UsageError, match=r"no_such\.safetensors.*No such file"):
+        check_model(ModelConfig(name="test_resnet", weights="no_such.safetensors"))
+
+
+def test_a_file_that_only_looks_like_safetensors_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(b"\x80\x04pickle, or anything else")
+
+    with pytest.raises(UsageError, match="not a safetensors file"):
+        check_model(ModelConfig(name="test_resnet", weights=str(path)))
