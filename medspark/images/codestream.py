@@ -1,0 +1,58 @@
+"""What a JPEG-family codestream says about itself, read without decoding it."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+# Frame headers SOF0-SOF15 of ITU-T T.81 without DHT, JPG and DAC, and SOF55 of JPEG-LS (T.87).
+_SOF = frozenset({*range(0xC0, 0xD0), 0xF7}) - {0xC4, 0xC8, 0xCC}
+_STANDALONE = frozenset({0x01, *range(0xD0, 0xDA)})
+
+
+@dataclass(frozen=True, slots=True)
+class Codestream:
+    """Dimensions in a codestream's own header."""
+
+    rows: int
+    columns: int
+    components: int
+    precision: int  # bits per sample
+
+
+def read_codestream(data: bytes) -> Codestream | None:
+    """Return what the header of a JPEG, JPEG-LS or JPEG 2000 stream claims, None if it has none."""
+    if data[:2] == b"\xff\xd8":
+        return _read_jpeg(data)
+    start = data.find(b"\xff\x4f\xff\x51", 0, 4096)  # SOC and SIZ, maybe inside a JP2 box
+    return _read_j2k(data, start) if start >= 0 else None
+
+
+def _read_jpeg(data: bytes) -> Codestream | None:
+    at = 2
+    while at + 4 <= len(data):
+        if data[at] != 0xFF:
+            return None
+        marker = data[at + 1]
+        if marker == 0xFF:  # fill byte, T.81 B.1.1.2
+            at += 1
+        elif marker in _STANDALONE:
+            at += 2
+        elif marker in _SOF:
+            if at + 10 > len(data):
+                return None
+            precision, rows, columns, components = struct.unpack_from(">BHHB", data, at + 4)
+            return Codestream(rows, columns, components, precision)
+        else:
+            at += 2 + struct.unpack_from(">H", data, at + 2)[0]
+    return None
+
+
+def _read_j2k(data: bytes, start: int) -> Codestream | None:
+    """Read the SIZ marker segment (ITU-T T.800 A.5.1)."""
+    if start + 42 > len(data):
+        return None
+    right, bottom, left, top = struct.unpack_from(">4I", data, start + 8)
+    (components,) = struct.unpack_from(">H", data, start + 40)
+    precision = (data[start + 42] & 0x7F) + 1 if start + 42 < len(data) else 0
+    return Codestream(bottom - top, right - left, components, precision)

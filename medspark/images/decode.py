@@ -1,0 +1,125 @@
+"""Any image file to frames: the content, not the name, says what it is."""
+
+from __future__ import annotations
+
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from medspark.images.deidentify import Privacy, Pseudonyms
+from medspark.images.dicom import decode_dicom, looks_like_dicom
+from medspark.images.frame import Frame
+from medspark.images.limits import Limits
+from medspark.images.raster import decode_raster, looks_like_raster
+from medspark.images.reasons import Reason, Unreadable
+from medspark.images.rendering import Rendering
+
+Source = str | Path | bytes | BinaryIO
+
+# Files up to this size are read whole, which is quicker than seeking in them.
+_SMALL_BYTES = 1 << 25
+_HEAD_BYTES = 132
+
+
+def decode(
+    source: Source,
+    *,
+    rendering: Rendering,
+    limits: Limits | None = None,
+    pseudonyms: Pseudonyms | None = None,
+    privacy: Privacy | None = None,
+    label_attribute: str | None = None,
+) -> Iterator[Frame]:
+    """Yield the frames of ``source``: a local path, the file's bytes, or a seekable binary file.
+
+    Raises Unreadable, and nothing else, for every file that cannot be used; a multi-frame file may
+    have yielded some frames by then. ``label_attribute`` is a DICOM keyword whose value becomes
+    ``Frame.label``: see ``check_label_attribute``.
+    """
+    limits, privacy = limits or Limits(), privacy or Privacy()
+    frames = _decode(source, rendering, limits, pseudonyms, privacy, label_attribute)
+    while True:
+        # Entered per frame, so that the caller's own code never runs with warnings silenced.
+        with _only_unreadable():
+            frame = next(frames, None)
+        if frame is None:
+            return
+        yield frame
+
+
+def _decode(
+    source: Source,
+    rendering: Rendering,
+    limits: Limits,
+    pseudonyms: Pseudonyms | None,
+    privacy: Privacy,
+    label_attribute: str | None,
+) -> Iterator[Frame]:
+    with _opened(source, limits) as (file, size):
+        head = file.read(_HEAD_BYTES)
+        file.seek(0)
+        if looks_like_raster(head) and head[128:132] != b"DICM":
+            yield from decode_raster(file, size, rendering=rendering, limits=limits)
+        elif looks_like_dicom(head):
+            yield from decode_dicom(
+                file,
+                size,
+                rendering=rendering,
+                limits=limits,
+                privacy=privacy,
+                pseudonyms=pseudonyms,
+                label_attribute=label_attribute,
+            )
+        else:
+            raise Unreadable(Reason.NOT_AN_IMAGE)
+
+
+@contextmanager
+def _opened(source: Source, limits: Limits) -> Iterator[tuple[BinaryIO, int]]:
+    """Open ``source`` within limits and give its size in bytes."""
+    if isinstance(source, bytes):
+        limits.check_file(len(source))
+        yield io.BytesIO(source), len(source)
+        return
+    try:
+        file = source if not isinstance(source, str | Path) else open(source, "rb")  # noqa: SIM115
+    except OSError as error:
+        raise Unreadable(Reason.UNREADABLE_FILE, error.strerror or "") from None
+    with file if isinstance(source, str | Path) else _kept_open(file):
+        size = file.seek(0, io.SEEK_END)
+        file.seek(0)
+        limits.check_file(size)
+        yield (io.BytesIO(file.read()) if size <= _SMALL_BYTES else file), size
+
+
+@contextmanager
+def _kept_open(file: BinaryIO) -> Iterator[BinaryIO]:
+    yield file
+
+
+@contextmanager
+def _only_unreadable() -> Iterator[None]:
+    """Turn whatever a parser or decoder raises into Unreadable, and keep it from talking.
+
+    Their warnings, log lines and messages quote header values, which may name a patient.
+    """
+    logger = logging.getLogger("pydicom")
+    was_disabled, logger.disabled = logger.disabled, True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except (Unreadable, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except MemoryError:
+        raise Unreadable(Reason.TOO_LARGE, "not enough memory to decode it") from None
+    except OSError as error:
+        raise Unreadable(Reason.UNREADABLE_FILE, type(error).__name__) from None
+    except BaseException as error:  # noqa: BLE001 - Rust decoders panic with a BaseException
+        raise Unreadable(Reason.DECODE_FAILED, f"{type(error).__name__} in a decoder") from None
+    finally:
+        logger.disabled = was_disabled

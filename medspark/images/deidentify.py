@@ -1,0 +1,333 @@
+"""De-identification by an allow-list: the kept row is built value by value, nothing is copied.
+
+In the spirit of the basic profile of PS3.15 Annex E with the options 113107 (dates modified, their
+order and distance kept) and 113108 (patient characteristics: sex and age). Keyed pseudonyms are
+derived from the person's data, so under HIPAA they are a matter for expert determination
+(45 CFR 164.514(b)(1)), not Safe Harbor.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import math
+import os
+import re
+import secrets
+from collections.abc import Iterable
+from datetime import date
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+from pydicom.dataset import Dataset
+from pydicom.uid import UID_dictionary
+
+from medspark.config import Config
+from medspark.errors import UsageError
+from medspark.images.reasons import Reason, Unreadable
+
+_LOGGER = logging.getLogger(__name__)
+
+_KEY_BYTES = 32
+_OLDEST = 90  # ages above 89 identify (45 CFR 164.514(b)(2)(i)(C))
+_MAX_SHIFT = 365  # days
+
+
+class Privacy(Config):
+    """What is done about identifiers in headers and pixels."""
+
+    key_file: Path | None = Field(
+        None,
+        description="file with the secret key of the pseudonyms; by default one is made in "
+        "~/.medspark/keys, a key per dataset",
+    )
+    burned_in: Literal["flagged", "suspected", "ignore"] = Field(
+        "flagged",
+        description="quarantine images flagged with BurnedInAnnotation; 'suspected' also those "
+        "whose kind often shows names (ultrasound, secondary capture, scans, screen shots) and "
+        "that do not say NO",
+    )
+
+
+class Pseudonyms:
+    """Keyed one-way names: the same key gives the same names on every machine and run."""
+
+    def __init__(self, key: bytes) -> None:
+        if len(key) < 16:
+            raise UsageError("The pseudonym key should have at least 16 bytes.")
+        self._key = key
+
+    def __repr__(self) -> str:
+        return "Pseudonyms(key=hidden)"
+
+    def name(self, domain: str, value: str) -> str:
+        """Return 32 hexadecimal digits: HMAC-SHA256 of ``value`` in ``domain``, cut to 128 bits."""
+        return self._digest(domain, value)[:16].hex()
+
+    def patient(self, value: str) -> str:
+        """Return the pseudonym of a PatientID, from a header or from a label table."""
+        return self.name("patient", _clean(value))
+
+    def study(self, value: str) -> str:
+        """Return the pseudonym of a StudyInstanceUID."""
+        return self.name("study", _clean(value))
+
+    def series(self, value: str) -> str:
+        """Return the pseudonym of a SeriesInstanceUID."""
+        return self.name("series", _clean(value))
+
+    def instance(self, value: str) -> str:
+        """Return the pseudonym of a SOPInstanceUID."""
+        return self.name("instance", _clean(value))
+
+    def relative_day(self, patient: str, day: date) -> int:
+        """Return ``day`` as a day number, moved by a secret -365 to 365 days per patient.
+
+        Distances between the dates of one patient are kept (PS3.15 option 113107).
+        """
+        number = int.from_bytes(self._digest("date", _clean(patient))[:8], "big")
+        return day.toordinal() + number % (2 * _MAX_SHIFT + 1) - _MAX_SHIFT
+
+    def _digest(self, domain: str, value: str) -> bytes:
+        # The domain's length is part of the message, so that no pair can pose as another.
+        message = b"%d:%s:%s" % (len(domain), domain.encode(), value.encode("utf-8", "replace"))
+        return hmac.new(self._key, message, hashlib.sha256).digest()
+
+
+def _clean(value: str) -> str:
+    return value.replace("\0", "").strip()
+
+
+def load_key(privacy: Privacy, *, dataset: str) -> bytes:
+    """Return the pseudonym key of ``dataset``, making one where none was given.
+
+    A made key lies in ~/.medspark/keys, readable by its owner alone and outside of every dataset,
+    named by a hash of ``dataset`` (the path or address of the samples). Raises UsageError when
+    the named key cannot be read, is too short, or lies inside the dataset.
+    """
+    if privacy.key_file is not None:
+        return _read_key(privacy.key_file, dataset=dataset)
+    name = hashlib.sha256(dataset.encode()).hexdigest()[:16]
+    path = Path.home() / ".medspark" / "keys" / f"{name}.key"
+    try:
+        return _make_key(path)
+    except FileExistsError:
+        return _read_key(path, dataset=dataset)
+    except OSError as error:
+        raise UsageError(
+            f"No pseudonym key can be kept at {path} ({error.strerror}): name one with key_file."
+        ) from None
+
+
+def _make_key(path: Path) -> bytes:
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    key = secrets.token_bytes(_KEY_BYTES)
+    # Linked into place whole, so that a second ingest never reads half a key.
+    draft = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w", encoding="ascii") as file:
+        file.write(key.hex() + "\n")
+    try:
+        os.link(draft, path)
+    finally:
+        draft.unlink()
+    _LOGGER.warning("Made a pseudonym key: %s (keep it: without it names change)", path)
+    return key
+
+
+def _read_key(path: Path, *, dataset: str) -> bytes:
+    if path.resolve().is_relative_to(Path(dataset).resolve()):
+        raise UsageError(f"The pseudonym key {path} should not lie inside the dataset.")
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"The pseudonym key {path} cannot be read: {error.strerror}.") from None
+    text = raw.strip()
+    if re.fullmatch(rb"([0-9a-fA-F]{2})+", text):
+        raw = bytes.fromhex(text.decode())
+    if len(raw) < 16:
+        raise UsageError(f"The pseudonym key {path} should have at least 16 bytes.")
+    return raw
+
+
+# --- the allow-list ---------------------------------------------------------------------------
+
+# Defined terms of Modality (PS3.3 C.7.3.1.1.1) that come with images.
+MODALITIES = frozenset(
+    "AR BI BMD CR CT CTPROTOCOL DG DMS DX ES FID GM HC HD IO IVOCT IVUS LEN LS MG MR NM OAM OCT OP "
+    "OPM OPT OPTBSV OPTENF OPV OT PT PX REG RF RG RTDOSE RTIMAGE SEG SM SRF TG US VF XA XC".split()
+)
+# Defined terms of View Position (PS3.3 C.8.1.2.1.1, C.8.7.1, mammography C.8.11.7.1).
+VIEWS = frozenset(
+    "AP PA LL RL LAT RLD LLD RLO LLO LATERAL CC MLO ML LM LMO FB SIO XCC XCCL XCCM ISO".split()
+)
+LATERALITIES = frozenset("RLBU")
+SEXES = frozenset("FMO")
+# Defined terms of Body Part Examined (PS3.16 Annex L) that projection and section images carry.
+BODY_PARTS = frozenset(
+    "ABDOMEN ABDOMENPELVIS ADRENAL ANKLE AORTA ARM AXILLA BACK BILEDUCT BLADDER BRAIN BREAST "
+    "BRONCHUS BUTTOCK CALCANEUS CALF CAROTID CEREBELLUM CERVIX CHEEK CHEST CHESTABDOMEN "
+    "CHESTABDPELVIS CHESTABDOMENPELVIS CIRCLEOFWILLIS CLAVICLE COCCYX COLON CORNEA CORONARYARTERY "
+    "CSPINE CTSPINE DUODENUM EAR ELBOW ESOPHAGUS EXTREMITY EYE FACE FEMUR FINGER FOOT FOREARM "
+    "GALLBLADDER HAND HEAD HEADNECK HEART HIP HUMERUS ILEUM JAW KIDNEY KNEE LARYNX LEG LIVER LSPINE "
+    "LSSPINE LUNG MANDIBLE MAXILLA MEDIASTINUM NECK NECKCHEST NECKCHESTABDOMEN NOSE ORBIT OVARY "
+    "PANCREAS PATELLA PELVIS PENIS PHARYNX PROSTATE RECTUM RIB SACRUM SCALP SCAPULA SCROTUM "
+    "SELLA SHOULDER SIJOINT SKULL SPINE SPLEEN SSPINE STERNUM STOMACH SUBMANDIBULAR TESTIS THIGH "
+    "THUMB THYMUS THYROID TLSPINE TMJ TOE TONGUE TRACHEA TSPINE UNKNOWN URETER URETHRA UTERUS "
+    "VAGINA VULVA WHOLEBODY WRIST ZYGOMA".split()
+)
+# What a Manufacturer's free text may contain, and the one word that is kept of it.
+MANUFACTURERS = {
+    "SIEMENS": "SIEMENS", "GENERAL ELECTRIC": "GE", "GE MEDICAL": "GE", "GE HEALTHCARE": "GE",
+    "GEMS": "GE", "PHILIPS": "PHILIPS", "CANON": "CANON", "TOSHIBA": "CANON", "FUJI": "FUJIFILM",
+    "AGFA": "AGFA", "CARESTREAM": "CARESTREAM", "KODAK": "CARESTREAM", "HOLOGIC": "HOLOGIC",
+    "LORAD": "HOLOGIC", "SAMSUNG": "SAMSUNG", "HITACHI": "HITACHI", "SHIMADZU": "SHIMADZU",
+    "KONICA": "KONICA MINOLTA", "MINDRAY": "MINDRAY", "UNITED IMAGING": "UNITED IMAGING",
+    "ALOKA": "HITACHI", "ACUSON": "SIEMENS", "VAREX": "VAREX", "ZEISS": "ZEISS", "TOPCON": "TOPCON",
+    "HEIDELBERG": "HEIDELBERG", "SWISSRAY": "SWISSRAY", "DRTECH": "DRTECH", "VIEWORKS": "VIEWORKS",
+}  # fmt: skip
+PHOTOMETRICS = frozenset(
+    "MONOCHROME1,MONOCHROME2,RGB,PALETTE COLOR,YBR_FULL,YBR_FULL_422,YBR_PARTIAL_420,YBR_ICT,"
+    "YBR_RCT".split(",")
+)
+
+
+def kept_attributes(header: Dataset, pseudonyms: Pseudonyms | None) -> dict[str, Any]:
+    """Return the values of ``header`` that the allow-list lets through, as Attributes' fields."""
+    row_mm, column_mm, source = _spacing(header)
+    kept: dict[str, Any] = {
+        "sop_class": _uid(header, "SOPClassUID"),
+        "modality": coded(header, "Modality", MODALITIES),
+        "body_part": coded(header, "BodyPartExamined", BODY_PARTS),
+        "view_position": coded(header, "ViewPosition", VIEWS),
+        "laterality": coded(header, "ImageLaterality", LATERALITIES)
+        or coded(header, "Laterality", LATERALITIES),
+        "manufacturer": _manufacturer(text(header, "Manufacturer")),
+        "sex": coded(header, "PatientSex", SEXES),
+        "age_years": _age(header),
+        "row_spacing_mm": row_mm,
+        "column_spacing_mm": column_mm,
+        "spacing_source": source,
+        "burned_in": coded(header, "BurnedInAnnotation", frozenset(("YES", "NO"))),
+    }
+    return kept | (_keys(header, pseudonyms) if pseudonyms else {})
+
+
+def _keys(header: Dataset, pseudonyms: Pseudonyms) -> dict[str, Any]:
+    # Without a PatientID, a study is the smallest thing that is known to be one person's. The
+    # issuer is left out: a patient whose files do not all carry it would become two.
+    study = text(header, "StudyInstanceUID")
+    person = text(header, "PatientID") or study
+    taken = _date(text(header, "StudyDate")) or _date(text(header, "AcquisitionDate"))
+    series, instance = text(header, "SeriesInstanceUID"), text(header, "SOPInstanceUID")
+    return {
+        "patient_key": pseudonyms.patient(person) if person else None,
+        "study_key": pseudonyms.study(study) if study else None,
+        "series_key": pseudonyms.series(series) if series else None,
+        "instance_key": pseudonyms.instance(instance) if instance else None,
+        "relative_day": pseudonyms.relative_day(person, taken) if person and taken else None,
+    }
+
+
+def check_burned_in(header: Dataset, privacy: Privacy) -> None:
+    """Raise Unreadable if the pixels may show who the patient is (PS3.3 C.7.6.1, C.8.6.1)."""
+    flag = coded(header, "BurnedInAnnotation", frozenset(("YES", "NO")))
+    if privacy.burned_in == "ignore" or flag == "NO":
+        return
+    if flag == "YES":
+        raise Unreadable(Reason.BURNED_IN_ANNOTATION)
+    if privacy.burned_in == "suspected" and _often_shows_text(header):
+        raise Unreadable(
+            Reason.BURNED_IN_ANNOTATION, "a kind of image that often shows the patient's name"
+        )
+
+
+def _often_shows_text(header: Dataset) -> bool:
+    kinds = {word.upper() for word in texts(header, "ImageType")}
+    return (
+        text(header, "Modality").upper() in {"US", "SC", "XC", "OT"}
+        or "SECONDARY" in kinds
+        or text(header, "ConversionType").upper() in {"WSD", "DV", "DI", "DF", "SD", "SI", "DRW"}
+    )
+
+
+def coded(header: Dataset, keyword: str, terms: Iterable[str]) -> str | None:
+    """Return the value of ``keyword`` if it is one of ``terms``; anything else is dropped."""
+    value = text(header, keyword).upper()
+    return value if value in terms else None
+
+
+def text(header: Dataset, keyword: str) -> str:
+    """Return the first value of ``keyword`` as clean text, empty if there is none."""
+    values = texts(header, keyword)
+    return values[0] if values else ""
+
+
+def texts(header: Dataset, keyword: str) -> list[str]:
+    """Return all values of ``keyword`` as clean text."""
+    value = header.get(keyword)
+    if value is None:
+        return []
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        value = [value]
+    return [_clean(str(one)) for one in value]
+
+
+def numbers(header: Dataset, keyword: str) -> list[float]:
+    """Return all values of ``keyword`` that are finite numbers."""
+    kept = []
+    for word in texts(header, keyword):
+        try:
+            kept.append(float(word))
+        except ValueError:
+            continue
+    return [number for number in kept if math.isfinite(number)]
+
+
+def _uid(header: Dataset, keyword: str) -> str | None:
+    value = text(header, keyword)
+    return value if value in UID_dictionary else None
+
+
+def _manufacturer(value: str) -> str | None:
+    upper = value.upper()
+    if upper == "GE":
+        return "GE"
+    return next((kept for part, kept in MANUFACTURERS.items() if part in upper), None)
+
+
+def _age(header: Dataset) -> int | None:
+    """Return whole years from PatientAge (VR AS, PS3.5 6.2) or from the dates, 90 at most."""
+    match = re.fullmatch(r"(\d{3})([DWMY])", text(header, "PatientAge").upper())
+    if match:
+        days = {"D": 1.0, "W": 7.0, "M": 30.4375, "Y": 365.25}[match[2]]
+        return min(
+            int(match[1]) if match[2] == "Y" else int(int(match[1]) * days / 365.25), _OLDEST
+        )
+    born, taken = _date(text(header, "PatientBirthDate")), _date(text(header, "StudyDate"))
+    if born and taken and born <= taken:
+        had_birthday = (taken.month, taken.day) >= (born.month, born.day)
+        return min(taken.year - born.year - (not had_birthday), _OLDEST)
+    return None
+
+
+def _date(value: str) -> date | None:
+    """Return a DA value (PS3.5 6.2; the dotted form of ACR-NEMA included)."""
+    match = re.fullmatch(r"(\d{4})\.?(\d{2})\.?(\d{2})", value)
+    if not match:
+        return None
+    try:
+        return date(int(match[1]), int(match[2]), int(match[3]))
+    except ValueError:
+        return None
+
+
+def _spacing(header: Dataset) -> tuple[float | None, float | None, str | None]:
+    """Return row and column spacing in mm, and its source (PS3.3 10.7.1.1, 10.7.1.3)."""
+    for keyword in ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing"):
+        values = numbers(header, keyword)
+        if len(values) == 2 and min(values) > 0:
+            return values[0], values[1], keyword
+    return None, None, None

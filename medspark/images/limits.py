@@ -1,0 +1,56 @@
+"""What one file may cost: bytes, pixels, expansion, seconds and memory."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from medspark.config import Config
+from medspark.images.reasons import Reason, Unreadable
+
+# Below this size no ratio is suspicious: a blank page compresses a thousandfold, harmlessly.
+_HARMLESS_BYTES = 1 << 26
+
+
+class Limits(Config):
+    """Bounds that are checked on headers, before anything is decoded."""
+
+    file_bytes: int = Field(1 << 30, ge=1, description="largest file, in bytes")
+    frame_pixels: int = Field(1 << 26, ge=1, description="largest frame, in pixels")
+    frames: int = Field(1 << 16, ge=1, description="most frames in one file")
+    expansion: float = Field(
+        1000.0, ge=1, description="most decoded bytes per compressed byte, above 64 MiB decoded"
+    )
+    frame_seconds: float = Field(
+        30.0, gt=0, description="longest wait for one frame, in seconds (guarded decoding)"
+    )
+    file_seconds: float = Field(
+        600.0, gt=0, description="longest time for one file, in seconds (guarded decoding)"
+    )
+    memory_bytes: int = Field(
+        2 << 30, ge=1 << 28, description="address space of the decoder process, in bytes"
+    )
+
+    def check_file(self, size: int) -> None:
+        """Raise Unreadable for a file of ``size`` bytes that is empty or too large."""
+        if size == 0:
+            raise Unreadable(Reason.EMPTY_FILE)
+        if size > self.file_bytes:
+            raise Unreadable(Reason.TOO_LARGE, f"{size} bytes, limit {self.file_bytes}")
+
+    def check_frame(self, rows: int, columns: int, frames: int = 1) -> None:
+        """Raise Unreadable for dimensions that are impossible or too large."""
+        if rows < 1 or columns < 1 or frames < 1:
+            raise Unreadable(Reason.INCONSISTENT_HEADER, "rows, columns or frames are zero")
+        if rows * columns > self.frame_pixels:
+            raise Unreadable(
+                Reason.TOO_LARGE, f"{rows} x {columns} pixels, limit {self.frame_pixels}"
+            )
+        if frames > self.frames:
+            raise Unreadable(Reason.TOO_LARGE, f"{frames} frames, limit {self.frames}")
+
+    def check_expansion(self, compressed: int, decoded: int) -> None:
+        """Raise Unreadable if ``compressed`` bytes claim to hold ``decoded`` ones."""
+        if decoded > _HARMLESS_BYTES and decoded > compressed * self.expansion:
+            raise Unreadable(
+                Reason.DECOMPRESSION_BOMB, f"{compressed} bytes claim to hold {decoded}"
+            )

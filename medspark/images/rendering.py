@@ -1,0 +1,343 @@
+"""Stored values to pixels for a network: modality, window, inversion, size and depth.
+
+The order is that of the standard's grey-scale pipeline (PS3.3 C.7.6.16, PS3.4 N.2): modality LUT,
+VOI, presentation (inversion); the resampling to network size comes last.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from pydantic import BeforeValidator, Field, model_validator
+
+from medspark.config import Config
+from medspark.images.frame import Pixels, Rendered
+
+# Raised whenever the same file and settings would give other pixels.
+RENDER_VERSION = 1
+
+Window = Literal["dicom", "percentile", "full", "lung", "mediastinum", "bone", "brain", "abdomen"]
+
+# Centre and width in HU, as radiology work stations ship them.
+PRESETS = {
+    "lung": (-600.0, 1500.0),
+    "mediastinum": (40.0, 400.0),
+    "bone": (400.0, 1800.0),
+    "brain": (40.0, 80.0),
+    "abdomen": (60.0, 400.0),
+}
+
+Floats = npt.NDArray[np.float64]
+Stored = npt.NDArray[Any]
+
+# Percentiles of larger images are taken on a regular grid of at least this many pixels.
+_ENOUGH_FOR_PERCENTILES = 1 << 16
+
+
+def _frames(value: object) -> object:
+    return int(value) if isinstance(value, str) and value.isdigit() else value
+
+
+Frames = Annotated[Literal["all", "middle"] | Annotated[int, Field(ge=1)], BeforeValidator(_frames)]
+
+
+class Rendering(Config):
+    """How stored values become pixels."""
+
+    size: int = Field(224, ge=4, le=8192, description="height and width of the output, in pixels")
+    keep_aspect: bool = Field(
+        False, description="keep the aspect ratio and fill the rest with black"
+    )
+    window: Window = Field(
+        "dicom",
+        description="the file's own VOI, percentiles, the full range, or a CT preset by name; "
+        "presets are in HU and only apply to CT, other images take their own VOI",
+    )
+    percentiles: tuple[float, float] = Field(
+        (0.5, 99.5), description="black and white of the percentile window, in percent"
+    )
+    bits: Literal[8, 16] = Field(8, description="bits per output value")
+    frames: Frames = Field(
+        "all", description="frames of a multi-frame file: all, middle, or N spread evenly"
+    )
+    colour: Literal["keep", "grey", "rgb"] = Field(
+        "keep", description="channels: as stored, always one, or always three"
+    )
+
+    @model_validator(mode="after")
+    def _percentiles_rise(self) -> Rendering:
+        low, high = self.percentiles
+        if not 0 <= low < high <= 100:
+            raise ValueError("percentiles should rise, within 0 and 100")
+        return self
+
+    def chosen_frames(self, frames: int) -> list[int]:
+        """Return the indices, from 0, of the frames to keep out of ``frames``."""
+        if self.frames == "all":
+            return list(range(frames))
+        wanted = 1 if self.frames == "middle" else min(self.frames, frames)
+        # The middles of ``wanted`` equal stretches: never the often empty ends of a volume.
+        return [int((2 * i + 1) * frames / (2 * wanted)) for i in range(wanted)]
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A lookup table of PS3.3 C.11.1.1 or C.11.2.1.1: ``values[clip(x - first)]``."""
+
+    first: int
+    values: Floats
+    bits: int
+
+    def __call__(self, x: Floats) -> Floats:
+        """Return the table's entries; values outside take its first or last (C.11.1.1.1)."""
+        index = np.clip(np.rint(x) - self.first, 0, len(self.values) - 1)
+        found: Floats = self.values[index.astype(np.intp)]
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Voi:
+    """A window of PS3.3 C.11.2.1.2."""
+
+    centre: float
+    width: float
+    function: str = "LINEAR"
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The values that become black and white (for SIGMOID: the ends of its width)."""
+        half = self.width / 2
+        if self.function == "LINEAR":
+            return self.centre - half, self.centre - 1 + half  # C.11.2.1.2.1
+        return self.centre - half, self.centre + half
+
+    def __call__(self, x: Floats) -> Floats:
+        """Return ``x`` mapped to [0, 1]."""
+        if self.function == "SIGMOID":  # C.11.2.1.3.1
+            exponent = np.clip(-4 * (x - self.centre) / self.width, -700, 700)
+            return np.asarray(1 / (1 + np.exp(exponent)))
+        low, high = self.bounds  # C.11.2.1.2.1, C.11.2.1.3.2
+        if high <= low:  # LINEAR of width 1 is a threshold
+            return np.asarray((x > low).astype(np.float64))
+        return np.asarray(np.clip((x - low) / (high - low), 0, 1))
+
+
+@dataclass(frozen=True, slots=True)
+class Grey:
+    """What a file says about the meaning of one frame's grey values."""
+
+    bits_stored: int
+    signed: bool = False
+    slope: float = 1.0
+    intercept: float = 0.0
+    modality_lut: Table | None = None
+    voi: Voi | None = None
+    voi_lut: Table | None = None
+    padding: tuple[float, float] | None = None  # stored values, both ends included
+    inverted: bool = False  # MONOCHROME1: the lowest value is shown white (C.7.6.3.1.2)
+    hounsfield: bool = False
+
+    def modality(self, stored: Floats) -> Floats:
+        """Return modality values, e.g. HU (PS3.3 C.11.1)."""
+        if self.modality_lut is not None:
+            return self.modality_lut(stored)
+        return stored * self.slope + self.intercept
+
+
+def render_grey(
+    stored: Stored, grey: Grey, rendering: Rendering, *, aspect: float = 1.0
+) -> tuple[Pixels, Rendered]:
+    """Return ``stored`` (rows, columns) as network pixels, and how they were made.
+
+    ``aspect`` is the height of a stored pixel over its width. The pixels are uint8 or uint16 of
+    shape (size, size), or (size, size, 3) when the rendering asks for colour.
+    """
+    shown, low, high, window, function = _display(stored, grey, rendering)
+    pixels, box = _fit(shown, rendering, aspect)
+    if rendering.colour == "rgb":
+        pixels = np.repeat(pixels[..., None], 3, axis=2)
+    return pixels, Rendered(
+        RENDER_VERSION, window, low, high, function, grey.inverted, grey.padding is not None, *box
+    )
+
+
+def render_colour(
+    stored: Stored, bits_stored: int, rendering: Rendering, *, aspect: float = 1.0
+) -> tuple[Pixels, Rendered]:
+    """Return ``stored`` (rows, columns, 3) as network pixels, and how they were made.
+
+    Colour has no modality or VOI step (PS3.3 C.7.6.3.1.2): the full range becomes black to full.
+    """
+    top = float(2**bits_stored - 1)
+    if rendering.bits == 8 and bits_stored == 8 and stored.dtype == np.uint8:
+        shown = stored
+    else:
+        scaled = stored.astype(np.float32) * np.float32((2**rendering.bits - 1) / top)
+        np.clip(scaled, 0, 2**rendering.bits - 1, out=scaled)
+        shown = np.rint(scaled).astype(_dtype(rendering))
+    if rendering.colour == "grey":
+        shown = luminance(shown)
+    pixels, box = _fit(shown, rendering, aspect)
+    return pixels, Rendered(RENDER_VERSION, "full", 0.0, top, "LINEAR_EXACT", False, False, *box)
+
+
+def luminance(rgb: Stored) -> Stored:
+    """Return the luminance of ITU-R BT.601, as PS3.3 C.7.6.3.1.2 defines Y, in the same dtype."""
+    weights = np.array([0.299, 0.587, 0.114], np.float32)
+    return np.asarray(np.rint(rgb.astype(np.float32) @ weights).astype(rgb.dtype))
+
+
+def _dtype(rendering: Rendering) -> type[np.uint8] | type[np.uint16]:
+    return np.uint8 if rendering.bits == 8 else np.uint16
+
+
+# --- grey levels ------------------------------------------------------------------------------
+
+
+def _display(
+    stored: Stored, grey: Grey, rendering: Rendering
+) -> tuple[Pixels, float | None, float | None, str, str]:
+    """Return display values in the stored size, with the window that was used."""
+    mapping, window = _mapping(stored, grey, rendering)
+    top = 2**rendering.bits - 1
+
+    def show(x: Floats) -> Pixels:
+        levels = np.rint(mapping(grey.modality(x)) * top)
+        if grey.inverted:
+            levels = top - levels
+        if grey.padding is not None:
+            # Padding is background whatever the polarity (PS3.3 C.7.5.1.1.2).
+            levels[(x >= grey.padding[0]) & (x <= grey.padding[1])] = 0
+        return np.asarray(levels.astype(_dtype(rendering)))
+
+    shown = _through_table(stored, show) if stored.dtype.itemsize <= 2 else _by_rows(stored, show)
+    if isinstance(mapping, Table):
+        return shown, None, None, window, "LUT"
+    low, high = mapping.bounds
+    return shown, low, high, window, mapping.function
+
+
+def _mapping(stored: Stored, grey: Grey, rendering: Rendering) -> tuple[Any, str]:
+    """Return the function from modality values to [0, 1], and its name."""
+    name: str = rendering.window
+    if name in PRESETS and grey.hounsfield:
+        return Voi(*PRESETS[name], "LINEAR"), name
+    if name in PRESETS:
+        name = "dicom"
+    if name == "dicom" and grey.voi_lut is not None:
+        return _normalised(grey.voi_lut), "dicom_lut"
+    if name == "dicom" and grey.voi is not None:
+        return grey.voi, "dicom_window"
+    # Eight bits without a VOI are made to be seen as they are; wider data rarely fills its range.
+    if name == "full" or (name == "dicom" and stored.dtype.kind in "iu" and grey.bits_stored <= 8):
+        return _between(*_full_range(stored, grey)), "full"
+    return _between(*_percentiles(stored, grey, rendering.percentiles)), "percentile"
+
+
+def _normalised(table: Table) -> Table:
+    return Table(table.first, table.values / (2**table.bits - 1), table.bits)
+
+
+def _between(low: float, high: float) -> Voi:
+    return Voi((low + high) / 2, max(high - low, 1e-9), "LINEAR_EXACT")
+
+
+def _full_range(stored: Stored, grey: Grey) -> tuple[float, float]:
+    if stored.dtype.kind == "f":
+        ends = np.array([np.nanmin(stored), np.nanmax(stored)], np.float64)
+    elif grey.signed:
+        ends = np.array([-(2 ** (grey.bits_stored - 1)), 2 ** (grey.bits_stored - 1) - 1], float)
+    else:
+        ends = np.array([0, 2**grey.bits_stored - 1], float)
+    values = grey.modality(ends)
+    return float(values.min()), float(values.max())
+
+
+def _percentiles(
+    stored: Stored, grey: Grey, percentiles: tuple[float, float]
+) -> tuple[float, float]:
+    """Return modality values at ``percentiles`` of the pixels that are not padding.
+
+    Of a large image every n-th row and column is looked at, at least 65,536 pixels.
+    """
+    step = max(1, int((stored.size / _ENOUGH_FOR_PERCENTILES) ** 0.5))
+    sample = stored[::step, ::step].ravel()
+    if grey.padding is not None:
+        inside = sample[(sample < grey.padding[0]) | (sample > grey.padding[1])]
+        sample = inside if inside.size else sample
+    if sample.dtype.kind == "f":
+        sample = sample[np.isfinite(sample)]
+        if not sample.size:
+            return 0.0, 1.0
+    ends = np.sort(sample)[_ranks(sample.size, percentiles)].astype(np.float64)
+    values = grey.modality(ends)
+    return float(values.min()), float(values.max())
+
+
+def _ranks(count: int, percentiles: tuple[float, float]) -> list[int]:
+    return [round(percent / 100 * (count - 1)) for percent in percentiles]
+
+
+def _through_table(stored: Stored, show: Any) -> Pixels:
+    """Return ``show(stored)``, evaluated once for each value that can occur."""
+    low, high = int(stored.min()), int(stored.max())
+    bits = 8 * stored.dtype.itemsize
+    values = np.arange(low, high + 1)
+    levels = show(values.astype(np.float64))
+    # Indexed by the bit pattern, so that signed values need no offset and no copy.
+    table = np.empty(2**bits, levels.dtype)
+    table[values & (2**bits - 1)] = levels
+    pixels: Pixels = np.take(table, stored.view(f"u{stored.dtype.itemsize}"))
+    return pixels
+
+
+def _by_rows(stored: Stored, show: Any) -> Pixels:
+    """Return ``show(stored)`` for wide values, a few rows at a time to stay small in memory."""
+    step = max(1, (1 << 16) // stored.shape[1])
+    parts = []
+    for start in range(0, stored.shape[0], step):
+        rows = stored[start : start + step].astype(np.float64)
+        parts.append(show(np.nan_to_num(rows, copy=False)))
+    return np.concatenate(parts)
+
+
+# --- size -------------------------------------------------------------------------------------
+
+
+def _fit(shown: Stored, rendering: Rendering, aspect: float) -> tuple[Any, tuple[int, ...]]:
+    """Return ``shown`` at the rendering's size, and (rows, columns, top, left) of its content."""
+    size = rendering.size
+    if not rendering.keep_aspect:
+        return resize(shown, size, size), (size, size, 0, 0)
+    height, width = shown.shape[0] * aspect, shown.shape[1]
+    longest = max(height, width)
+    rows = max(1, round(size * height / longest))
+    columns = max(1, round(size * width / longest))
+    top, left = (size - rows) // 2, (size - columns) // 2
+    canvas = np.zeros((size, size, *shown.shape[2:]), shown.dtype)
+    canvas[top : top + rows, left : left + columns] = resize(shown, rows, columns)
+    return canvas, (rows, columns, top, left)
+
+
+def resize(shown: Stored, rows: int, columns: int) -> Stored:
+    """Return ``shown`` (uint8 or uint16, grey or colour) resampled with an antialiasing triangle.
+
+    Large reductions average whole blocks first (Pillow's reducing gap of 3), which moves a pixel
+    by a grey level or two of 255 and takes a third of the time.
+    """
+    if shown.shape[:2] == (rows, columns):
+        return np.ascontiguousarray(shown)
+    if shown.dtype == np.uint16 and shown.ndim == 3:
+        return np.stack([resize(plane, rows, columns) for plane in np.moveaxis(shown, 2, 0)], 2)
+    if shown.dtype == np.uint16:
+        image = Image.fromarray(shown.astype(np.float32))
+    else:
+        image = Image.fromarray(np.ascontiguousarray(shown))
+    small = image.resize((columns, rows), Image.Resampling.BILINEAR, reducing_gap=3.0)
+    if shown.dtype == np.uint16:
+        return np.asarray(np.rint(np.clip(np.asarray(small), 0, 65535)).astype(np.uint16))
+    return np.array(small)
