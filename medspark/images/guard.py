@@ -1,0 +1,190 @@
+"""Decoding in a child process with a limit on time and memory: a bad file costs itself alone.
+
+The child lives for as many files as it survives. It is killed and replaced when a file takes too
+long, and replaced when it dies; the file is then reported as Unreadable like any other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+from socket import socketpair
+from types import TracebackType
+from typing import Any, BinaryIO
+
+from medspark.errors import RunError
+from medspark.images.decode import Source, decode
+from medspark.images.deidentify import Privacy, Pseudonyms
+from medspark.images.frame import Frame
+from medspark.images.limits import Limits
+from medspark.images.reasons import Reason, Unreadable
+from medspark.images.rendering import Rendering
+
+_START_SECONDS = 120.0  # an interpreter with the decoders, on a machine that is busy
+_DONE = None
+
+
+class GuardedDecoder:
+    """``decode`` with settings fixed, run in a child process that the limits bind.
+
+    Use it as a context manager, or call ``close``. It may be pickled before its first use.
+    """
+
+    def __init__(
+        self,
+        *,
+        rendering: Rendering,
+        limits: Limits | None = None,
+        pseudonyms: Pseudonyms | None = None,
+        privacy: Privacy | None = None,
+        label_attribute: str | None = None,
+    ) -> None:
+        self._limits = limits or Limits()
+        self._settings: dict[str, Any] = {
+            "rendering": rendering,
+            "limits": self._limits,
+            "pseudonyms": pseudonyms,
+            "privacy": privacy,
+            "label_attribute": label_attribute,
+        }
+        self._child: _Child | None = None
+
+    def decode(self, source: str | Path | bytes) -> Iterator[Frame]:
+        """Yield the frames of ``source`` (a local path or the file's bytes). Raises Unreadable."""
+        if self._child is None:
+            self._child = _Child(self._settings, self._limits)
+        finished = False
+        try:
+            yield from self._frames(self._child, source)
+            finished = True
+        except Unreadable as unreadable:
+            finished = unreadable.reason not in (Reason.DECODE_TIMEOUT, Reason.DECODER_CRASHED)
+            raise
+        finally:
+            # A caller who stops half-way leaves frames in the pipe: that child is of no more use.
+            if not finished:
+                self.close()
+
+    def _frames(self, child: _Child, source: Source) -> Iterator[Frame]:
+        child.send(source)
+        end = time.monotonic() + self._limits.file_seconds
+        while True:
+            patience = min(self._limits.frame_seconds, end - time.monotonic())
+            answer = child.receive(patience)
+            if answer is _DONE:
+                return
+            if isinstance(answer, Unreadable):
+                raise answer
+            yield answer
+
+    def close(self) -> None:
+        """End the child process, if there is one."""
+        if self._child is not None:
+            self._child.kill()
+            self._child = None
+
+    def __enter__(self) -> GuardedDecoder:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_child": None}
+
+
+class _Child:
+    """A decoder process and the line to it."""
+
+    def __init__(self, settings: dict[str, Any], limits: Limits) -> None:
+        ours, theirs = socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", __name__, str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                # What native decoders print may quote the file.
+                stderr=subprocess.DEVNULL,
+                env=os.environ
+                | {"PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path)},
+            )
+        self._line: Connection[Any, Any] = Connection(ours.detach())
+        try:
+            self.send(settings)
+            started = self.receive(_START_SECONDS)
+        except Unreadable:
+            started = False
+        if not started:
+            self.kill()
+            raise RunError("The decoder process could not be started.")
+        _limit_memory(self._process.pid, limits.memory_bytes)
+
+    def send(self, message: object) -> None:
+        """Hand ``message`` over, or raise Unreadable if the process is gone."""
+        try:
+            self._line.send(message)
+        except OSError:
+            raise Unreadable(Reason.DECODER_CRASHED) from None
+
+    def receive(self, seconds: float) -> Any:
+        """Return the next message. Raises Unreadable when it is late, or the process is gone."""
+        try:
+            if not self._line.poll(max(0.0, seconds)):
+                raise Unreadable(Reason.DECODE_TIMEOUT)
+            return self._line.recv()
+        except (EOFError, OSError):
+            raise Unreadable(Reason.DECODER_CRASHED) from None
+
+    def kill(self) -> None:
+        """End the process at once and reap it."""
+        self._line.close()
+        self._process.kill()
+        self._process.wait()
+
+
+def _limit_memory(pid: int, size: int) -> None:
+    """Bound the address space that ``pid`` may still take, where the system can (Linux)."""
+    if hasattr(resource, "prlimit"):
+        pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[0])
+        allowed = pages * resource.getpagesize() + size
+        resource.prlimit(pid, resource.RLIMIT_AS, (allowed, allowed))
+
+
+def _serve(line: Connection[Any, Any]) -> None:
+    """Decode what comes along ``line`` until it is closed."""
+    settings = line.recv()
+    line.send(True)
+    while True:
+        source: str | Path | bytes | BinaryIO = line.recv()
+        try:
+            for frame in decode(source, **settings):
+                line.send(frame)
+        except Unreadable as unreadable:
+            line.send(unreadable)
+        else:
+            line.send(_DONE)
+
+
+def _main() -> None:
+    # A Ctrl-C in the terminal is for the parent, which then closes the line.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        _serve(Connection(int(sys.argv[1])))
+
+
+if __name__ == "__main__":
+    _main()
