@@ -1,0 +1,1 @@
+"""Shards to batches: two readers behind one interface, augmentation, prefetching."""

@@ -1,0 +1,61 @@
+"""Flips and small shifts, keyed by (seed, epoch, row): the same whoever reads the row.
+
+They come before the attack, which must start from what the network would have been shown.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field
+
+from medspark.config import Config
+from medspark.data.batch import Integers, Pixels
+from medspark.seeding import derive, uniform
+
+__all__ = ["AugmentConfig", "augment"]
+
+Floats = npt.NDArray[np.float64]
+
+
+class AugmentConfig(Config):
+    """How training images are varied; validation and test images never are."""
+
+    flip: float = Field(0.5, ge=0, le=1, description="share of images mirrored left to right")
+    shift: float = Field(
+        0.0, ge=0, le=0.5, description="largest shift either way, as a part of the image's side"
+    )
+
+
+def augment(
+    images: Pixels, rows: Integers, *, config: AugmentConfig, seed: int, epoch: int
+) -> Pixels:
+    """Return ``images`` (B, H, W, C) flipped and shifted as their ``rows`` and ``epoch`` say.
+
+    What a shift uncovers repeats the edge, because black margins do not look like anatomy.
+    """
+    flipped = uniform(derive(seed, "flip", epoch), rows) < config.flip
+    if config.shift > 0:
+        return _moved(images, rows, flipped, config.shift, seed=seed, epoch=epoch)
+    if flipped.any():
+        images[flipped] = images[flipped, :, ::-1]
+    return images
+
+
+def _moved(
+    images: Pixels, rows: Integers, flipped: Pixels, largest: float, *, seed: int, epoch: int
+) -> Pixels:
+    _, height, width, _ = images.shape
+    y = _places(height, uniform(derive(seed, "shift-y", epoch), rows), largest)
+    x = _places(width, uniform(derive(seed, "shift-x", epoch), rows), largest)
+    x = np.where(flipped[:, None], x[:, ::-1], x)
+    number = np.arange(len(images))[:, None, None]
+    moved: Pixels = images[number, y[:, :, None], x[:, None, :]]
+    return moved
+
+
+def _places(side: int, chance: Floats, largest: float) -> Integers:
+    reach = round(largest * side)
+    offset = np.floor(chance * (2 * reach + 1)).astype(np.int64) - reach
+    places: Integers = np.clip(np.arange(side) + offset[:, None], 0, side - 1)
+    return places

@@ -1,0 +1,69 @@
+"""What a reader delivers: one rank's slice of one global batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+__all__ = ["Batch", "Reader", "batch_of", "to_unit"]
+
+Pixels = npt.NDArray[np.generic]
+Integers = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Images (B, C, H, W) as stored integers, their labels and their dataset rows, both (B,).
+
+    ``weight`` is what to multiply this rank's mean loss by, so that the mean over ranks is the
+    mean over the ``global_size`` images that all ranks together see in this step.
+    """
+
+    images: Tensor
+    labels: Tensor
+    rows: Integers
+    weight: float
+    global_size: int
+    epoch: int
+    step: int
+
+
+class Reader(Protocol):
+    """Yields one rank's batches of one split, epoch after epoch."""
+
+    @property
+    def steps(self) -> int:
+        """Number of batches in an epoch, the same on every rank."""
+
+    def batches(self, epoch: int, *, start: int = 0) -> Iterator[Batch]:
+        """Yield the batches of ``epoch`` from step ``start`` on."""
+
+
+def batch_of(
+    images: Pixels,
+    labels: Integers,
+    rows: Integers,
+    *,
+    weight: float,
+    global_size: int,
+    epoch: int,
+    step: int,
+) -> Batch:
+    """Return arrays (B, H, W, C) as a Batch.
+
+    The images keep their place in memory, so that as (B, C, H, W) they are channels-last.
+    """
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
+    return Batch(pixels, torch.from_numpy(labels), rows, weight, global_size, epoch, step)
+
+
+def to_unit(images: Tensor, device: torch.device) -> Tensor:
+    """Return stored integers as floats in [0, 1] on ``device``; the integers make the journey."""
+    largest = 255 if images.dtype == torch.uint8 else 65535
+    return images.to(device, non_blocking=True).to(torch.float32).div_(largest)

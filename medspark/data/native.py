@@ -1,0 +1,125 @@
+"""The fast reader: memory-mapped shards, shuffled by index, gathered without decoding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from medspark.data.augment import AugmentConfig, augment
+from medspark.data.batch import Batch, Integers, Pixels, batch_of
+from medspark.shards.manifest import Manifest
+from medspark.shards.plan import EpochPlan
+from medspark.shards.schema import PixelFormat, map_pixels, read_labels
+
+__all__ = ["MappedSplit", "NativeReader"]
+
+
+class MappedSplit:
+    """All rows of one split, addressed by number; an image is read when it is asked for."""
+
+    def __init__(self, folder: Path, manifest: Manifest, split: str) -> None:
+        """Map the files that ``manifest`` names for ``split``; labels are read, pixels are not."""
+        self._format = manifest.pixel_format
+        shards = manifest.splits[split].shards
+        paths = [folder / shard.path for shard in shards]
+        self._files = [_MappedFile(map_pixels(path, self._format), self._format) for path in paths]
+        self._starts = np.cumsum([0, *(shard.rows for shard in shards)])
+        empty = np.empty(0, dtype=np.int64)
+        labels = [read_labels(path) for path in paths]
+        self._labels: Integers = np.concatenate([empty, *labels])
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    @property
+    def labels(self) -> Integers:
+        """The labels of all rows, (N,)."""
+        return self._labels
+
+    def gather(self, rows: Integers) -> tuple[Pixels, Integers]:
+        """Return a copy of the images (B, H, W, C) and the labels (B,) of ``rows``."""
+        pixels = np.empty((len(rows), self._format.nbytes), dtype=np.uint8)
+        owner = np.searchsorted(self._starts, rows, side="right") - 1
+        for number in np.unique(owner):
+            mine = np.flatnonzero(owner == number)
+            pixels[mine] = self._files[number].take(rows[mine] - self._starts[number])
+        images = pixels.view(self._format.dtype).reshape(len(rows), *self._format.shape)
+        return images, self._labels[rows]
+
+
+class _MappedFile:
+    """The images of one file as if they were one array, although they lie in row groups."""
+
+    def __init__(self, groups: Sequence[Pixels], pixel_format: PixelFormat) -> None:
+        # The views keep the mapping alive, which the raw window below does not.
+        self._groups = groups
+        self._starts = np.cumsum([0, *(len(group) for group in groups)])
+        addresses = [group.ctypes.data for group in groups]
+        first = min(addresses, default=0)
+        self._offsets = np.array(addresses, dtype=np.int64) - first
+        self._nbytes = pixel_format.nbytes
+        if groups:
+            span = int(addresses[-1]) + groups[-1].nbytes - first
+            # Row i of this window is the image that starts at byte i of the mapping: one fancy
+            # index then copies images out of all row groups, with no loop over groups or images.
+            self._window = np.lib.stride_tricks.as_strided(
+                groups[0].reshape(-1).view(np.uint8),
+                shape=(span - self._nbytes + 1, self._nbytes),
+                strides=(1, 1),
+                writeable=False,
+            )
+
+    def take(self, rows: Integers) -> Pixels:
+        """Return the bytes of the images ``rows``, (B, H*W*C*bytes)."""
+        group = np.searchsorted(self._starts, rows, side="right") - 1
+        taken: Pixels = self._window[
+            self._offsets[group] + (rows - self._starts[group]) * self._nbytes
+        ]
+        return taken
+
+
+class NativeReader:
+    """Training batches of one rank, shuffled over the whole split by index."""
+
+    def __init__(
+        self,
+        split: MappedSplit,
+        *,
+        global_batch: int,
+        seed: int,
+        rank: int,
+        world: int,
+        augmentation: AugmentConfig | None,
+    ) -> None:
+        self._split = split
+        self._plan = EpochPlan(len(split), global_batch, seed)
+        self._seed = seed
+        self._rank, self._world = rank, world
+        self._augmentation = augmentation
+
+    @property
+    def steps(self) -> int:
+        """Number of batches in an epoch, the same on every rank."""
+        return self._plan.steps
+
+    def batches(self, epoch: int, *, start: int = 0) -> Iterator[Batch]:
+        """Yield the batches of ``epoch`` from step ``start`` on; starting late costs nothing."""
+        plan = EpochPlan(self._plan.rows, self._plan.global_batch, self._seed, epoch)
+        for step in range(start, plan.steps):
+            rows = plan.rank_batch(step, self._rank, self._world)
+            images, labels = self._split.gather(rows)
+            if self._augmentation is not None:
+                images = augment(
+                    images, rows, config=self._augmentation, seed=self._seed, epoch=epoch
+                )
+            yield batch_of(
+                images,
+                labels,
+                rows,
+                weight=plan.weight(step, self._rank, self._world),
+                global_size=plan.batch_size(step),
+                epoch=epoch,
+                step=step,
+            )

@@ -1,0 +1,1 @@
+"""The training engine: adversarial steps, schedules, checkpoints and the loop over epochs."""

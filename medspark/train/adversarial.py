@@ -1,0 +1,329 @@
+"""One step of training on attacked images: each mode says what is attacked and what is learnt.
+
+Images are floats in [0, 1], (B, C, H, W), already augmented: the attack starts from what the
+network would have been shown. A mode leaves the step's gradient in ``.grad``; under DDP it costs
+exactly one all-reduce per bucket. F and B below are one forward and one backward pass:
+
+    standard      1F 1B     cross-entropy of the images as they are
+    naive         3F 3B     attack, then clean and attacked images (Goodfellow et al. 2015)
+    fused         2F 2B     the same gradient: the clean pass's own backward is the attack
+    fused_noise   2F 2B     the same, with noise on the clean images (against overfitting to FGSM)
+    nfgsm         2F 2B     attacked images only, from a noisy start (de Jorge et al. 2022)
+    rs_fgsm       2F 2B     attacked images only, random start in the eps ball (Wong et al. 2020)
+    free          1F 1B     per replay; one backward for weights and attack (Shafahi et al. 2019)
+    pgd       (K+1)F (K+1)B attacked images only, K steps (Madry et al. 2018)
+    trades    (K+2)F (K+1)B clean loss and divergence under attack (Zhang et al. 2019)
+
+That one backward pass can serve both the attack and the weights is known (Free AT; Fast AdvProp,
+Mei et al. 2022). With frozen batch norm, or with batch statistics in all passes, it is exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from medspark.attacks.fgsm import one_step
+from medspark.attacks.pgd import pgd
+from medspark.attacks.threat import ThreatModel
+from medspark.config import Config
+from medspark.data.batch import Integers
+from medspark.train.noise import keyed_noise
+
+__all__ = ["MODES", "AdversarialConfig", "Learner", "Mode", "Sample", "StepStats", "take_step"]
+
+ModeName = Literal[
+    "standard", "naive", "fused", "fused_noise", "nfgsm", "rs_fgsm", "free", "pgd", "trades"
+]
+
+
+class AdversarialConfig(Config):
+    """What each batch is attacked with, and what is learnt from it."""
+
+    mode: ModeName = Field("fused_noise", description="how a step attacks and learns")
+    clean_share: float = Field(
+        0.5, ge=0, le=1, description="weight of the clean loss in naive, fused and fused_noise"
+    )
+    noise: float = Field(
+        2.0, ge=0, description="reach of the noise in fused_noise and nfgsm, in units of eps"
+    )
+    step_length: float | None = Field(
+        None,
+        gt=0,
+        description="length of the attack's step in units of eps; 1, and 1.25 in rs_fgsm",
+    )
+    inner_steps: int = Field(7, ge=1, description="steps of the attack in pgd and trades")
+    replays: int = Field(4, ge=1, description="updates made from each batch in free")
+    beta: float = Field(6.0, ge=0, description="weight of the divergence in trades")
+    gradalign: float = Field(
+        0.0, ge=0, description="weight of the gradient-alignment penalty; .2 is usual for 8/255"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What one step learns from.
+
+    ``weight`` multiplies the mean loss of these images; ``threat`` carries the eps of this step;
+    ``key`` names the step's noise; ``start`` is where the last replay of the batch left off.
+    """
+
+    images: Tensor
+    labels: Tensor
+    rows: Integers
+    weight: float
+    threat: ThreatModel
+    key: int
+    start: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StepStats:
+    """What a step saw, left on the device so that reading it can wait; logits are (B, K).
+
+    ``loss`` is weighted. ``attacked`` are the images learnt from, None in plain training.
+    """
+
+    loss: Tensor
+    clean: Tensor | None
+    adversarial: Tensor | None
+    attacked: Tensor | None = None
+
+
+Objective = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass
+class Learner:
+    """The network in training, with or without DDP around it, and how its loss is taken."""
+
+    model: nn.Module
+    objective: Objective
+    config: AdversarialConfig = field(default_factory=AdversarialConfig)
+    autocast: torch.dtype | None = None
+
+    @property
+    def bare(self) -> nn.Module:
+        """The network without DDP: a pass through it is no collective."""
+        if isinstance(self.model, DistributedDataParallel):
+            wrapped: nn.Module = self.model.module
+            return wrapped
+        return self.model
+
+    def quiet(self) -> AbstractContextManager[None]:
+        """Accumulate gradients without all-reduce; holds for forward and backward together."""
+        if isinstance(self.model, DistributedDataParallel):
+            return self.model.no_sync()
+        return nullcontext()
+
+    def loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the mean loss and the logits, in float32 whatever the passes compute in."""
+        logits = self.logits(self.model, images)
+        return self.objective(logits, labels), logits.detach()
+
+    def logits(self, model: nn.Module, images: Tensor) -> Tensor:
+        """Return the logits (B, K) of ``model`` at the training precision."""
+        with _precision(images.device.type, self.autocast):
+            logits: Tensor = model(images)
+        return logits.float() if logits.dtype == torch.bfloat16 else logits
+
+    def gradient(self, images: Tensor, labels: Tensor, *, graph: bool = False) -> Tensor:
+        """Return the loss's gradient at ``images``; the parameters get none."""
+        x = images.detach().requires_grad_(True)
+        loss = self.objective(self.logits(self.bare, x), labels)
+        (gradient,) = torch.autograd.grad(loss, x, create_graph=graph)
+        return gradient
+
+    def noisy(self, sample: Sample, reach: float) -> Tensor:
+        """Return the images with uniform noise of at most ``reach`` on each pixel."""
+        noise = keyed_noise(sample.images, sample.rows, key=sample.key)
+        return noise.mul_(reach).add_(sample.images)
+
+    def step_length(self, default: float, threat: ThreatModel) -> float:
+        """Return the length of the attack's step, in pixel units."""
+        return (self.config.step_length or default) * threat.eps
+
+
+def standard(learner: Learner, sample: Sample) -> StepStats:
+    """Learn from the images as they are."""
+    loss, logits = _learn(learner, sample, sample.images, 1.0)
+    return StepStats(loss, logits, None)
+
+
+def naive(learner: Learner, sample: Sample) -> StepStats:
+    """Attack, then learn from the clean and from the attacked images."""
+    gradient = learner.gradient(sample.images, sample.labels)
+    with learner.quiet():
+        clean, logits = _learn(learner, sample, sample.images, learner.config.clean_share)
+    return _learn_attacked(learner, sample, sample.images, gradient, clean, logits)
+
+
+def fused(learner: Learner, sample: Sample) -> StepStats:
+    """Take the attack from the clean pass's own backward: ``naive``'s gradient for a third less."""
+    return _fused_from(learner, sample, sample.images)
+
+
+def fused_noise(learner: Learner, sample: Sample) -> StepStats:
+    """Do as ``fused`` from noisy images, which keeps FGSM training from collapsing."""
+    start = learner.noisy(sample, learner.config.noise * sample.threat.eps)
+    return _fused_from(learner, sample, start)
+
+
+def nfgsm(learner: Learner, sample: Sample) -> StepStats:
+    """Learn from FGSM images alone, from a noisy start and without projection on the eps ball."""
+    start = learner.noisy(sample, learner.config.noise * sample.threat.eps)
+    gradient = learner.gradient(start, sample.labels)
+    attacked = _ascend(start, gradient, sample.threat, learner.step_length(1.0, sample.threat))
+    return _learn_from(learner, sample, attacked)
+
+
+def rs_fgsm(learner: Learner, sample: Sample) -> StepStats:
+    """Learn from FGSM images alone, from a random start in the eps ball and projected on it."""
+    start = _random_start(sample)
+    gradient = learner.gradient(start, sample.labels)
+    length = learner.step_length(1.25, sample.threat)
+    attacked = one_step(sample.images, gradient, threat=sample.threat, step=length, start=start)
+    return _learn_from(learner, sample, attacked)
+
+
+def free(learner: Learner, sample: Sample) -> StepStats:
+    """Learn from one replay of a batch; its ``attacked`` is where the next replay starts."""
+    start = _random_start(sample) if sample.start is None else sample.start
+    x = start.detach().requires_grad_(True)
+    loss, logits = _learn(learner, sample, x, 1.0)
+    assert x.grad is not None
+    length = learner.step_length(1.0, sample.threat)
+    following = one_step(sample.images, x.grad, threat=sample.threat, step=length, start=x)
+    return StepStats(loss, None, logits, following)
+
+
+def madry(learner: Learner, sample: Sample) -> StepStats:
+    """Learn from PGD images alone."""
+    attacked = pgd(
+        learner.bare,
+        sample.images,
+        sample.labels,
+        threat=sample.threat,
+        steps=learner.config.inner_steps,
+        start=_random_start(sample),
+    )
+    return _learn_from(learner, sample, attacked)
+
+
+def trades(learner: Learner, sample: Sample) -> StepStats:
+    """Learn the clean loss plus ``beta`` times the divergence that the worst neighbour reaches."""
+    with torch.no_grad():
+        target = learner.logits(learner.bare, sample.images).softmax(1)
+
+    def divergence(logits: Tensor, _: Tensor) -> Tensor:
+        return F.kl_div(logits.log_softmax(1), target, reduction="none").sum(1)
+
+    attacked = pgd(
+        learner.bare,
+        sample.images,
+        sample.labels,
+        threat=sample.threat,
+        steps=learner.config.inner_steps,
+        start=_random_start(sample),
+        loss=divergence,
+    )
+    clean = learner.logits(learner.model, sample.images)
+    adversarial = learner.logits(learner.model, attacked)
+    apart = F.kl_div(adversarial.log_softmax(1), clean.softmax(1), reduction="batchmean")
+    loss = learner.objective(clean, sample.labels) + learner.config.beta * apart
+    loss = loss * sample.weight
+    loss.backward()  # type: ignore[no-untyped-call]
+    return StepStats(loss.detach(), clean.detach(), adversarial.detach(), attacked)
+
+
+@dataclass(frozen=True)
+class Mode:
+    """A way to take one step; ``replays`` says whether a batch may be used several times."""
+
+    step: Callable[[Learner, Sample], StepStats]
+    attacks: bool = True
+    replays: bool = False
+
+
+MODES: dict[str, Mode] = {
+    "standard": Mode(standard, attacks=False),
+    "naive": Mode(naive),
+    "fused": Mode(fused),
+    "fused_noise": Mode(fused_noise),
+    "nfgsm": Mode(nfgsm),
+    "rs_fgsm": Mode(rs_fgsm),
+    "free": Mode(free, replays=True),
+    "pgd": Mode(madry),
+    "trades": Mode(trades),
+}
+
+
+def take_step(learner: Learner, sample: Sample) -> StepStats:
+    """Leave in ``.grad`` what the configured mode and its penalty learn from ``sample``."""
+    if learner.config.gradalign > 0:
+        with learner.quiet():
+            _align(learner, sample)
+    return MODES[learner.config.mode].step(learner, sample)
+
+
+def _fused_from(learner: Learner, sample: Sample, start: Tensor) -> StepStats:
+    x = start.detach().requires_grad_(True)
+    # Around the forward pass too: DDP decides there whether the backward pass will all-reduce.
+    with learner.quiet():
+        clean, logits = _learn(learner, sample, x, learner.config.clean_share)
+    assert x.grad is not None
+    return _learn_attacked(learner, sample, x.detach(), x.grad, clean, logits)
+
+
+def _learn(learner: Learner, sample: Sample, images: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    loss, logits = learner.loss(images, sample.labels)
+    loss = loss * (share * sample.weight)
+    loss.backward()  # type: ignore[no-untyped-call]
+    return loss.detach(), logits
+
+
+def _learn_attacked(
+    learner: Learner, sample: Sample, start: Tensor, gradient: Tensor, clean: Tensor, logits: Tensor
+) -> StepStats:
+    attacked = _ascend(start, gradient, sample.threat, learner.step_length(1.0, sample.threat))
+    loss, adversarial = _learn(learner, sample, attacked, 1 - learner.config.clean_share)
+    return StepStats(clean + loss, logits, adversarial, attacked)
+
+
+def _learn_from(learner: Learner, sample: Sample, attacked: Tensor) -> StepStats:
+    loss, logits = _learn(learner, sample, attacked, 1.0)
+    return StepStats(loss, None, logits, attacked)
+
+
+def _ascend(start: Tensor, gradient: Tensor, threat: ThreatModel, length: float) -> Tensor:
+    """Step from ``start`` and stay in [0, 1], but not in the eps ball: noise may lead out of it."""
+    return (start + length * threat.ascend(gradient)).clamp_(0, 1)
+
+
+def _random_start(sample: Sample) -> Tensor:
+    noise = keyed_noise(sample.images, sample.rows, key=sample.key)
+    return sample.threat.random_start(sample.images, noise.add_(1).mul_(0.5))
+
+
+def _align(learner: Learner, sample: Sample) -> None:
+    """Add the gradient of 1 - cos of the input gradients at x and near x (GradAlign, 2020)."""
+    near = _random_start(sample)
+    here = learner.gradient(sample.images, sample.labels, graph=True).flatten(1)
+    there = learner.gradient(near, sample.labels, graph=True).flatten(1)
+    penalty = (1 - F.cosine_similarity(here, there, dim=1)).mean()
+    scaled = learner.config.gradalign * sample.weight * penalty
+    scaled.backward()  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def _precision(device: str, dtype: torch.dtype | None) -> Iterator[None]:
+    with torch.autocast(device, dtype=dtype, enabled=dtype is not None):
+        yield

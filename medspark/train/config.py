@@ -1,0 +1,58 @@
+"""What can be chosen about training."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from medspark.train.adversarial import AdversarialConfig
+
+__all__ = ["TrainConfig"]
+
+
+class TrainConfig(AdversarialConfig):
+    """How the network is trained; the defaults are the defended recipe."""
+
+    epochs: int = Field(6, ge=1, description="passes over the training images")
+    batch_size: int = Field(32, ge=1, description="images in a step, over all processes together")
+    lr: float = Field(1e-3, gt=0, description="peak of the one-cycle learning rate of AdamW")
+    lr_rise: float = Field(0.3, ge=0, lt=1, description="share of steps in which the rate rises")
+    weight_decay: float = Field(
+        0.01, ge=0, description="decoupled weight decay; none on norms and biases"
+    )
+    layer_decay: float = Field(
+        1.0, gt=0, le=1, description="factor on the learning rate per stage below the head"
+    )
+    head_epochs: float = Field(
+        0.0, ge=0, description="epochs in which only the classifier head is trained"
+    )
+    eps_warmup: float = Field(
+        0.3, ge=0, le=1, description="share of steps over which eps rises from 0"
+    )
+    batch_norm: Literal["auto", "frozen", "train"] = Field(
+        "auto", description="auto freezes the statistics where first weights are given"
+    )
+    sync_batch_norm: bool = Field(
+        False, description="batch statistics over all processes; GPU only"
+    )
+    class_weights: Literal["none", "balanced"] = Field(
+        "none", description="balanced weighs each class by the inverse of its share"
+    )
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of label mass spread evenly")
+    clip_grad: float = Field(5.0, ge=0, description="largest norm of the gradient; 0 for no limit")
+    ema: float = Field(
+        0.0, ge=0, lt=1, description="decay per step of the averaged weights that are kept; 0: none"
+    )
+    accumulate: int = Field(
+        1, ge=1, description="parts that a process splits its share of a step into, to save memory"
+    )
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="of the passes; auto takes bf16 where it is the faster on this machine"
+    )
+    compile: bool = Field(False, description="whether to use torch.compile")
+    validation_images: int = Field(
+        512, ge=1, description="images of the validation split that are attacked after each epoch"
+    )
+    validation_steps: int = Field(10, ge=1, description="steps of PGD on them")
+    log_every: int = Field(20, ge=1, description="steps between reports")

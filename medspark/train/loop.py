@@ -1,0 +1,400 @@
+"""From shards to a trained network: the loop over epochs, on one rank or on many."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from medspark.attacks.threat import ThreatModel
+from medspark.config import Config
+from medspark.data.native import MappedSplit
+from medspark.data.prefetch import Prefetcher
+from medspark.data.source import DataConfig, Source, open_source
+from medspark.errors import UsageError
+from medspark.evaluate.robust import EvaluateConfig, RobustReport, evaluate
+from medspark.models.backbones import ModelConfig, build
+from medspark.models.checkpoint import describe, load_classifier, save_classifier
+from medspark.models.classifier import Classifier, freeze_batch_norm
+from medspark.seeding import derive
+from medspark.train.adversarial import MODES
+from medspark.train.config import TrainConfig
+from medspark.train.engine import Engine, Report
+from medspark.train.objective import CrossEntropy, balanced_weights
+from medspark.train.state import CheckpointConfig, Checkpoints
+from medspark.train.validate import Validation, gatherer, slices, validate
+from medspark.train.world import World
+
+__all__ = ["FitConfig", "Recorder", "fit"]
+
+_LOGGER = logging.getLogger(__name__)
+
+
+class FitConfig(Config):
+    """Fine-tune one classifier on one dataset of shards."""
+
+    shards: Path = Field(description="folder that jobs/shard.py wrote")
+    run_dir: Path = Field(
+        Path("build/runs/train"),
+        description="folder for checkpoints and the model; all ranks see it",
+    )
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    attack: ThreatModel = ThreatModel()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    seed: int = Field(0, ge=0, description="of the weights, the order of images and all noise")
+    resume: Literal["auto", "never"] = Field(
+        "auto", description="auto goes on from the newest checkpoint in run_dir, if there is one"
+    )
+    attempt: int = Field(
+        0, ge=0, description="number of this start of the run; a later one fences off earlier ones"
+    )
+
+
+class Recorder(Protocol):
+    """Where metrics go; only rank 0's are kept."""
+
+    def record(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Keep ``metrics`` of ``step``."""
+
+
+def fit(config: FitConfig, world: World, journal: Recorder) -> dict[str, Any]:
+    """Train as ``config`` says and return the result document of the run, the same on every rank.
+
+    The chosen network is in ``run_dir/model``. Raises UsageError for input that cannot be used
+    and RunError for training that diverged or was taken over by a later attempt.
+    """
+    source = open_source(config.shards, config.data)
+    run = _Run(config, world, journal, source)
+    run.train()
+    report = run.test()
+    return run.result(report)
+
+
+class _Run:
+    """One training from its first or its resumed step to its last."""
+
+    def __init__(self, config: FitConfig, world: World, journal: Recorder, source: Source) -> None:
+        self._config = config
+        self._world = world
+        self._journal = journal
+        self._source = source
+        self._reader = source.training(
+            global_batch=config.train.batch_size,
+            seed=config.seed,
+            rank=world.rank,
+            world=world.size,
+        )
+        self._total = config.train.epochs * self._reader.steps
+        self._model = _network(config, source)
+        self._engine = Engine(
+            self._model,
+            config=config.train,
+            threat=config.attack,
+            objective=_objective(config, source, world),
+            total_steps=self._total,
+            seed=config.seed,
+            world=world,
+        )
+        self._checkpoints = Checkpoints(
+            config.run_dir / "checkpoints", attempt=config.attempt, keep=config.checkpoint.keep
+        )
+        self._validation_split = _validation_split(source)
+        self._test_split = source.split("test")
+        self._step = 0
+        self._best: dict[str, Any] | None = None
+        self._validations: list[dict[str, Any]] = []
+        self._meter = _Meter(world, journal)
+        self._saved_at = time.monotonic()
+
+    def train(self) -> None:
+        """Train all epochs, or those that are left."""
+        self._resume()
+        for epoch in range(self._step // self._reader.steps, self._config.train.epochs):
+            start = self._step - epoch * self._reader.steps
+            batches = self._reader.batches(epoch, start=start)
+            self._meter.begin()
+            with Prefetcher(batches, depth=self._config.data.prefetch) as ready:
+                for batch in ready:
+                    self._meter.add(self._engine.step(batch, self._step))
+                    self._step += 1
+                    if self._reports():
+                        self._report(epoch, ready.waited)
+                self._finish_epoch(epoch, ready.waited)
+
+    def _finish_epoch(self, epoch: int, waited: float) -> None:
+        self._meter.publish(self._step, epoch, waited=waited)
+        self._engine.average_buffers()
+        found = self._validate()
+        score = found.score(robust=MODES[self._config.train.mode].attacks)
+        figures = {
+            "epoch": epoch + 1,
+            "score": score,
+            "clean": found.clean.model_dump(),
+            "pgd": found.attacked.model_dump(),
+        }
+        self._validations.append(figures)
+        self._journal.record(self._step, _flat("val", figures))
+        if self._world.is_main:
+            _LOGGER.info("epoch %d of %d: %s", epoch + 1, self._config.train.epochs, found)
+        if self._best is None or score > self._best["score"]:
+            self._best = figures
+            self._keep_model()
+        self._save()
+
+    def _reports(self) -> bool:
+        config = self._config
+        return self._step % config.train.log_every == 0 or self._asked_to_save()
+
+    def _asked_to_save(self) -> bool:
+        every = self._config.checkpoint.every_steps
+        return every > 0 and self._step % every == 0
+
+    def _report(self, epoch: int, waited: float) -> None:
+        self._meter.publish(self._step, epoch, waited=waited)
+        # Moving batch-norm statistics are averaged at fixed steps, whether or not a checkpoint is
+        # due, so that a resumed run takes the same average as the unbroken one.
+        self._engine.average_buffers()
+        minutes = self._config.checkpoint.every_minutes
+        late = 0 < 60 * minutes <= time.monotonic() - self._saved_at
+        if self._asked_to_save() or late:
+            self._save()
+
+    def _validate(self) -> Validation:
+        with self._engine.averaged() as model:
+            return validate(
+                model,
+                self._validation_split,
+                threat=self._config.attack,
+                images=self._config.train.validation_images,
+                steps=self._config.train.validation_steps,
+                seed=self._config.seed,
+                world=self._world,
+            )
+
+    def _keep_model(self) -> None:
+        if not self._world.is_main:
+            return
+        manifest = self._source.manifest
+        with self._engine.averaged() as model:
+            card = describe(
+                model,
+                classes=manifest.classes,
+                height=manifest.height,
+                width=manifest.width,
+                bits=manifest.bits,
+                dropout=self._config.model.dropout,
+            )
+            save_classifier(self._config.run_dir / "model", model, card)
+
+    def _save(self) -> None:
+        self._saved_at = time.monotonic()
+        if not self._world.is_main:
+            return
+        record = {
+            "fingerprint": self._fingerprint(),
+            "best": self._best,
+            "validations": self._validations,
+            "seconds": self._meter.seconds,
+        }
+        self._checkpoints.save(self._step, self._engine.tensors(), record)
+
+    def _resume(self) -> None:
+        if self._world.is_main:
+            self._checkpoints.claim()
+            if self._config.resume == "never":
+                self._checkpoints.clear()
+        self._world.barrier()
+        saved = self._checkpoints.latest()
+        steps = self._world.gather(saved.record["step"] if saved else 0)
+        if len(set(steps)) > 1:
+            raise UsageError(
+                f"The ranks find different checkpoints in {self._config.run_dir} (steps {steps}): "
+                "run_dir has to be a folder that all of them share."
+            )
+        if saved is None:
+            return
+        self._check_fingerprint(saved.record["fingerprint"])
+        self._engine.restore(saved.tensors)
+        self._step = saved.record["step"]
+        self._best, self._validations = saved.record["best"], saved.record["validations"]
+        _LOGGER.info("going on from the checkpoint after step %d", self._step)
+
+    def _fingerprint(self) -> dict[str, Any]:
+        return {
+            "dataset": self._source.manifest.digest,
+            "config": _digest(self._config),
+            "precision": self._engine.precision,
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+            "world": self._world.size,
+        }
+
+    def _check_fingerprint(self, theirs: dict[str, Any]) -> None:
+        mine = self._fingerprint()
+        differing = [key for key in mine if mine[key] != theirs.get(key)]
+        if "dataset" in differing or "config" in differing:
+            raise UsageError(
+                f"{self._config.run_dir} holds a run of other data or another configuration; give "
+                "another run_dir, or --resume never to start again there."
+            )
+        if differing:
+            _LOGGER.warning(
+                "going on with another %s: the same images in the same steps, but weights may "
+                "differ in the last bits from those of an unbroken run",
+                ", ".join(differing),
+            )
+
+    def test(self) -> RobustReport:
+        """Attack the chosen network with all test images."""
+        self._world.barrier()
+        model = load_classifier(self._config.run_dir / "model").to(self._world.device)
+        rows = np.arange(len(self._test_split))
+        config = self._config.evaluate
+        batches = slices(self._test_split, rows, batch_size=config.batch_size, world=self._world)
+        return evaluate(model, batches, config, gather=gatherer(self._world))
+
+    def result(self, report: RobustReport) -> dict[str, Any]:
+        """Return what the job reports."""
+        config = self._config
+        return {
+            "mode": config.train.mode,
+            **report.as_json(),
+            "validation": self._best,
+            "epochs": config.train.epochs,
+            "steps": self._step,
+            "model": str(config.run_dir / "model"),
+            "architecture": self._model.architecture,
+            "batch_norm": "frozen" if self._model.batch_norm_frozen else "train",
+            "precision": self._engine.precision,
+            "world_size": self._world.size,
+            "threads_per_rank": torch.get_num_threads(),
+            "global_batch": config.train.batch_size,
+            "images_per_second": self._meter.images_per_second,
+            "data_wait_share": self._meter.wait_share,
+            "dataset_digest": self._source.manifest.digest,
+        }
+
+
+class _Meter:
+    """Adds up what the ranks report and hands it to the journal, a few steps at a time.
+
+    Reports stay on the device until then, and the ranks' are summed in one go: a step pays for
+    no collective but that of its gradients.
+    """
+
+    def __init__(self, world: World, journal: Recorder) -> None:
+        self._world = world
+        self._journal = journal
+        self._reports: list[Report] = []
+        self._waited_before = 0.0
+        self._window_began = time.perf_counter()
+        self.images = 0
+        self.seconds = 0.0
+        self.waited = 0.0
+
+    def begin(self) -> None:
+        """Start the clock; what came before, such as a validation, is not training."""
+        self._window_began = time.perf_counter()
+        self._waited_before = 0.0
+
+    def add(self, report: Report) -> None:
+        """Take the report of one step."""
+        self._reports.append(report)
+
+    def publish(self, step: int, epoch: int, *, waited: float = 0.0) -> None:
+        """Record the steps since the last time; ``step`` is how many have been taken in all."""
+        if not self._reports:
+            return
+        # Reading the figures waits for the device: it belongs to the time of the window.
+        figures = self._world.sum(torch.stack([report.figures for report in self._reports])).cpu()
+        now = time.perf_counter()
+        seconds, wait = now - self._window_began, waited - self._waited_before
+        images = int(figures[:, 3].sum())
+        self.images, self.seconds = self.images + images, self.seconds + seconds
+        self.waited += wait
+        speed = {"images_per_second": images / seconds, "data_wait_share": wait / seconds}
+        first = step - len(self._reports) + 1
+        for offset, (report, row) in enumerate(zip(self._reports, figures.tolist(), strict=True)):
+            last = first + offset == step
+            metrics = _step_metrics(report, row, self._world.size) | {"epoch": epoch}
+            self._journal.record(first + offset, metrics | (speed if last else {}))
+        self._reports = []
+        self._window_began, self._waited_before = now, waited
+
+    @property
+    def images_per_second(self) -> float:
+        """Images that all ranks trained on per second of training."""
+        return self.images / self.seconds if self.seconds else 0.0
+
+    @property
+    def wait_share(self) -> float:
+        """Share of this rank's training time that it waited for data."""
+        return self.waited / self.seconds if self.seconds else 0.0
+
+
+def _step_metrics(report: Report, figures: list[float], ranks: int) -> dict[str, float]:
+    loss, clean, attacked, images = figures
+    return {
+        "loss": loss / ranks,
+        "train/clean_accuracy": clean / images,
+        "train/attacked_accuracy": attacked / images,
+        "lr": report.rate,
+        "eps_255": report.eps * 255,
+        "gradient_norm": report.gradient_norm,
+    }
+
+
+def _network(config: FitConfig, source: Source) -> Classifier:
+    manifest = source.manifest
+    torch.manual_seed(derive(config.seed, "weights"))
+    model = build(config.model, num_classes=len(manifest.classes), channels=manifest.channels)
+    frozen = config.train.batch_norm == "frozen" or (
+        config.train.batch_norm == "auto" and config.model.weights is not None
+    )
+    if frozen:
+        freeze_batch_norm(model)
+    return model
+
+
+def _validation_split(source: Source) -> MappedSplit:
+    held_out = source.manifest.splits.get("val")
+    if held_out is None or held_out.rows == 0:
+        _LOGGER.warning("there is no validation split: epochs are compared on training images")
+        return source.split("train")
+    return source.split("val")
+
+
+def _objective(config: FitConfig, source: Source, world: World) -> CrossEntropy:
+    weights = None
+    if config.train.class_weights == "balanced":
+        weights = balanced_weights(source.manifest.splits["train"].class_counts).to(world.device)
+    return CrossEntropy(weights, config.train.label_smoothing)
+
+
+def _digest(config: FitConfig) -> str:
+    """Return a hash of what decides the weights; paths, attempts and reports do not."""
+    decisive = config.model_dump(mode="json", include={"attack", "train", "model", "seed"})
+    decisive["data"] = config.data.model_dump(mode="json", include={"reader", "augment", "window"})
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+
+
+def _flat(prefix: str, figures: Mapping[str, Any]) -> dict[str, float]:
+    """Return nested figures under dotted-by-slash names; those that are undefined are left out."""
+    flat: dict[str, float] = {}
+    for name, value in figures.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(f"{prefix}/{name}", value)
+        elif value is not None:
+            flat[f"{prefix}/{name}"] = value
+    return flat

@@ -1,0 +1,189 @@
+"""Checkpoints that a crash at any moment leaves whole, and that a superseded run cannot replace.
+
+Each is a fresh folder with the tensors in safetensors and the rest in JSON; nothing is pickled.
+It is written under another name and renamed, and its JSON holds the SHA-256 of the tensors, so
+that a folder half written (some mounts rename piece by piece) is recognised and passed over.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from medspark.config import Config
+from medspark.errors import RunError
+
+__all__ = [
+    "CheckpointConfig",
+    "Checkpoints",
+    "Saved",
+    "optimiser_tensors",
+    "restore_optimiser",
+]
+
+_LOGGER = logging.getLogger(__name__)
+
+TENSORS, RECORD, FENCE = "state.safetensors", "state.json", "attempt"
+
+
+class CheckpointConfig(Config):
+    """When checkpoints are written, and which are kept."""
+
+    every_steps: int = Field(0, ge=0, description="steps between checkpoints; 0: by time alone")
+    every_minutes: float = Field(
+        5.0,
+        ge=0,
+        description="minutes between checkpoints, also written after each epoch; 0: never",
+    )
+    keep: int = Field(2, ge=1, description="newest checkpoints that are kept")
+
+
+@dataclass(frozen=True)
+class Saved:
+    """One checkpoint: all tensors by name, and the JSON record beside them."""
+
+    tensors: dict[str, Tensor]
+    record: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of one run, as attempt number ``attempt`` of it sees them."""
+
+    def __init__(self, folder: Path, *, attempt: int, keep: int) -> None:
+        self._folder = folder
+        self._attempt = attempt
+        self._keep = keep
+
+    def claim(self) -> None:
+        """Fence off earlier attempts: what they try to save from now on is refused.
+
+        Raises RunError if a later attempt has claimed the run already.
+        """
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._check_fence()
+        scratch = self._folder / f".{FENCE}-{self._attempt}"
+        scratch.write_text(str(self._attempt), encoding="utf-8")
+        os.replace(scratch, self._folder / FENCE)
+
+    def clear(self) -> None:
+        """Remove every checkpoint of the run."""
+        for path in self._folder.glob("step-*"):
+            shutil.rmtree(path)
+
+    def save(self, step: int, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> bool:
+        """Write a checkpoint after ``step`` steps; return whether it is there.
+
+        A full disk is logged and survived: losing a checkpoint is better than losing the run.
+        Raises RunError if a later attempt has taken the run over.
+        """
+        self._check_fence()
+        target = self._folder / f"step-{step:09d}-attempt-{self._attempt:04d}"
+        scratch = self._folder / f".{target.name}"
+        try:
+            self._write(scratch, tensors, dict(record) | {"step": step, "attempt": self._attempt})
+            shutil.rmtree(target, ignore_errors=True)
+            self._check_fence()
+            os.replace(scratch, target)
+        except OSError as error:
+            _LOGGER.warning("no checkpoint at step %d: %s", step, error)
+            shutil.rmtree(scratch, ignore_errors=True)
+            return False
+        self._forget_old()
+        return True
+
+    def latest(self) -> Saved | None:
+        """Return the newest checkpoint that is whole; damaged ones are passed over and logged."""
+        for path in reversed(self._all()):
+            saved = _load(path)
+            if saved is not None:
+                return saved
+            _LOGGER.warning("the checkpoint %s is damaged and is passed over", path)
+        return None
+
+    def _write(self, folder: Path, tensors: Mapping[str, Tensor], record: dict[str, Any]) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        save_file(kept, folder / TENSORS)
+        _flush(folder / TENSORS)
+        record["sha256"] = _sha256(folder / TENSORS)
+        (folder / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
+        _flush(folder / RECORD)
+
+    def _check_fence(self) -> None:
+        try:
+            holder = int((self._folder / FENCE).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return
+        if holder > self._attempt:
+            raise RunError(
+                f"Attempt {holder} has taken this run over; attempt {self._attempt} stops."
+            )
+
+    def _forget_old(self) -> None:
+        for path in self._all()[: -self._keep]:
+            shutil.rmtree(path, ignore_errors=True)
+
+    def _all(self) -> list[Path]:
+        return sorted(self._folder.glob("step-*"))
+
+
+def optimiser_tensors(optimiser: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
+    """Return the optimiser's state by parameter name, as ``optimiser/NAME/KEY``."""
+    names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
+    return {
+        f"optimiser/{names[parameter]}/{key}": value
+        for parameter, state in optimiser.state.items()
+        for key, value in state.items()
+    }
+
+
+def restore_optimiser(
+    optimiser: torch.optim.Optimizer, model: nn.Module, tensors: Mapping[str, Tensor]
+) -> None:
+    """Put back what ``optimiser_tensors`` took; learning rates are set anew at every step."""
+    for name, parameter in model.named_parameters():
+        prefix = f"optimiser/{name}/"
+        state = {key[len(prefix) :]: v for key, v in tensors.items() if key.startswith(prefix)}
+        if state:
+            optimiser.state[parameter] = {
+                # Counts stay where the optimiser makes them, moments lie beside the parameter.
+                key: value.clone() if value.ndim == 0 else _like(value, parameter)
+                for key, value in state.items()
+            }
+
+
+def _like(value: Tensor, parameter: Tensor) -> Tensor:
+    return torch.empty_like(parameter).copy_(value)
+
+
+def _load(folder: Path) -> Saved | None:
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        if _sha256(folder / TENSORS) != record["sha256"]:
+            return None
+        return Saved(load_file(folder / TENSORS), record)
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())

@@ -1,0 +1,89 @@
+"""Who this process is among the processes of a run, and how they talk."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+__all__ = ["World", "join"]
+
+
+@dataclass(frozen=True)
+class World:
+    """One rank of a run; alone, it is rank 0 of 1 and belongs to no process group."""
+
+    rank: int
+    local_rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the rank that writes."""
+        return self.rank == 0
+
+    @property
+    def distributed(self) -> bool:
+        """Whether there is a process group."""
+        return dist.is_initialized()
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        if self.distributed:
+            dist.barrier()
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Return the sum of ``values`` over the ranks, on every rank."""
+        if self.distributed:
+            values = values.to(self.device)
+            dist.all_reduce(values)
+        return values
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return the small picklable ``value`` of every rank, in rank order, on every rank."""
+        if not self.distributed:
+            return [value]
+        gathered: list[Any] = [None] * self.size
+        dist.all_gather_object(gathered, value)
+        return gathered
+
+
+@contextmanager
+def join(*, timeout_s: float = 120.0) -> Iterator[World]:
+    """Join the process group that RANK, WORLD_SIZE and LOCAL_RANK describe; leave it at the end.
+
+    gloo between CPUs, nccl between GPUs. ``timeout_s`` bounds every collective, so that a rank
+    that stopped ends the run instead of hanging it (torch's own default is 30 minutes).
+    """
+    rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    world = World(rank, local_rank, size, _device(local_rank))
+    if size == 1 and "MASTER_ADDR" not in os.environ:
+        yield world
+        return
+    dist.init_process_group(
+        "nccl" if world.device.type == "cuda" else "gloo",
+        timeout=datetime.timedelta(seconds=timeout_s),
+    )
+    try:
+        yield world
+        # A rank that leaves early resets the connections of those still busy.
+        dist.barrier()
+    finally:
+        dist.destroy_process_group()
+
+
+def _device(local_rank: int) -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", local_rank % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device
