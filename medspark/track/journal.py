@@ -52,7 +52,7 @@ class Journal:
             self._sequence = 1 + max((_sequence(path) for path in _segments(directory)), default=-1)
 
     def record(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Keep ``metrics`` of ``step``; they reach the disk within ``flush_seconds`` of a record."""
+        """Keep ``metrics`` of ``step``; they reach the disk within ``flush_seconds``."""
         if self._directory is None:
             return
         values = {name: float(value) for name, value in metrics.items()}

@@ -1,0 +1,357 @@
+"""One MLflow run per training: kept in a folder first, published from there as far as one can.
+
+The folder (a *spool*) is the truth: what the run is, its journal, how it ended. ``publish`` brings
+MLflow up to date with it, live while training runs, again after a tracking server was away, or
+days later (``python -m medspark.track FOLDER``). So a server that is down costs no training step
+and no metric, and a resumed run goes on under the run id that its spool holds.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import yaml
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
+from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+from mlflow.tracking import MlflowClient
+from mlflow.types import Schema, TensorSpec
+from pydantic import Field
+
+from medspark.config import Config
+from medspark.track.journal import JournalReader, Record
+from medspark.track.spool import DatasetEntry, Ending, ModelEntry, RunEntry, Spool, State, Status
+
+__all__ = ["TrackConfig", "TrackedRun", "fetch_model", "tracked", "tracking_uri"]
+
+logger = logging.getLogger(__name__)
+
+_LOCAL_STORE = Path("mlruns")
+# MLflow's limits for one request (mlflow/utils/validation.py).
+_METRICS_PER_BATCH, _PARAMS_PER_BATCH, _PARAM_LENGTH, _DIGEST_LENGTH = 1000, 100, 6000, 36
+
+
+class TrackConfig(Config):
+    """Where runs are recorded."""
+
+    uri: str | None = Field(
+        None,
+        description="MLflow tracking URI (http://…, databricks, sqlite:///…); by default "
+        "MLFLOW_TRACKING_URI, else a database below mlruns/",
+    )
+    experiment: str = Field("medspark", description="MLflow experiment; on Databricks a path")
+    run_name: str | None = Field(None, description="name of the run; by default what it trains")
+    parent_run_id: str | None = Field(None, description="run that this one is a child of")
+    system_metrics: bool = Field(True, description="record processor and memory use of the driver")
+    patience_seconds: float = Field(
+        20.0, ge=0, description="seconds to wait at the end for a server that is away"
+    )
+
+
+class TrackedRun:
+    """One run: its spool on disk, and the thread that publishes it while it grows."""
+
+    def __init__(self, spool: Spool) -> None:
+        _quieten()
+        self.spool = spool
+        self._client = MlflowClient(spool.state.uri)
+        self._reader = JournalReader(spool.journal)
+        self._pending: list[Metric] = []
+        self._counted = dict(spool.state.published)
+        self._away = False
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="mlflow", daemon=True)
+
+    @property
+    def reference(self) -> dict[str, str | None]:
+        """Where the run is found; ``run_id`` is None while MLflow has not taken it."""
+        state = self.spool.state
+        return {
+            "run_id": state.run_id,
+            "uri": state.uri,
+            "experiment": state.experiment,
+            "model": state.model_uri,
+        }
+
+    def start(self) -> None:
+        """Create the run, so that no rank ever has to, then publish in the background."""
+        self.publish()
+        self._thread.start()
+
+    def end(
+        self,
+        status: Status,
+        *,
+        summary: Mapping[str, float] | None = None,
+        artifacts: Path | None = None,
+        model: ModelEntry | None = None,
+        patience_seconds: float = 20.0,
+    ) -> None:
+        """Publish the rest, ``summary`` at step 0, the files in ``artifacts``, and ``model``."""
+        self._halt()
+        self.spool.update(
+            ending=Ending(
+                status=status, summary=dict(summary or {}), artifacts=artifacts, model=model
+            )
+        )
+        deadline = time.monotonic() + patience_seconds
+        while not self.publish() and time.monotonic() < deadline:
+            time.sleep(1)
+        if not self.spool.state.complete:
+            logger.warning(
+                "MLflow at %s has not taken the run; nothing is lost, publish it later with: "
+                "python -m medspark.track %s",
+                self.spool.state.uri,
+                self.spool.folder,
+            )
+
+    def publish(self) -> bool:
+        """Bring MLflow up to date with the spool; return whether it took everything."""
+        with self._lock:
+            try:
+                self._create()
+                self._describe()
+                self._publish_metrics()
+                self._finish()
+            except (MlflowException, OSError) as error:
+                if not self._away:
+                    logger.warning("MLflow is away, training goes on: %s", _first_line(error))
+                self._away = True
+                return False
+            if self._away:
+                logger.warning("MLflow is back")
+            self._away = False
+            return True
+
+    @property
+    def _run_id(self) -> str:
+        run_id = self.spool.state.run_id
+        assert run_id is not None, "the run has been created"
+        return run_id
+
+    def _follow(self) -> None:
+        while not self._stop.wait(2.0):
+            self.publish()
+
+    def _halt(self) -> None:
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _create(self) -> None:
+        state = self.spool.state
+        if state.run_id is not None:
+            return
+        experiment = _experiment_id(self._client, state)
+        tags = {"mlflow.source.name": "medspark"} | state.entry.tags
+        if state.parent_run_id:
+            tags["mlflow.parentRunId"] = state.parent_run_id
+        run = self._client.create_run(experiment, tags=tags, run_name=state.entry.name)
+        self.spool.update(run_id=run.info.run_id)
+
+    def _describe(self) -> None:
+        if self.spool.state.described:
+            return
+        entry = self.spool.state.entry
+        values = dict(_leaves(entry.config)) | entry.params
+        params = [Param(key, str(value)[:_PARAM_LENGTH]) for key, value in values.items()]
+        for start in range(0, len(params), _PARAMS_PER_BATCH):
+            self._client.log_batch(self._run_id, params=params[start : start + _PARAMS_PER_BATCH])
+        if entry.dataset is not None:
+            self._client.log_inputs(self._run_id, [_dataset_input(entry.dataset)])
+            self._client.set_tag(self._run_id, "medspark.dataset_digest", entry.dataset.digest)
+        document = yaml.safe_dump(entry.config, sort_keys=False, allow_unicode=True)
+        self._client.log_text(self._run_id, document, "config.yaml")
+        self.spool.update(described=True)
+
+    def _publish_metrics(self) -> None:
+        for record in self._reader.poll():
+            self._pending += _new_metrics(record, self._counted)
+        while self._pending:
+            batch = self._pending[:_METRICS_PER_BATCH]
+            self._client.log_batch(self._run_id, metrics=batch)
+            del self._pending[: len(batch)]
+            last = {metric.key: metric.step for metric in batch}
+            self.spool.update(published=self.spool.state.published | last)
+
+    def _finish(self) -> None:
+        ending = self.spool.state.ending
+        if ending is None or self.spool.state.complete:
+            return
+        now = int(time.time() * 1000)
+        metrics = [Metric(key, value, now, 0) for key, value in ending.summary.items()]
+        self._client.log_batch(self._run_id, metrics=metrics)
+        if ending.artifacts is not None and ending.artifacts.is_dir():
+            self._client.log_artifacts(self._run_id, str(ending.artifacts))
+        if ending.model is not None and self.spool.state.model_uri is None:
+            self.spool.update(model_uri=self._log_model(ending.model))
+        self._client.set_terminated(self._run_id, ending.status)
+        self.spool.update(complete=True)
+
+    def _log_model(self, model: ModelEntry) -> str:
+        rows = (1, *model.input_shape)
+        mlflow.set_tracking_uri(self.spool.state.uri)
+        with mlflow.start_run(run_id=self._run_id), warnings.catch_warnings():
+            # MLflow warns about the type hints of its own modules.
+            warnings.simplefilter("ignore", UserWarning)
+            info = mlflow.pyfunc.log_model(
+                name="model",
+                # The model is this source file plus safetensors: nothing is pickled.
+                python_model=str(Path(__file__).with_name("served_model.py")),
+                artifacts={"model": str(model.folder)},
+                model_config={"loader": model.loader},
+                code_paths=[str(Path(__file__).parents[1])],
+                signature=ModelSignature(
+                    Schema([TensorSpec(np.dtype("f4"), (-1, *model.input_shape))]),
+                    Schema([TensorSpec(np.dtype("f4"), (-1, model.outputs))]),
+                ),
+                # Made up: an example cut from the data would publish a patient's image.
+                input_example=np.linspace(0, 1, int(np.prod(rows)), dtype="f4").reshape(rows),
+                pip_requirements=_requirements(),
+            )
+        uri: str = info.model_uri
+        return uri
+
+
+@contextmanager
+def tracked(folder: Path, config: TrackConfig, entry: RunEntry) -> Iterator[TrackedRun]:
+    """Record what happens inside as one run; one that the block does not end has failed.
+
+    A ``folder`` that holds the spool of an interrupted run continues that run.
+    """
+    state = State(
+        entry=entry.model_copy(update={"name": config.run_name or entry.name}),
+        uri=tracking_uri(config),
+        experiment=config.experiment,
+        parent_run_id=config.parent_run_id,
+    )
+    run = TrackedRun(Spool.open(folder, state))
+    run.start()
+    try:
+        with _system_metrics(run, wanted=config.system_metrics):
+            yield run
+    except KeyboardInterrupt:
+        run.end("KILLED")
+        raise
+    except BaseException:
+        run.end("FAILED", patience_seconds=config.patience_seconds)
+        raise
+
+
+def tracking_uri(config: TrackConfig) -> str:
+    """Return the tracking URI that ``config`` means; the local database's folder is created."""
+    uri = config.uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if uri:
+        return uri
+    _LOCAL_STORE.mkdir(parents=True, exist_ok=True)
+    return f"sqlite:///{(_LOCAL_STORE / 'mlflow.db').resolve()}"
+
+
+def fetch_model(model_uri: str, *, uri: str | None = None) -> Path:
+    """Download the logged model ``models:/…`` and return the folder that was logged."""
+    folder = Path(mlflow.artifacts.download_artifacts(model_uri, tracking_uri=uri))
+    return folder / "artifacts" / "model"
+
+
+@contextmanager
+def _system_metrics(run: TrackedRun, *, wanted: bool) -> Iterator[None]:
+    state = run.spool.state
+    if not wanted or state.run_id is None:
+        yield
+        return
+    monitor = SystemMetricsMonitor(  # type: ignore[no-untyped-call]
+        state.run_id,
+        # The default of 10 s leaves a short run without any.
+        sampling_interval=2,
+        samples_before_logging=2,
+        resume_logging=bool(state.published),
+        node_id="driver",
+        tracking_uri=state.uri,
+    )
+    monitor.start()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        monitor.finish()  # type: ignore[no-untyped-call]
+
+
+def _experiment_id(client: MlflowClient, state: State) -> str:
+    found = client.get_experiment_by_name(state.experiment)
+    if found is None:
+        location = None
+        if state.uri.startswith("sqlite:///"):
+            database = Path(state.uri.removeprefix("sqlite:///"))
+            location = (database.resolve().parent / "artifacts" / state.experiment).as_uri()
+        # Another driver may make it at the same moment: then it is there all the same.
+        with suppress(MlflowException):
+            return str(client.create_experiment(state.experiment, artifact_location=location))
+        found = client.get_experiment_by_name(state.experiment)
+    if found is None:
+        raise MlflowException(f"the experiment {state.experiment} cannot be created")
+    return str(found.experiment_id)
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _new_metrics(record: Record, counted: dict[str, int]) -> list[Metric]:
+    """Return the metrics of ``record`` that are beyond ``counted``, and count them.
+
+    A resumed run does the steps since its checkpoint again; they are reported once.
+    """
+    fresh = []
+    for key, value in record.metrics.items():
+        if record.step > counted.get(key, -1):
+            counted[key] = record.step
+            fresh.append(Metric(key, value, record.time_ms, record.step))
+    return fresh
+
+
+def _dataset_input(dataset: DatasetEntry) -> DatasetInput:
+    entity = Dataset(
+        name=dataset.name,
+        digest=dataset.digest[:_DIGEST_LENGTH],
+        source_type="local",
+        source=json.dumps({"uri": dataset.source}),
+    )
+    return DatasetInput(dataset=entity, tags=[InputTag("mlflow.data.context", "training")])
+
+
+def _requirements() -> list[str]:
+    names = ("mlflow", "torch", "timm", "safetensors", "numpy", "pydantic", "pydantic-settings")
+    found = []
+    for name in (*names, "pyyaml"):
+        with suppress(PackageNotFoundError):
+            found.append(f"{name}=={version(name).split('+')[0]}")
+    return found
+
+
+def _quieten() -> None:
+    """Keep a server that is away from blocking for minutes, and migrations from chattering."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    for name in ("alembic", "mlflow", "urllib3"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -1,0 +1,162 @@
+"""One MLflow run per training: live, complete, resumable, and never in the way of training."""
+
+from __future__ import annotations
+
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+from mlflow.tracking import MlflowClient
+
+from medspark.models.backbones import ModelConfig, build
+from medspark.models.checkpoint import describe, load_classifier, same_weights, save_classifier
+from medspark.track.__main__ import main as publish_later
+from medspark.track.journal import Journal
+from medspark.track.runs import TrackConfig, fetch_model, tracked
+from medspark.track.spool import DatasetEntry, ModelEntry, RunEntry, Spool
+
+ENTRY = RunEntry(
+    name="mobilenetv2",
+    config={"train": {"epochs": 2, "mode": "fused"}, "data": {"reader": "native"}},
+    params={"world_size": 2},
+    tags={"medspark.job": "train_at"},
+    dataset=DatasetEntry(name="shards", digest="ab" * 32, source="/data/shards"),
+)
+QUIET = {"system_metrics": False, "patience_seconds": 0}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"sqlite:///{tmp_path_factory.mktemp('mlruns') / 'mlflow.db'}"
+
+
+@pytest.fixture
+def dead_server() -> str:
+    server = HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
+    server.server_close()
+    return f"http://127.0.0.1:{server.server_port}"
+
+
+def _history(store: str, run_id: str | None, key: str) -> list[tuple[int, float]]:
+    return [(m.step, m.value) for m in MlflowClient(store).get_metric_history(run_id, key)]
+
+
+def test_a_run_holds_configuration_dataset_metrics_and_files(tmp_path: Path, store: str) -> None:
+    artifacts = tmp_path / "report"
+    artifacts.mkdir()
+    (artifacts / "robustness.md").write_text("| eps |")
+
+    with tracked(tmp_path / "run", TrackConfig(uri=store, **QUIET), ENTRY) as run:
+        with Journal(run.spool.journal, flush_seconds=0) as journal:
+            for step in range(3):
+                journal.record(step, {"loss": 1.0 / (step + 1)})
+        run.end("FINISHED", summary={"test/clean/auroc": 0.95}, artifacts=artifacts)
+
+    logged = MlflowClient(store).get_run(run.reference["run_id"])
+    assert logged.info.status == "FINISHED"
+    assert logged.data.params["train.epochs"] == "2"
+    assert logged.data.params["world_size"] == "2"
+    assert logged.data.metrics["test/clean/auroc"] == 0.95
+    assert logged.inputs.dataset_inputs[0].dataset.digest == ("ab" * 32)[:36]
+    assert logged.data.tags["medspark.dataset_digest"] == "ab" * 32
+    assert [step for step, _ in _history(store, run.reference["run_id"], "loss")] == [0, 1, 2]
+    files = {f.path for f in MlflowClient(store).list_artifacts(run.reference["run_id"])}
+    assert {"config.yaml", "robustness.md"} <= files
+
+
+def test_metrics_arrive_while_training_runs(tmp_path: Path, store: str) -> None:
+    with tracked(tmp_path / "run", TrackConfig(uri=store, **QUIET), ENTRY) as run:
+        Journal(run.spool.journal, flush_seconds=0).record(7, {"loss": 0.5})
+        assert run.publish()
+        assert _history(store, run.reference["run_id"], "loss") == [(7, 0.5)]
+        run.end("FINISHED")
+
+
+def test_a_resumed_run_keeps_its_id_and_reports_no_step_twice(tmp_path: Path, store: str) -> None:
+    config = TrackConfig(uri=store, **QUIET)
+    with pytest.raises(ZeroDivisionError), tracked(tmp_path / "run", config, ENTRY) as crashed:
+        with Journal(crashed.spool.journal) as journal:
+            for step in range(4):
+                journal.record(step, {"loss": float(step)})
+        raise ZeroDivisionError
+
+    with tracked(tmp_path / "run", config, ENTRY) as resumed:
+        with Journal(resumed.spool.journal) as journal:
+            for step in range(2, 6):
+                journal.record(step, {"loss": float(step)})
+        resumed.end("FINISHED")
+
+    assert resumed.reference["run_id"] == crashed.reference["run_id"]
+    history = _history(store, resumed.reference["run_id"], "loss")
+    assert history == [(step, float(step)) for step in range(6)]
+    assert MlflowClient(store).get_run(resumed.reference["run_id"]).info.status == "FINISHED"
+
+
+def test_a_run_that_raises_is_marked_as_failed(tmp_path: Path, store: str) -> None:
+    config = TrackConfig(uri=store, **QUIET)
+    with pytest.raises(ZeroDivisionError), tracked(tmp_path / "run", config, ENTRY) as run:
+        raise ZeroDivisionError
+
+    assert MlflowClient(store).get_run(run.reference["run_id"]).info.status == "FAILED"
+
+
+def test_a_server_that_is_down_costs_nothing_but_a_later_publish(
+    tmp_path: Path, store: str, dead_server: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with tracked(tmp_path / "run", TrackConfig(uri=dead_server, **QUIET), ENTRY) as run:
+        with Journal(run.spool.journal) as journal:
+            for step in range(50):
+                journal.record(step, {"loss": float(step)})
+        run.end("FINISHED", patience_seconds=0)
+    assert run.reference["run_id"] is None
+    assert "python -m medspark.track" in caplog.text
+
+    spool = Spool.reopen(tmp_path / "run")
+    spool.update(uri=store)
+    assert publish_later([str(tmp_path / "run")]) == 0
+
+    run_id = Spool.reopen(tmp_path / "run").state.run_id
+    assert len(_history(store, run_id, "loss")) == 50
+
+
+def test_publishing_a_folder_without_a_run_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert publish_later([str(tmp_path)]) == 1
+    assert "no recorded run" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_model_comes_back_as_pyfunc_and_as_a_torch_module(tmp_path: Path, store: str) -> None:
+    model = build(ModelConfig(name="mobilenetv2_050"), num_classes=2, channels=1)
+    card = describe(model, classes=("normal", "pneumonia"), height=32, width=32)
+    save_classifier(tmp_path / "model", model, card)
+    entry = ModelEntry(
+        folder=tmp_path / "model",
+        loader="medspark.models.predictor:Predictor.load",
+        input_shape=(32, 32, 1),
+        outputs=2,
+    )
+
+    with tracked(tmp_path / "run", TrackConfig(uri=store, **QUIET), ENTRY) as run:
+        run.end("FINISHED", model=entry)
+
+    uri = run.reference["model"]
+    assert uri is not None
+    served = mlflow.pyfunc.load_model(uri)
+    images = np.random.default_rng(0).random((3, 32, 32, 1), dtype=np.float32)
+    assert served.predict(images).shape == (3, 2)
+    assert served.metadata.signature.inputs.inputs[0].shape == (-1, 32, 32, 1)
+    assert same_weights(load_classifier(fetch_model(uri, uri=store)), model)
+    logged = fetch_model(uri, uri=store).parents[1]
+    assert not [path for path in logged.rglob("*") if path.suffix in {".pkl", ".pt2", ".pth"}]
+
+
+def test_publishing_in_the_background_ends_with_the_run(tmp_path: Path, store: str) -> None:
+    with tracked(tmp_path / "run", TrackConfig(uri=store, **QUIET), ENTRY) as run:
+        run.end("FINISHED")
+
+    assert "mlflow" not in [thread.name for thread in threading.enumerate()]
