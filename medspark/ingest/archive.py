@@ -1,0 +1,434 @@
+"""From an archive to a dataset of samples: list, compare, decode what is new, settle, commit."""
+
+from __future__ import annotations
+
+import logging
+import math
+import secrets
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+from pydantic import Field
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from medspark.config import Config
+from medspark.errors import UsageError
+from medspark.images.deidentify import Privacy, Pseudonyms, load_key
+from medspark.images.limits import Limits
+from medspark.images.rendering import Rendering
+from medspark.ingest import ledger, storage
+from medspark.ingest.decode import OUTCOME_SPARK_SCHEMA, Decoding
+from medspark.ingest.discover import discover, from_inventory
+from medspark.ingest.labels import (
+    LabelConfig,
+    LabelTable,
+    from_folders,
+    has_class_folders,
+    match_key,
+)
+from medspark.ingest.write import Part, SampleSet, SamplesManifest
+
+_LOGGER = logging.getLogger(__name__)
+
+_DICOM = "dicom:"
+_FILES_PER_TASK = 1000
+_ANNOTATED = (
+    "path string, size bigint, label string, patient_key string, split string, site string, "
+    "conflict boolean, file_key string, fingerprint string"
+)
+
+
+class IngestConfig(Config):
+    """What is read, what it means, and where it goes."""
+
+    source: str = Field(description="folder of the archive: a path, or a URL (s3a, abfss, hdfs)")
+    samples: str = Field(description="folder of the sample dataset, made or added to")
+    labels: str | None = Field(
+        None,
+        description="CSV, TSV or Parquet table of labels, or dicom:KEYWORD for a coded attribute; "
+        "by default a file's folder is its label",
+    )
+    inventory: str | None = Field(
+        None, description="table of path, size, modified to use in place of listing the source"
+    )
+    image_size: int | None = Field(
+        None, ge=4, le=8192, description="height and width of the samples, in pixels"
+    )
+    label_table: LabelConfig = Field(default_factory=LabelConfig)
+    rendering: Rendering = Field(default_factory=Rendering)
+    limits: Limits = Field(default_factory=Limits)
+    privacy: Privacy = Field(default_factory=Privacy)
+    dry_run: bool = Field(False, description="say what would happen, and change nothing")
+
+    @property
+    def effective_rendering(self) -> Rendering:
+        """The rendering, with the image size where that was given."""
+        if self.image_size is None:
+            return self.rendering
+        return self.rendering.model_copy(update={"size": self.image_size})
+
+    @property
+    def label_attribute(self) -> str | None:
+        """The DICOM keyword that labels come from, if they do."""
+        return self.labels.removeprefix(_DICOM) if (self.labels or "").startswith(_DICOM) else None
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A source that was looked at, with what is needed to ingest it. Nothing has been written."""
+
+    config: IngestConfig
+    source: str
+    samples: SampleSet
+    table: LabelTable | None
+    pseudonyms: Pseudonyms
+
+    @property
+    def source_key(self) -> str:
+        """The name of the source in the ledger."""
+        return self.pseudonyms.name("source", self.source)
+
+
+def open_archive(config: IngestConfig) -> Archive:
+    """Check everything that can be checked without Spark. Raises UsageError."""
+    source, samples = storage.normalise(config.source), SampleSet(config.samples)
+    if not storage.is_folder(source):
+        raise UsageError(f"There is no source folder {config.source}.")
+    if samples.url == source or samples.url.startswith(source + "/"):
+        raise UsageError(f"The samples {samples.url} should not lie inside the source {source}.")
+    table = None
+    if config.labels is None:
+        if config.inventory is None and not has_class_folders(source):
+            raise UsageError(
+                f"{source} has no folder per class: give a table of labels with --labels."
+            )
+    elif config.label_attribute is None:
+        table = LabelTable(config.labels, source, config.label_table)
+    manifest = samples.manifest()
+    pseudonyms = Pseudonyms(load_key(config.privacy, dataset=samples.url))
+    if manifest:
+        _check_same(manifest, config, pseudonyms)
+    return Archive(config, source, samples, table, pseudonyms)
+
+
+def _check_same(manifest: SamplesManifest, config: IngestConfig, pseudonyms: Pseudonyms) -> None:
+    if manifest.key_check != _key_check(pseudonyms):
+        raise UsageError(
+            f"{config.samples} was made with another pseudonym key; name that one with "
+            "--privacy.key_file, or write to another folder."
+        )
+    rendering = config.effective_rendering.model_dump(mode="json")
+    for key, value in rendering.items():
+        if manifest.rendering.get(key) != value:
+            raise UsageError(
+                f"{config.samples} was rendered with {key} {manifest.rendering.get(key)}, not "
+                f"{value}; write to another folder."
+            )
+
+
+def _key_check(pseudonyms: Pseudonyms) -> str:
+    return pseudonyms.name("key", "check")
+
+
+def ingest(spark: SparkSession, archive: Archive) -> dict[str, Any]:
+    """Add what is new in the archive to its dataset, and return what became of every file.
+
+    ``files_seen = samples + duplicates + quarantined`` counts files, each once; ``frames`` counts
+    samples, of which a multi-frame file gives several. Raises UsageError where another ingest
+    has the dataset.
+    """
+    with archive.samples.locked():
+        archive.samples.clean()
+        try:
+            return _Ingest(spark, archive).run()
+        finally:
+            storage.remove(archive.samples.path("staging"))
+
+
+class _Ingest:
+    """One run, step by step."""
+
+    def __init__(self, spark: SparkSession, archive: Archive) -> None:
+        self._spark, self._archive, self._samples = spark, archive, archive.samples
+        self._manifest = archive.samples.manifest()
+        self._generation = f"{time.strftime('%Y%m%dT%H%M%S')}-{secrets.token_hex(3)}"
+
+    def run(self) -> dict[str, Any]:
+        before = self._ledger()
+        files = self._staged("files", self._annotated())
+        changes = ledger.compare(files, before, source_key=self._archive.source_key)
+        counts = {
+            "new": changes.new.count(),
+            "changed": changes.changed.count(),
+            "deleted": changes.deleted.where(F.col("outcome") == ledger.SAMPLE)
+            .select("file_key")
+            .distinct()
+            .count(),
+        }
+        counts["unchanged"] = files.count() - counts["new"] - counts["changed"]
+        if self._archive.config.dry_run:
+            return {"dry_run": True, "files_seen": files.count()} | counts
+        todo = changes.new.unionByName(changes.changed)
+        decoded = self._decoded(todo, counts["new"] + counts["changed"])
+        after = self._settled(changes, decoded)
+        result = self._result(files, before, after) | counts
+        touched = counts["new"] or counts["changed"] or after.count() != before.count()
+        if touched or self._manifest is None:
+            self._commit(after, files, decoded, result)
+        return result | {"samples_folder": self._samples.url}
+
+    # --- what there is ---
+
+    def _ledger(self) -> DataFrame:
+        if self._manifest is None:
+            return self._spark.createDataFrame([], ledger.SPARK_SCHEMA)
+        return read_ledger(self._spark, self._samples, self._manifest)
+
+    def _annotated(self) -> DataFrame:
+        """Return the files of the archive with label, patient, split and site, and their keys."""
+        config, archive = self._archive.config, self._archive
+        if config.inventory:
+            listed = from_inventory(self._spark, config.inventory, archive.source)
+        else:
+            listed = discover(self._spark, archive.source, exclude=self._side_files())
+        if archive.table is not None:
+            listed = self._with_table(listed)
+        annotate = _Annotate(archive.source, archive.pseudonyms, by_folder=config.labels is None)
+        return listed.mapInArrow(annotate, _ANNOTATED)
+
+    def _with_table(self, listed: DataFrame) -> DataFrame:
+        table, path = self._archive.table, self._samples.path("staging", "labels.parquet")
+        assert table is not None
+        storage.make_folder(self._samples.path("staging"))
+        table.write(path, self._archive.pseudonyms)
+        rows = self._spark.read.parquet(storage.for_spark(path))
+        labels = (
+            rows.where(F.col("match").isNotNull())
+            .groupBy("match")
+            .agg(
+                F.min("label").alias("label"),
+                F.min("patient_key").alias("patient_key"),
+                F.min("split").alias("split"),
+                F.min("site").alias("site"),
+                (F.min("label") != F.max("label")).alias("conflict"),
+            )
+        )
+        match = self._archive.config.label_table.match
+        key = F.udf(lambda path: match_key(path, match), "string")
+        matched = F.col("path") if match == "path" else key("path")
+        joined = listed.withColumn("match", matched).join(labels, "match", "left")
+        return joined.drop("match")
+
+    def _side_files(self) -> frozenset[str]:
+        """Return files below the source that are not part of it: the table of labels."""
+        labels = self._archive.config.labels
+        if labels is None or self._archive.table is None:
+            return frozenset()
+        prefix = self._archive.source + "/"
+        table = storage.normalise(labels)
+        return frozenset([table.removeprefix(prefix)]) if table.startswith(prefix) else frozenset()
+
+    # --- what is done ---
+
+    def _decoded(self, todo: DataFrame, count: int) -> DataFrame:
+        """Decode files; the rows that come back are those of the attempts that succeeded."""
+        archive, config = self._archive, self._archive.config
+        decoding = Decoding(
+            source=archive.source,
+            source_key=archive.source_key,
+            samples=self._samples.url,
+            generation=self._generation,
+            rendering=config.effective_rendering,
+            limits=config.limits,
+            privacy=config.privacy,
+            pseudonyms=archive.pseudonyms,
+            label_attribute=config.label_attribute,
+        )
+        tasks = max(1, self._tasks(count))
+        spread = todo.repartition(tasks)
+        return self._staged("outcomes", spread.mapInArrow(decoding, OUTCOME_SPARK_SCHEMA))
+
+    def _tasks(self, files: int) -> int:
+        # Some per core, so that one with slow files does not keep the others waiting.
+        cores = self._spark.sparkContext.defaultParallelism
+        return min(files, max(4 * cores, math.ceil(files / _FILES_PER_TASK)))
+
+    def _settled(self, changes: ledger.Changes, decoded: DataFrame) -> DataFrame:
+        rows = decoded.where(F.col("part_sha256").isNull())
+        # Of a file that is gone only its samples stay; of what it was a copy of, nothing is known.
+        gone = changes.deleted.where(F.col("outcome") == ledger.SAMPLE)
+        fresh = rows.withColumn(
+            "outcome",
+            F.when(F.col("outcome") == ledger.SAMPLE, F.lit("candidate")).otherwise(
+                F.col("outcome")
+            ),
+        )
+        everything = ledger.union([changes.elsewhere, changes.unchanged, gone, fresh])
+        return self._staged("ledger", ledger.settle(everything))
+
+    def _result(self, files: DataFrame, before: DataFrame, after: DataFrame) -> dict[str, Any]:
+        present = after.join(files.select("file_key"), "file_key", "left_semi")
+        per_file = ledger.per_file(present)
+        counted = per_file.groupBy("outcome", "reason").agg(
+            F.count("*").alias("files"), F.sum("size").alias("bytes")
+        ).collect()
+        by_outcome = {
+            name: sum(row["files"] for row in counted if row["outcome"] == name)
+            for name in (ledger.SAMPLE, ledger.DUPLICATE, ledger.QUARANTINED)
+        }
+        reasons = {
+            row["reason"]: row["files"] for row in counted if row["outcome"] == ledger.QUARANTINED
+        }
+        live, old = after.where(F.col("outcome") == ledger.SAMPLE), before.where(
+            F.col("outcome") == ledger.SAMPLE
+        )
+        labels = live.groupBy("label").count().collect()
+        return {
+            "files_seen": files.count(),
+            "samples": by_outcome[ledger.SAMPLE],
+            "duplicates": by_outcome[ledger.DUPLICATE],
+            "quarantined": by_outcome[ledger.QUARANTINED],
+            "quarantine_reasons": dict(sorted(reasons.items())),
+            "frames": sum(row["count"] for row in labels),
+            "labels": {row["label"]: row["count"] for row in sorted(labels)},
+            "patients": live.select("patient_key").distinct().count(),
+            "bytes_seen": sum(row["bytes"] or 0 for row in counted),
+            "cross_patient_duplicates": ledger.cross_patient_duplicates(present),
+            "added": live.join(old, "sample_key", "left_anti").count(),
+            "removed": old.join(live, "sample_key", "left_anti").count(),
+        }
+
+    # --- what is kept ---
+
+    def _commit(
+        self, after: DataFrame, files: DataFrame, decoded: DataFrame, result: dict[str, Any]
+    ) -> None:
+        written = self._write("ledger", after)
+        quarantine = self._write("quarantine", self._quarantine(after, files))
+        self._samples.commit(
+            SamplesManifest(
+                generation=self._generation,
+                previous=self._manifest.generation if self._manifest else None,
+                digest=_digest(after),
+                counts={k: v for k, v in result.items() if isinstance(v, int)},
+                rendering=self._archive.config.effective_rendering.model_dump(mode="json"),
+                key_check=_key_check(self._archive.pseudonyms),
+                parts=tuple(self._parts(after, decoded)),
+                ledger=tuple(written),
+                quarantine=tuple(quarantine),
+            )
+        )
+
+    def _parts(self, after: DataFrame, decoded: DataFrame) -> Iterator[Part]:
+        """Yield every part of which a row is still of use."""
+        used = {
+            row["part"] for row in after.where(F.col("part").isNotNull()).select("part")
+            .distinct().collect()
+        }
+        if self._manifest:
+            yield from (part for part in self._manifest.parts if part.path in used)
+        for row in decoded.where(F.col("part_sha256").isNotNull()).orderBy("part").collect():
+            if row["part"] in used:
+                yield Part(
+                    path=row["part"],
+                    rows=row["part_rows"],
+                    bytes=row["part_bytes"],
+                    sha256=row["part_sha256"],
+                )
+
+    def _quarantine(self, after: DataFrame, files: DataFrame) -> DataFrame:
+        columns = ["path", "reason", "message", "size", "sha256", "file_key", "source_key"]
+        bad = ledger.per_file(after).where(F.col("outcome") == ledger.QUARANTINED)
+        here = bad.join(files.select("file_key", "path"), "file_key").select(columns)
+        if self._manifest is None:
+            return here
+        paths = [storage.for_spark(self._samples.path(path)) for path in self._manifest.quarantine]
+        old = self._spark.read.parquet(*paths)
+        others = old.where(F.col("source_key") != self._archive.source_key)
+        return here.unionByName(others.select(columns))
+
+    def _write(self, kind: str, rows: DataFrame) -> list[str]:
+        folder = self._samples.path(kind, self._generation)
+        rows.write.parquet(storage.for_spark(folder))
+        names = [entry.path.rpartition("/")[2] for entry in storage.children(folder)]
+        return sorted(
+            f"{kind}/{self._generation}/{name}" for name in names if name.endswith(".parquet")
+        )
+
+    def _staged(self, name: str, rows: DataFrame) -> DataFrame:
+        """Write rows down and return them read back: whatever made them is never run twice."""
+        path = storage.for_spark(self._samples.path("staging", name))
+        schema = rows.schema
+        rows.write.parquet(path)
+        return self._spark.read.schema(schema).parquet(path)
+
+
+class _Annotate:
+    """Adds a file's key and fingerprint, and the label of its folder where asked to."""
+
+    def __init__(self, source: str, pseudonyms: Pseudonyms, *, by_folder: bool) -> None:
+        self._source, self._pseudonyms, self._by_folder = source, pseudonyms, by_folder
+
+    def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            rows = [self._annotated(row) for row in batch.to_pylist()]
+            yield pa.RecordBatch.from_pylist(rows, schema=_ANNOTATED_ARROW)
+
+    def _annotated(self, row: dict[str, Any]) -> dict[str, Any]:
+        path = row["path"]
+        label, split = from_folders(path) if self._by_folder else (row.get("label"), None)
+        known = {
+            "label": label,
+            "patient_key": row.get("patient_key"),
+            "split": split or row.get("split"),
+            "site": row.get("site"),
+            "conflict": bool(row.get("conflict")),
+        }
+        state = [row["size"], row["modified"], *known.values()]
+        return known | {
+            "path": path,
+            "size": row["size"],
+            "file_key": self._pseudonyms.name("file", f"{self._source}/{path}"),
+            "fingerprint": self._pseudonyms.name("fingerprint", repr(state)),
+        }
+
+
+_ANNOTATED_ARROW = pa.schema(
+    [
+        ("path", pa.string()),
+        ("size", pa.int64()),
+        ("label", pa.string()),
+        ("patient_key", pa.string()),
+        ("split", pa.string()),
+        ("site", pa.string()),
+        ("conflict", pa.bool_()),
+        ("file_key", pa.string()),
+        ("fingerprint", pa.string()),
+    ]
+)
+
+
+def read_ledger(
+    spark: SparkSession, samples: SampleSet, manifest: SamplesManifest
+) -> DataFrame:
+    """Return the ledger that ``manifest`` names."""
+    paths = [storage.for_spark(samples.path(path)) for path in manifest.ledger]
+    return spark.read.schema(ledger.SPARK_SCHEMA).parquet(*paths)
+
+
+def _digest(after: DataFrame) -> str:
+    """Return a digest of the samples that does not depend on their order, parts or file names."""
+    live = after.where(F.col("outcome") == ledger.SAMPLE)
+    line = F.concat_ws("\n", "sample_key", "pixel_sha256", "patient_key", "label", "split", "site")
+    # 60 bits a row, added up twice: sums do not mind the order in which rows come.
+    halves = [
+        F.sum(F.conv(F.substring(F.sha2(line, 256), start, 15), 16, 10).cast("decimal(38,0)"))
+        for start in (1, 16)
+    ]
+    row = live.agg(*[half.alias(f"half{i}") for i, half in enumerate(halves)]).first()
+    assert row is not None
+    return "".join(f"{int(row[f'half{i}'] or 0) % 16**16:016x}" for i in range(2))

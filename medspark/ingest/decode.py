@@ -1,0 +1,196 @@
+"""Inside a Spark task: paths in, one Parquet part of samples out, and a row on what became of each.
+
+Pixels never go through Spark. A task writes its samples itself and reports small rows. Whatever
+a file does to its decoder ends as a quarantine row of that file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+from pyspark.sql.pandas.types import from_arrow_schema
+
+from medspark.images.decode import decode
+from medspark.images.deidentify import Privacy, Pseudonyms
+from medspark.images.dicom import looks_like_dicom
+from medspark.images.frame import Frame
+from medspark.images.limits import Limits
+from medspark.images.raster import looks_like_raster
+from medspark.images.reasons import Reason, Unreadable
+from medspark.images.rendering import Rendering
+from medspark.ingest import ledger, storage
+from medspark.ingest.ledger import CONFLICTING_LABEL, QUARANTINED, SAMPLE
+from medspark.ingest.write import Part, PartWriter
+
+_LOGGER = logging.getLogger(__name__)
+
+# A file up to this size is read once, into memory; a larger one is hashed, then read in place.
+_SMALL_BYTES = 32 << 20
+_CHUNK = 1 << 20
+
+# Besides the ledger's rows, a task reports its part, in rows that have a ``part_sha256``.
+OUTCOME_SCHEMA = pa.schema(
+    [*ledger.SCHEMA, ("part_rows", pa.int64()), ("part_bytes", pa.int64()),
+     ("part_sha256", pa.string())]
+)  # fmt: skip
+OUTCOME_SPARK_SCHEMA = from_arrow_schema(OUTCOME_SCHEMA)
+
+Outcome = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """Everything that a task needs to know; travels inside the task, never in a setting."""
+
+    source: str
+    source_key: str
+    samples: str
+    generation: str
+    rendering: Rendering
+    limits: Limits
+    privacy: Privacy
+    pseudonyms: Pseudonyms
+    label_attribute: str | None = None
+
+    def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Decode the files of ``batches`` (rows as annotated) and yield rows of OUTCOME_SCHEMA."""
+        # Unique, so a task that is tried again, or twice at once, never touches another's part;
+        # only the rows of the attempt that succeeded come back and are committed.
+        name = f"data/{self.generation}/{uuid.uuid4().hex}.parquet"
+        writer = PartWriter(self.samples, name)
+        for batch in batches:
+            outcomes: list[Outcome] = []
+            for row in batch.to_pylist():
+                outcomes += self._outcomes(row, writer)
+            yield _batch(outcomes)
+        part = writer.close()
+        if part:
+            yield _batch([_part_row(part)])
+
+    def _outcomes(self, row: dict[str, Any], writer: PartWriter) -> list[Outcome]:
+        """Return one outcome per frame of a file, or one for the file if it cannot be used."""
+        known = {name: row[name] for name in ("file_key", "fingerprint", "size")}
+        known |= {"source_key": self.source_key, "sha256": None}
+        try:
+            with self._opened(row["path"], row["size"]) as (source, sha256):
+                known["sha256"] = sha256
+                self._check_label(row, source)
+                return [known | self._store(frame, row, writer) for frame in self._frames(source)]
+        except _Conflict:
+            verdict = (CONFLICTING_LABEL, "the label table gives this file two labels")
+        except Unreadable as error:
+            verdict = (error.reason.value, error.message)
+        except Exception as error:  # noqa: BLE001 - one file must never cost the others
+            verdict = (Reason.DECODE_FAILED.value, f"{type(error).__name__} while decoding")
+        return [known | {"outcome": QUARANTINED, "reason": verdict[0], "message": verdict[1]}]
+
+    def _frames(self, source: str | bytes) -> Iterator[Frame]:
+        return decode(
+            source,
+            rendering=self.rendering,
+            limits=self.limits,
+            pseudonyms=self.pseudonyms,
+            privacy=self.privacy,
+            label_attribute=self.label_attribute,
+        )
+
+    def _check_label(self, row: dict[str, Any], source: str | bytes) -> None:
+        if row["conflict"]:
+            raise _Conflict
+        if row["label"] is None and self.label_attribute is None:
+            head = source[:132] if isinstance(source, bytes) else _head(source)
+            image = looks_like_raster(head) or looks_like_dicom(head)
+            raise Unreadable(Reason.NO_LABEL if image else Reason.NOT_AN_IMAGE)
+
+    def _store(self, frame: Frame, row: dict[str, Any], writer: PartWriter) -> Outcome:
+        label = row["label"] if self.label_attribute is None else frame.label
+        if label is None:
+            raise Unreadable(Reason.NO_LABEL)
+        height, width = frame.pixels.shape[:2]
+        kept: Outcome = {
+            "frame": frame.number,
+            "sample_key": self._sample_key(frame, row["path"]),
+            "patient_key": self._patient_key(frame, row),
+            "label": label,
+            "split": row["split"],
+            "site": row["site"],
+            "pixel_sha256": frame.pixel_sha256,
+            "height": height,
+            "width": width,
+            "channels": 1 if frame.pixels.ndim == 2 else frame.pixels.shape[2],
+            "bits": 8 * frame.pixels.dtype.itemsize,
+        }
+        number = writer.add(_sample(frame, kept))
+        return kept | {"outcome": SAMPLE, "part": writer.name, "row": number}
+
+    def _sample_key(self, frame: Frame, path: str) -> str:
+        # Where the archive lies is not part of it: a copy elsewhere gives the same dataset.
+        return self.pseudonyms.name("sample", f"{path}\n{frame.number}\n{frame.pixel_sha256}")
+
+    def _patient_key(self, frame: Frame, row: dict[str, Any]) -> str:
+        # A file of which nothing says whose it is counts as one patient.
+        known = row["patient_key"] or frame.attributes.patient_key
+        return str(known or self.pseudonyms.name("file-as-patient", row["path"]))
+
+    @contextmanager
+    def _opened(self, path: str, size: int) -> Iterator[tuple[str | bytes, str]]:
+        """Yield the file's bytes, or a local path to them, with their SHA-256."""
+        if size < 0:
+            raise Unreadable(Reason.UNREADABLE_FILE, "not a regular file, or a link to nothing")
+        self.limits.check_file(size)
+        system, inside = storage.filesystem(storage.join(self.source, path))
+        try:
+            if size <= _SMALL_BYTES:
+                content = bytes(system.cat_file(inside))
+                yield content, hashlib.sha256(content).hexdigest()
+                return
+            with system.open(inside, "rb") as file:
+                if storage.is_local(self.source):
+                    yield inside, hashlib.file_digest(file, "sha256").hexdigest()
+                    return
+                with tempfile.NamedTemporaryFile() as copy:
+                    digest = hashlib.sha256()
+                    while chunk := file.read(_CHUNK):
+                        digest.update(chunk)
+                        copy.write(chunk)
+                    copy.flush()
+                    yield copy.name, digest.hexdigest()
+        except OSError as error:
+            raise Unreadable(Reason.UNREADABLE_FILE, error.strerror or "") from None
+
+
+class _Conflict(Exception):  # noqa: N818 - control flow, not an error
+    """The label table contradicts itself about a file."""
+
+
+def _sample(frame: Frame, kept: Outcome) -> dict[str, Any]:
+    rendered = {f"rendered_{k}": v for k, v in dataclasses.asdict(frame.rendered).items()}
+    pixels = frame.pixels.astype(frame.pixels.dtype.newbyteorder("<"), copy=False).tobytes()
+    return dataclasses.asdict(frame.attributes) | rendered | kept | {"pixels": pixels}
+
+
+def _head(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(132)
+
+
+def _part_row(part: Part) -> Outcome:
+    return {
+        "part": part.path,
+        "part_rows": part.rows,
+        "part_bytes": part.bytes,
+        "part_sha256": part.sha256,
+    }
+
+
+def _batch(outcomes: list[Outcome]) -> pa.RecordBatch:
+    return pa.RecordBatch.from_pylist(outcomes, schema=OUTCOME_SCHEMA)

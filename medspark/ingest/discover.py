@@ -1,0 +1,131 @@
+"""Which files an archive holds, without one machine having to list or hold them all."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+
+import pyarrow as pa
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from medspark.errors import UsageError
+from medspark.ingest import storage
+
+SCHEMA = pa.schema([("path", pa.string()), ("size", pa.int64()), ("modified", pa.int64())])
+_SPARK_SCHEMA = "path string, size bigint, modified bigint"
+
+# So many entries the driver lists by itself, in about a second; folders beyond go to the workers.
+DRIVER_BUDGET = 50_000
+_BATCH = 4096
+
+Row = tuple[str, int, int]
+
+
+def discover(
+    spark: SparkSession, source: str, *, exclude: frozenset[str] = frozenset(),
+    budget: int = DRIVER_BUDGET,
+) -> DataFrame:
+    """Return the files below ``source``: path relative to it, size in bytes, time in ns.
+
+    The driver starts listing, breadth first; once it has seen ``budget`` entries, the folders that
+    are left are walked by tasks. ``exclude`` names paths, relative to the source, to leave out.
+    """
+    source = storage.normalise(source)
+    files, folders = list_some(source, budget)
+    table = pa.Table.from_pylist(
+        [dict(zip(SCHEMA.names, row, strict=True)) for row in files], schema=SCHEMA
+    )
+    found = spark.createDataFrame(table)
+    if folders:
+        tasks = spark.createDataFrame([(folder,) for folder in folders], "folder string")
+        tasks = tasks.repartition(min(len(folders), 8 * spark.sparkContext.defaultParallelism))
+        found = found.unionByName(tasks.mapInArrow(_Walker(source), _SPARK_SCHEMA))
+    return found.where(~F.col("path").isin(sorted(exclude))) if exclude else found
+
+
+def from_inventory(spark: SparkSession, inventory: str, source: str) -> DataFrame:
+    """Return the files that an inventory table names, in place of listing them.
+
+    The table is CSV with a header, or Parquet, with columns path (relative to ``source`` or whole),
+    size and, optionally, modified (any number that changes with the file).
+    """
+    reader = spark.read
+    url = storage.for_spark(inventory)
+    table = (
+        reader.parquet(url)
+        if inventory.endswith((".parquet", "/"))
+        else reader.csv(url, header=True)
+    )
+    missing = {"path", "size"} - set(table.columns)
+    if missing:
+        raise UsageError(f"The inventory {inventory} has no column {sorted(missing)[0]!r}.")
+    inside = storage.normalise(source) + "/"
+    whole = F.col("path").startswith(inside)
+    modified = F.col("modified") if "modified" in table.columns else F.lit(0)
+    return table.select(
+        F.when(whole, F.col("path").substr(F.lit(len(inside) + 1), F.length("path")))
+        .otherwise(F.col("path"))
+        .alias("path"),
+        F.col("size").cast("bigint").alias("size"),
+        F.coalesce(modified.cast("bigint"), F.lit(0)).alias("modified"),
+    )
+
+
+def list_some(source: str, budget: int) -> tuple[list[Row], list[str]]:
+    """List breadth first until ``budget`` entries; return the files and the folders left over."""
+    files: list[Row] = []
+    folders = deque([source])
+    seen = 0
+    while folders and seen < budget:
+        folder, here = folders.popleft(), []
+        for entry in storage.children(folder):
+            seen += 1
+            if seen >= budget:
+                # What was read of this folder is dropped: a task will list it from the start.
+                return files, [*folders, folder]
+            here.append(entry)
+        files += [_row(entry, source) for entry in here if not entry.is_folder]
+        folders.extend(entry.path for entry in here if entry.is_folder)
+    return files, list(folders)
+
+
+class _Walker:
+    """Lists whole trees inside a task."""
+
+    def __init__(self, source: str) -> None:
+        self._source = source
+
+    def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        rows: list[Row] = []
+        for batch in batches:
+            for folder in batch.column(0).to_pylist():
+                for row in self._files(folder):
+                    rows.append(row)
+                    if len(rows) == _BATCH:
+                        yield _batch(rows)
+                        rows = []
+        if rows:
+            yield _batch(rows)
+
+    def _files(self, folder: str) -> Iterator[Row]:
+        for entry in storage.children(folder):
+            if entry.is_folder:
+                yield from self._files(entry.path)
+            else:
+                yield _row(entry, self._source)
+
+
+def _row(entry: storage.Entry, source: str) -> Row:
+    return _printable(entry.path[len(source) + 1 :]), entry.size, entry.modified
+
+
+def _printable(path: str) -> str:
+    # A name that is not UTF-8 cannot go through Arrow. It keeps its row, and ends in quarantine.
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def _batch(rows: list[Row]) -> pa.RecordBatch:
+    columns = [list(column) for column in zip(*rows, strict=True)]
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)]
+    return pa.RecordBatch.from_arrays(arrays, schema=SCHEMA)

@@ -1,0 +1,234 @@
+"""What a file's label is: from a table, from its folder, or from a coded DICOM attribute."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
+from typing import Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+from pydantic import Field
+
+from medspark.config import Config
+from medspark.errors import UsageError
+from medspark.images.deidentify import Pseudonyms
+from medspark.ingest import storage
+
+SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "test": "test",
+    "testing": "test",
+}
+
+# Below this size a label table is searched to its end for one file that exists before Spark
+# starts; of a larger one, whose files may be far away, only so many rows are tried there.
+_PROBED_ROWS = 100_000
+
+Match = Literal["path", "name", "stem"]
+
+
+class LabelConfig(Config):
+    """How a label table is read."""
+
+    path: str = Field("path", description="column of the file's path")
+    label: str = Field("label", description="column of the class")
+    patient_id: str = Field("patient_id", description="column of the patient, if there is one")
+    split: str = Field("split", description="column of train, val or test, if there is one")
+    site: str = Field("site", description="column of the hospital or scanner, if there is one")
+    match: Match = Field(
+        "path", description="what of the path names the file: all, its name, or name less extension"
+    )
+
+
+# What is known of a file from outside it. A patient is a pseudonym from here on.
+SCHEMA = pa.schema(
+    [(name, pa.string()) for name in ("match", "label", "patient_key", "split", "site")]
+)
+
+
+def match_key(path: str, match: Match) -> str:
+    """Return what a file below the source and a row of the table have in common."""
+    if match == "path":
+        return path
+    name = posixpath.basename(path)
+    return name if match == "name" else name.partition(".")[0]
+
+
+def from_folders(path: str) -> tuple[str | None, str | None]:
+    """Return the (label, split) that the folders of ``path``, relative to the source, tell.
+
+    The label is the folder below ``train``, ``val`` or ``test`` where there is one of these, else
+    the first folder (torchvision's ImageFolder).
+    """
+    folders = path.split("/")[:-1]
+    for depth, folder in enumerate(folders):
+        split = SPLIT_NAMES.get(folder.lower())
+        if split:
+            below = folders[depth + 1 :]
+            return (below[0] if below else None), split
+    return (folders[0] if folders else None), None
+
+
+class LabelTable:
+    """A CSV, TSV or Parquet table of labels, with paths made relative to ``source``.
+
+    Raises UsageError where the table cannot be read, lacks its columns, names a split that is
+    none, or matches no file of the source.
+    """
+
+    def __init__(self, url: str, source: str, config: LabelConfig) -> None:
+        self.url, self._source, self._config = url, storage.normalise(source), config
+        if not storage.is_file(url):
+            raise UsageError(f"There is no label table {url}.")
+        self._dataset = self._open()
+        self._columns = self._choose_columns()
+        self._folder = self._base_folder()
+
+    def write(self, url: str, pseudonyms: Pseudonyms) -> None:
+        """Write the table as one Parquet file with the columns of SCHEMA."""
+        system, path = storage.filesystem(url)
+        with system.open(path, "wb") as file, pq.ParquetWriter(file, SCHEMA) as writer:
+            for batch in self._batches():
+                writer.write_batch(self._normalised(batch, pseudonyms))
+
+    def _open(self) -> ds.Dataset:
+        system, path = storage.filesystem(self.url)
+        try:
+            if path.lower().endswith((".parquet", ".pq")):
+                return ds.dataset(path, filesystem=system, format="parquet")
+            delimiter = "\t" if path.lower().endswith((".tsv", ".tab")) else ","
+            names = self._config.model_dump(exclude={"match"}).values()
+            csv = ds.CsvFileFormat(
+                parse_options=pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+                # Identifiers such as 007 are text, whatever they look like.
+                convert_options=pa.csv.ConvertOptions(
+                    column_types={name: pa.string() for name in names}, strings_can_be_null=True
+                ),
+            )
+            return ds.dataset(path, filesystem=system, format=csv)
+        except (pa.ArrowException, OSError) as error:
+            raise UsageError(f"The label table {self.url} cannot be read: {error}") from None
+
+    def _choose_columns(self) -> dict[str, str]:
+        wanted = self._config.model_dump(exclude={"match"})
+        there = {role: name for role, name in wanted.items() if name in self._dataset.schema.names}
+        for role in ("path", "label"):
+            if role not in there:
+                raise UsageError(
+                    f"The label table {self.url} has no column {wanted[role]!r}; it has "
+                    f"{', '.join(self._dataset.schema.names)} (--label_table.{role} names it)."
+                )
+        return there
+
+    def _batches(self) -> Iterator[pa.RecordBatch]:
+        columns = {role: ds.field(name) for role, name in self._columns.items()}
+        try:
+            yield from self._dataset.to_batches(columns=columns)
+        except (pa.ArrowException, OSError) as error:
+            raise UsageError(f"The label table {self.url} cannot be read: {error}") from None
+
+    def _paths(self) -> Iterator[str]:
+        for batch in self._batches():
+            yield from (str(path) for path in batch.column("path").to_pylist() if path)
+
+    def _base_folder(self) -> str:
+        """Return the folder that the table's paths start from: the source or the table's own."""
+        if self._config.match != "path":
+            self._check_names()
+            return self._source
+        own = posixpath.dirname(storage.normalise(self.url))
+        for path in islice(self._paths(), _PROBED_ROWS):
+            for folder in (self._source, own):
+                relative = self._relative(path, folder)
+                if relative and storage.is_file(storage.join(self._source, relative)):
+                    return folder
+        raise self._no_match()
+
+    def _check_names(self) -> None:
+        match = self._config.match
+        listed = {match_key(path, match) for path in self._paths()}
+        below = islice(_walk(self._source), _PROBED_ROWS)
+        first = next((path for path in below if match_key(path, match) in listed), None)
+        if first is None and next(below, None) is None:
+            raise self._no_match()
+
+    def _no_match(self) -> UsageError:
+        return UsageError(
+            f"The label table {self.url} matches no file below {self._source}; its paths should be "
+            f"relative to that folder or to the table's (--label_table.match compares less)."
+        )
+
+    def _relative(self, path: str, folder: str) -> str | None:
+        """Return ``path`` relative to the source, or None where it is not below it."""
+        path = path.strip().replace("\\", "/")
+        whole = path if path.startswith("/") or "://" in path else storage.join(folder, path)
+        scheme, separator, rest = whole.partition("://")
+        whole = scheme + separator + posixpath.normpath(rest) if separator else (
+            posixpath.normpath(whole)
+        )
+        inside = self._source + "/"
+        return whole[len(inside) :] if whole.startswith(inside) else None
+
+    def _normalised(self, batch: pa.RecordBatch, pseudonyms: Pseudonyms) -> pa.RecordBatch:
+        patients = self._text(batch, "patient_id").to_pylist()
+        keys = [None if patient is None else pseudonyms.patient(patient) for patient in patients]
+        columns = {
+            "match": pa.array(self._keys(batch.column("path").to_pylist()), pa.string()),
+            "label": self._text(batch, "label"),
+            "patient_key": pa.array(keys, pa.string()),
+            "split": self._splits(self._text(batch, "split")),
+            "site": self._text(batch, "site"),
+        }
+        return pa.RecordBatch.from_arrays(list(columns.values()), schema=SCHEMA)
+
+    def _text(self, batch: pa.RecordBatch, role: str) -> pa.Array:
+        """Return a column as trimmed text, null where it is empty or absent."""
+        if role not in self._columns:
+            return pa.nulls(batch.num_rows, pa.string())
+        text = pc.utf8_trim_whitespace(batch.column(role).cast(pa.string()))
+        return pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.string()), text)
+
+    def _keys(self, paths: Iterable[object]) -> Iterator[str | None]:
+        for path in paths:
+            if path is None:
+                yield None
+            elif self._config.match == "path":
+                yield self._relative(str(path), self._folder)
+            else:
+                yield match_key(str(path).strip().replace("\\", "/"), self._config.match)
+
+    def _splits(self, column: pa.Array) -> pa.Array:
+        lower = pc.utf8_lower(column)
+        for value in pc.unique(lower).to_pylist():
+            if value is not None and value not in SPLIT_NAMES:
+                raise UsageError(
+                    f"The label table {self.url} has the split {value!r}; "
+                    "a split is train, val or test."
+                )
+        return pa.array([SPLIT_NAMES.get(value) for value in lower.to_pylist()], pa.string())
+
+
+def has_class_folders(source: str) -> bool:
+    """Return whether any folder is below ``source``: without one no file has a label."""
+    return any(entry.is_folder for entry in storage.children(source))
+
+
+def _walk(source: str) -> Iterator[str]:
+    folders: Iterator[str] = iter([source])
+    prefix = source + "/"
+    while (folder := next(folders, None)) is not None:
+        for entry in storage.children(folder):
+            if entry.is_folder:
+                folders = chain(folders, [entry.path])
+            else:
+                yield entry.path.removeprefix(prefix)

@@ -1,0 +1,90 @@
+"""The Spark session that every job works in: found or made, quiet, and able to import medspark."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pydantic import Field
+from pyspark import SparkConf, SparkContext
+from pyspark.sql import SparkSession
+
+from medspark.config import Config
+from medspark.ingest.ship import package_zip
+
+_SETTINGS = {
+    # A path is small but what comes back for it is not; pixels set a smaller number of their own.
+    "spark.sql.execution.arrow.maxRecordsPerBatch": "256",
+    "spark.sql.session.timeZone": "UTC",
+    # Barrier stages refuse to run with it, and an ingest should not lose its workers' caches.
+    "spark.dynamicAllocation.enabled": "false",
+    "spark.speculation": "false",
+    "spark.ui.showConsoleProgress": "true",
+    # Keys never are settings, but whatever looks like one is not to be readable in the event log.
+    "spark.redaction.regex": "(?i)secret|password|token|access[.]?key|hmac|pseudonym",
+}
+
+
+class SparkConfig(Config):
+    """Where Spark runs. What spark-submit or the platform already decided is left as it is."""
+
+    master: str | None = Field(
+        None, description="Spark master; by default what spark-submit says, else every local core"
+    )
+    log_level: str = Field("WARN", description="log level of the JVM: ERROR, WARN, INFO, DEBUG")
+    settings: dict[str, str] = Field(
+        default_factory=dict, description="further Spark properties, by name"
+    )
+
+
+@contextmanager
+def spark_session(config: SparkConfig, *, name: str = "medspark") -> Iterator[SparkSession]:
+    """Yield a session in whose workers medspark can be imported.
+
+    A session that runs already, as in a notebook, is used and left running; one that was
+    started here is stopped at the end.
+    """
+    running = SparkSession.getActiveSession()
+    spark = running or _start(config, name)
+    spark.sparkContext.setLogLevel(config.log_level)
+    if not is_local(spark):
+        spark.sparkContext.addPyFile(str(package_zip()))
+    try:
+        yield spark
+    finally:
+        if running is None:
+            spark.stop()
+
+
+def is_local(spark: SparkSession) -> bool:
+    """Return whether driver and workers share one machine and one Python installation."""
+    return _runs_here(str(spark.sparkContext.master))
+
+
+def _runs_here(master: str) -> bool:
+    return master == "local" or master.startswith("local[")
+
+
+def _start(config: SparkConfig, name: str) -> SparkSession:
+    SparkContext._ensure_initialized()  # so that SparkConf sees what spark-submit was told
+    submitted = SparkConf()
+    master = config.master or submitted.get("spark.master", "local[*]") or "local[*]"
+    if _runs_here(master):
+        # Without it the workers run whatever python3 comes first on the path.
+        os.environ["PYSPARK_PYTHON"] = sys.executable
+    builder = SparkSession.builder.appName(name).master(_retrying(master))
+    for key, value in _SETTINGS.items():
+        if not submitted.contains(key):
+            builder = builder.config(key, value)
+    for key, value in config.settings.items():
+        builder = builder.config(key, value)
+    return builder.getOrCreate()
+
+
+def _retrying(master: str) -> str:
+    """Return ``master`` so that a local task that dies is tried again, as on a cluster."""
+    cores = re.fullmatch(r"local(?:\[([\d*]+)\])?", master)
+    return f"local[{cores[1] or 1},4]" if cores else master

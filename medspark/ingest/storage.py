@@ -1,0 +1,189 @@
+"""Files by path or URL: local folders, and whatever fsspec has a driver for (s3, abfs, hdfs, ...).
+
+Spark and Python have different names for one place; both understand what ``normalise`` returns.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from medspark.errors import UsageError
+
+# Hadoop's name for a scheme, and fsspec's.
+_SCHEMES = {"s3a": "s3", "s3n": "s3", "gs": "gcs"}
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One thing in a folder. ``modified`` is in nanoseconds since 1970, 0 where unknown."""
+
+    path: str
+    is_folder: bool
+    size: int = 0
+    modified: int = 0
+
+
+def normalise(url: str) -> str:
+    """Return ``url`` as fsspec takes it: absolute, no trailing slash, a plain path if local."""
+    if url.startswith("dbfs:/"):
+        url = "/dbfs/" + url.removeprefix("dbfs:").lstrip("/")
+    if url.startswith("file:"):
+        url = "/" + url.removeprefix("file:").lstrip("/")
+    scheme, separator, rest = url.partition("://")
+    if separator:
+        return f"{_SCHEMES.get(scheme, scheme)}://{rest.rstrip('/')}"
+    return os.path.abspath(url)
+
+
+def for_spark(url: str) -> str:
+    """Return ``url`` as Spark's readers take it: a local path must say that it is one."""
+    scheme, separator, rest = normalise(url).partition("://")
+    if not separator:
+        return Path(scheme).as_uri()
+    hadoop = {"s3": "s3a", "gcs": "gs"}
+    return f"{hadoop.get(scheme, scheme)}://{rest}"
+
+
+def join(folder: str, path: str) -> str:
+    """Return the path of ``path`` below ``folder``."""
+    return f"{folder.rstrip('/')}/{path}"
+
+
+def filesystem(url: str) -> tuple[Any, str]:
+    """Return fsspec's filesystem for ``url`` and the path inside it.
+
+    Raises UsageError for a scheme without a driver, naming the package to install where known.
+    """
+    url = normalise(url)
+    try:
+        return fsspec.core.url_to_fs(url)  # type: ignore[no-any-return]
+    except (ValueError, ImportError) as error:
+        raise UsageError(f"{url} cannot be reached: {error}") from None
+
+
+def is_local(url: str) -> bool:
+    """Return whether ``url`` is a path of this machine's file system."""
+    return isinstance(filesystem(url)[0], LocalFileSystem)
+
+
+def is_folder(url: str) -> bool:
+    """Return whether ``url`` is a folder that exists."""
+    system, path = filesystem(url)
+    return bool(system.isdir(path))
+
+
+def is_file(url: str) -> bool:
+    """Return whether ``url`` is a file that exists."""
+    system, path = filesystem(url)
+    return bool(system.isfile(path))
+
+
+def read_text(url: str) -> str | None:
+    """Return the content of a small file, or None where there is no such file."""
+    system, path = filesystem(url)
+    try:
+        return str(system.cat_file(path).decode("utf-8"))
+    except FileNotFoundError:
+        return None
+
+
+def write_text(url: str, text: str) -> None:
+    """Write a small file so that a reader finds the old one or the new one, whole."""
+    system, path = filesystem(url)
+    if not isinstance(system, LocalFileSystem):
+        system.pipe_file(path, text.encode())  # an object store shows a put when it is complete
+        return
+    scratch = f"{path}.{os.getpid()}.partial"
+    with open(scratch, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(scratch, path)
+
+
+def create(url: str, text: str) -> bool:
+    """Write a file that must not exist yet; return False, changing nothing, where it does."""
+    system, path = filesystem(url)
+    if not isinstance(system, LocalFileSystem):
+        if system.exists(path):
+            return False
+        system.pipe_file(path, text.encode())
+        return True
+    try:
+        handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+    except FileExistsError:
+        return False
+    with os.fdopen(handle, "w") as file:
+        file.write(text)
+    return True
+
+
+def make_folder(url: str) -> None:
+    """Make ``url`` a folder, with those above it. Raises UsageError where that is not allowed."""
+    system, path = filesystem(url)
+    try:
+        system.makedirs(path, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"The folder {url} cannot be made: {error.strerror or error}.") from None
+
+
+def remove(url: str) -> None:
+    """Remove a file or a folder and all that is below it, if it is there."""
+    system, path = filesystem(url)
+    if system.exists(path):
+        system.rm(path, recursive=True)
+
+
+def children(url: str) -> Iterator[Entry]:
+    """Yield what a folder holds, without following the order or depth of anything."""
+    system, path = filesystem(url)
+    if isinstance(system, LocalFileSystem):
+        yield from _scan(path)
+        return
+    for info in system.ls(path, detail=True):
+        name = info["name"].rstrip("/")[len(path.rstrip("/")) + 1 :]
+        if name:  # object stores may list the folder itself
+            kind, size = info["type"], int(info.get("size") or 0)
+            yield Entry(join(url, name), kind == "directory", size, _modified(info))
+
+
+def _scan(folder: str) -> Iterator[Entry]:
+    # A generator: a folder of ten million files never is a list.
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            try:
+                if entry.is_dir():
+                    if not (entry.is_symlink() and _is_loop(entry.path)):
+                        yield Entry(entry.path, is_folder=True)
+                    continue
+                status = entry.stat()
+                regular = stat.S_ISREG(status.st_mode)
+                yield Entry(entry.path, False, status.st_size if regular else -1, status.st_mtime_ns)
+            except OSError:
+                yield Entry(entry.path, is_folder=False, size=-1)  # a dangling link, say
+
+
+def _is_loop(link: str) -> bool:
+    real = os.path.realpath(link)
+    return os.path.realpath(os.path.dirname(link)).startswith(real.rstrip("/") + "/") or (
+        os.path.realpath(os.path.dirname(link)) == real
+    )
+
+
+def _modified(info: dict[str, Any]) -> int:
+    for key in ("mtime", "LastModified", "last_modified", "updated", "created"):
+        value = info.get(key)
+        if isinstance(value, datetime):
+            return int(value.timestamp() * 1e9)
+        if isinstance(value, int | float):
+            return int(value * 1e9)
+    return 0
