@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+import pytest
 from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:  # most tests do without torch, and its import takes a second
+    from torch import Tensor, nn
 
 # Two spinning thread pools on the same cores slow each other tenfold.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -13,3 +20,97 @@ settings.register_profile(
     "medspark", deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("medspark")
+
+
+@dataclass(frozen=True)
+class Digits:
+    """scikit-learn's 8 x 8 digits: small enough to train a network on in two seconds."""
+
+    images: Tensor
+    labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+
+    def train(self, loss: Callable[[nn.Module, Tensor, Tensor], Tensor], epochs: int) -> nn.Module:
+        """Return a small network in eval mode; ``loss`` takes (network, images, their rows)."""
+        import torch
+        from torch import nn
+
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            network = nn.Sequential(
+                *[nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU()],
+                *[nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.BatchNorm2d(32), nn.ReLU()],
+                *[nn.Conv2d(32, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU()],
+                *[nn.Flatten(), nn.Linear(512, 64), nn.ReLU(), nn.Linear(64, 10)],
+            )
+            optimiser = torch.optim.Adam(network.parameters())
+            steps = epochs * (len(self.images) // 64)
+            rate = torch.optim.lr_scheduler.OneCycleLR(optimiser, 5e-3, total_steps=steps)
+            for _ in range(epochs):
+                for rows in torch.randperm(len(self.images)).split(64)[: steps // epochs]:
+                    optimiser.zero_grad()
+                    loss(network, self.images[rows], rows).backward()
+                    optimiser.step()
+                    rate.step()
+        return network.eval()
+
+
+@pytest.fixture(scope="session")
+def digits() -> Digits:
+    import torch
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    images = torch.tensor(data.images / 16, dtype=torch.float32).unsqueeze(1)
+    labels = torch.tensor(data.target)
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    train, test = order[:1297], order[1297:]
+    return Digits(images[train], labels[train], images[test], labels[test])
+
+
+@pytest.fixture(scope="session")
+def plain_network(digits: Digits) -> nn.Module:
+    """A network that never saw an attack."""
+    from torch.nn.functional import cross_entropy
+
+    return digits.train(
+        lambda network, images, rows: cross_entropy(network(images), digits.labels[rows]), 8
+    )
+
+
+@pytest.fixture(scope="session")
+def robust_network(digits: Digits) -> nn.Module:
+    """A network trained on attacked images (N-FGSM; de Jorge et al. 2022) at eps 0.2."""
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    from medspark.attacks.fgsm import fgsm
+    from medspark.attacks.threat import ThreatModel
+    from medspark.models.classifier import evaluating
+
+    def loss(network: nn.Module, images: Tensor, rows: Tensor) -> Tensor:
+        labels = digits.labels[rows]
+        noisy = images + 0.4 * (2 * torch.rand_like(images) - 1)
+        anywhere = ThreatModel(eps=1.0)  # N-FGSM does not project onto the ball
+        with evaluating(network):
+            attacked = fgsm(network, noisy, labels, threat=anywhere, step=0.2)
+        return cross_entropy(network(attacked), labels)
+
+    return digits.train(loss, 8)
+
+
+@pytest.fixture(scope="session")
+def distilled_network(digits: Digits) -> nn.Module:
+    """Defensive distillation at temperature 50 (Papernot et al. 2016), deployed at 1."""
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    teacher = digits.train(
+        lambda network, images, rows: cross_entropy(network(images) / 50, digits.labels[rows]), 16
+    )
+    with torch.no_grad():
+        soft = (teacher(digits.images) / 50).softmax(1)
+    return digits.train(
+        lambda network, images, rows: cross_entropy(network(images) / 50, soft[rows]), 16
+    )

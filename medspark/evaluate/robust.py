@@ -267,7 +267,7 @@ def _flags(found: dict[str, Array], config: EvaluateConfig) -> list[Flag]:
 
     flags = [
         sanity.zero_gradients(float(found["zero_gradient"].mean()), limits),
-        sanity.saturated(found["clean"], limits),
+        sanity.saturated(_saturated_share(found["clean"], labels), limits),
     ]
     for name in config.attacks:
         by_eps = {eps: accuracy(_key(name, eps)) for eps in config.eps}
@@ -289,8 +289,14 @@ def _flags(found: dict[str, Array], config: EvaluateConfig) -> list[Flag]:
     return flags
 
 
+def _saturated_share(probabilities: Array, labels: Array) -> float:
+    right = probabilities.argmax(1) == labels
+    return float((probabilities[right].max(1) >= 1.0).mean()) if right.any() else 0.0
+
+
 def _sanity_eps(config: EvaluateConfig) -> float:
-    return sorted(config.eps)[len(config.eps) // 2]
+    # The largest: where an honest attack has won, one that was kept from winning stands out.
+    return max(config.eps)
 
 
 def _key(attack: str, eps: float) -> str:

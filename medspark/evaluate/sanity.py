@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import Any
 
-import numpy.typing as npt
 from pydantic import Field
 
 from medspark.config import Config
@@ -34,7 +32,7 @@ class SanityConfig(Config):
         0.02, description="accuracy under random noise above that under attack, at the least"
     )
     saturation: float = Field(
-        0.5, description="share of images with a probability of exactly one in float32"
+        0.5, description="share of correct answers with a probability of exactly one"
     )
     unsteady: float = Field(
         1e-3, description="difference in probability when an image comes in another batch"
@@ -114,12 +112,11 @@ def noise_as_strong(
     )
 
 
-def saturated(probabilities: npt.NDArray[Any], limits: SanityConfig) -> Flag:
-    """Flag a network so sure of itself that float32 rounds its probabilities to one."""
-    share = float((probabilities.max(axis=1) >= 1.0).mean())
+def saturated(share: float, limits: SanityConfig) -> Flag:
+    """Flag a network so sure of what it gets right that float32 rounds its probability to one."""
     return _flag(
         "confidence_saturated", share, limits.saturation,
-        f"{share:.1%} of the images get a probability of exactly 1 in float32, where the "
+        f"{share:.1%} of the correct answers have a probability of exactly 1 in float32, where the "
         "cross-entropy has no gradient left",
     )  # fmt: skip
 

@@ -1,0 +1,197 @@
+"""FGSM and PGD: the laws they obey, and agreement with foolbox on the same inputs."""
+
+import copy
+
+import foolbox
+import pytest
+import torch
+from torch import Tensor, nn
+
+from medspark.attacks.fgsm import fgsm
+from medspark.attacks.gradient import input_gradient, zero_gradient
+from medspark.attacks.losses import correct, cross_entropy, dlr, margin, rescaled
+from medspark.attacks.pgd import pgd
+from medspark.attacks.threat import ThreatModel
+from medspark.models.backbones import ModelConfig, build
+
+THREAT = ThreatModel(eps=0.1)
+
+
+def attacked(name: str, model: nn.Module, images: Tensor, labels: Tensor, eps: float) -> Tensor:
+    threat = ThreatModel(eps=eps)
+    if name == "fgsm":
+        return fgsm(model, images, labels, threat=threat)
+    return pgd(model, images, labels, threat=threat, steps=10)
+
+
+@pytest.fixture(scope="module")
+def batch(digits) -> tuple[Tensor, Tensor]:
+    return digits.test_images[:100], digits.test_labels[:100]
+
+
+def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
+    with torch.no_grad():
+        return float(correct(model(images), labels).float().mean())
+
+
+@pytest.mark.parametrize("name", ["fgsm", "pgd"])
+@pytest.mark.parametrize("eps", [0.0039, 0.1, 1.0])
+def test_attacked_images_stay_allowed(plain_network, batch, name: str, eps: float) -> None:
+    images, labels = batch
+
+    found = attacked(name, plain_network, images, labels, eps)
+
+    assert ThreatModel(eps=eps).holds(found, images).all()
+
+
+@pytest.mark.parametrize("name", ["fgsm", "pgd"])
+def test_an_attack_of_nothing_returns_the_images_untouched(plain_network, batch, name) -> None:
+    images, labels = batch
+
+    assert torch.equal(attacked(name, plain_network, images, labels, 0.0), images)
+
+
+@pytest.mark.parametrize("name", ["fgsm", "pgd"])
+def test_accuracy_falls_with_eps(plain_network, batch, name: str) -> None:
+    images, labels = batch
+
+    found = [
+        accuracy(plain_network, attacked(name, plain_network, images, labels, eps), labels)
+        for eps in (0.0, 0.05, 0.1, 0.2)
+    ]
+
+    assert found == sorted(found, reverse=True)
+    assert found[-1] < 0.5 * found[0]
+
+
+def test_many_small_steps_are_worse_than_one(plain_network, batch) -> None:
+    images, labels = batch
+
+    one = accuracy(plain_network, attacked("fgsm", plain_network, images, labels, 0.1), labels)
+    many = accuracy(plain_network, attacked("pgd", plain_network, images, labels, 0.1), labels)
+
+    assert many <= one
+
+
+def test_fgsm_is_exactly_that_of_foolbox(plain_network, batch) -> None:
+    images, labels = batch
+    oracle = foolbox.PyTorchModel(plain_network, bounds=(0, 1), device="cpu")
+
+    theirs, *_ = foolbox.attacks.FGSM()(oracle, images, labels, epsilons=0.1)
+
+    assert torch.equal(fgsm(plain_network, images, labels, threat=THREAT), theirs)
+
+
+def test_pgd_is_that_of_foolbox(plain_network, batch) -> None:
+    images, labels = batch
+    oracle = foolbox.PyTorchModel(plain_network, bounds=(0, 1), device="cpu")
+    attack = foolbox.attacks.LinfPGD(rel_stepsize=0.25, steps=10, random_start=False)
+
+    theirs, *_ = attack(oracle, images, labels, epsilons=0.1)
+
+    ours = pgd(plain_network, images, labels, threat=THREAT, steps=10)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+
+
+def test_pgd_in_l2_is_as_strong_as_that_of_foolbox(plain_network, batch) -> None:
+    images, labels = batch
+    threat = ThreatModel(norm="l2", eps=0.1)
+    oracle = foolbox.PyTorchModel(plain_network, bounds=(0, 1), device="cpu")
+    attack = foolbox.attacks.L2PGD(rel_stepsize=0.25, steps=10, random_start=False)
+
+    theirs, *_ = attack(oracle, images, labels, epsilons=threat.radius(images))
+
+    ours = pgd(plain_network, images, labels, threat=threat, steps=10)
+    assert accuracy(plain_network, ours, labels) == accuracy(plain_network, theirs, labels)
+
+
+def test_stopping_when_fooled_gives_the_same_accuracy_for_less_work(plain_network, batch) -> None:
+    images, labels = batch
+    seen: list[int] = []
+    counted = copy.deepcopy(plain_network)
+    counted.register_forward_hook(lambda _model, inputs, _output: seen.append(len(inputs[0])))
+
+    early = pgd(counted, images, labels, threat=THREAT, steps=20, stop_when_fooled=True)
+
+    full = pgd(plain_network, images, labels, threat=THREAT, steps=20)
+    assert accuracy(plain_network, early, labels) <= accuracy(plain_network, full, labels)
+    assert THREAT.holds(early, images).all()
+    assert sum(seen) < 0.8 * 20 * len(images)
+
+
+@pytest.mark.parametrize("name", ["fgsm", "pgd"])
+def test_crafting_leaves_no_trace_in_the_model(name: str) -> None:
+    model = build(ModelConfig(name="test_resnet"), num_classes=2, channels=1).eval()
+    model.normalise.train()
+    before = copy.deepcopy(model.state_dict())
+    modes = [module.training for module in model.modules()]
+
+    attacked(name, model, torch.rand(2, 1, 32, 32), torch.tensor([0, 1]), 0.01)
+
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert [module.training for module in model.modules()] == modes
+
+
+def test_clean_images_are_not_written_to(plain_network, batch) -> None:
+    images, labels = batch
+    before = images.clone()
+
+    pgd(plain_network, images, labels, threat=THREAT, steps=2, start=images)
+
+    assert torch.equal(images, before)
+    assert not images.requires_grad
+
+
+def test_mixed_precision_does_not_reach_the_attack(plain_network, batch) -> None:
+    images, labels = batch
+    expected = fgsm(plain_network, images, labels, threat=THREAT)
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = fgsm(plain_network, images, labels, threat=THREAT)
+
+    assert torch.equal(found, expected)
+
+
+def test_images_without_a_gradient_are_counted(plain_network, batch) -> None:
+    images, labels = batch
+    gradient, _ = input_gradient(plain_network, images, labels, loss=cross_entropy)
+    gradient[0], gradient[1], gradient[2, 0, 0, 0] = 0, torch.nan, 0
+
+    assert zero_gradient(gradient).nonzero().flatten().tolist() == [0, 1]
+
+
+LOGITS = torch.tensor([[3.0, 1.0, 0.0], [0.0, 2.0, 6.0]])
+
+
+def test_the_margin_is_positive_exactly_where_the_network_errs() -> None:
+    assert margin(LOGITS, torch.tensor([0, 1])).tolist() == [-2.0, 4.0]
+
+
+def test_the_difference_of_logits_ratio_does_not_see_scale() -> None:
+    labels = torch.tensor([0, 1])
+
+    ratio = dlr(LOGITS, labels)
+
+    torch.testing.assert_close(ratio, torch.tensor([-2 / 3, 4 / 6]))
+    torch.testing.assert_close(dlr(50 * LOGITS, labels), ratio)
+
+
+def test_with_two_classes_the_ratio_is_the_margin() -> None:
+    logits, labels = LOGITS[:, :2], torch.tensor([0, 1])
+
+    assert torch.equal(dlr(logits, labels), margin(logits, labels))
+
+
+def test_rescaling_undoes_a_temperature() -> None:
+    labels = torch.tensor([0, 1])
+    loss = rescaled(cross_entropy)
+
+    torch.testing.assert_close(loss(50 * LOGITS, labels), loss(LOGITS, labels))
+
+
+def test_findings_are_attacked_one_against_the_others() -> None:
+    logits, labels = torch.tensor([[2.0, -1.0], [2.0, -1.0]]), torch.tensor([[1, 0], [1, 1]])
+
+    assert margin(logits, labels).tolist() == [-1.0, 1.0]
+    assert correct(logits, labels).tolist() == [True, False]

@@ -1,0 +1,190 @@
+"""Accuracy under attack: its laws, its slices, and the networks that must not be believed."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from medspark.evaluate.robust import Batch, EvaluateConfig, RobustReport, evaluate
+
+CONFIG = EvaluateConfig(eps=(0.05, 0.1, 0.2), steps=10)
+
+
+@pytest.fixture(scope="module")
+def test_set(digits) -> Batch:
+    return digits.test_images[:200], digits.test_labels[:200], torch.arange(200)
+
+
+def cut(batch: Batch, size: int) -> list[Batch]:
+    return list(zip(*(part.split(size) for part in batch), strict=True))
+
+
+def accuracies(report: RobustReport, name: str) -> list[float]:
+    return [attack.metrics.accuracy for attack in report.attacks if attack.name == name]
+
+
+@pytest.fixture(scope="module")
+def plain(plain_network, test_set: Batch) -> RobustReport:
+    return evaluate(plain_network, [test_set], CONFIG)
+
+
+@pytest.fixture(scope="module")
+def robust(robust_network, test_set: Batch) -> RobustReport:
+    return evaluate(robust_network, [test_set], CONFIG)
+
+
+@pytest.fixture(scope="module")
+def distilled(distilled_network, test_set: Batch) -> RobustReport:
+    return evaluate(distilled_network, [test_set], CONFIG)
+
+
+def test_accuracy_falls_with_eps(plain: RobustReport) -> None:
+    for name in ("fgsm", "pgd"):
+        falling = [plain.clean.accuracy, *accuracies(plain, name)]
+        assert falling == sorted(falling, reverse=True)
+
+
+def test_fgsm_leaves_at_least_what_pgd_leaves(plain: RobustReport, robust: RobustReport) -> None:
+    for report in (plain, robust):
+        for fgsm, pgd in zip(accuracies(report, "fgsm"), accuracies(report, "pgd"), strict=True):
+            assert fgsm >= pgd - 0.01
+
+
+def test_an_eps_of_nothing_is_clean_exactly(plain_network, test_set: Batch) -> None:
+    report = evaluate(plain_network, [test_set], EvaluateConfig(eps=(0.0,)))
+
+    for name in ("fgsm@0", "pgd@0"):
+        np.testing.assert_allclose(report.probabilities[name], report.probabilities["clean"])
+    assert all(attack.metrics == report.clean for attack in report.attacks)
+
+
+def test_training_on_attacks_helps(plain: RobustReport, robust: RobustReport) -> None:
+    assert accuracies(plain, "pgd")[-1] < 0.1
+    assert accuracies(robust, "pgd")[-1] > 0.35
+
+
+def test_honest_networks_are_believed(plain: RobustReport, robust: RobustReport) -> None:
+    for report in (plain, robust):
+        assert [flag.name for flag in report.flags if flag.triggered] == []
+        assert report.believable
+
+
+def test_distillation_looks_robust_and_is_not_believed(distilled: RobustReport) -> None:
+    triggered = {flag.name for flag in distilled.flags if flag.triggered}
+
+    assert accuracies(distilled, "pgd")[-1] > 0.9
+    assert not distilled.believable
+    assert {
+        "zero_gradients",
+        "confidence_saturated",
+        "fgsm_far_above_margin_pgd",
+        "pgd_far_above_margin_pgd",
+    } <= triggered
+
+
+@pytest.mark.parametrize("size", [7, 64])
+def test_the_batch_size_does_not_matter(
+    plain_network, test_set: Batch, plain: RobustReport, size: int
+) -> None:
+    report = evaluate(plain_network, cut(test_set, size), CONFIG)
+
+    for name, probabilities in report.probabilities.items():
+        np.testing.assert_allclose(probabilities, plain.probabilities[name], atol=1e-3)
+    assert report.as_json()["attacks"] == plain.as_json()["attacks"]
+
+
+def test_slices_of_two_ranks_make_the_same_report(
+    plain_network, test_set: Batch, plain: RobustReport
+) -> None:
+    # The second rank repeats an image of the first to fill its share.
+    halves = [[part[:100] for part in test_set], [part[99:] for part in test_set]]
+    sent: list[list[np.ndarray]] = [[], []]
+    for rank, half in enumerate(halves):
+        evaluate(plain_network, [tuple(half)], CONFIG, gather=lambda a, r=rank: keep(sent[r], a))
+    joined = (np.concatenate(pair) for pair in zip(*sent, strict=True))
+
+    report = evaluate(plain_network, [tuple(halves[0])], CONFIG, gather=lambda _: next(joined))
+
+    assert report.as_json()["attacks"] == plain.as_json()["attacks"]
+    assert report.images == 200
+
+
+def keep(sent: list[np.ndarray], array: np.ndarray) -> np.ndarray:
+    sent.append(array)
+    return array
+
+
+def test_more_restarts_never_leave_more(plain_network, test_set: Batch) -> None:
+    images, labels, rows = (part[:60] for part in test_set)
+    found = [
+        accuracies(
+            evaluate(
+                plain_network,
+                [(images, labels, rows)],
+                EvaluateConfig(eps=(0.1,), steps=4, restarts=restarts, sanity_images=0),
+            ),
+            "pgd",
+        )[0]
+        for restarts in (1, 2, 5)
+    ]
+
+    assert found == sorted(found, reverse=True)
+
+
+def test_the_report_has_the_form_that_jobs_promise(plain: RobustReport) -> None:
+    document = plain.as_json()
+
+    assert set(document["clean"]) == {
+        "accuracy", "balanced_accuracy", "auroc", "sensitivity", "specificity",
+    }  # fmt: skip
+    order = [(row["name"], row["steps"], row["eps_255"]) for row in document["attacks"]]
+    assert order == [
+        (name, steps, eps)
+        for (name, steps), eps in itertools.product([("fgsm", 1), ("pgd", 10)], [12.75, 25.5, 51])
+    ]
+
+
+class Wrapped(nn.Module):
+    """Somebody's trick around a network that is not robust."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+
+class Quantised(Wrapped):
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network((images * 4).round() / 4)
+
+
+class Noisy(Wrapped):
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images + 0.3 * torch.randn_like(images))
+
+
+class Saturated(Wrapped):
+    def forward(self, images: Tensor) -> Tensor:
+        return 200 * self.network(images)
+
+
+class StuckInTrainMode(Wrapped):
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network.train()(images)
+
+
+@pytest.mark.parametrize(
+    ("trick", "sign"),
+    [
+        (Quantised, "zero_gradients"),
+        (Noisy, "answers_not_repeatable"),
+        (Saturated, "confidence_saturated"),
+        (StuckInTrainMode, "answers_not_repeatable"),
+    ],
+)
+def test_tricks_are_seen_through(plain_network, test_set: Batch, trick, sign: str) -> None:
+    report = evaluate(trick(plain_network), [test_set], CONFIG)
+
+    assert sign in {flag.name for flag in report.flags if flag.triggered}
+    assert not report.believable
