@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 from pydicom.dataset import Dataset
-from pydicom.uid import UID_dictionary
+from pydicom._uid_dict import UID_dictionary
 
 from medspark.config import Config
 from medspark.errors import UsageError

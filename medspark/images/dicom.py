@@ -17,8 +17,8 @@ import pydicom
 from pydicom import uid
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate, generate_frames
-from pydicom.filereader import read_dataset, read_partial
-from pydicom.pixels import get_decoder
+from pydicom.filereader import read_dataset
+from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_color_lut
 
 from medspark.images.codestream import read_codestream
@@ -207,31 +207,40 @@ class _Bounded(io.RawIOBase):
 
 
 def _parse(file: BinaryIO, size: int, limits: Limits) -> _Object:
-    """Return the header of ``file``, read up to its pixels."""
+    """Return the header of ``file`` (PS3.10 7.1), read up to its pixels."""
     stream: Any = file if isinstance(file, io.BytesIO) else _Bounded(file, size)
-    header: Any = read_partial(stream, stop_when=_at_pixels, defer_size=_LARGE_ELEMENT, force=True)
-    if not header.file_meta or "TransferSyntaxUID" not in header.file_meta:
-        if len(header) == 0:
-            raise Unreadable(Reason.NOT_AN_IMAGE, "no DICOM element could be read")
+    stream.seek(132 if stream.read(132)[128:] == b"DICM" else 0)
+    meta: Any = read_dataset(stream, False, True, stop_when=_past_meta)
+    syntax = uid.UID(text(meta, "TransferSyntaxUID"))
+    if not syntax:
         raise Unreadable(Reason.NO_FILE_META)
-    syntax = uid.UID(str(header.file_meta.TransferSyntaxUID))
-    if syntax == uid.DeflatedExplicitVRLittleEndian:
-        header, stream = _inflated(file, limits)
-        size = stream.getbuffer().nbytes
-    if header.file_meta.get("MediaStorageSOPClassUID") == uid.MediaStorageDirectoryStorage:
+    if text(meta, "MediaStorageSOPClassUID") == uid.MediaStorageDirectoryStorage:
         raise Unreadable(Reason.NO_PIXEL_DATA, "a DICOMDIR lists files and has no pixels")
+    if syntax not in _PLUGINS and syntax not in uid.UncompressedTransferSyntaxes:
+        raise Unreadable(Reason.UNSUPPORTED_TRANSFER_SYNTAX)
+    if syntax == uid.DeflatedExplicitVRLittleEndian:
+        stream = _inflated(stream.read(), limits)
+        size = stream.getbuffer().nbytes
+    header = read_dataset(
+        stream,
+        syntax.is_implicit_VR,
+        syntax.is_little_endian,
+        stop_when=_at_pixels,
+        defer_size=_LARGE_ELEMENT,
+    )
     return _with_pixels(header, stream, size, syntax)
+
+
+def _past_meta(tag: int, vr: str | None, length: int) -> bool:  # noqa: ARG001
+    return tag >> 16 != 0x0002
 
 
 def _at_pixels(tag: int, vr: str | None, length: int) -> bool:  # noqa: ARG001
     return tag in _PIXEL_TAGS
 
 
-def _inflated(file: BinaryIO, limits: Limits) -> tuple[Dataset, io.BytesIO]:
-    """Return the header and the bytes of a deflated data set (PS3.5 A.5), within limits."""
-    file.seek(0)
-    meta = pydicom.filereader.read_file_meta_info(file)  # leaves the file where the data set is
-    compressed = file.read()
+def _inflated(compressed: bytes, limits: Limits) -> io.BytesIO:
+    """Return a deflated data set (PS3.5 A.5) as it was, within limits."""
     allowed = min(limits.file_bytes, max(1 << 26, int(len(compressed) * limits.expansion)))
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
@@ -242,15 +251,10 @@ def _inflated(file: BinaryIO, limits: Limits) -> tuple[Dataset, io.BytesIO]:
         raise Unreadable(Reason.DECOMPRESSION_BOMB, f"inflates beyond {allowed} bytes")
     if not inflater.eof:
         raise Unreadable(Reason.TRUNCATED, "the deflated data set ends early")
-    stream = io.BytesIO(plain)
-    header: Any = read_dataset(
-        stream, is_implicit_VR=False, is_little_endian=True, stop_when=_at_pixels
-    )
-    header.file_meta = meta
-    return header, stream
+    return io.BytesIO(plain)
 
 
-def _with_pixels(header: Any, stream: Any, size: int, syntax: uid.UID) -> _Object:
+def _with_pixels(header: Dataset, stream: Any, size: int, syntax: uid.UID) -> _Object:
     """Return the object whose pixel element begins where ``stream`` stands (PS3.5 7.1)."""
     order = ">" if syntax == uid.ExplicitVRBigEndian else "<"
     head = stream.read(12)
@@ -336,8 +340,6 @@ def _stored_frames(
     """Yield (index, stored values, photometric interpretation after decoding, decoder)."""
     if parsed.syntax in _PLUGINS:
         return _encapsulated(parsed, shape, chosen, limits)
-    if parsed.syntax.is_private or parsed.syntax not in uid.UncompressedTransferSyntaxes:
-        raise Unreadable(Reason.UNSUPPORTED_TRANSFER_SYNTAX)
     return _native(parsed, shape, chosen)
 
 
@@ -375,7 +377,9 @@ def _native(
     )
     decoder = f"pydicom {pydicom.__version__}"
     for index, (stored, properties) in zip(chosen, frames, strict=True):
-        yield index, stored, str(properties["photometric_interpretation"]), decoder
+        # pydicom leaves big-endian values as they are in the file.
+        native = stored.astype(stored.dtype.newbyteorder("="), copy=False)
+        yield index, native, str(properties["photometric_interpretation"]), decoder
 
 
 def _encapsulated(

@@ -90,5 +90,5 @@ def sha256_of(stored: npt.NDArray[Any], photometric: str) -> str:
     equal values look different.
     """
     digest = hashlib.sha256(f"{photometric} {stored.dtype.str} {stored.shape}".encode())
-    digest.update(np.ascontiguousarray(stored))
+    digest.update(np.ascontiguousarray(stored).data)
     return digest.hexdigest()

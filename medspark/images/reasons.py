@@ -64,7 +64,7 @@ class Reason(StrEnum):
     NO_LABEL = "no_label", "the image is fine, but no label is known for it"
 
 
-class Unreadable(MedsparkError):
+class Unreadable(MedsparkError):  # noqa: N818 - the sentence reads "raise Unreadable"
     """A file that cannot become a sample.
 
     ``message`` explains the reason without quoting anything that was in the file, so that it can

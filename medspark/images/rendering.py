@@ -291,8 +291,7 @@ def _through_table(stored: Stored, show: Any) -> Pixels:
     # Indexed by the bit pattern, so that signed values need no offset and no copy.
     table = np.empty(2**bits, levels.dtype)
     table[values & (2**bits - 1)] = levels
-    pixels: Pixels = np.take(table, stored.view(f"u{stored.dtype.itemsize}"))
-    return pixels
+    return np.asarray(np.take(table, stored.view(f"u{stored.dtype.itemsize}")))
 
 
 def _by_rows(stored: Stored, show: Any) -> Pixels:
