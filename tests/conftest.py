@@ -5,10 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, settings
+
+from medspark.shards.manifest import Manifest, Shard, Split, digest_of, sha256_of, write_manifest
+from medspark.shards.schema import PixelFormat, write_shard
+
+from medspark.shards.manifest import Manifest, Shard, Split, digest_of, sha256_of, write_manifest
+from medspark.shards.schema import PixelFormat, write_shard
 
 if TYPE_CHECKING:  # most tests do without torch, and its import takes a second
     from torch import Tensor, nn
@@ -114,3 +123,61 @@ def distilled_network(digits: Digits) -> nn.Module:
     return digits.train(
         lambda network, images, rows: cross_entropy(network(images) / 50, soft[rows]), 16
     )
+
+
+WriteShards = Callable[..., Path]
+
+
+@pytest.fixture
+def write_shards(tmp_path: Path) -> WriteShards:
+    """Return a function that writes a folder of shards and returns it.
+
+    The pixels of row i of a split are all (7 i) mod 251 but for the first, which is 255, so that
+    an image tells its row and its orientation. The label is i mod 2.
+    """
+
+    def write(*, rows: int = 50, shards: int = 3, side: int = 6, bits: int = 8) -> Path:
+        pixel_format = PixelFormat(side, side, 1, bits)
+        (tmp_path / "data").mkdir()
+        splits = {name: _split(tmp_path, name, rows, shards, pixel_format) for name in _SPLITS}
+        write_manifest(
+            tmp_path,
+            Manifest(
+                digest=digest_of(splits),
+                generation="0",
+                classes=("a", "b"),
+                height=side,
+                width=side,
+                channels=1,
+                bits=bits,
+                seed=0,
+                splits=splits,
+                leak_check={},
+                source={},
+            ),
+        )
+        return tmp_path
+
+    return write
+
+
+_SPLITS = ("train", "val", "test")
+
+
+def _split(folder: Path, name: str, rows: int, shards: int, pixel_format: PixelFormat) -> Split:
+    images = np.empty((rows, *pixel_format.shape), dtype=pixel_format.dtype)
+    images[:] = (7 * np.arange(rows) % 251)[:, None, None, None]
+    images[:, 0, 0] = 255
+    labels = np.arange(rows) % 2
+    written = []
+    for number, part in enumerate(np.array_split(np.arange(rows), shards)):
+        path = f"data/{name}-{number:05d}.parquet"
+        names = [f"{name}-{row}" for row in part]
+        pixels = pa.array([images[row].tobytes() for row in part], pa.binary(pixel_format.nbytes))
+        columns = [names, names, pa.array(labels[part], pa.int32()), pixels]
+        table = pa.table(columns, schema=pixel_format.schema)
+        count = write_shard(folder / path, [table], pixel_format, rows_per_group=8)
+        size = (folder / path).stat().st_size
+        written.append(Shard(path=path, rows=count, bytes=size, sha256=sha256_of(folder / path)))
+    counts = tuple(int(n) for n in np.bincount(labels, minlength=2))
+    return Split(rows=rows, patients=rows, class_counts=counts, shards=tuple(written))

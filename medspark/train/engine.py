@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import math
 from collections.abc import Iterator, Mapping
@@ -79,6 +80,11 @@ class Engine:
             config=config,
             autocast=torch.bfloat16 if self.precision == "bf16" else None,
         )
+
+    @property
+    def ddp(self) -> nn.Module:
+        """The network as it is trained: inside DDP, where there are several ranks."""
+        return self._learner.model
 
     def step(self, batch: Batch, number: int) -> Report:
         """Learn from ``batch`` as step ``number`` of the whole run."""
@@ -217,12 +223,14 @@ def _distributed(model: nn.Module, world: World) -> nn.Module:
     if not world.distributed:
         return model
     # Buffers are not broadcast at every pass: frozen statistics never differ, and moving ones are
-    # averaged when somebody looks at them.
+    # averaged when somebody looks at them. Torch 2.12 gave the switch another name.
+    known = inspect.signature(DistributedDataParallel.__init__).parameters
+    switch = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
     return DistributedDataParallel(
         model,
         device_ids=[world.device] if world.device.type == "cuda" else None,
-        broadcast_buffers=False,
         gradient_as_bucket_view=True,
+        **{switch: False},
     )
 
 

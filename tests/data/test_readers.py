@@ -1,0 +1,127 @@
+"""Both readers keep the same laws, whoever reads: every row once, equal steps, the same samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from medspark.data.augment import AugmentConfig
+from medspark.data.batch import Batch
+from medspark.data.source import DataConfig, open_source
+
+WriteShards = Callable[..., Path]
+READERS = ["native", "petastorm"]
+PLAIN = AugmentConfig(flip=0)
+
+
+def read(
+    folder: Path,
+    reader: str,
+    *,
+    world: int = 1,
+    batch: int = 12,
+    epoch: int = 0,
+    start: int = 0,
+    augment: AugmentConfig = PLAIN,
+) -> list[list[Batch]]:
+    """Return the batches of every rank."""
+    source = open_source(folder, DataConfig(reader=reader, augment=augment, window=16))
+    readers = [
+        source.training(global_batch=batch, seed=3, rank=rank, world=world) for rank in range(world)
+    ]
+    return [list(r.batches(epoch, start=start)) for r in readers]
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("batch", [5, 12, 64])
+def test_every_row_is_read_exactly_once_an_epoch(
+    reader: str, world: int, batch: int, write_shards: WriteShards
+):
+    ranks = read(write_shards(), reader, world=world, batch=batch)
+
+    rows = np.concatenate([b.rows for batches in ranks for b in batches])
+    assert sorted(rows) == list(range(50))
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_every_rank_takes_the_planned_number_of_steps(reader: str, write_shards: WriteShards):
+    ranks = read(write_shards(rows=51), reader, world=3)
+
+    assert [len(batches) for batches in ranks] == [5, 5, 5]
+    for step in range(5):
+        here = [batches[step] for batches in ranks]
+        assert sum(len(b.labels) for b in here) == here[0].global_size
+        assert sum(b.weight for b in here) == pytest.approx(3)
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("bits", [8, 16])
+def test_images_and_labels_are_those_of_their_rows(
+    reader: str, bits: int, write_shards: WriteShards
+):
+    (batches,) = read(write_shards(bits=bits), reader)
+
+    for batch in batches:
+        pixels = batch.images.to(torch.int64)
+        assert batch.images.shape[1:] == (1, 6, 6)
+        assert torch.equal(pixels[:, 0, 3, 3], torch.from_numpy(7 * batch.rows % 251))
+        assert np.array_equal(batch.labels.numpy(), batch.rows % 2)
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_the_same_seed_reads_in_the_same_order_and_another_epoch_in_another(
+    reader: str, write_shards: WriteShards
+):
+    folder = write_shards()
+
+    first, again, other = (
+        np.concatenate([b.rows for b in read(folder, reader, epoch=epoch)[0]]).tolist()
+        for epoch in (0, 0, 1)
+    )
+
+    assert first == again
+    assert first != other
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_a_resumed_epoch_goes_on_where_it_stopped(reader: str, write_shards: WriteShards):
+    folder = write_shards()
+    (whole,) = read(folder, reader)
+    (rest,) = read(folder, reader, start=2)
+
+    assert [b.step for b in rest] == [2, 3, 4]
+    assert [b.rows.tolist() for b in rest] == [b.rows.tolist() for b in whole[2:]]
+
+
+def test_the_global_batch_does_not_depend_on_the_number_of_ranks(write_shards: WriteShards):
+    folder = write_shards()
+    (alone,) = read(folder, "native")
+    ranks = read(folder, "native", world=3)
+
+    for step, batch in enumerate(alone):
+        together = np.concatenate([batches[step].rows for batches in ranks])
+        assert batch.rows.tolist() == together.tolist()
+
+
+def test_both_readers_show_a_row_in_the_same_way(write_shards: WriteShards):
+    folder = write_shards()
+    varied = AugmentConfig(flip=0.5, shift=0.2)
+    seen = []
+    for reader in READERS:
+        (batches,) = read(folder, reader, augment=varied)
+        images = torch.cat([b.images for b in batches])
+        order = np.argsort(np.concatenate([b.rows for b in batches]))
+        seen.append(images[torch.from_numpy(order)])
+
+    assert torch.equal(seen[0], seen[1])
+
+
+def test_native_images_are_channels_last(write_shards: WriteShards):
+    (batches,) = read(write_shards(), "native")
+
+    assert batches[0].images.is_contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,71 @@
+"""A dataset is checked before the first step, and what is wrong with it is named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from medspark.data import petastorm
+from medspark.data.source import DataConfig, open_source
+from medspark.errors import UsageError
+
+WriteShards = Callable[..., Path]
+
+
+def test_a_flipped_bit_is_found_and_its_file_named(write_shards: WriteShards):
+    folder = write_shards()
+    path = folder / "data/train-00001.parquet"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+    with pytest.raises(UsageError, match="train-00001"):
+        open_source(folder, DataConfig())
+
+
+def test_a_truncated_shard_is_found_by_its_size(write_shards: WriteShards):
+    folder = write_shards()
+    path = folder / "data/val-00000.parquet"
+    path.write_bytes(path.read_bytes()[:-1])
+
+    with pytest.raises(UsageError, match="val-00000"):
+        open_source(folder, DataConfig(verify="size"))
+
+
+def test_a_missing_split_is_named(write_shards: WriteShards):
+    source = open_source(write_shards(), DataConfig())
+
+    with pytest.raises(UsageError, match="no holdout images"):
+        source.split("holdout")
+
+
+@pytest.mark.parametrize("name", ["_common_metadata", "_metadata"])
+def test_petastorm_metadata_is_refused_before_petastorm_opens_it(
+    name: str, write_shards: WriteShards
+):
+    folder = write_shards()
+    # What Petastorm would unpickle; it need not even be valid to be refused.
+    (folder / "data" / name).write_bytes(b"cbuiltins\neval\n(S'1/0'\ntR.")
+    source = open_source(folder, DataConfig(reader="petastorm"))
+
+    with pytest.raises(UsageError, match=name):
+        source.training(global_batch=8, seed=0, rank=0, world=1)
+
+
+def test_a_pickled_schema_inside_a_shard_is_refused(tmp_path: Path):
+    table = pa.table({"a": [1]}).replace_schema_metadata({"dataset-toolkit.unischema.v1": b"c"})
+    pq.write_table(table, tmp_path / "x.parquet")
+
+    with pytest.raises(UsageError, match=r"x\.parquet"):
+        petastorm.refuse_pickles(tmp_path, [tmp_path / "x.parquet"])
+
+
+def test_a_pyarrow_that_petastorm_cannot_use_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(pa, "__version__", "21.0.0")
+
+    with pytest.raises(UsageError, match=r"medspark\[petastorm\]"):
+        petastorm.check_petastorm()

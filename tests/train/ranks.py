@@ -1,0 +1,110 @@
+"""What two processes do for test_ddp.py: torchrun starts this file once per rank.
+
+Writes FOLDER/rank-N.json: all-reduces per step and mode, and the losses of a short training.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+
+from medspark.attacks.threat import ThreatModel
+from medspark.data.batch import Batch
+from medspark.shards.plan import EpochPlan
+from medspark.train.adversarial import MODES
+from medspark.train.config import TrainConfig
+from medspark.train.engine import Engine
+from medspark.train.loop import FitConfig, fit
+from medspark.train.objective import CrossEntropy
+from medspark.train.world import World, join
+
+_PLACE = Path(__file__).with_name("conftest.py")
+_SPEC = importlib.util.spec_from_file_location("train_fixtures", _PLACE)
+assert _SPEC is not None
+assert _SPEC.loader is not None
+fixtures = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(fixtures)
+
+
+class Losses:
+    """Keeps the loss of every step."""
+
+    def __init__(self) -> None:
+        self.by_step: dict[int, float] = {}
+
+    def record(self, step: int, metrics: Mapping[str, float]) -> None:
+        if "loss" in metrics:
+            self.by_step[step] = metrics["loss"]
+
+
+def batch_for(world: World, *, size: int = 10) -> Batch:
+    """Return this rank's slice of the fixed global batch."""
+    plan = EpochPlan(size, size, 0, shuffle=False)
+    rows = plan.rank_batch(0, world.rank, world.size)
+    given = fixtures.build_sample(size)
+    images = (given.images * 255).to(torch.uint8)
+    return Batch(
+        images[rows],
+        given.labels[rows],
+        rows,
+        plan.weight(0, world.rank, world.size),
+        size,
+        0,
+        0,
+    )
+
+
+def engine_for(world: World, **chosen: Any) -> Engine:
+    """Return an engine around the tiny network."""
+    return Engine(
+        fixtures.build_tiny().eval(),
+        config=TrainConfig.model_validate({"precision": "fp32", **chosen}),
+        threat=ThreatModel(eps=8 / 255),
+        objective=CrossEntropy(),
+        total_steps=4,
+        seed=0,
+        world=world,
+    )
+
+
+def all_reduces(world: World, mode: str, **chosen: Any) -> list[int]:
+    """Return how often each of three updates all-reduces its only bucket."""
+    engine = engine_for(world, mode=mode, inner_steps=2, replays=1, **chosen)
+    calls = []
+
+    def counting(group: Any, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+        calls.append(bucket.index())
+        return allreduce_hook(group, bucket)
+
+    engine.ddp.register_comm_hook(None, counting)
+    counts = []
+    for step in range(3):
+        before = len(calls)
+        engine.step(batch_for(world), step)
+        counts.append(len(calls) - before)
+    return counts
+
+
+def main(shards: str, folder: str) -> None:
+    """Do everything and write it down."""
+    with join(timeout_s=60) as world:
+        counts = {mode: all_reduces(world, mode) for mode in MODES}
+        counts["fused, accumulated"] = all_reduces(world, "fused", accumulate=2)
+        losses = Losses()
+        config = FitConfig.model_validate(json.loads(Path(folder, "fit.json").read_text()))
+        fit(config.model_copy(update={"shards": Path(shards)}), world, losses)
+        found = {"all_reduces": counts, "losses": losses.by_step}
+        Path(folder, f"rank-{world.rank}.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

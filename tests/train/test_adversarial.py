@@ -1,0 +1,177 @@
+"""Each mode learns what its equation says, for the number of passes in the cost table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from medspark.models.classifier import Classifier, freeze_batch_norm
+from medspark.train.adversarial import MODES, AdversarialConfig, Learner, Sample, take_step
+from medspark.train.objective import CrossEntropy
+
+Tiny = Callable[..., Classifier]
+Make = Callable[..., Sample]
+
+
+def learnt(model: nn.Module, sample: Sample, **chosen: object) -> dict[str, Tensor]:
+    """Return the gradient that a mode leaves, by parameter."""
+    learner = Learner(model, CrossEntropy(), AdversarialConfig.model_validate(chosen))
+    take_step(learner, sample)
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("share", [0.5, 0.3])
+def test_fused_is_naive_bit_for_bit(frozen: bool, share: float, tiny: Tiny, sample: Make):
+    gradients = []
+    for mode in ("naive", "fused"):
+        model = tiny().double().train()
+        if frozen:
+            freeze_batch_norm(model)
+        gradients.append(learnt(model, sample(), mode=mode, clean_share=share))
+
+    assert gradients[0].keys() == gradients[1].keys()
+    assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])
+
+
+@pytest.mark.parametrize(
+    ("mode", "forwards", "backwards"),
+    [
+        ("standard", 1, 1),
+        ("naive", 3, 3),
+        ("fused", 2, 2),
+        ("fused_noise", 2, 2),
+        ("nfgsm", 2, 2),
+        ("rs_fgsm", 2, 2),
+        ("free", 1, 1),
+        ("pgd", 4, 4),
+        ("trades", 6, 5),
+    ],
+)
+def test_a_step_costs_the_passes_of_the_table(
+    mode: str, forwards: int, backwards: int, tiny: Tiny, sample: Make
+):
+    model, count = tiny().double(), {"forward": 0, "backward": 0}
+
+    def backward(_: Tensor) -> None:
+        count["backward"] += 1
+
+    def forward(_: nn.Module, __: object, output: Tensor) -> None:
+        count["forward"] += 1
+        if output.requires_grad:
+            output.register_hook(backward)
+
+    model.register_forward_hook(forward)
+    learnt(model, sample(), mode=mode, inner_steps=3)
+
+    assert count == {"forward": forwards, "backward": backwards}
+
+
+def test_fused_is_the_gradient_of_the_mixed_loss(tiny: Tiny, sample: Make):
+    model, given = tiny().double().eval(), sample()
+    x = given.images.clone().requires_grad_(True)
+    (slope,) = torch.autograd.grad(F.cross_entropy(model(x), given.labels), x)
+    attacked = (given.images + given.threat.eps * slope.sign()).clamp(0, 1)
+    clean = F.cross_entropy(model(given.images), given.labels)
+    adversarial = F.cross_entropy(model(attacked), given.labels)
+    (0.5 * clean + 0.5 * adversarial).backward()
+    expected = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+
+    found = learnt(model, given, mode="fused")
+
+    assert all(torch.allclose(expected[k], found[k], rtol=1e-12, atol=1e-15) for k in expected)
+
+
+def test_plain_training_is_cross_entropy(tiny: Tiny, sample: Make):
+    model, given = tiny().double().eval(), sample()
+    F.cross_entropy(model(given.images), given.labels).backward()
+    expected = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+
+    found = learnt(model, given, mode="standard")
+
+    assert all(torch.allclose(expected[k], found[k], rtol=1e-12) for k in expected)
+
+
+@pytest.mark.parametrize("mode", sorted(MODES))
+def test_the_gradient_scales_with_the_weight(mode: str, tiny: Tiny, sample: Make):
+    model, given = tiny().double().eval(), sample()
+    single = learnt(model, given, mode=mode)
+    model.zero_grad()
+
+    double = learnt(model, replace(given, weight=2.0), mode=mode)
+
+    assert all(torch.allclose(2 * single[k], double[k], rtol=1e-9, atol=1e-12) for k in single)
+
+
+@pytest.mark.parametrize("mode", sorted(MODES))
+def test_parts_of_a_batch_add_up_to_the_batch(mode: str, tiny: Tiny, sample: Make):
+    model, given = tiny().double().eval(), sample()
+    whole = learnt(model, given, mode=mode)
+    model.zero_grad()
+    for part in (slice(0, 4), slice(4, 10)):
+        share = (part.stop - part.start) / 10
+        piece = replace(
+            given,
+            images=given.images[part],
+            labels=given.labels[part],
+            rows=given.rows[part],
+            weight=share,
+        )
+        parts = learnt(model, piece, mode=mode)
+
+    assert all(torch.allclose(whole[k], parts[k], rtol=1e-8, atol=1e-12) for k in whole)
+
+
+@pytest.mark.parametrize("mode", ["naive", "fused", "rs_fgsm", "pgd", "trades"])
+def test_attacked_images_stay_in_the_threat_model(mode: str, tiny: Tiny, sample: Make):
+    given = sample()
+    learner = Learner(tiny().double(), CrossEntropy(), AdversarialConfig(mode=mode))
+
+    attacked = take_step(learner, given).attacked
+
+    assert attacked is not None
+    assert given.threat.holds(attacked, given.images).all()
+
+
+@pytest.mark.parametrize("mode", ["fused_noise", "nfgsm"])
+def test_noise_may_lead_out_of_the_eps_ball_but_not_out_of_the_pixel_range(
+    mode: str, tiny: Tiny, sample: Make
+):
+    given = sample()
+    learner = Learner(tiny().double(), CrossEntropy(), AdversarialConfig(mode=mode))
+
+    attacked = take_step(learner, given).attacked
+
+    assert attacked is not None
+    change = (attacked - given.images).abs().max()
+    assert given.threat.eps < change <= 3 * given.threat.eps + 1e-9
+    assert ((attacked >= 0) & (attacked <= 1)).all()
+
+
+def test_gradalign_adds_a_penalty_that_falls_when_followed(tiny: Tiny, sample: Make):
+    model, given = tiny().double().eval(), sample()
+    without = learnt(model, given, mode="rs_fgsm")
+    model.zero_grad()
+
+    penalised = learnt(model, given, mode="rs_fgsm", gradalign=10.0)
+
+    assert any(not torch.allclose(without[k], penalised[k]) for k in without)
+
+
+def test_a_gradient_that_is_not_a_number_leaves_the_pixel_alone(tiny: Tiny, sample: Make):
+    given = sample()
+    images = given.images.clone()
+    images[0, 0, 0, 0] = torch.nan
+    learner = Learner(tiny().double(), CrossEntropy(), AdversarialConfig(mode="fused"))
+
+    attacked = take_step(learner, replace(given, images=images)).attacked
+
+    assert attacked is not None
+    assert torch.equal(attacked[0, 0, 1:], images[0, 0, 1:].clamp(0, 1))

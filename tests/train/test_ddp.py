@@ -1,0 +1,94 @@
+"""Two processes: one all-reduce per bucket and step, and the same training as one process."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from medspark.train.adversarial import MODES
+from medspark.train.loop import FitConfig, fit
+from medspark.train.world import World
+
+pytestmark = pytest.mark.ddp
+
+RANKS = Path(__file__).with_name("ranks.py")
+
+
+class Losses:
+    """Keeps the loss of every step."""
+
+    def __init__(self) -> None:
+        self.by_step: dict[int, float] = {}
+
+    def record(self, step: int, metrics: Mapping[str, float]) -> None:
+        if "loss" in metrics:
+            self.by_step[step] = metrics["loss"]
+
+
+def fit_config(shards: Path, run_dir: Path) -> FitConfig:
+    return FitConfig.model_validate(
+        {
+            "shards": shards,
+            "run_dir": run_dir,
+            "model": {"name": "test_efficientnet"},
+            "attack": {"eps": "8/255"},
+            "train": {
+                "epochs": 2,
+                "batch_size": 15,
+                "batch_norm": "frozen",
+                "precision": "fp32",
+                "log_every": 3,
+            },
+            "evaluate": {"attacks": ["fgsm"], "sanity_images": 0},
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], list[dict[str, Any]]]:
+    """Return a function that runs ranks.py in two processes and returns what each found."""
+
+    def run(shards: Path) -> list[dict[str, Any]]:
+        folder = tmp_path_factory.mktemp("ranks")
+        config = fit_config(shards, folder / "run")
+        (folder / "fit.json").write_text(config.model_dump_json())
+        subprocess.run(
+            [
+                *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+                *("--nproc_per_node", "2", str(RANKS), str(shards), str(folder)),
+            ],
+            check=True,
+            timeout=120,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+        return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(2)]
+
+    return run
+
+
+def test_two_processes_train_as_one_does(
+    together: Callable[[Path], list[dict[str, Any]]],
+    write_shards: Callable[..., Path],
+    tmp_path: Path,
+):
+    shards = write_shards(rows=44, side=32)
+    first, second = together(shards)
+    alone = Losses()
+    device = torch.device("cpu")
+    fit(fit_config(shards, tmp_path / "alone"), World(0, 0, 1, device), alone)
+
+    assert first["all_reduces"] == second["all_reduces"]
+    assert first["all_reduces"] == {name: [1, 1, 1] for name in [*MODES, "fused, accumulated"]}
+    assert first["losses"] == second["losses"]
+    assert [float(v) for v in first["losses"].values()] == pytest.approx(
+        list(alone.by_step.values()), rel=1e-3
+    )
+    assert len(alone.by_step) == 6
