@@ -1,7 +1,7 @@
 """Turn an archive of medical images into a dataset of de-identified samples, ready for a network.
 
 Reads   DICOM, PNG, JPEG, TIFF, BMP below --source, with labels from a table, folders or DICOM
-Writes  the sample dataset --samples (Parquet, quarantine table, ledger, manifest), added to on rerun
+Writes  the sample dataset --samples (Parquet, with quarantine and manifest), added to on rerun
 
     spark-submit jobs/ingest.py --source DIR --labels DIR/labels.csv --samples OUT --image_size 64
 """

@@ -6,7 +6,7 @@ import logging
 import math
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,7 @@ from medspark.ingest.labels import (
     has_class_folders,
     match_key,
 )
+from medspark.ingest.lock import locked
 from medspark.ingest.write import Part, SampleSet, SamplesManifest
 
 _LOGGER = logging.getLogger(__name__)
@@ -62,6 +63,9 @@ class IngestConfig(Config):
     rendering: Rendering = Field(default_factory=Rendering)
     limits: Limits = Field(default_factory=Limits)
     privacy: Privacy = Field(default_factory=Privacy)
+    guarded: bool = Field(
+        True, description="decode in a child process, so that no file can end or stall a worker"
+    )
     dry_run: bool = Field(False, description="say what would happen, and change nothing")
 
     @property
@@ -74,7 +78,8 @@ class IngestConfig(Config):
     @property
     def label_attribute(self) -> str | None:
         """The DICOM keyword that labels come from, if they do."""
-        return self.labels.removeprefix(_DICOM) if (self.labels or "").startswith(_DICOM) else None
+        labels = self.labels or ""
+        return labels.removeprefix(_DICOM) if labels.startswith(_DICOM) else None
 
 
 @dataclass(frozen=True)
@@ -141,7 +146,7 @@ def ingest(spark: SparkSession, archive: Archive) -> dict[str, Any]:
     samples, of which a multi-frame file gives several. Raises UsageError where another ingest
     has the dataset.
     """
-    with archive.samples.locked():
+    with locked(archive.samples.url):
         archive.samples.clean()
         try:
             return _Ingest(spark, archive).run()
@@ -247,6 +252,7 @@ class _Ingest:
             privacy=config.privacy,
             pseudonyms=archive.pseudonyms,
             label_attribute=config.label_attribute,
+            guarded=config.guarded,
         )
         tasks = max(1, self._tasks(count))
         spread = todo.repartition(tasks)
@@ -273,9 +279,11 @@ class _Ingest:
     def _result(self, files: DataFrame, before: DataFrame, after: DataFrame) -> dict[str, Any]:
         present = after.join(files.select("file_key"), "file_key", "left_semi")
         per_file = ledger.per_file(present)
-        counted = per_file.groupBy("outcome", "reason").agg(
-            F.count("*").alias("files"), F.sum("size").alias("bytes")
-        ).collect()
+        counted = (
+            per_file.groupBy("outcome", "reason")
+            .agg(F.count("*").alias("files"), F.sum("size").alias("bytes"))
+            .collect()
+        )
         by_outcome = {
             name: sum(row["files"] for row in counted if row["outcome"] == name)
             for name in (ledger.SAMPLE, ledger.DUPLICATE, ledger.QUARANTINED)
@@ -283,8 +291,9 @@ class _Ingest:
         reasons = {
             row["reason"]: row["files"] for row in counted if row["outcome"] == ledger.QUARANTINED
         }
-        live, old = after.where(F.col("outcome") == ledger.SAMPLE), before.where(
-            F.col("outcome") == ledger.SAMPLE
+        live, old = (
+            after.where(F.col("outcome") == ledger.SAMPLE),
+            before.where(F.col("outcome") == ledger.SAMPLE),
         )
         labels = live.groupBy("label").count().collect()
         return {
@@ -326,8 +335,8 @@ class _Ingest:
     def _parts(self, after: DataFrame, decoded: DataFrame) -> Iterator[Part]:
         """Yield every part of which a row is still of use."""
         used = {
-            row["part"] for row in after.where(F.col("part").isNotNull()).select("part")
-            .distinct().collect()
+            row["part"]
+            for row in after.where(F.col("part").isNotNull()).select("part").distinct().collect()
         }
         if self._manifest:
             yield from (part for part in self._manifest.parts if part.path in used)
@@ -373,7 +382,7 @@ class _Annotate:
     def __init__(self, source: str, pseudonyms: Pseudonyms, *, by_folder: bool) -> None:
         self._source, self._pseudonyms, self._by_folder = source, pseudonyms, by_folder
 
-    def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
             rows = [self._annotated(row) for row in batch.to_pylist()]
             yield pa.RecordBatch.from_pylist(rows, schema=_ANNOTATED_ARROW)
@@ -412,9 +421,7 @@ _ANNOTATED_ARROW = pa.schema(
 )
 
 
-def read_ledger(
-    spark: SparkSession, samples: SampleSet, manifest: SamplesManifest
-) -> DataFrame:
+def read_ledger(spark: SparkSession, samples: SampleSet, manifest: SamplesManifest) -> DataFrame:
     """Return the ledger that ``manifest`` names."""
     paths = [storage.for_spark(samples.path(path)) for path in manifest.ledger]
     return spark.read.schema(ledger.SPARK_SCHEMA).parquet(*paths)

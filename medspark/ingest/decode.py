@@ -11,7 +11,7 @@ import hashlib
 import logging
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +23,7 @@ from medspark.images.decode import decode
 from medspark.images.deidentify import Privacy, Pseudonyms
 from medspark.images.dicom import looks_like_dicom
 from medspark.images.frame import Frame
+from medspark.images.guard import GuardedDecoder
 from medspark.images.limits import Limits
 from medspark.images.raster import looks_like_raster
 from medspark.images.reasons import Reason, Unreadable
@@ -60,8 +61,9 @@ class Decoding:
     privacy: Privacy
     pseudonyms: Pseudonyms
     label_attribute: str | None = None
+    guarded: bool = True
 
-    def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Decode the files of ``batches`` (rows as annotated) and yield rows of OUTCOME_SCHEMA."""
         # Unique, so a task that is tried again, or twice at once, never touches another's part;
         # only the rows of the attempt that succeeded come back and are committed.
@@ -94,14 +96,18 @@ class Decoding:
         return [known | {"outcome": QUARANTINED, "reason": verdict[0], "message": verdict[1]}]
 
     def _frames(self, source: str | bytes) -> Iterator[Frame]:
-        return decode(
-            source,
-            rendering=self.rendering,
-            limits=self.limits,
-            pseudonyms=self.pseudonyms,
-            privacy=self.privacy,
-            label_attribute=self.label_attribute,
-        )
+        if self.guarded:
+            return _guard(self).decode(source)
+        return decode(source, **self._settings())
+
+    def _settings(self) -> dict[str, Any]:
+        return {
+            "rendering": self.rendering,
+            "limits": self.limits,
+            "pseudonyms": self.pseudonyms,
+            "privacy": self.privacy,
+            "label_attribute": self.label_attribute,
+        }
 
     def _check_label(self, row: dict[str, Any], source: str | bytes) -> None:
         if row["conflict"]:
@@ -148,13 +154,15 @@ class Decoding:
             raise Unreadable(Reason.UNREADABLE_FILE, "not a regular file, or a link to nothing")
         self.limits.check_file(size)
         system, inside = storage.filesystem(storage.join(self.source, path))
+        here = storage.is_local(self.source)
         try:
-            if size <= _SMALL_BYTES:
+            # The guarded decoder had better read a local file itself than be sent its bytes.
+            if size <= _SMALL_BYTES and not (here and self.guarded):
                 content = bytes(system.cat_file(inside))
                 yield content, hashlib.sha256(content).hexdigest()
                 return
             with system.open(inside, "rb") as file:
-                if storage.is_local(self.source):
+                if here:
                     yield inside, hashlib.file_digest(file, "sha256").hexdigest()
                     return
                 with tempfile.NamedTemporaryFile() as copy:
@@ -166,6 +174,19 @@ class Decoding:
                     yield copy.name, digest.hexdigest()
         except OSError as error:
             raise Unreadable(Reason.UNREADABLE_FILE, error.strerror or "") from None
+
+
+# A decoder process takes a second to start, so it lives as long as the Python worker that
+# Spark uses again and again, not as long as a task. It ends when the worker does.
+_guards: dict[str, GuardedDecoder] = {}
+
+
+def _guard(decoding: Decoding) -> GuardedDecoder:
+    if decoding.generation not in _guards:
+        while _guards:
+            _guards.popitem()[1].close()
+        _guards[decoding.generation] = GuardedDecoder(**decoding._settings())
+    return _guards[decoding.generation]
 
 
 class _Conflict(Exception):  # noqa: N818 - control flow, not an error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
@@ -23,7 +23,10 @@ Row = tuple[str, int, int]
 
 
 def discover(
-    spark: SparkSession, source: str, *, exclude: frozenset[str] = frozenset(),
+    spark: SparkSession,
+    source: str,
+    *,
+    exclude: frozenset[str] = frozenset(),
     budget: int = DRIVER_BUDGET,
 ) -> DataFrame:
     """Return the files below ``source``: path relative to it, size in bytes, time in ns.
@@ -96,7 +99,7 @@ class _Walker:
     def __init__(self, source: str) -> None:
         self._source = source
 
-    def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         rows: list[Row] = []
         for batch in batches:
             for folder in batch.column(0).to_pylist():

@@ -173,8 +173,10 @@ class LabelTable:
         path = path.strip().replace("\\", "/")
         whole = path if path.startswith("/") or "://" in path else storage.join(folder, path)
         scheme, separator, rest = whole.partition("://")
-        whole = scheme + separator + posixpath.normpath(rest) if separator else (
-            posixpath.normpath(whole)
+        whole = (
+            scheme + separator + posixpath.normpath(rest)
+            if separator
+            else (posixpath.normpath(whole))
         )
         inside = self._source + "/"
         return whole[len(inside) :] if whole.startswith(inside) else None

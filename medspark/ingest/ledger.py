@@ -117,9 +117,7 @@ def per_file(ledger: DataFrame) -> DataFrame:
     A file of which any frame is a sample is a sample; one whose frames all duplicate others is a
     duplicate; so every file counts once.
     """
-    rank = (
-        F.when(F.col("outcome") == SAMPLE, 0).when(F.col("outcome") == DUPLICATE, 1).otherwise(2)
-    )
+    rank = F.when(F.col("outcome") == SAMPLE, 0).when(F.col("outcome") == DUPLICATE, 1).otherwise(2)
     best = F.min(F.struct(rank.alias("rank"), "outcome", "reason", "message", "size", "sha256"))
     return (
         ledger.groupBy("source_key", "file_key")

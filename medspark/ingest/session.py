@@ -26,6 +26,7 @@ _SETTINGS = {
     # Keys never are settings, but whatever looks like one is not to be readable in the event log.
     "spark.redaction.regex": "(?i)secret|password|token|access[.]?key|hmac|pseudonym",
 }
+_PARTITIONS = "spark.sql.shuffle.partitions"
 
 
 class SparkConfig(Config):
@@ -81,7 +82,11 @@ def _start(config: SparkConfig, name: str) -> SparkSession:
             builder = builder.config(key, value)
     for key, value in config.settings.items():
         builder = builder.config(key, value)
-    return builder.getOrCreate()
+    spark = builder.getOrCreate()
+    if _runs_here(master) and not submitted.contains(_PARTITIONS):
+        # 200 is made for a cluster: on a laptop it is a second of waiting at every shuffle.
+        spark.conf.set(_PARTITIONS, str(2 * spark.sparkContext.defaultParallelism))
+    return spark
 
 
 def _retrying(master: str) -> str:

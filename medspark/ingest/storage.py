@@ -167,7 +167,9 @@ def _scan(folder: str) -> Iterator[Entry]:
                     continue
                 status = entry.stat()
                 regular = stat.S_ISREG(status.st_mode)
-                yield Entry(entry.path, False, status.st_size if regular else -1, status.st_mtime_ns)
+                yield Entry(
+                    entry.path, False, status.st_size if regular else -1, status.st_mtime_ns
+                )
             except OSError:
                 yield Entry(entry.path, is_folder=False, size=-1)  # a dangling link, say
 

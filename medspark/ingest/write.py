@@ -13,16 +13,10 @@ moment leaves the old dataset, and the next one clears what it left.
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import hashlib
 import json
-import os
-import socket
 import types
 import typing
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -132,44 +126,6 @@ class SampleSet:
         if not storage.is_folder(folder):
             return []
         return [entry.path.rpartition("/")[2] for entry in storage.children(folder)]
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the dataset for one writer. Raises UsageError where another one has it."""
-        storage.make_folder(self.url)
-        holder = f"process {os.getpid()} on {socket.gethostname()}"
-        if not storage.is_local(self.url):
-            with _held_remotely(self.path("lock"), holder):
-                yield
-            return
-        # The kernel lets go of this lock when its process ends, however it ends: never stale.
-        with open(Path(self.url) / ".lock", "a+", encoding="utf-8") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                file.seek(0)
-                raise UsageError(
-                    f"Another ingest is writing {self.url} ({file.read().strip()}); "
-                    "try again when it is done."
-                ) from None
-            file.truncate(0)
-            file.write(holder)
-            file.flush()
-            yield
-
-
-@contextmanager
-def _held_remotely(url: str, holder: str) -> Iterator[None]:
-    # An object store cannot tell that a process died, so the user decides.
-    if not storage.create(url, holder):
-        raise UsageError(
-            f"Another ingest is writing here ({storage.read_text(url)}); if it is not running any "
-            f"more, remove {url}."
-        )
-    try:
-        yield
-    finally:
-        storage.remove(url)
 
 
 # --- parts ------------------------------------------------------------------------------------

@@ -1,0 +1,560 @@
+"""From samples to training shards: split by patient, shuffle, write equal files, commit."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+import os
+import secrets
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import Field
+from pyspark.sql import DataFrame, SparkSession, Window
+from pyspark.sql import functions as F
+
+from medspark.config import Config
+from medspark.errors import RunError, UsageError
+from medspark.images.rendering import resize
+from medspark.ingest import ledger, storage
+from medspark.ingest.archive import read_ledger
+from medspark.ingest.lock import locked
+from medspark.ingest.write import SampleSet, SamplesManifest
+from medspark.shards.manifest import Manifest, Shard, Split, digest_of, sha256_of, write_manifest
+from medspark.shards.schema import SPLITS, PixelFormat, write_shard
+from medspark.shards.split import SplitConfig, patient_split
+
+# Pixels in an Arrow batch between the JVM and Python; more does not go faster.
+_BATCH_BYTES = 8 << 20
+_ARROW_ROWS = "spark.sql.execution.arrow.maxRecordsPerBatch"
+
+_PLACED = (
+    "bucket int, position bigint, sample_key string, patient_key string, label int, pixels binary"
+)
+_WRITTEN = "bucket int, path string, rows bigint, bytes bigint, sha256 string"
+
+
+class ShardConfig(Config):
+    """What the training shards are made of."""
+
+    samples: str = Field(description="folder of the sample dataset that jobs/ingest.py wrote")
+    shards: Path = Field(description="folder of the training shards, made or replaced")
+    size: int | None = Field(
+        None, ge=4, description="height and width, in pixels, at most the samples'"
+    )
+    bits: Literal[8, 16] | None = Field(None, description="bits per value, at most the samples'")
+    channels: Literal["auto", "1", "3"] = Field(
+        "auto", description="1, 3, or auto: 1 if every sample is grey"
+    )
+    classes: list[str] | None = Field(
+        None,
+        description="the labels to keep, in the order of their numbers; by default all, sorted",
+    )
+    seed: int = Field(0, description="seed of the split and of the shuffle")
+    split: SplitConfig = Field(default_factory=SplitConfig)
+    shard_bytes: int = Field(64 << 20, ge=1 << 10, description="most pixels in one file, in bytes")
+    rows_per_group: int = Field(256, ge=1, description="rows in a Parquet row group")
+
+
+def open_samples(config: ShardConfig) -> SamplesManifest:
+    """Return what the sample dataset holds. Raises UsageError where it holds nothing."""
+    if not storage.is_folder(config.samples):
+        raise UsageError(f"There is no sample folder {config.samples}.")
+    manifest = SampleSet(config.samples).manifest()
+    if manifest is None:
+        raise UsageError(f"{config.samples} holds no samples: jobs/ingest.py has not finished.")
+    return manifest
+
+
+def make_shards(
+    spark: SparkSession, config: ShardConfig, manifest: SamplesManifest
+) -> dict[str, Any]:
+    """Write the training shards and return what they hold.
+
+    The same samples, seed and settings give the same files, so the same digest. Raises UsageError
+    where the samples cannot be brought to one format, or leave a split empty.
+    """
+    with locked(str(config.shards)):
+        return _Sharding(spark, config, manifest).run()
+
+
+class _Sharding:
+    """One run, step by step."""
+
+    def __init__(self, spark: SparkSession, config: ShardConfig, manifest: SamplesManifest) -> None:
+        self._spark, self._config, self._source = spark, config, manifest
+        self._samples = SampleSet(config.samples)
+        self._generation = f"{time.strftime('%Y%m%dT%H%M%S')}-{secrets.token_hex(3)}"
+
+    def run(self) -> dict[str, Any]:
+        live = self._live()
+        classes = self._classes(live)
+        pixel_format = self._format(live)
+        dealt = self._dealt(live, classes).persist()
+        try:
+            counts = self._counts(dealt, classes)
+            leak_check = self._leak_check(dealt)
+            layout = Layout.of(counts, pixel_format, self._config.shard_bytes)
+            written = self._write(dealt, layout, pixel_format)
+        finally:
+            dealt.unpersist()
+        splits = {name: self._split(name, counts[name], layout, written) for name in SPLITS}
+        self._commit(splits, classes, pixel_format, leak_check)
+        return self._result(splits, classes, pixel_format, leak_check)
+
+    # --- what there is ---
+
+    def _live(self) -> DataFrame:
+        rows = read_ledger(self._spark, self._samples, self._source)
+        live = rows.where(F.col("outcome") == ledger.SAMPLE)
+        if self._config.classes is not None:
+            live = live.where(F.col("label").isin(self._config.classes))
+        return live
+
+    def _classes(self, live: DataFrame) -> list[str]:
+        found = sorted(row["label"] for row in live.select("label").distinct().collect())
+        if not found:
+            raise UsageError(f"{self._config.samples} holds no samples to make shards of.")
+        missing = set(self._config.classes or []) - set(found)
+        if missing:
+            raise UsageError(f"No sample has the label {sorted(missing)[0]!r} of --classes.")
+        return self._config.classes or found
+
+    def _format(self, live: DataFrame) -> PixelFormat:
+        names = ("height", "width", "channels", "bits")
+        row = live.agg(
+            *[F.min(name).alias(f"min_{name}") for name in names],
+            *[F.max(name).alias(f"max_{name}") for name in names],
+        ).first()
+        assert row is not None
+        config = self._config
+        height, width = config.size or row["max_height"], config.size or row["max_width"]
+        if height > row["min_height"] or width > row["min_width"]:
+            raise UsageError(
+                f"The smallest sample is {row['min_height']} x {row['min_width']} pixels: "
+                f"--size cannot be {height}; samples are made smaller here, never larger."
+            )
+        bits = config.bits or row["min_bits"]
+        if bits > row["min_bits"]:
+            raise UsageError(f"The samples have {row['min_bits']} bits; --bits cannot be {bits}.")
+        channels = row["max_channels"] if config.channels == "auto" else int(config.channels)
+        return PixelFormat(height, width, channels, bits)
+
+    # --- what goes where ---
+
+    def _dealt(self, live: DataFrame, classes: list[str]) -> DataFrame:
+        """Return every sample with its split and its place in the shuffled split."""
+        own = [row["split"] for row in live.select("split").distinct().collect() if row["split"]]
+        hints = live.groupBy("patient_key").agg(F.collect_set("split").alias("hints"))
+        deal = _Deal(self._config.split, self._config.seed, own)
+        patients = hints.mapInArrow(deal, "patient_key string, target string")
+        number = F.array_position(F.array(*[F.lit(name) for name in classes]), F.col("label")) - 1
+        # SHA-256, so that anybody can repeat the shuffle without Spark.
+        order = F.sha2(F.concat(F.lit(f"{self._config.seed}\n"), F.col("sample_key")), 256)
+        shuffled = Window.partitionBy("target").orderBy(order, "sample_key")
+        return (
+            live.join(patients, "patient_key")
+            .withColumn("number", number.cast("int"))
+            .withColumn("position", (F.row_number().over(shuffled) - 1).cast("bigint"))
+            .select(
+                "target", "position", "sample_key", "patient_key", "number", "split",
+                "pixel_sha256", "part", "row",
+            )
+        )  # fmt: skip
+
+    def _counts(self, dealt: DataFrame, classes: list[str]) -> dict[str, Counts]:
+        by_class = {
+            (row["target"], row["number"]): row["count"]
+            for row in dealt.groupBy("target", "number").count().collect()
+        }
+        patients = {
+            row["target"]: row["patients"]
+            for row in dealt.groupBy("target")
+            .agg(F.countDistinct("patient_key").alias("patients"))
+            .collect()
+        }
+        counts = {
+            split: Counts(
+                tuple(by_class.get((split, number), 0) for number in range(len(classes))),
+                patients.get(split, 0),
+            )
+            for split in SPLITS
+        }
+        for split in ("train", "test"):
+            if counts[split].rows == 0:
+                raise UsageError(
+                    f"The {split} split is empty: there are too few patients for these shares; "
+                    "change split.val, split.test or seed."
+                )
+        return counts
+
+    def _leak_check(self, dealt: DataFrame) -> dict[str, int]:
+        leaks = {
+            "patients_in_two_splits": _in_two(dealt, "patient_key"),
+            "images_in_two_splits": _in_two(dealt, "pixel_sha256"),
+        }
+        if any(leaks.values()):
+            raise RunError(f"The splits are not apart: {leaks}.")
+        moved = dealt.where(F.col("split").isNotNull() & (F.col("split") != F.col("target")))
+        # A patient whose images came with several hints is in the most held-out of them.
+        overruled = moved.where(F.col("split") != "train").count()
+        torn = dealt.where(F.col("split").isNotNull()).groupBy("patient_key")
+        both = torn.agg(F.countDistinct("split").alias("hints")).where(F.col("hints") > 1).count()
+        return leaks | {"hints_overruled": overruled, "patients_with_several_hints": both}
+
+    # --- what is written ---
+
+    def _write(
+        self, dealt: DataFrame, layout: Layout, pixel_format: PixelFormat
+    ) -> dict[int, Shard]:
+        bucket = F.lit(None)
+        for split in layout.splits:
+            number = F.floor(
+                ((F.col("position") + 1) * split.shards - 1) / F.lit(split.rows)
+            ) + F.lit(split.first)
+            bucket = F.when(F.col("target") == split.name, number).otherwise(bucket)
+        placed = dealt.withColumn("bucket", bucket.cast("int")).select(
+            "bucket", "position", "sample_key", "patient_key", "number", "part", "row"
+        )
+        parts = {part.path: (part.bytes, part.sha256) for part in self._source.parts}
+        cores = self._spark.sparkContext.defaultParallelism
+        read = _Read(self._samples.url, parts, pixel_format)
+        write = _Write(str(self._config.shards), self._generation, layout, pixel_format,
+                       self._config.rows_per_group)  # fmt: skip
+        rows = max(1, min(4096, _BATCH_BYTES // pixel_format.nbytes))
+        before = self._spark.conf.get(_ARROW_ROWS)
+        self._spark.conf.set(_ARROW_ROWS, str(rows))
+        try:
+            written = (
+                placed.repartition(max(1, min(len(parts), 8 * cores)), "part")
+                .sortWithinPartitions("part", "row")
+                .mapInArrow(read, _PLACED)
+                .repartition(layout.shards, "bucket")
+                .sortWithinPartitions("bucket", "position")
+                .mapInArrow(write, _WRITTEN)
+                .collect()
+            )
+        finally:
+            self._spark.conf.set(_ARROW_ROWS, str(before))
+        return {
+            row["bucket"]: Shard(
+                path=row["path"], rows=row["rows"], bytes=row["bytes"], sha256=row["sha256"]
+            )
+            for row in written
+        }
+
+    def _split(self, name: str, counts: Counts, layout: Layout, written: dict[int, Shard]) -> Split:
+        shards = tuple(written[bucket] for bucket in layout.buckets(name))
+        if sum(shard.rows for shard in shards) != counts.rows:
+            raise RunError(f"The {name} shards do not hold the {counts.rows} rows they should.")
+        return Split(
+            rows=counts.rows, patients=counts.patients, class_counts=counts.by_class, shards=shards
+        )
+
+    def _commit(
+        self,
+        splits: dict[str, Split],
+        classes: list[str],
+        pixel_format: PixelFormat,
+        leak_check: dict[str, int],
+    ) -> None:
+        folder = self._config.shards
+        source = {
+            "digest": self._source.digest,
+            "counts": self._source.counts,
+            "rendering": self._source.rendering,
+            "split": self._config.split.model_dump(),
+        }
+        write_manifest(
+            folder,
+            Manifest(
+                digest=digest_of(splits),
+                generation=self._generation,
+                classes=tuple(classes),
+                height=pixel_format.height,
+                width=pixel_format.width,
+                channels=pixel_format.channels,
+                bits=pixel_format.bits,
+                seed=self._config.seed,
+                splits=splits,
+                leak_check=leak_check,
+                source=source,
+            ),
+        )
+        for generation in (folder / "data").iterdir():
+            if generation.name != self._generation:
+                storage.remove(str(generation))
+
+    def _result(
+        self,
+        splits: dict[str, Split],
+        classes: list[str],
+        pixel_format: PixelFormat,
+        leak_check: dict[str, int],
+    ) -> dict[str, Any]:
+        return {
+            "shards_folder": str(self._config.shards),
+            "digest": digest_of(splits),
+            "classes": classes,
+            "pixels": {**vars(pixel_format)},
+            "splits": {
+                name: split.model_dump(exclude={"shards"}) | {"shards": len(split.shards)}
+                for name, split in splits.items()
+            },
+            "leak_check": leak_check,
+        }
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What a split holds: images by class, and patients."""
+
+    by_class: tuple[int, ...]
+    patients: int
+
+    @property
+    def rows(self) -> int:
+        """The number of images."""
+        return sum(self.by_class)
+
+
+@dataclass(frozen=True)
+class SplitLayout:
+    """The files of one split; ``first`` is the number of its first file among all."""
+
+    name: str
+    rows: int
+    shards: int
+    first: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How many files each split has. Their rows differ by one at most."""
+
+    splits: tuple[SplitLayout, ...]
+
+    @classmethod
+    def of(cls, counts: dict[str, Counts], pixel_format: PixelFormat, shard_bytes: int) -> Layout:
+        """Return as few files as hold at most ``shard_bytes`` of pixels each."""
+        splits: list[SplitLayout] = []
+        for name, count in counts.items():
+            shards = math.ceil(count.rows * pixel_format.nbytes / shard_bytes)
+            first = splits[-1].first + splits[-1].shards if splits else 0
+            splits.append(SplitLayout(name, count.rows, min(shards, count.rows), first))
+        return cls(tuple(splits))
+
+    @property
+    def shards(self) -> int:
+        """The number of files of all splits."""
+        return sum(split.shards for split in self.splits)
+
+    def buckets(self, name: str) -> range:
+        """Return the numbers of the files of a split."""
+        split = next(split for split in self.splits if split.name == name)
+        return range(split.first, split.first + split.shards)
+
+    def file_name(self, bucket: int) -> str:
+        """Return the name of a file, by its number among all."""
+        split = next(s for s in self.splits if s.first <= bucket < s.first + s.shards)
+        return f"{split.name}-{bucket - split.first:05d}.parquet"
+
+
+def _in_two(dealt: DataFrame, column: str) -> int:
+    targets = dealt.groupBy(column).agg(F.min("target").alias("low"), F.max("target").alias("high"))
+    return targets.where(F.col("low") != F.col("high")).count()
+
+
+@dataclass(frozen=True)
+class _Deal:
+    """Gives patients their split, in a task."""
+
+    config: SplitConfig
+    seed: int
+    own: list[str]
+
+    def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            patients = batch.column("patient_key").to_pylist()
+            hints = batch.column("hints").to_pylist()
+            targets = [
+                patient_split(patient, hint, self.config, seed=self.seed, own=self.own)
+                for patient, hint in zip(patients, hints, strict=True)
+            ]
+            yield pa.RecordBatch.from_pydict({"patient_key": patients, "target": targets})
+
+
+@dataclass(frozen=True)
+class _Read:
+    """Reads the pixels of rows that come sorted by part and row, and brings them to one format."""
+
+    samples: str
+    parts: dict[str, tuple[int, str]]
+    pixel_format: PixelFormat
+
+    def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        rows = (row for batch in batches for row in batch.to_pylist())
+        for part, group in itertools.groupby(rows, key=lambda row: str(row["part"])):
+            yield from self._part(part, group)
+
+    def _part(self, part: str, rows: Iterator[dict[str, Any]]) -> Iterator[pa.RecordBatch]:
+        system, path = storage.filesystem(storage.join(self.samples, part))
+        self._check(system, path, part)
+        with system.open(path, "rb") as file:
+            parquet = pq.ParquetFile(file)
+            start, group = 0, 0
+            wanted = next(rows, None)
+            while wanted is not None:
+                stop = start + parquet.metadata.row_group(group).num_rows
+                here = []
+                while wanted is not None and wanted["row"] < stop:
+                    here.append(wanted)
+                    wanted = next(rows, None)
+                if here:
+                    yield self._group(parquet, group, start, here)
+                start, group = stop, group + 1
+
+    def _check(self, system: Any, path: str, part: str) -> None:
+        # Parquet readers do not notice a flipped bit; the manifest does.
+        size, sha256 = self.parts[part]
+        if not system.exists(path) or system.size(path) != size:
+            raise RunError(f"The part {part} of {self.samples} is missing or has another size.")
+        with system.open(path, "rb") as file:
+            if _sha256(file) != sha256:
+                raise RunError(f"The part {part} of {self.samples} has been damaged.")
+
+    def _group(
+        self, parquet: pq.ParquetFile, group: int, start: int, rows: list[dict[str, Any]]
+    ) -> pa.RecordBatch:
+        columns = ["sample_key", "pixels", "height", "width", "channels", "bits"]
+        table = parquet.read_row_group(group, columns=columns)
+        pixels = []
+        for row in rows:
+            index = row["row"] - start
+            sample = {name: table[name][index].as_py() for name in columns}
+            if sample["sample_key"] != row["sample_key"]:
+                raise RunError(f"{parquet} does not hold what the ledger says.")
+            pixels.append(bring_to(self.pixel_format, sample))
+        return pa.RecordBatch.from_pydict(
+            {
+                "bucket": pa.array([row["bucket"] for row in rows], pa.int32()),
+                "position": pa.array([row["position"] for row in rows], pa.int64()),
+                "sample_key": [row["sample_key"] for row in rows],
+                "patient_key": [row["patient_key"] for row in rows],
+                "label": pa.array([row["number"] for row in rows], pa.int32()),
+                "pixels": pa.array(pixels, pa.binary()),
+            }
+        )
+
+
+def _sha256(file: Any) -> str:
+    digest = hashlib.sha256()
+    while chunk := file.read(1 << 20):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def bring_to(pixel_format: PixelFormat, sample: dict[str, Any]) -> bytes:
+    """Return the bytes of a sample's pixels in ``pixel_format``: size, depth, channels (HWC)."""
+    if all(sample[name] == getattr(pixel_format, name) for name in _FORMAT):
+        return bytes(sample["pixels"])
+    dtype = np.dtype("<u1") if sample["bits"] == 8 else np.dtype("<u2")
+    shape = (sample["height"], sample["width"], sample["channels"])
+    image: npt.NDArray[Any] = np.frombuffer(sample["pixels"], dtype).reshape(shape)
+    image = _with_channels(image, pixel_format.channels)
+    if image.shape[:2] != (pixel_format.height, pixel_format.width):
+        plane = image[..., 0] if image.shape[2] == 1 else image
+        image = resize(plane, pixel_format.height, pixel_format.width).reshape(pixel_format.shape)
+    if sample["bits"] > pixel_format.bits:
+        image = (image.astype(np.uint32) + 128) // 257  # 65535 is 255, rounded between
+    return image.astype(pixel_format.dtype).tobytes()
+
+
+_FORMAT = ("height", "width", "channels", "bits")
+
+
+def _with_channels(image: npt.NDArray[Any], channels: int) -> npt.NDArray[Any]:
+    if image.shape[2] == channels:
+        return image
+    if channels == 3:
+        return np.repeat(image, 3, axis=2)
+    weights = np.array([0.299, 0.587, 0.114])  # luma of ITU-R BT.601, as in PS3.3 C.7.6.3.1.2
+    grey: npt.NDArray[Any] = np.rint(image @ weights).astype(image.dtype)[..., None]
+    return grey
+
+
+@dataclass(frozen=True)
+class _Write:
+    """Writes shards from rows that come sorted by file and position."""
+
+    shards: str
+    generation: str
+    layout: Layout
+    pixel_format: PixelFormat
+    rows_per_group: int
+
+    def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        pieces = (
+            piece
+            for batch in batches
+            for piece in _by_bucket(pa.table([*batch.columns], [*batch.schema.names]))
+        )
+        for bucket, group in itertools.groupby(pieces, key=lambda piece: piece[0]):
+            yield self._file(bucket, (table for _, table in group))
+
+    def _file(self, bucket: int, tables: Iterator[pa.Table]) -> pa.RecordBatch:
+        name = f"data/{self.generation}/{self.layout.file_name(bucket)}"
+        path = Path(self.shards) / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # A task that runs twice writes the same bytes under the same name, each time whole.
+        scratch = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        typed = (_as_shard_rows(table, self.pixel_format) for table in tables)
+        rows = write_shard(scratch, typed, self.pixel_format, rows_per_group=self.rows_per_group)
+        size, sha256 = scratch.stat().st_size, sha256_of(scratch)
+        os.replace(scratch, path)
+        return pa.RecordBatch.from_pydict(
+            {
+                "bucket": pa.array([bucket], pa.int32()),
+                "path": [name],
+                "rows": pa.array([rows], pa.int64()),
+                "bytes": pa.array([size], pa.int64()),
+                "sha256": [sha256],
+            }
+        )
+
+
+def _by_bucket(table: pa.Table) -> Iterator[tuple[int, pa.Table]]:
+    """Cut a table where its file changes."""
+    buckets = table["bucket"].to_numpy()
+    edges = [0, *(np.flatnonzero(np.diff(buckets)) + 1).tolist(), len(buckets)]
+    for start, stop in itertools.pairwise(edges):
+        if stop > start:
+            yield (
+                int(buckets[start]),
+                table.slice(start, stop - start).drop_columns(["bucket", "position"]),
+            )
+
+
+def _as_shard_rows(table: pa.Table, pixel_format: PixelFormat) -> pa.Table:
+    """Return ``table`` with its pixels as values of a fixed size, without copying them."""
+    index = table.schema.get_field_index("pixels")
+    chunks = [_fixed_size(chunk, pixel_format.nbytes) for chunk in table["pixels"].chunks]
+    return table.set_column(index, "pixels", pa.chunked_array(chunks)).cast(pixel_format.schema)
+
+
+def _fixed_size(values: pa.BinaryArray, nbytes: int) -> pa.FixedSizeBinaryArray:
+    # Arrow has no cast for this. Values of one size lie end to end, so offsets are all they lack.
+    _, offsets, data = values.buffers()
+    ends = np.frombuffer(offsets, np.int32)[values.offset : values.offset + len(values) + 1]
+    if not (np.diff(ends) == nbytes).all():
+        raise RunError(f"A sample has not the {nbytes} bytes that its format asks for.")
+    body = data.slice(int(ends[0]), len(values) * nbytes)
+    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(nbytes), len(values), [None, body])
