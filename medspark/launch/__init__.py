@@ -1,0 +1,1 @@
+"""The one place where Spark and torch meet: Spark starts the ranks, and we watch over them."""

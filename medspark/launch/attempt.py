@@ -1,0 +1,164 @@
+"""One launch of the ranks: started through TorchDistributor, watched, and ended if it hangs."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import psutil
+from pyspark.ml.torch.distributor import TorchDistributor
+from pyspark.sql import SparkSession
+
+from medspark.launch.rank import NONCE, Order
+from medspark.launch.reports import Failure, Reports, diagnose, write_whole
+from medspark.launch.trampoline import trampoline
+
+__all__ = ["Attempt", "Interrupted"]
+
+logger = logging.getLogger(__name__)
+
+_POLL_SECONDS = 0.25
+# The ranks have ended but what started them has not: after so long we end it.
+_GRACE_SECONDS = 10.0
+_CANCEL_SECONDS = 60.0
+# A rank that Spark has just killed may still be about to say why.
+_LAST_WORDS_SECONDS = 2.0
+
+
+class Interrupted(Exception):  # noqa: N818 - not an error: the supervisor asked for it
+    """The attempt was ended on purpose."""
+
+
+class Attempt:
+    """The ranks of one launch, whether Spark tasks or processes of this machine."""
+
+    def __init__(
+        self,
+        spark: SparkSession,
+        order: Order,
+        *,
+        package: bytes,
+        processes: int,
+        on_executors: bool,
+        gpu: bool,
+    ) -> None:
+        self.reports = Reports(order.folder)
+        self._spark = spark
+        self._order = order
+        self._package = package
+        self._processes = processes
+        self._on_executors = on_executors
+        self._gpu = gpu
+        self._tag = f"medspark-{order.nonce}"
+        self._error: BaseException | None = None
+
+    def run(
+        self, *, start_seconds: float, interrupt: Callable[[], bool]
+    ) -> dict[str, Any] | Failure:
+        """Return what rank 0 returned, or why there is nothing.
+
+        Raises Interrupted when ``interrupt``, asked now and then, says so.
+        """
+        write_whole(self._order.folder / NONCE, self._order.nonce)
+        thread = threading.Thread(target=self._launch, name="ranks", daemon=True)
+        with _environment(self._order.threads):
+            thread.start()
+            try:
+                self._watch(thread, start_seconds, interrupt)
+            except BaseException:
+                self._cancel(thread)
+                raise
+        return self._outcome()
+
+    def _launch(self) -> None:
+        try:
+            if self._on_executors:
+                self._spark.addTag(self._tag)
+            distributor = TorchDistributor(
+                num_processes=self._processes,
+                local_mode=not self._on_executors,
+                use_gpu=self._gpu,
+            )
+            distributor.run(trampoline(), self._package, self._order.model_dump(mode="json"))
+        except Exception as error:  # noqa: BLE001 - handed to the thread that watches
+            self._error = error
+
+    def _watch(
+        self, thread: threading.Thread, start_seconds: float, interrupt: Callable[[], bool]
+    ) -> None:
+        begun, over_since = time.monotonic(), None
+        while thread.is_alive():
+            thread.join(_POLL_SECONDS)
+            now = time.monotonic()
+            if over_since is None and self._is_over():
+                over_since = now
+            if over_since is not None and now - over_since > _GRACE_SECONDS:
+                # A torchrun agent that lost another waits 300 s in torch's exit barrier.
+                self._cancel(thread)
+            elif now - begun > start_seconds and len(self.reports.started()) < self._processes:
+                self._cancel(thread)
+            elif over_since is None and interrupt():
+                raise Interrupted
+
+    def _is_over(self) -> bool:
+        ended = self.reports.ended()
+        return len(ended) == self._processes or any(end.kind != "ok" for end in ended.values())
+
+    def _cancel(self, thread: threading.Thread) -> None:
+        if self._on_executors:
+            self._spark.interruptTag(self._tag)
+        else:
+            _end_local_ranks()
+        thread.join(_CANCEL_SECONDS)
+        if thread.is_alive():
+            logger.warning("the ranks' job did not end within %d s", _CANCEL_SECONDS)
+
+    def _outcome(self) -> dict[str, Any] | Failure:
+        # Only what rank 0 wrote counts: TorchDistributor also returns normally after failures.
+        if self.reports.result.exists():
+            return dict(json.loads(self.reports.result.read_text(encoding="utf-8")))
+        deadline = time.monotonic() + _LAST_WORDS_SECONDS
+        while len(self.reports.ended()) < self._processes and time.monotonic() < deadline:
+            time.sleep(_POLL_SECONDS)
+        return diagnose(self.reports, self._processes, self._error)
+
+
+def new_nonce() -> str:
+    """Return a word by which ranks recognise the driver's folder."""
+    return uuid.uuid4().hex
+
+
+def _end_local_ranks() -> None:
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            if "pyspark.ml.torch.torch_run_process_wrapper" in process.cmdline():
+                process.terminate()
+
+
+@contextmanager
+def _environment(threads: int) -> Iterator[None]:
+    """Set what torchrun below this process, if the ranks are local, has to find."""
+    wanted = {
+        "OMP_NUM_THREADS": str(threads),
+        # A byte that is not UTF-8 in a rank's output would end the job.
+        "PYTHONIOENCODING": "utf-8:backslashreplace",
+        # Importing torch in every process costs seconds; its C++ log adds nothing to ours.
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
+    }
+    before = {key: os.environ.get(key) for key in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            if value is None:
+                del os.environ[key]
+            else:
+                os.environ[key] = value

@@ -1,0 +1,278 @@
+"""A supervisor around TorchDistributor: checks first, watches, says what failed, starts again.
+
+TorchDistributor alone reports success for a script that failed, says nothing about why a rank did,
+waits for ten minutes where slots are missing and for half an hour where a rank is stuck, and never
+tries again. Here a run has succeeded when rank 0 has written its result, and only then.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+from pyspark.sql import SparkSession
+
+from medspark.config import Config
+from medspark.errors import MedsparkError, RunError, UsageError
+from medspark.ingest.ship import package_zip
+from medspark.launch.attempt import Attempt, Interrupted, new_nonce
+from medspark.launch.rank import Order
+from medspark.launch.reports import Failure
+from medspark.launch.slots import (
+    Slots,
+    check_settings,
+    local_slots,
+    slots_of,
+    submitted_master,
+    wait_for,
+)
+
+__all__ = ["SPARK_SETTINGS", "LaunchConfig", "Launched", "Task", "check_room", "run_ddp"]
+
+logger = logging.getLogger(__name__)
+
+# What a session needs from its start for ranks on executors. Spark's own defaults are 40 checks
+# of 15 s for missing slots, and a year for a barrier.
+SPARK_SETTINGS = {
+    "spark.scheduler.barrier.maxConcurrentTasksCheck.maxFailures": "3",
+    "spark.barrier.sync.timeout": "600",
+}
+_ROOM_SECONDS = 30.0
+_ROOM_AFTER_FAILURE_SECONDS = 12.0
+_GROWTH_CHECK_SECONDS = 5.0
+
+
+class LaunchConfig(Config):
+    """Where the training processes (ranks) run, and what happens when one dies."""
+
+    processes: int = Field(
+        0, ge=0, description="ranks, each a process; 0: two where there is room for them, else one"
+    )
+    threads_per_process: int = Field(
+        0, ge=0, description="torch threads of each rank; 0: the cores divided by the ranks"
+    )
+    where: Literal["auto", "driver", "executors"] = Field(
+        "auto",
+        description="driver: on this machine; executors: one Spark task per rank; auto: executors "
+        "where the master is a cluster",
+    )
+    gpu: bool = Field(False, description="give each rank one of the GPUs that Spark manages")
+    timeout_seconds: float = Field(
+        120, gt=0, description="seconds that a rank waits for another one before it gives up"
+    )
+    start_seconds: float = Field(300, gt=0, description="seconds within which the ranks must begin")
+    max_restarts: int = Field(
+        0, ge=0, description="times that a failed training is started again from its checkpoint"
+    )
+    min_processes: int = Field(
+        1, ge=1, description="fewest ranks to go on with after machines were lost"
+    )
+
+
+class Task(Config):
+    """What the ranks run: ``function`` (``module:name``) of (config, world, journal).
+
+    Where ``config`` has the keys ``attempt`` and ``resume``, they are set for every attempt. New
+    entries in ``checkpoints`` are progress: after two failures without any, the run is given up.
+    """
+
+    function: str
+    config: Config
+    run_dir: Path
+    journal: Path
+    checkpoints: Path
+
+
+class Launched(Config):
+    """How a run was launched in the end."""
+
+    processes: int
+    threads: int
+    on_executors: bool
+    attempts: int
+    restarts: int
+    hosts: tuple[str, ...]
+
+
+def check_room(launch: LaunchConfig, master: str | None) -> None:
+    """Raise UsageError if a local master has fewer slots than ranks are wanted.
+
+    Needs no Spark session; a cluster's room is only known once there is one.
+    """
+    where = submitted_master(master)
+    slots = local_slots(where)
+    if slots is not None and launch.processes > slots:
+        raise UsageError(
+            f"launch.processes is {launch.processes}, but Spark's master {where} has "
+            f"{_count(slots, 'slot')} on this machine."
+        )
+
+
+def run_ddp(
+    task: Task, *, spark: SparkSession, launch: LaunchConfig
+) -> tuple[dict[str, Any], Launched]:
+    """Run ``task`` on every rank; return what rank 0's function returned, and how it was launched.
+
+    The return value has to be a document that JSON can hold. Raises UsageError where there is no
+    room for the ranks or a rank raised one, and RunError that names the rank and the cause where
+    training failed.
+    """
+    return _Supervisor(task, spark, launch).run()
+
+
+class _Supervisor:
+    """Starts attempts until one succeeds or another would be pointless."""
+
+    def __init__(self, task: Task, spark: SparkSession, launch: LaunchConfig) -> None:
+        self._task = task
+        self._spark = spark
+        self._launch = launch
+        self._package = package_zip().read_bytes()
+        local = local_slots(str(spark.sparkContext.master)) is not None
+        self._on_executors = launch.where == "executors" or (launch.where == "auto" and not local)
+        if self._on_executors:
+            check_settings(spark, gpu=launch.gpu)
+        self._wanted = launch.processes or 2
+        self._attempts = self._restarts = 0
+        self._growth_checked = 0.0
+
+    def run(self) -> tuple[dict[str, Any], Launched]:
+        """Return the outcome of the attempt that succeeds."""
+        slots = wait_for(self._spark, self._wanted, seconds=_ROOM_SECONDS)
+        if self._launch.processes == 0:
+            self._wanted = max(1, min(self._wanted, slots.tasks))
+        if slots.tasks < self._wanted:
+            raise UsageError(_no_room(self._wanted, slots, self._spark))
+        failed_at: str | None = None
+        while True:
+            processes = min(self._wanted, slots.tasks)
+            attempt, threads = self._prepare(processes, slots)
+            began_at = self._newest_checkpoint()
+            try:
+                outcome = attempt.run(
+                    start_seconds=self._launch.start_seconds,
+                    interrupt=lambda p=processes, at=began_at: self._can_grow(p, at),  # type: ignore[misc]
+                )
+            except Interrupted:
+                logger.warning("machines are back: going on with more processes")
+            else:
+                if not isinstance(outcome, Failure):
+                    return outcome, self._launched(attempt, processes, threads)
+                self._count_failure(outcome, attempt, stuck=self._newest_checkpoint() == failed_at)
+                failed_at = self._newest_checkpoint()
+            slots = wait_for(self._spark, self._wanted, seconds=_ROOM_AFTER_FAILURE_SECONDS)
+            if slots.tasks < self._launch.min_processes:
+                raise RunError(f"{_count(slots.tasks, 'slot')} left, too few to go on.")
+
+    def _prepare(self, processes: int, slots: Slots) -> tuple[Attempt, int]:
+        self._attempts += 1
+        folder, number = _new_folder(self._task.run_dir)
+        threads = self._launch.threads_per_process or _threads(processes, slots)
+        logger.info("%d processes with %d threads each", processes, threads)
+        order = Order(
+            function=self._task.function,
+            config_class=_name(type(self._task.config)),
+            config=_for_attempt(self._task.config, number, again=self._attempts > 1),
+            folder=folder,
+            journal=self._task.journal.resolve(),
+            nonce=new_nonce(),
+            threads=threads,
+            timeout_seconds=self._launch.timeout_seconds,
+        )
+        attempt = Attempt(
+            self._spark,
+            order,
+            package=self._package,
+            processes=processes,
+            on_executors=self._on_executors,
+            gpu=self._launch.gpu,
+        )
+        return attempt, threads
+
+    def _count_failure(self, failure: Failure, attempt: Attempt, *, stuck: bool) -> None:
+        """Raise the failure as an error unless another attempt is allowed and may help."""
+        if failure.port_taken and self._attempts == 1:
+            logger.warning("the ranks' port was taken by somebody else: starting again")
+            return
+        given_up = self._restarts >= self._launch.max_restarts
+        if failure.hopeless or given_up or (stuck and self._restarts > 0):
+            raise _as_error(failure, attempt.reports.folder, self._restarts)
+        self._restarts += 1
+        logger.warning(
+            "%s; restart %d of %d", failure.sentence, self._restarts, self._launch.max_restarts
+        )
+
+    def _can_grow(self, processes: int, began_at: str) -> bool:
+        """Whether lost machines are back and a checkpoint makes it cheap to go on with them."""
+        now = time.monotonic()
+        if processes == self._wanted or now - self._growth_checked < _GROWTH_CHECK_SECONDS:
+            return False
+        self._growth_checked = now
+        room = slots_of(self._spark).tasks >= self._wanted
+        return room and self._newest_checkpoint() != began_at
+
+    def _newest_checkpoint(self) -> str:
+        return max((path.name for path in self._task.checkpoints.glob("step-*")), default="")
+
+    def _launched(self, attempt: Attempt, processes: int, threads: int) -> Launched:
+        started = attempt.reports.started()
+        return Launched(
+            processes=processes,
+            threads=threads,
+            on_executors=self._on_executors,
+            attempts=self._attempts,
+            restarts=self._restarts,
+            hosts=tuple(started[rank].host for rank in sorted(started)),
+        )
+
+
+def _new_folder(run_dir: Path) -> tuple[Path, int]:
+    """Make the folder of the next attempt: its number is larger than that of any before it."""
+    attempts = run_dir.resolve() / "attempts"
+    attempts.mkdir(parents=True, exist_ok=True)
+    number = 1 + max((int(path.name) for path in attempts.iterdir()), default=0)
+    folder = attempts / f"{number:04d}"
+    folder.mkdir()
+    return folder, number
+
+
+def _for_attempt(config: Config, number: int, *, again: bool) -> dict[str, Any]:
+    values = config.model_dump(mode="json")
+    if "attempt" in values:
+        values["attempt"] = number
+    if again and "resume" in values:
+        values["resume"] = "auto"
+    return values
+
+
+def _threads(processes: int, slots: Slots) -> int:
+    per_executor = slots.cores // max(1, slots.executors)
+    return max(1, min(slots.cores // processes, per_executor))
+
+
+def _name(cls: type) -> str:
+    return f"{cls.__module__}:{cls.__qualname__}"
+
+
+def _no_room(wanted: int, slots: Slots, spark: SparkSession) -> str:
+    return (
+        f"launch.processes is {wanted}, but {spark.sparkContext.master} has "
+        f"{_count(slots.tasks, 'slot')}: {_count(slots.executors, 'executor')} with "
+        f"{_count(slots.cores, 'core')} in all, and spark.task.cpus is "
+        f"{spark.conf.get('spark.task.cpus', '1')}."
+    )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _as_error(failure: Failure, folder: Path, restarts: int) -> MedsparkError:
+    if failure.error == "UsageError":
+        return UsageError(failure.sentence.partition(" raised ")[2] or failure.sentence)
+    after = f" (after {_count(restarts, 'restart')})" if restarts else ""
+    text = f"{failure.sentence}{after}. The ranks' logs are in {folder}."
+    return RunError(f"{text}\n{failure.traceback}".rstrip())

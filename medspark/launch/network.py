@@ -1,0 +1,67 @@
+"""Which network interface the ranks talk over."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+from collections.abc import Mapping
+
+import psutil
+
+__all__ = ["choose_interface"]
+
+# A documentation address (RFC 5737): asking for the route to it sends nothing.
+_ANYWHERE = "192.0.2.1"
+
+
+def choose_interface(master: str, *, environment: Mapping[str, str] = os.environ) -> str:
+    """Return the interface that owns the route to ``master``; empty if there is none to name.
+
+    gloo takes the one that the host's own name resolves to, which on many clusters is loopback:
+    the ranks of other machines then cannot connect. What the user set in GLOO_SOCKET_IFNAME is
+    never overridden.
+    """
+    chosen = environment.get("GLOO_SOCKET_IFNAME")
+    if chosen:
+        return chosen
+    address = _source_address(master)
+    if address and _is_loopback(address) and not _means_this_machine(master):
+        # The machine's own name, which it maps to 127.0.1.1 while the others do not.
+        address = _source_address(_ANYWHERE) or address
+    return _owner(address) if address else ""
+
+
+def _source_address(destination: str) -> str:
+    try:
+        family, kind, protocol, _, target = socket.getaddrinfo(
+            destination, 9, type=socket.SOCK_DGRAM
+        )[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.connect(target)
+            return str(probe.getsockname()[0])
+    except OSError:
+        return ""
+
+
+def _is_loopback(address: str) -> bool:
+    return ipaddress.ip_address(address.split("%")[0]).is_loopback
+
+
+def _means_this_machine(master: str) -> bool:
+    if master == "localhost":
+        return True
+    try:
+        return _is_loopback(master)
+    except ValueError:
+        return False
+
+
+def _owner(address: str) -> str:
+    for name, entries in psutil.net_if_addrs().items():
+        for entry in entries:
+            if entry.address.split("%")[0] == address:
+                return str(name)
+            if _is_loopback(address) and entry.address in {"127.0.0.1", "::1"}:
+                return str(name)
+    return ""

@@ -1,0 +1,147 @@
+"""What each rank does: say that it is there, join the others, work, say how it ended."""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import logging
+import os
+import pkgutil
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from medspark.config import Config
+from medspark.errors import RunError, UsageError
+from medspark.launch.network import choose_interface
+from medspark.launch.reports import Ended, Kind, Reports, Started, end_now, lost_its_peers
+from medspark.launch.reports import write_whole as write
+from medspark.launch.sentinel import watch
+from medspark.track.journal import Journal
+
+__all__ = ["NONCE", "Order", "main"]
+
+NONCE = "nonce"
+
+
+class Order(Config):
+    """What the driver wants of every rank; it travels as plain JSON."""
+
+    function: str  # module:name of a function of (config, world, journal)
+    config_class: str  # module:name of the class of its configuration
+    config: dict[str, Any]
+    folder: Path  # of this attempt
+    journal: Path
+    nonce: str
+    threads: int
+    timeout_seconds: float
+
+
+def main(order: dict[str, Any]) -> None:
+    """Carry out the driver's ``order`` as the rank that the environment names."""
+    chosen = Order.model_validate(order)
+    reports, rank = Reports(chosen.folder), int(os.environ["RANK"])
+    _check_shared(chosen)
+    sentinel = os.getpid()
+
+    def ended(kind: Kind, cause: str) -> None:
+        reports.end(end_now(rank, kind, cause))
+
+    def work() -> None:
+        _work(chosen, reports, rank, sentinel)
+
+    status = watch(work, ended=ended)
+    if status != 0:
+        sys.exit(f"rank {rank} ended with status {status}: see {chosen.folder}")
+
+
+def _work(order: Order, reports: Reports, rank: int, sentinel: int) -> None:
+    _redirect_output(reports.log(rank), rank)
+    interface = _set_environment(order)
+    started = Started(
+        rank=rank,
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        sentinel=sentinel,
+        nonce=order.nonce,
+        threads=order.threads,
+        interface=interface,
+        time=time.time(),
+    )
+    reports.start(started)
+    logging.getLogger(__name__).info("rank %d: %s", rank, started)
+    try:
+        _run(order, reports)
+    except BaseException as error:
+        reports.end(_describe(rank, error))
+        raise
+    reports.end(end_now(rank, "ok"))
+
+
+def _run(order: Order, reports: Reports) -> None:
+    # Not before the environment is set: torch reads the number of threads when it is loaded.
+    import torch
+
+    from medspark.train.world import join
+
+    torch.set_num_threads(order.threads)
+    function: Callable[..., dict[str, Any]] = pkgutil.resolve_name(order.function)
+    config = pkgutil.resolve_name(order.config_class).model_validate(order.config)
+    with join(timeout_s=order.timeout_seconds) as world:
+        with Journal(order.journal if world.is_main else None) as journal:
+            result = function(config, world, journal)
+        world.barrier()
+        if world.is_main:
+            # Before the process group is taken down: that can fail, and the work is done.
+            write(reports.result, json.dumps(result, default=str))
+
+
+def _check_shared(order: Order) -> None:
+    try:
+        found = (order.folder / NONCE).read_text(encoding="utf-8")
+    except OSError:
+        found = ""
+    if found != order.nonce:
+        raise UsageError(
+            f"{order.folder} on {socket.gethostname()} is not the driver's: run_dir has to be a "
+            "folder that all ranks share."
+        )
+
+
+def _set_environment(order: Order) -> str:
+    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(order.threads)
+    interface = choose_interface(os.environ.get("MASTER_ADDR", "localhost"))
+    if interface:
+        os.environ["GLOO_SOCKET_IFNAME"] = interface
+    return interface
+
+
+def _redirect_output(path: Path, rank: int) -> None:
+    """Send what this process prints to its log: the driver's output is for the result."""
+    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(log)
+    faulthandler.enable()
+    logging.basicConfig(
+        level=logging.INFO if rank == 0 else logging.WARNING,
+        format="%(asctime)s %(name)s: %(message)s",
+        force=True,
+    )
+
+
+def _describe(rank: int, error: BaseException) -> Ended:
+    lines = traceback.format_exception(error)
+    ours = isinstance(error, UsageError | RunError)
+    return Ended(
+        rank=rank,
+        kind="lost_peers" if lost_its_peers(error) and not ours else "error",
+        time=time.time(),
+        error=type(error).__name__,
+        cause=str(error) if ours else " ".join(lines[-1].split()),
+        traceback="" if ours else "".join(lines),
+    )

@@ -1,0 +1,113 @@
+"""Is there room for the ranks? Asked before anything starts, because Spark waits ten minutes."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import time
+from typing import NamedTuple
+
+from pyspark import SparkConf
+from pyspark.sql import SparkSession
+
+from medspark.errors import UsageError
+
+__all__ = ["Slots", "check_settings", "local_slots", "slots_of", "submitted_master", "wait_for"]
+
+logger = logging.getLogger(__name__)
+
+_LOCAL = re.compile(r"local(?:\[(\d+|\*)(?:,\d+)?\])?$")
+
+
+class Slots(NamedTuple):
+    """How many tasks can run at once, on how many executors, and with how many cores in all."""
+
+    tasks: int
+    executors: int
+    cores: int
+
+
+def local_slots(master: str) -> int | None:
+    """Return how many tasks a local ``master`` runs at once, None for a cluster."""
+    match = _LOCAL.match(master)
+    if not match:
+        return None
+    if match[1] == "*":
+        return available_cores()
+    return int(match[1] or 1)
+
+
+def available_cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def submitted_master(configured: str | None) -> str:
+    """Return the master that a session started now would have, without starting one."""
+    running = SparkSession.getActiveSession()
+    if running is not None:
+        return str(running.conf.get("spark.master", "local[*]"))
+    if configured:
+        return configured
+    if "PYSPARK_GATEWAY_PORT" in os.environ:  # below spark-submit: its JVM is there already
+        return SparkConf().get("spark.master", "local[*]") or "local[*]"
+    return "local[*]"
+
+
+def slots_of(spark: SparkSession) -> Slots:
+    """Return the room that the executors of ``spark`` offer at this moment."""
+    context = spark.sparkContext
+    local = local_slots(str(context.master))
+    task_cpus = int(str(spark.conf.get("spark.task.cpus", "1")))
+    if local is not None:
+        return Slots(local // task_cpus, 1, local)
+    executors = context._jsc.sc().statusStore().executorList(True)
+    workers = [executors.apply(index) for index in range(executors.size())]
+    workers = [worker for worker in workers if worker.id() != "driver"]
+    return Slots(
+        sum(worker.maxTasks() for worker in workers),
+        len(workers),
+        sum(worker.totalCores() for worker in workers),
+    )
+
+
+def wait_for(spark: SparkSession, tasks: int, *, seconds: float) -> Slots:
+    """Return the room as soon as it is enough for ``tasks``, or what there is after ``seconds``.
+
+    Executors register one after the other when a cluster starts them.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        slots = slots_of(spark)
+        if slots.tasks >= tasks or time.monotonic() > deadline:
+            return slots
+        time.sleep(0.5)
+
+
+def check_settings(spark: SparkSession, *, gpu: bool) -> None:
+    """Raise UsageError for Spark settings under which ranks cannot run on executors."""
+    conf = spark.conf
+    if _is_true(spark, "spark.dynamicAllocation.enabled"):
+        raise UsageError(
+            "Ranks have to start together, which Spark refuses under dynamic allocation: set "
+            "spark.dynamicAllocation.enabled=false."
+        )
+    ignored = "pytorch.spark.distributor.ignoreSsl"
+    if _is_true(spark, "spark.ssl.enabled") and not _is_true(spark, ignored):
+        raise UsageError(
+            "This cluster encrypts its traffic, but gradients would travel in clear between the "
+            f"ranks: set {ignored}=true if that is allowed."
+        )
+    amount = str(conf.get("spark.task.resource.gpu.amount", "0"))
+    # SPARK-41916: TorchDistributor 4.0 counts ranks wrongly for more than one.
+    if gpu and amount != "1":
+        raise UsageError(
+            f"Each rank takes one GPU: set spark.task.resource.gpu.amount=1 (it is {amount})."
+        )
+
+
+def _is_true(spark: SparkSession, key: str) -> bool:
+    return str(spark.conf.get(key, "false")).lower() == "true"
