@@ -27,13 +27,21 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
     """Return the best wrong logit minus the true one (Carlini and Wagner 2017).
 
     Unlike the cross-entropy it does not saturate, so a network that is far too sure of
-    itself keeps a gradient. For labels (B, K): the finding that is nearest to flip, or the
-    most wrong one.
+    itself keeps a gradient.
+    """
+    return boundaries(logits, labels).amax(1)
+
+
+def boundaries(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return for each way of erring (B, K) how near it is: an error where positive.
+
+    For classes, every logit minus the true one, and minus infinity at the true one; for
+    findings, each one's logit away from what it should be.
     """
     if labels.ndim == 2:
-        return -((2 * labels.to(logits.dtype) - 1) * logits).amin(1)
-    true = logits.gather(1, labels[:, None]).squeeze(1)
-    return _without_true(logits, labels).amax(1) - true
+        return (1 - 2 * labels.to(logits.dtype)) * logits
+    true = logits.gather(1, labels[:, None])
+    return (logits - true).scatter(1, labels[:, None], -torch.inf)
 
 
 def dlr(logits: Tensor, labels: Tensor) -> Tensor:
@@ -70,7 +78,3 @@ def correct(logits: Tensor, labels: Tensor) -> Tensor:
     """Return for each image (B,) whether the network is right, in every finding at once."""
     said = predictions(logits, labels)
     return (said == labels).all(1) if labels.ndim == 2 else said == labels
-
-
-def _without_true(logits: Tensor, labels: Tensor) -> Tensor:
-    return logits.scatter(1, labels[:, None], -torch.inf)

@@ -5,19 +5,19 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from medspark.config import Config, Eps
-from medspark.seeding import derive, uniform
+
+Norm = Literal["linf", "l2"]
 
 
 class ThreatModel(Config):
     """Images within ``eps`` of the clean one in ``norm``, and within [0, 1]."""
 
-    norm: Literal["linf", "l2"] = Field("linf", description="how a perturbation is measured")
+    norm: Norm = Field("linf", description="how a perturbation is measured")
     eps: Eps = Field(
         2 / 255,
         description="budget in [0, 1] pixels: the largest change of a pixel for linf, the root "
@@ -55,7 +55,7 @@ class ThreatModel(Config):
         return gradient * (math.sqrt(gradient[0].numel()) / norms(gradient).clamp_min(1e-30))
 
     def random_start(self, images: Tensor, noise: Tensor) -> Tensor:
-        """Return allowed images, uniformly in the eps ball, from ``noise`` in [0, 1)."""
+        """Return allowed images around ``images`` by ``noise`` in [0, 1), shaped like them."""
         change = 2 * noise - 1
         if self.norm == "linf":
             return self.project(images + self.eps * change, images)
@@ -74,16 +74,3 @@ def norms(change: Tensor) -> Tensor:
     """Return the Euclidean norm of each image as (B, 1, 1, 1)."""
     size: Tensor = torch.linalg.vector_norm(change, dim=(1, 2, 3), keepdim=True)
     return size
-
-
-def keyed_noise(images: Tensor, rows: Tensor, *, seed: int, purpose: str) -> Tensor:
-    """Return noise in [0, 1) like ``images`` that depends on (seed, purpose, row) alone.
-
-    ``rows`` (B,) are the images' numbers in the whole data set: the noise of an image is the
-    same in any batch and on any rank.
-    """
-    size = images[0].numel()
-    index = rows.cpu().numpy().astype(np.uint64)[:, None] * np.uint64(size)
-    index = index + np.arange(size, dtype=np.uint64)
-    values = uniform(derive(seed, purpose), index).astype(np.float32)
-    return torch.from_numpy(values).view(images.shape).to(images.device, images.dtype)

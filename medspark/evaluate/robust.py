@@ -6,48 +6,62 @@ rank ends up with the report on all of them.
 
 from __future__ import annotations
 
-import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from medspark.attacks.chance import Chance
 from medspark.attacks.fgsm import one_step
 from medspark.attacks.gradient import input_gradient, zero_gradient
 from medspark.attacks.losses import correct, cross_entropy, margin, rescaled
 from medspark.attacks.pgd import pgd
-from medspark.attacks.threat import ThreatModel, keyed_noise
+from medspark.attacks.suite import BLACK_BOX, Attack, AttackName, Effort, attacks_by_name
+from medspark.attacks.threat import Norm, ThreatModel, norms
 from medspark.config import Config, Eps
-from medspark.evaluate import sanity
+from medspark.errors import UsageError
 from medspark.evaluate.deploy import evaluation_copy
-from medspark.evaluate.metrics import Metrics, metrics
-from medspark.evaluate.sanity import Flag, SanityConfig
+from medspark.evaluate.sanity import SanityConfig
+from medspark.evaluate.summary import (
+    Array,
+    Arrays,
+    Detail,
+    RobustReport,
+    Trial,
+    each_once,
+    summarise,
+)
 
-_LOGGER = logging.getLogger(__name__)
+__all__ = [
+    "Array", "Batch", "EvaluateConfig", "Gather", "RobustReport", "attack_all", "evaluate",
+]  # fmt: skip
 
 # Images (B, C, H, W) in [0, 1], labels (B,), and the images' numbers in the data set (B,).
 Batch = tuple[Tensor, Tensor, Tensor]
-Array = npt.NDArray[Any]
 Gather = Callable[[Array], Array]
+
+# Attacks whose attacked images also say how sure the network is of them, so that AUROC under
+# attack is that of an attacker who harms every image, not only those that are right.
+_ATTACK_EVERY_IMAGE = frozenset({"fgsm", "pgd", "pgd_margin", "pgd_rescaled"})
 
 
 class EvaluateConfig(Config):
-    """Which attacks a classifier has to stand at the end of a run."""
+    """Which attacks a classifier has to stand."""
 
-    attacks: tuple[Literal["fgsm", "pgd"], ...] = Field(("fgsm", "pgd"))
-    norm: Literal["linf", "l2"] = Field("linf", description="how a perturbation is measured")
+    attacks: tuple[AttackName, ...] = Field(("fgsm", "pgd"), description="by name")
+    norm: Norm = Field("linf", description="how a perturbation is measured")
     eps: tuple[Eps, ...] = Field(
         (1 / 255, 2 / 255, 4 / 255), description="budgets in [0, 1] pixels, as 2/255"
     )
-    steps: int = Field(20, ge=1, description="steps of PGD")
+    steps: int = Field(
+        20, ge=1, description="steps of PGD; APGD takes five times as many, FAB 2.5 times"
+    )
     restarts: int = Field(1, ge=1, description="random starts of PGD; more only for images held")
+    queries: int = Field(1000, ge=1, description="answers that Square may ask for per image")
     batch_size: int = Field(128, ge=1, description="images attacked together")
     seed: int = Field(0, ge=0, description="of the random starts")
     sanity_images: int = Field(
@@ -55,52 +69,19 @@ class EvaluateConfig(Config):
     )
     sanity: SanityConfig = SanityConfig()
 
+    @property
+    def effort(self) -> Effort:
+        """How hard the attacks try."""
+        return Effort(steps=self.steps, restarts=self.restarts, queries=self.queries)
+
     def threat(self, eps: float) -> ThreatModel:
         """Return the threat model of one budget."""
         return ThreatModel(norm=self.norm, eps=eps)
 
-
-@dataclass(frozen=True)
-class AttackResult:
-    """What is left under one attack at one budget."""
-
-    name: str
-    steps: int
-    eps: float
-    metrics: Metrics
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the result as the job reports it, eps in grey levels of an 8-bit image."""
-        head = {"name": self.name, "steps": self.steps, "eps_255": _grey_levels(self.eps)}
-        return head | self.metrics.model_dump()
-
-
-@dataclass(frozen=True)
-class RobustReport:
-    """Figures clean and under attack, and the signs that they should not be believed."""
-
-    images: int
-    clean: Metrics
-    attacks: list[AttackResult]
-    flags: list[Flag] = field(default_factory=list)
-    # Sorted by row: labels (N,), and probabilities (N, K) clean and by "attack@eps_255".
-    labels: Array = field(default_factory=lambda: np.empty(0), repr=False)
-    probabilities: dict[str, Array] = field(default_factory=dict, repr=False)
-
-    @property
-    def believable(self) -> bool:
-        """Whether no sanity check triggered."""
-        return not any(flag.triggered for flag in self.flags)
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the report as the result document of a job holds it."""
-        return {
-            "images": self.images,
-            "clean": self.clean.model_dump(),
-            "attacks": [attack.as_json() for attack in self.attacks],
-            "believable": self.believable,
-            "flags": [flag.model_dump() for flag in self.flags],
-        }
+    def trials(self, own: Iterable[str] = ()) -> list[Trial]:
+        """Return every attack at every budget, those of ``own`` names last."""
+        names = [*self.attacks, *own]
+        return [Trial(name, self.effort.steps_of(name), eps) for name in names for eps in self.eps]
 
 
 def evaluate(
@@ -110,20 +91,75 @@ def evaluate(
     *,
     gather: Gather | None = None,
     positive: int | None = None,
+    surrogates: Sequence[nn.Module] = (),
+    own_attacks: Mapping[str, Attack] | None = None,
+    detail: Detail | None = None,
 ) -> RobustReport:
     """Return how good ``model`` is on ``batches``, clean and under every attack.
 
-    ``gather`` joins the same array of all ranks along its first axis; a rank calls it equally
-    often whatever it holds. ``model`` is not changed: a copy in eval mode and float32 is
+    ``gather`` joins the same array of all ranks along its first axis; a rank holds at least
+    one image, and may repeat one. ``model`` is not changed: a copy in eval mode and float32 is
     attacked. ``positive`` is the class that sensitivity is about, the last by default.
+    ``own_attacks`` are tried beside those that ``config`` names.
     """
+    arrays = attack_all(model, batches, config, surrogates=surrogates, own_attacks=own_attacks)
+    if gather is not None:
+        arrays = {name: gather(values) for name, values in arrays.items()}
+    return summarise(
+        each_once(arrays),
+        config.trials(own_attacks or ()),
+        limits=config.sanity,
+        positive=positive,
+        detail=detail,
+    )
+
+
+def attack_all(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    config: EvaluateConfig,
+    *,
+    surrogates: Sequence[nn.Module] = (),
+    own_attacks: Mapping[str, Attack] | None = None,
+) -> Arrays:
+    """Return what every attack does to every image, as ``medspark.evaluate.summary`` reads it.
+
+    Raises UsageError for an attack that needs what ``model`` has not, and if there is no image.
+    """
+    check_attacks(config.attacks, gradients=_has_gradients(model), surrogates=len(surrogates))
     found = _Findings()
-    attacked: nn.Module | None = None
+    attacker: _Attacker | None = None
     for images, labels, rows in batches:
-        if attacked is None:
-            attacked = evaluation_copy(model, images[:2])
-        _attack_batch(attacked, images, labels, rows, config, found)
-    return _report(found.gathered(gather), config, positive)
+        if attacker is None:
+            victims = [evaluation_copy(network, images[:2]) for network in (model, *surrogates)]
+            named = attacks_by_name(config.attacks, config.effort, surrogates=victims[1:])
+            attacker = _Attacker(victims[0], named | dict(own_attacks or {}), config, found)
+        attacker.attack(_Images(images, labels, rows))
+    if attacker is None:
+        raise UsageError("There are no images to evaluate.")
+    return found.arrays()
+
+
+def check_attacks(attacks: Sequence[str], *, gradients: bool, surrogates: int) -> None:
+    """Raise UsageError for an attack that cannot run on such a model."""
+    if "transfer" in attacks and surrogates == 0:
+        raise UsageError("attacks: transfer needs a surrogate, another model to make images for.")
+    blocked = [name for name in attacks if name not in BLACK_BOX]
+    if not gradients and blocked:
+        raise UsageError(
+            f"attacks: {', '.join(blocked)} cannot run on a model without gradients; square and "
+            "transfer can."
+        )
+
+
+@dataclass(frozen=True)
+class _Images:
+    pixels: Tensor
+    labels: Tensor
+    rows: Tensor
+
+    def of(self, chosen: Tensor) -> _Images:
+        return _Images(self.pixels[chosen], self.labels[chosen], self.rows[chosen.cpu()])
 
 
 class _Findings:
@@ -135,174 +171,109 @@ class _Findings:
     def add(self, name: str, values: Tensor) -> None:
         self._parts[name].append(values.detach().cpu().numpy())
 
-    def gathered(self, gather: Gather | None) -> dict[str, Array]:
-        """Return every array over all ranks, each image once, in the order of the rows."""
-        join = gather or (lambda values: values)
-        joined = {name: join(np.concatenate(parts)) for name, parts in self._parts.items()}
-        # A rank may repeat an image to fill its share.
-        _, first = np.unique(joined["rows"], return_index=True)
-        return {name: values[first] for name, values in joined.items()}
+    def arrays(self) -> Arrays:
+        return {name: np.concatenate(parts) for name, parts in self._parts.items()}
 
 
-@torch.no_grad()
-def _probabilities(model: nn.Module, images: Tensor) -> Tensor:
-    logits: Tensor = model(images)
-    return logits.softmax(dim=1)
+@dataclass(frozen=True)
+class _Attacker:
+    """Attacks batch after batch of one model, and writes down what it finds."""
 
+    model: nn.Module
+    attacks: Mapping[str, Attack]
+    config: EvaluateConfig
+    found: _Findings
 
-def _attack_batch(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    rows: Tensor,
-    config: EvaluateConfig,
-    found: _Findings,
-) -> None:
-    # One gradient at the clean images serves the clean figures and FGSM at every eps.
-    gradient, logits = input_gradient(model, images, labels, loss=cross_entropy)
-    found.add("rows", rows)
-    found.add("labels", labels)
-    found.add("clean", logits.softmax(dim=1))
-    found.add("zero_gradient", zero_gradient(gradient))
-    for eps in config.eps:
-        threat = config.threat(eps)
-        if "fgsm" in config.attacks:
-            found.add(
-                _key("fgsm", eps), _probabilities(model, one_step(images, gradient, threat=threat))
-            )
-        if "pgd" in config.attacks:
-            found.add(
-                _key("pgd", eps), _pgd_probabilities(model, images, labels, rows, threat, config)
-            )
-    if config.sanity_images > 0:
-        _doubt_batch(model, images, labels, rows, config, found)
+    def attack(self, batch: _Images) -> None:
+        clean, gradient = self._look(batch)
+        right = correct(clean, batch.labels).nonzero().flatten()
+        for eps in self.config.eps:
+            threat = self.config.threat(eps)
+            for name, attack in self.attacks.items():
+                if name == "fgsm":
+                    attacked = one_step(batch.pixels, gradient, threat=threat)
+                elif name in _ATTACK_EVERY_IMAGE:
+                    attacked = self._run(attack, batch, threat)
+                else:
+                    attacked = batch.pixels.clone()
+                    attacked[right] = self._run(attack, batch.of(right), threat)
+                self._record(Trial(name, 0, eps).key, batch, attacked, threat)
+        if self.config.sanity_images > 0 and self.config.eps:
+            self._doubt(batch)
 
+    def _look(self, batch: _Images) -> tuple[Tensor, Tensor]:
+        """Return the clean probabilities and the gradient, which serves FGSM at every eps."""
+        self.found.add("rows", batch.rows)
+        self.found.add("labels", batch.labels)
+        gradient = torch.zeros_like(batch.pixels)
+        if _has_gradients(self.model):
+            loss = cross_entropy
+            gradient, logits = input_gradient(self.model, batch.pixels, batch.labels, loss=loss)
+            self.found.add("zero_gradient", zero_gradient(gradient))
+            clean = logits.softmax(dim=1)
+        else:
+            clean = self._probabilities(batch.pixels)
+        self.found.add("clean", clean)
+        return clean, gradient
 
-def _pgd_probabilities(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    rows: Tensor,
-    threat: ThreatModel,
-    config: EvaluateConfig,
-) -> Tensor:
-    attack = partial(pgd, model, threat=threat, steps=config.steps)
-    noise = keyed_noise(images, rows, seed=config.seed, purpose="pgd/0")
-    start = threat.random_start(images, noise)
-    probabilities = _probabilities(model, attack(images, labels, start=start))
-    for restart in range(1, config.restarts):
-        held = correct(probabilities, labels).nonzero().flatten()
-        if len(held) == 0:
-            break
-        clean, truth = images[held], labels[held]
-        noise = keyed_noise(clean, rows[held], seed=config.seed, purpose=f"pgd/{restart}")
-        start = threat.random_start(clean, noise)
-        again = _probabilities(model, attack(clean, truth, start=start, stop_when_fooled=True))
-        fooled = ~correct(again, truth)
-        probabilities[held[fooled]] = again[fooled]
-    return probabilities
+    def _run(self, attack: Attack, batch: _Images, threat: ThreatModel) -> Tensor:
+        if len(batch.rows) == 0 or threat.eps == 0:
+            return batch.pixels
+        chance = Chance(self.config.seed, batch.rows)
+        return attack(self.model, batch.pixels, batch.labels, threat, chance)
 
+    def _record(self, key: str, batch: _Images, attacked: Tensor, threat: ThreatModel) -> None:
+        change = attacked - batch.pixels
+        self.found.add(key, self._probabilities(attacked))
+        self.found.add(f"{key}/linf_255", 255 * change.abs().flatten(1).amax(1))
+        self.found.add(f"{key}/rms_255", 255 * norms(change).flatten() / change[0].numel() ** 0.5)
+        self.found.add(f"{key}/outside", ~threat.holds(attacked, batch.pixels))
 
-def _doubt_batch(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    rows: Tensor,
-    config: EvaluateConfig,
-    found: _Findings,
-) -> None:
-    # Not-a-number marks the images that the sanity checks leave out.
-    margin_held = torch.full((len(rows),), torch.nan)
-    noise_held, unsteady = margin_held.clone(), margin_held.clone()
-    chosen = (rows < config.sanity_images).nonzero().flatten()
-    if len(chosen) > 0:
-        images, labels, rows = images[chosen], labels[chosen], rows[chosen]
-        threat = config.threat(_sanity_eps(config))
-        loss = rescaled(margin)
+    def _doubt(self, batch: _Images) -> None:
+        """Try on a few images what an honest network does not mind, at the largest eps."""
+        # Not-a-number marks the images that are left out.
+        margin_held = torch.full((len(batch.rows),), torch.nan)
+        noise_held, unsteady = margin_held.clone(), margin_held.clone()
+        chosen = (batch.rows < self.config.sanity_images).nonzero().flatten()
+        if len(chosen) > 0:
+            few, threat = batch.of(chosen), self.config.threat(max(self.config.eps))
+            if _has_gradients(self.model):
+                margin_held[chosen] = self._held_under_margin(few, threat)
+            noise = Chance(self.config.seed, few.rows).noise(few.pixels, "noise")
+            step = threat.eps * (2 * noise - 1).sign()
+            noise_held[chosen] = self._right(threat.project(few.pixels + step, few.pixels), few)
+            unsteady[chosen] = self._unsteadiness(few.pixels)
+        self.found.add("margin_held", margin_held)
+        self.found.add("noise_held", noise_held)
+        self.found.add("unsteady", unsteady)
+
+    def _held_under_margin(self, batch: _Images, threat: ThreatModel) -> Tensor:
         attacked = pgd(
-            model, images, labels, threat=threat, steps=config.steps, loss=loss,
+            self.model,
+            batch.pixels,
+            batch.labels,
+            threat=threat,
+            steps=self.config.steps,
+            loss=rescaled(margin),
             stop_when_fooled=True,
-        )  # fmt: skip
-        margin_held[chosen] = correct(_probabilities(model, attacked), labels).float()
-        noise = keyed_noise(images, rows, seed=config.seed, purpose="noise")
-        noisy = threat.project(images + threat.eps * (2 * noise - 1).sign(), images)
-        noise_held[chosen] = correct(_probabilities(model, noisy), labels).float()
-        unsteady[chosen] = _unsteadiness(model, images)
-    found.add("margin_held", margin_held)
-    found.add("noise_held", noise_held)
-    found.add("unsteady", unsteady)
-
-
-def _unsteadiness(model: nn.Module, images: Tensor) -> Tensor:
-    """Return how far each image's probabilities move when it comes in other company."""
-    together = _probabilities(model, images)
-    halves = [_probabilities(model, half) for half in images.chunk(2)]
-    return (together - torch.cat(halves)).abs().amax(1)
-
-
-def _report(found: dict[str, Array], config: EvaluateConfig, positive: int | None) -> RobustReport:
-    labels = found["labels"]
-    score = partial(metrics, labels, positive=positive)
-    attacks = [
-        AttackResult(name, config.steps if name == "pgd" else 1, eps, score(found[_key(name, eps)]))
-        for name in config.attacks
-        for eps in config.eps
-    ]
-    kept = {name: found[name] for name in ["clean", *(_key(a.name, a.eps) for a in attacks)]}
-    return RobustReport(
-        images=len(labels),
-        clean=score(found["clean"]),
-        attacks=attacks,
-        flags=_flags(found, config),
-        labels=labels,
-        probabilities=kept,
-    )
-
-
-def _flags(found: dict[str, Array], config: EvaluateConfig) -> list[Flag]:
-    limits, labels = config.sanity, found["labels"]
-
-    def accuracy(name: str, chosen: Array | slice = slice(None)) -> float:
-        return float((found[name].argmax(1) == labels)[chosen].mean())
-
-    flags = [
-        sanity.zero_gradients(float(found["zero_gradient"].mean()), limits),
-        sanity.saturated(_saturated_share(found["clean"], labels), limits),
-    ]
-    for name in config.attacks:
-        by_eps = {eps: accuracy(_key(name, eps)) for eps in config.eps}
-        flags.append(sanity.not_falling(name, {0.0: accuracy("clean")} | by_eps, limits))
-    if config.sanity_images == 0 or not config.eps:
-        return flags
-    eps, chosen = _sanity_eps(config), ~np.isnan(found["margin_held"])
-    held = float(found["margin_held"][chosen].mean())
-    flags.append(sanity.unsteady(float(found["unsteady"][chosen].max()), limits))
-    if "fgsm" in config.attacks:
-        flags.append(sanity.fgsm_above_margin(accuracy(_key("fgsm", eps), chosen), held, limits))
-    if "pgd" in config.attacks:
-        under_pgd = accuracy(_key("pgd", eps), chosen)
-        noise = float(found["noise_held"][chosen].mean())
-        flags.append(sanity.pgd_above_margin(under_pgd, held, limits))
-        flags.append(
-            sanity.noise_as_strong(accuracy("clean", chosen), noise, under_pgd, eps, limits)
         )
-    return flags
+        return self._right(attacked, batch)
+
+    def _right(self, pixels: Tensor, batch: _Images) -> Tensor:
+        return correct(self._probabilities(pixels), batch.labels).float().cpu()
+
+    def _unsteadiness(self, pixels: Tensor) -> Tensor:
+        """Return how far each image's probabilities move when it comes in other company."""
+        together = self._probabilities(pixels)
+        halves = [self._probabilities(half) for half in pixels.chunk(2)]
+        return (together - torch.cat(halves)).abs().amax(1).cpu()
+
+    @torch.no_grad()
+    def _probabilities(self, pixels: Tensor) -> Tensor:
+        logits: Tensor = self.model(pixels)
+        return logits.softmax(dim=1)
 
 
-def _saturated_share(probabilities: Array, labels: Array) -> float:
-    right = probabilities.argmax(1) == labels
-    return float((probabilities[right].max(1) >= 1.0).mean()) if right.any() else 0.0
-
-
-def _sanity_eps(config: EvaluateConfig) -> float:
-    # The largest: where an honest attack has won, one that was kept from winning stands out.
-    return max(config.eps)
-
-
-def _key(attack: str, eps: float) -> str:
-    return f"{attack}@{_grey_levels(eps):g}"
-
-
-def _grey_levels(eps: float) -> float:
-    levels = round(eps * 255, 4)
-    return int(levels) if levels == int(levels) else levels
+def _has_gradients(model: nn.Module) -> bool:
+    """Return whether attacks may follow the gradient; a model says no by ``gradients = False``."""
+    return bool(getattr(model, "gradients", True))

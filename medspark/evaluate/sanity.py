@@ -24,8 +24,8 @@ class SanityConfig(Config):
     pgd_gap: float = Field(
         0.15, description="PGD accuracy above that of PGD on the rescaled margin"
     )
-    transfer_gap: float = Field(
-        0.01, description="accuracy under the network's own gradients above that under transfer"
+    black_box_gap: float = Field(
+        0.01, description="accuracy under all white-box attacks above that under a black-box one"
     )
     eps_gap: float = Field(0.02, description="rise of accuracy from one eps to a larger one")
     useless_attack: float = Field(
@@ -74,12 +74,22 @@ def pgd_above_margin(pgd: float, margin: float, limits: SanityConfig) -> Flag:
     )  # fmt: skip
 
 
-def transfer_beats_white_box(white_box: float, transfer: float, limits: SanityConfig) -> Flag:
-    """Flag a network that somebody else's gradients fool better than its own."""
+def black_box_beats_white_box(
+    name: str, white_box: float, black_box: float, limits: SanityConfig
+) -> Flag:
+    """Flag a network that is fooled better without its gradients than with them."""
     return _flag(
-        "transfer_beats_white_box", white_box - transfer, limits.transfer_gap,
-        f"accuracy is {white_box:.3f} under PGD with the network's own gradients and "
-        f"{transfer:.3f} under images made for another network",
+        f"{name}_beats_white_box", white_box - black_box, limits.black_box_gap,
+        f"accuracy is {white_box:.3f} under all attacks that use the network's gradients and "
+        f"{black_box:.3f} under {name}, which does not",
+    )  # fmt: skip
+
+
+def outside(share: float) -> Flag:
+    """Flag an attack whose images are not allowed, so that its figure is about nothing."""
+    return _flag(
+        "attack_leaves_threat_model", share, 0.0,
+        f"{share:.1%} of the attacked images of one attack lie outside the threat model",
     )  # fmt: skip
 
 
@@ -94,7 +104,7 @@ def not_falling(name: str, accuracy: Mapping[float, float], limits: SanityConfig
 
 
 def noise_as_strong(
-    clean: float, noise: float, attacked: float, eps: float, limits: SanityConfig
+    attack: str, clean: float, noise: float, attacked: float, eps: float, limits: SanityConfig
 ) -> Flag:
     """Flag an attack that does no more harm than random noise of the same size.
 
@@ -103,12 +113,12 @@ def noise_as_strong(
     """
     advantage = noise - attacked
     return Flag(
-        name="noise_as_strong_as_attack",
+        name=f"noise_as_strong_as_{attack}",
         triggered=advantage < limits.useless_attack and attacked > 0.05,
         value=advantage,
         threshold=limits.useless_attack,
         sentence=f"at eps {eps * 255:g}/255 accuracy is {clean:.3f} clean, {noise:.3f} under "
-        f"random noise and {attacked:.3f} under attack",
+        f"random noise and {attacked:.3f} under {attack}",
     )
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from medspark.attacks.threat import ThreatModel, keyed_noise, norms
+from medspark.attacks.threat import ThreatModel, norms
 
 NORMS: list[Literal["linf", "l2"]] = ["linf", "l2"]
 threats = st.builds(
@@ -83,22 +83,3 @@ def test_no_gradient_and_no_number_mean_no_step(norm: Literal["linf", "l2"]) -> 
 def test_budgets_may_be_written_as_grey_levels() -> None:
     assert ThreatModel.model_validate({"eps": "2/255"}).eps == 2 / 255
     assert str(ThreatModel(eps=2 / 255)) == "linf 2/255"
-
-
-@given(st.permutations(range(6)))
-def test_the_noise_of_an_image_is_the_same_in_any_batch(order: list[int]) -> None:
-    clean, rows = torch.zeros(6, 1, 3, 3), torch.arange(6) + 100
-    whole = keyed_noise(clean, rows, seed=1, purpose="start")
-
-    batch = keyed_noise(clean[:3], rows[order][:3], seed=1, purpose="start")
-
-    assert torch.equal(batch, whole[order][:3])
-
-
-def test_noise_for_another_purpose_or_seed_is_other_noise() -> None:
-    clean, rows = torch.zeros(2, 1, 8, 8), torch.arange(2)
-    first = keyed_noise(clean, rows, seed=1, purpose="start")
-
-    assert not torch.equal(first, keyed_noise(clean, rows, seed=1, purpose="other"))
-    assert not torch.equal(first, keyed_noise(clean, rows, seed=2, purpose="start"))
-    assert 0.3 < first.mean() < 0.7

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from medspark.errors import UsageError
 from medspark.evaluate.robust import Batch, EvaluateConfig, RobustReport, evaluate
 
 CONFIG = EvaluateConfig(eps=(0.05, 0.1, 0.2), steps=10)
@@ -188,3 +189,79 @@ def test_tricks_are_seen_through(plain_network, test_set: Batch, trick, sign: st
 
     assert sign in {flag.name for flag in report.flags if flag.triggered}
     assert not report.believable
+
+
+def test_an_attack_that_returns_the_images_is_seen_through(plain_network, test_set: Batch) -> None:
+    def lazy(_model, images, _labels, _threat, _chance):
+        return images
+
+    report = evaluate(plain_network, [test_set], CONFIG, own_attacks={"lazy": lazy})
+
+    assert accuracies(report, "lazy") == [report.clean.accuracy] * 3
+    assert [flag.name for flag in report.flags if flag.triggered] == ["noise_as_strong_as_lazy"]
+
+
+def test_an_attack_that_cheats_is_seen_through(plain_network, test_set: Batch) -> None:
+    def generous(_model, images, _labels, _threat, _chance):
+        return 1 - images
+
+    report = evaluate(plain_network, [test_set], CONFIG, own_attacks={"generous": generous})
+
+    assert "attack_leaves_threat_model" in {flag.name for flag in report.flags if flag.triggered}
+
+
+def test_the_worst_case_of_a_distilled_network_is_near_nothing(
+    distilled_network, test_set: Batch
+) -> None:
+    config = EvaluateConfig(eps=(0.2,), attacks=("pgd", "pgd_margin"), sanity_images=0)
+
+    report = evaluate(distilled_network, [test_set], config)
+
+    assert report.attacks[0].metrics.accuracy > 0.9
+    assert report.worst[0].metrics.accuracy < 0.05
+
+
+def test_the_worst_case_is_no_better_than_any_attack_on_any_image(
+    robust_network, test_set: Batch
+) -> None:
+    config = EvaluateConfig(eps=(0.1, 0.2), attacks=("fgsm", "pgd", "square"), queries=50)
+
+    report = evaluate(robust_network, [test_set], config)
+
+    for eps in ("25.5", "51"):
+        worst = report.probabilities[f"worst_case@{eps}"].argmax(1) == report.labels
+        for name in config.attacks:
+            attacked = report.probabilities[f"{name}@{eps}"].argmax(1) == report.labels
+            assert (worst <= attacked).all()
+
+
+def test_perturbations_are_measured(plain: RobustReport) -> None:
+    for attack in plain.attacks:
+        levels = 255 * attack.eps
+        assert 0.9 * levels < attack.linf_255 <= levels + 1e-3
+        assert 0 < attack.rms_255 <= attack.linf_255
+
+
+class BlackBox(Wrapped):
+    gradients = False
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images.detach()).detach()
+
+
+def test_a_model_without_gradients_takes_black_box_attacks_only(
+    plain_network, robust_network, test_set: Batch
+) -> None:
+    batch = tuple(part[:60] for part in test_set)
+    config = EvaluateConfig(eps=(0.2,), attacks=("square", "transfer"), queries=200)
+
+    report = evaluate(BlackBox(plain_network), [batch], config, surrogates=[robust_network])
+
+    assert accuracies(report, "square")[0] < 0.3
+    with pytest.raises(UsageError, match="pgd cannot run on a model without gradients"):
+        evaluate(BlackBox(plain_network), [batch], EvaluateConfig(attacks=("pgd", "square")))
+
+
+def test_transfer_without_a_surrogate_is_misuse(plain_network, test_set: Batch) -> None:
+    with pytest.raises(UsageError, match="transfer needs a surrogate"):
+        evaluate(plain_network, [test_set], EvaluateConfig(attacks=("transfer",)))

@@ -1,0 +1,149 @@
+"""Auto-PGD (Croce and Hein 2020, algorithm 1): PGD that chooses its own step size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from medspark.attacks.chance import Chance
+from medspark.attacks.gradient import input_gradient
+from medspark.attacks.losses import Loss, correct
+from medspark.attacks.threat import ThreatModel
+
+_MOMENTUM = 0.75
+_RISING_SHARE = 0.75  # of the steps since the last checkpoint, or the step is halved
+
+
+def apgd(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    threat: ThreatModel,
+    loss: Loss,
+    chance: Chance,
+    steps: int = 100,
+) -> Tensor:
+    """Return images inside ``threat`` that fool ``model``, or that have the highest loss found.
+
+    Images are left as soon as they fool the model, so only accuracy may be read off.
+    """
+    found = images.clone()
+    start = threat.random_start(images, chance.noise(images, "apgd"))
+    climb = _Climb.begin(model, images, labels, threat=threat, loss=loss, start=start)
+    checkpoints = _checkpoints(steps)
+    for step in range(1, steps + 1):
+        climb = climb.without_fooled(found)
+        if len(climb.place) == 0:
+            return found
+        climb.advance(model, threat, loss)
+        if step in checkpoints:
+            climb.adapt(checkpoints[step])
+    climb = climb.without_fooled(found)
+    found[climb.place] = climb.best
+    return found
+
+
+def _checkpoints(steps: int) -> dict[int, int]:
+    """Return the steps at which the step size is looked at, and how many came before each."""
+    period, least, shrink = max(int(0.22 * steps), 1), max(int(0.06 * steps), 1), int(0.03 * steps)
+    at, found = 0, {}
+    while at + period <= steps:
+        at += period
+        found[at] = period
+        period = max(period - shrink, least)
+    return found
+
+
+@dataclass
+class _Climb:
+    """The state of the images that are not fooled yet, all with one row per image."""
+
+    place: Tensor  # of the image in the whole batch
+    clean: Tensor
+    labels: Tensor
+    current: Tensor
+    previous: Tensor
+    gradient: Tensor  # at current
+    fooled: Tensor  # by current
+    loss: Tensor  # at current
+    best: Tensor
+    best_loss: Tensor
+    best_gradient: Tensor
+    step: Tensor  # (B, 1, 1, 1), in pixel units
+    rises: Tensor  # since the last checkpoint
+    best_at_checkpoint: Tensor
+    halved: Tensor  # at the last checkpoint
+
+    @classmethod
+    def begin(
+        cls,
+        model: nn.Module,
+        clean: Tensor,
+        labels: Tensor,
+        *,
+        threat: ThreatModel,
+        loss: Loss,
+        start: Tensor,
+    ) -> _Climb:
+        gradient, logits = input_gradient(model, start, labels, loss=loss)
+        value = loss(logits, labels)
+        step = torch.full((len(clean), 1, 1, 1), 2 * threat.eps, device=clean.device)
+        return cls(
+            place=torch.arange(len(clean), device=clean.device),
+            clean=clean,
+            labels=labels,
+            current=start,
+            previous=start,
+            gradient=gradient,
+            fooled=~correct(logits, labels),
+            loss=value,
+            best=start.clone(),
+            best_loss=value.clone(),
+            best_gradient=gradient.clone(),
+            step=step.to(clean.dtype),
+            rises=torch.zeros_like(value),
+            best_at_checkpoint=value.clone(),
+            halved=torch.ones_like(value, dtype=torch.bool),
+        )
+
+    def without_fooled(self, found: Tensor) -> _Climb:
+        """Write the images that fool the model to ``found``, and return the others' state."""
+        if not self.fooled.any():
+            return self
+        found[self.place[self.fooled]] = self.current[self.fooled]
+        keep = ~self.fooled
+        return _Climb(**{name: value[keep] for name, value in vars(self).items()})
+
+    def advance(self, model: nn.Module, threat: ThreatModel, loss: Loss) -> None:
+        ahead = threat.project(self.current + self.step * threat.ascend(self.gradient), self.clean)
+        target = self.current + _MOMENTUM * (ahead - self.current)
+        target = threat.project(
+            target + (1 - _MOMENTUM) * (self.current - self.previous), self.clean
+        )
+        self.previous, self.current = self.current, target
+        self.gradient, logits = input_gradient(model, target, self.labels, loss=loss)
+        value = loss(logits, self.labels)
+        self.fooled = ~correct(logits, self.labels)
+        self.rises += value > self.loss
+        self.loss = value
+        better = value > self.best_loss
+        self.best_loss = torch.where(better, value, self.best_loss)
+        self.best[better] = target[better]
+        self.best_gradient[better] = self.gradient[better]
+
+    def adapt(self, period: int) -> None:
+        """Halve the step of images that oscillate or stand still, and send them to their best."""
+        oscillates = self.rises < _RISING_SHARE * period
+        stands = ~self.halved & (self.best_loss <= self.best_at_checkpoint)
+        self.halved = oscillates | stands
+        self.step = torch.where(self.halved.view(-1, 1, 1, 1), self.step / 2, self.step)
+        again = self.halved.view(-1, 1, 1, 1)
+        self.current = torch.where(again, self.best, self.current)
+        self.gradient = torch.where(again, self.best_gradient, self.gradient)
+        self.previous = torch.where(again, self.best, self.previous)
+        self.loss = torch.where(self.halved, self.best_loss, self.loss)
+        self.rises = torch.zeros_like(self.rises)
+        self.best_at_checkpoint = self.best_loss.clone()

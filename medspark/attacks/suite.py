@@ -1,0 +1,185 @@
+"""Every attack by name, with one signature, and the ensemble that is put together from them.
+
+An attack takes (model, images, labels, threat model, luck) and returns images inside the
+threat model. Attacks for the nearest error (FAB, DeepFool, Carlini-Wagner) know no budget:
+what they find is projected into it, and fools the model still if it was near enough.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from medspark.attacks.apgd import apgd
+from medspark.attacks.carlini_wagner import carlini_wagner
+from medspark.attacks.chance import Chance
+from medspark.attacks.deepfool import deepfool
+from medspark.attacks.fab import fab
+from medspark.attacks.fgsm import fgsm
+from medspark.attacks.losses import Loss, correct, cross_entropy, dlr, margin, rescaled
+from medspark.attacks.pgd import pgd
+from medspark.attacks.square import square
+from medspark.attacks.threat import ThreatModel
+from medspark.attacks.transfer import transfer
+
+Attack = Callable[[nn.Module, Tensor, Tensor, ThreatModel, Chance], Tensor]
+AttackName = Literal[
+    "fgsm", "pgd", "pgd_margin", "pgd_rescaled", "apgd", "apgd_ce", "apgd_dlr", "fab",
+    "deepfool", "cw", "square", "transfer", "autoattack",
+]  # fmt: skip
+
+# These ask the model for its answers only.
+BLACK_BOX = frozenset({"square", "transfer"})
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How hard the attacks try."""
+
+    steps: int = 20  # of PGD and transfer; APGD takes five times, FAB two and a half times as many
+    restarts: int = 1  # of PGD
+    queries: int = 1000  # of Square
+
+    def steps_of(self, name: str) -> int:
+        """Return how many gradients (or queries) per image attack ``name`` may ask for."""
+        factors = {"apgd": 5, "apgd_ce": 5, "apgd_dlr": 5, "autoattack": 5, "fab": 2.5}
+        if name == "fgsm":
+            return 1
+        return self.queries if name == "square" else round(factors.get(name, 1) * self.steps)
+
+
+def attacks_by_name(
+    names: Sequence[str], effort: Effort, *, surrogates: Sequence[nn.Module] = ()
+) -> dict[str, Attack]:
+    """Return the attacks called ``names``. Raises KeyError for a name that there is not."""
+    known: Mapping[str, Attack] = {
+        "fgsm": _fgsm,
+        "pgd": _pgd(cross_entropy, effort),
+        "pgd_margin": _pgd(margin, effort),
+        "pgd_rescaled": _pgd(rescaled(cross_entropy), effort),
+        "apgd_ce": _apgd(cross_entropy, effort),
+        "apgd_dlr": _apgd(dlr, effort),
+        "fab": partial(_fab, steps=effort.steps_of("fab")),
+        "deepfool": _deepfool,
+        "cw": _carlini_wagner,
+        "square": partial(_square, queries=effort.queries),
+        "transfer": partial(_transfer, surrogates=surrogates, steps=effort.steps),
+    }
+    ensembles: Mapping[str, Attack] = {
+        "apgd": one_after_another([known["apgd_ce"], known["apgd_dlr"]]),
+        # The order and parts of AutoAttack (Croce and Hein 2020). With two classes DLR is the
+        # plain margin: the ratio needs a third logit.
+        "autoattack": one_after_another(
+            [known[name] for name in ("apgd_ce", "apgd_dlr", "fab", "square")]
+        ),
+    }
+    return {name: (known | ensembles)[name] for name in names}  # type: ignore[operator]
+
+
+def one_after_another(attacks: Sequence[Attack]) -> Attack:
+    """Return the attack that tries ``attacks`` in turn on what the ones before did not fool."""
+
+    def ensemble(
+        model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, chance: Chance
+    ) -> Tensor:
+        found, held = images.clone(), torch.arange(len(images), device=images.device)
+        for attack in attacks:
+            if len(held) == 0:
+                break
+            found[held] = attack(model, images[held], labels[held], threat, chance.of(held))
+            with torch.no_grad():
+                held = held[correct(model(found[held]), labels[held])]
+        return found
+
+    return ensemble
+
+
+def _fgsm(
+    model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, _chance: Chance
+) -> Tensor:
+    return fgsm(model, images, labels, threat=threat)
+
+
+def _pgd(loss: Loss, effort: Effort) -> Attack:
+    def attack(
+        model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, chance: Chance
+    ) -> Tensor:
+        start = threat.random_start(images, chance.noise(images, "pgd/0"))
+        climb = partial(pgd, model, threat=threat, steps=effort.steps, loss=loss)
+        found = climb(images, labels, start=start)
+        for restart in range(1, effort.restarts):
+            with torch.no_grad():
+                held = correct(model(found), labels).nonzero().flatten()
+            if len(held) == 0:
+                break
+            noise = chance.of(held).noise(images[held], f"pgd/{restart}")
+            start = threat.random_start(images[held], noise)
+            found[held] = climb(images[held], labels[held], start=start, stop_when_fooled=True)
+        return found
+
+    return attack
+
+
+def _apgd(loss: Loss, effort: Effort) -> Attack:
+    def attack(
+        model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, chance: Chance
+    ) -> Tensor:
+        steps = effort.steps_of("apgd")
+        return apgd(model, images, labels, threat=threat, loss=loss, chance=chance, steps=steps)
+
+    return attack
+
+
+def _fab(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    threat: ThreatModel,
+    chance: Chance,
+    *,
+    steps: int,
+) -> Tensor:
+    found = fab(model, images, labels, norm=threat.norm, chance=chance, steps=steps)
+    return threat.project(found, images)
+
+
+def _deepfool(
+    model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, _chance: Chance
+) -> Tensor:
+    return threat.project(deepfool(model, images, labels, norm=threat.norm), images)
+
+
+def _carlini_wagner(
+    model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, _chance: Chance
+) -> Tensor:
+    return threat.project(carlini_wagner(model, images, labels), images)
+
+
+def _square(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    threat: ThreatModel,
+    chance: Chance,
+    *,
+    queries: int,
+) -> Tensor:
+    return square(model, images, labels, eps=threat.eps, chance=chance, queries=queries)
+
+
+def _transfer(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    threat: ThreatModel,
+    _chance: Chance,
+    *,
+    surrogates: Sequence[nn.Module],
+    steps: int,
+) -> Tensor:
+    return transfer(model, images, labels, threat=threat, surrogates=surrogates, steps=steps)

@@ -1,0 +1,100 @@
+"""How far figures would move with other patients: percentile bootstrap over groups of images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from medspark.seeding import derive
+
+Array = npt.NDArray[Any]
+Interval = tuple[float, float]
+
+_AT_ONCE = 64  # resamples; bounds memory to this many numbers per image
+
+
+def intervals(
+    labels: Array,
+    probabilities: Array,
+    groups: Array,
+    *,
+    samples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+    positive: int | None = None,
+) -> dict[str, Interval]:
+    """Return the interval of each figure of ``medspark.evaluate.metrics.metrics``.
+
+    ``groups`` (N,) says whose image each one is: patients are drawn with replacement, not
+    images, because the images of one patient are alike (Efron and Tibshirani 1993). A figure
+    that most resamples leave undefined has no interval.
+    """
+    draws: dict[str, list[Array]] = {}
+    for weights in _resamples(groups, samples, seed):
+        for name, values in _weighted(labels, probabilities, weights, positive).items():
+            draws.setdefault(name, []).append(values)
+    tail = (1 - level) / 2 * 100
+    found: dict[str, Interval] = {}
+    for name, parts in draws.items():
+        values = np.concatenate(parts)
+        values = values[~np.isnan(values)]
+        if len(values) > samples / 2:
+            low, high = np.percentile(values, [tail, 100 - tail])
+            found[name] = float(low), float(high)
+    return found
+
+
+def _resamples(groups: Array, samples: int, seed: int) -> Iterator[Array]:
+    """Yield how often each image is drawn, in blocks of (resamples, N)."""
+    _, member = np.unique(groups, return_inverse=True)
+    count = int(member.max()) + 1
+    random = np.random.Generator(np.random.Philox(derive(seed, "bootstrap")))
+    for begin in range(0, samples, _AT_ONCE):
+        size = min(_AT_ONCE, samples - begin)
+        times = random.multinomial(count, np.full(count, 1 / count), size=size)
+        yield times[:, member].astype(np.float32)
+
+
+def _weighted(
+    labels: Array, probabilities: Array, weights: Array, positive: int | None
+) -> dict[str, Array]:
+    said, count = probabilities.argmax(1), probabilities.shape[1]
+    last = count - 1 if positive is None else positive
+    watched = [last] if positive is not None or count == 2 else list(range(count))
+
+    def share(of: Array, among: Array) -> Array:
+        with np.errstate(invalid="ignore", divide="ignore"):
+            chosen = weights[:, among]
+            part: Array = (chosen @ of[among].astype(np.float32)) / chosen.sum(1)
+        return part
+
+    everything = np.ones(len(labels), dtype=bool)
+    recalls = np.stack([share(said == k, labels == k) for k in range(count)])
+    return {
+        "accuracy": share(said == labels, everything),
+        "balanced_accuracy": recalls.mean(0),
+        "auroc": np.stack(
+            [weighted_auroc(labels == k, probabilities[:, k], weights) for k in watched]
+        ).mean(0),
+        "sensitivity": recalls[watched].mean(0),
+        "specificity": np.stack([share(said != k, labels != k) for k in watched]).mean(0),
+    }
+
+
+def weighted_auroc(truth: Array, score: Array, weights: Array) -> Array:
+    """Return the areas under the ROC curve (S,) with images weighted by ``weights`` (S, N).
+
+    The share of pairs in which the positive image scores higher, ties half (Mann-Whitney);
+    not a number where a resample has one class only.
+    """
+    order = np.argsort(score, kind="stable")
+    _, starts = np.unique(score[order], return_index=True)
+    positive = np.add.reduceat(weights[:, order] * truth[order], starts, axis=1, dtype=np.float64)
+    negative = np.add.reduceat(weights[:, order] * ~truth[order], starts, axis=1, dtype=np.float64)
+    below = np.cumsum(negative, axis=1) - negative / 2
+    with np.errstate(invalid="ignore", divide="ignore"):
+        area: Array = (positive * below).sum(1) / (positive.sum(1) * negative.sum(1))
+    return area

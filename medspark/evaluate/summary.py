@@ -1,0 +1,313 @@
+"""From what happened to each image to the figures of a report; pure, and the same for any order.
+
+The arrays have one row per image: ``rows`` and ``labels`` (N,), probabilities (N, K) under
+``clean`` and under ``attack@eps`` (eps in grey levels), and what the sanity checks saw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from medspark.attacks.suite import BLACK_BOX
+from medspark.evaluate import sanity
+from medspark.evaluate.bootstrap import Interval, intervals
+from medspark.evaluate.metrics import ClassMetrics, Metrics, class_metrics, metrics
+from medspark.evaluate.sanity import Flag, SanityConfig
+
+Array = npt.NDArray[Any]
+Arrays = dict[str, Array]
+
+WORST = "worst_case"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One attack at one budget."""
+
+    name: str
+    steps: int
+    eps: float
+
+    @property
+    def key(self) -> str:
+        """The name of its arrays."""
+        return f"{self.name}@{grey_levels(self.eps):g}"
+
+
+@dataclass(frozen=True)
+class AttackResult:
+    """What is left under one attack at one budget."""
+
+    name: str
+    steps: int
+    eps: float
+    metrics: Metrics
+    # Share of the images that were right when clean and are not any more.
+    success_rate: float | None = None
+    # Mean sizes over the images, in grey levels of 255: largest pixel, and root mean square.
+    linf_255: float | None = None
+    rms_255: float | None = None
+    intervals: dict[str, Interval] = field(default_factory=dict)
+    classes: list[ClassMetrics] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the result as jobs report it, eps in grey levels of an 8-bit image."""
+        head = {"name": self.name, "steps": self.steps, "eps_255": grey_levels(self.eps)}
+        more = {
+            "success_rate": self.success_rate,
+            "linf_255": self.linf_255,
+            "rms_255": self.rms_255,
+            "intervals": {name: list(interval) for name, interval in self.intervals.items()},
+            "classes": [figures.model_dump() for figures in self.classes],
+        }
+        return (
+            head
+            | self.metrics.model_dump()
+            | {k: v for k, v in more.items() if v not in (None, {}, [])}
+        )
+
+
+@dataclass(frozen=True)
+class RobustReport:
+    """Figures clean and under attack, and the signs that they should not be believed."""
+
+    images: int
+    clean: Metrics
+    attacks: list[AttackResult]
+    # Per image and eps the worst over all attacks at that eps or a smaller one.
+    worst: list[AttackResult] = field(default_factory=list)
+    flags: list[Flag] = field(default_factory=list)
+    clean_intervals: dict[str, Interval] = field(default_factory=dict)
+    clean_classes: list[ClassMetrics] = field(default_factory=list)
+    # Sorted by row: labels (N,), and probabilities (N, K) clean and by "attack@eps_255".
+    labels: Array = field(default_factory=lambda: np.empty(0), repr=False)
+    probabilities: Arrays = field(default_factory=dict, repr=False)
+
+    @property
+    def believable(self) -> bool:
+        """Whether no sanity check triggered."""
+        return not any(flag.triggered for flag in self.flags)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the report as the result document of a job holds it."""
+        clean: dict[str, Any] = self.clean.model_dump()
+        if self.clean_intervals:
+            clean["intervals"] = {k: list(v) for k, v in self.clean_intervals.items()}
+        if self.clean_classes:
+            clean["classes"] = [figures.model_dump() for figures in self.clean_classes]
+        return {
+            "images": self.images,
+            "clean": clean,
+            "attacks": [attack.as_json() for attack in self.attacks],
+            "worst_case": [attack.as_json() for attack in self.worst],
+            "believable": self.believable,
+            "flags": [flag.model_dump() for flag in self.flags],
+        }
+
+
+@dataclass(frozen=True)
+class Detail:
+    """What a full report holds beyond the figures of the images as they are."""
+
+    # Whose image each row is (N,), for the intervals; the images themselves where nothing is said.
+    groups: Array | None = None
+    samples: int = 1000
+    classes: Sequence[str] = ()
+    seed: int = 0
+
+
+def summarise(
+    arrays: Arrays,
+    trials: Sequence[Trial],
+    *,
+    limits: SanityConfig,
+    positive: int | None = None,
+    detail: Detail | None = None,
+) -> RobustReport:
+    """Return the report on ``arrays`` (each image once, sorted by row) under ``trials``."""
+    labels, clean = arrays["labels"], arrays["clean"]
+    scored = _Scoring(labels, clean, positive, detail)
+    worst = worst_cases(arrays, trials)
+    return RobustReport(
+        images=len(labels),
+        clean=metrics(labels, clean, positive=positive),
+        attacks=[scored.result(trial, arrays[trial.key], arrays) for trial in trials],
+        worst=[scored.result(trial, values, {}) for trial, values in worst],
+        flags=flags(arrays, trials, limits),
+        clean_intervals=scored.intervals(clean),
+        clean_classes=scored.classes(clean),
+        labels=labels,
+        probabilities={"clean": clean}
+        | {trial.key: arrays[trial.key] for trial in trials}
+        | {trial.key: values for trial, values in worst},
+    )
+
+
+@dataclass(frozen=True)
+class _Scoring:
+    labels: Array
+    clean: Array
+    positive: int | None
+    detail: Detail | None
+
+    def result(self, trial: Trial, attacked: Array, arrays: Mapping[str, Array]) -> AttackResult:
+        sizes = {
+            name: float(arrays[f"{trial.key}/{name}"].mean())
+            for name in ("linf_255", "rms_255")
+            if f"{trial.key}/{name}" in arrays
+        }
+        return AttackResult(
+            name=trial.name,
+            steps=trial.steps,
+            eps=trial.eps,
+            metrics=metrics(self.labels, attacked, positive=self.positive),
+            success_rate=self._success(attacked),
+            intervals=self.intervals(attacked),
+            classes=self.classes(attacked),
+            **sizes,
+        )
+
+    def _success(self, attacked: Array) -> float | None:
+        right = self.clean.argmax(1) == self.labels
+        return float((attacked.argmax(1) != self.labels)[right].mean()) if right.any() else None
+
+    def intervals(self, probabilities: Array) -> dict[str, Interval]:
+        if self.detail is None or self.detail.samples == 0:
+            return {}
+        groups = self.detail.groups
+        return intervals(
+            self.labels,
+            probabilities,
+            np.arange(len(self.labels)) if groups is None else groups,
+            samples=self.detail.samples,
+            seed=self.detail.seed,
+            positive=self.positive,
+        )
+
+    def classes(self, probabilities: Array) -> list[ClassMetrics]:
+        if self.detail is None or not self.detail.classes:
+            return []
+        return class_metrics(self.labels, probabilities, classes=self.detail.classes)
+
+
+def worst_cases(arrays: Arrays, trials: Sequence[Trial]) -> list[tuple[Trial, Array]]:
+    """Return for each eps the probabilities (N, K) that do each image the most harm.
+
+    An image that a smaller budget fooled is fooled by a larger one, which allows all that the
+    smaller did.
+    """
+    labels, worst, found = arrays["labels"], arrays["clean"], []
+    for eps in sorted({trial.eps for trial in trials}):
+        for trial in trials:
+            if trial.eps == eps:
+                harm = _lead(arrays[trial.key], labels) < _lead(worst, labels)
+                worst = np.where(harm[:, None], arrays[trial.key], worst)
+        found.append((Trial(WORST, 0, eps), worst))
+    return found
+
+
+def _lead(probabilities: Array, labels: Array) -> Array:
+    """Return by how much the true class leads the next one, (N,); negative is wrong."""
+    rows = np.arange(len(labels))
+    others = probabilities.copy()
+    others[rows, labels] = -1
+    lead: Array = probabilities[rows, labels] - others.max(1)
+    return lead
+
+
+def flags(arrays: Arrays, trials: Sequence[Trial], limits: SanityConfig) -> list[Flag]:
+    """Return the sanity checks that ``arrays`` allow."""
+    view = _View(arrays)
+    found = [sanity.saturated(view.saturated(), limits)]
+    if "zero_gradient" in arrays:
+        found.append(sanity.zero_gradients(float(arrays["zero_gradient"].mean()), limits))
+    for name in dict.fromkeys(trial.name for trial in trials):
+        by_eps = {trial.eps: view.accuracy(trial.key) for trial in trials if trial.name == name}
+        found.append(sanity.not_falling(name, {0.0: view.accuracy("clean")} | by_eps, limits))
+    found += _outside(arrays, trials)
+    if not trials:
+        return found
+    largest = max(trial.eps for trial in trials)
+    at_largest = [trial for trial in trials if trial.eps == largest]
+    found += _black_box_flags(view, at_largest, limits)
+    if "noise_held" in arrays and (~np.isnan(arrays["noise_held"])).any():
+        found += _doubting_flags(view, at_largest, limits)
+    return found
+
+
+def _outside(arrays: Arrays, trials: Sequence[Trial]) -> list[Flag]:
+    shares = [
+        float(arrays[f"{trial.key}/outside"].mean())
+        for trial in trials
+        if f"{trial.key}/outside" in arrays
+    ]
+    return [sanity.outside(max(shares))] if shares else []
+
+
+def _black_box_flags(view: _View, trials: Sequence[Trial], limits: SanityConfig) -> list[Flag]:
+    inside = [view.right(trial.key) for trial in trials if trial.name not in BLACK_BOX]
+    if not inside:
+        return []
+    white_box = float(np.all(inside, axis=0).mean())
+    return [
+        sanity.black_box_beats_white_box(trial.name, white_box, view.accuracy(trial.key), limits)
+        for trial in trials
+        if trial.name in BLACK_BOX
+    ]
+
+
+def _doubting_flags(view: _View, trials: Sequence[Trial], limits: SanityConfig) -> list[Flag]:
+    chosen = ~np.isnan(view.arrays["noise_held"])
+    # Not a number for a model without gradients, which no comparison triggers on.
+    held, noise = (float(view.arrays[k][chosen].mean()) for k in ("margin_held", "noise_held"))
+    found = [sanity.unsteady(float(view.arrays["unsteady"][chosen].max()), limits)]
+    for trial in trials:
+        left = view.accuracy(trial.key, chosen)
+        if trial.name == "fgsm":
+            found.append(sanity.fgsm_above_margin(left, held, limits))
+        elif trial.name == "pgd":
+            found.append(sanity.pgd_above_margin(left, held, limits))
+        if trial.name not in ("transfer", "fgsm"):  # these may well fail honestly
+            clean = view.accuracy("clean", chosen)
+            found.append(sanity.noise_as_strong(trial.name, clean, noise, left, trial.eps, limits))
+    return found
+
+
+@dataclass(frozen=True)
+class _View:
+    arrays: Arrays
+
+    def right(self, name: str) -> Array:
+        right: Array = self.arrays[name].argmax(1) == self.arrays["labels"]
+        return right
+
+    def accuracy(self, name: str, chosen: Array | slice = slice(None)) -> float:
+        return float(self.right(name)[chosen].mean())
+
+    def saturated(self) -> float:
+        right = self.right("clean")
+        sure = self.arrays["clean"].max(1) >= 1.0
+        return float(sure[right].mean()) if right.any() else 0.0
+
+
+def joined(parts: Sequence[Arrays]) -> Arrays:
+    """Return the arrays of several parts as one, each image once, in the order of the rows."""
+    whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return each_once(whole)
+
+
+def each_once(arrays: Arrays) -> Arrays:
+    """Return ``arrays`` sorted by row, without repeated images."""
+    _, first = np.unique(arrays["rows"], return_index=True)
+    return {name: values[first] for name, values in arrays.items()}
+
+
+def grey_levels(eps: float) -> float:
+    """Return ``eps`` in grey levels of an 8-bit image, a whole number where it is one."""
+    levels = round(eps * 255, 4)
+    return int(levels) if levels == int(levels) else levels

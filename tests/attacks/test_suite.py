@@ -1,0 +1,202 @@
+"""Every attack by name: allowed images, real strength, agreement with foolbox."""
+
+from typing import get_args
+
+import foolbox
+import pytest
+import torch
+from torch import Tensor, nn
+
+from medspark.attacks.boundary import nearby_planes, project_onto_plane
+from medspark.attacks.carlini_wagner import carlini_wagner
+from medspark.attacks.chance import Chance
+from medspark.attacks.deepfool import deepfool
+from medspark.attacks.fab import fab
+from medspark.attacks.losses import correct
+from medspark.attacks.pgd import pgd
+from medspark.attacks.suite import AttackName, Effort, attacks_by_name, one_after_another
+from medspark.attacks.threat import Norm, ThreatModel, norms
+
+NAMES = get_args(AttackName)
+NORMS = get_args(Norm)
+EFFORT = Effort(steps=10, queries=200)
+COUNT = 50
+
+
+@pytest.fixture(scope="module")
+def victim(robust_network) -> nn.Module:
+    return robust_network.requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def images(digits) -> Tensor:
+    return digits.test_images[:COUNT]
+
+
+@pytest.fixture(scope="module")
+def labels(digits) -> Tensor:
+    return digits.test_labels[:COUNT]
+
+
+def right(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    with torch.no_grad():
+        return correct(model(images), labels)
+
+
+def sizes(change: Tensor, norm: Norm) -> Tensor:
+    return change.abs().flatten(1).amax(1) if norm == "linf" else norms(change).flatten()
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("name", NAMES)
+def test_attacked_images_are_allowed(victim, plain_network, images, labels, name, norm) -> None:
+    attack = attacks_by_name([name], EFFORT, surrogates=[plain_network])[name]
+    threat = ThreatModel(norm=norm, eps=0.1)
+
+    attacked = attack(victim, images, labels, threat, Chance.any(images))
+
+    assert threat.holds(attacked, images).all()
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("transfer", "cw")])
+def test_every_attack_does_what_an_attack_has_to(victim, images, labels, name: str) -> None:
+    attack = attacks_by_name([name], EFFORT)[name]
+    threat = ThreatModel(eps=0.2)
+
+    attacked = attack(victim, images, labels, threat, Chance.any(images))
+
+    clean = right(victim, images, labels).sum()
+    assert right(victim, attacked, labels).sum() < 0.75 * clean
+
+
+@pytest.mark.parametrize("name", ["pgd", "apgd", "square", "fab"])
+def test_an_image_is_attacked_alike_in_any_batch(victim, images, labels, name: str) -> None:
+    attack = attacks_by_name([name], EFFORT)[name]
+    threat, chance = ThreatModel(eps=0.1), Chance.any(images)
+    whole = attack(victim, images, labels, threat, chance)
+
+    chosen = torch.tensor([40, 3, 17])
+    alone = attack(victim, images[chosen], labels[chosen], threat, chance.of(chosen))
+
+    assert torch.equal(
+        right(victim, alone, labels[chosen]), right(victim, whole[chosen], labels[chosen])
+    )
+
+
+def test_the_ensemble_leaves_no_more_than_any_of_its_parts(victim, images, labels) -> None:
+    parts = ["apgd_ce", "apgd_dlr", "fab", "square"]
+    threat, chance = ThreatModel(eps=0.2), Chance.any(images)
+    found = {
+        name: right(victim, attack(victim, images, labels, threat, chance), labels)
+        for name, attack in attacks_by_name([*parts, "autoattack"], EFFORT).items()
+    }
+
+    assert found["autoattack"].sum() <= min(found[name].sum() for name in parts)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 5, 14])
+def test_the_ensemble_works_for_any_number_of_classes(classes: int) -> None:
+    model = linear(classes)
+    images = torch.rand(8, 1, 4, 4)
+    labels = model(images).argmax(1)
+    attack = attacks_by_name(["autoattack"], EFFORT)["autoattack"]
+
+    attacked = attack(model, images, labels, ThreatModel(eps=1.0), Chance.any(images))
+
+    assert not right(model, attacked, labels).any()
+
+
+@pytest.mark.parametrize("name", ["fgsm", "pgd_margin", "autoattack", "deepfool", "cw"])
+def test_independent_findings_are_attacked_too(name: str) -> None:
+    model = linear(3)
+    images = torch.rand(8, 1, 4, 4)
+    labels = (model(images) > 0).float()
+    attack = attacks_by_name([name], EFFORT)[name]
+
+    attacked = attack(model, images, labels, ThreatModel(eps=1.0), Chance.any(images))
+
+    assert right(model, attacked, labels).float().mean() < 0.2
+
+
+def linear(classes: int) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Flatten(), nn.Linear(16, classes, bias=False))
+
+
+def test_of_an_ensemble_each_part_only_sees_what_the_others_left(victim, images, labels) -> None:
+    seen: list[int] = []
+
+    def counting(model, images, labels, threat, _chance):
+        seen.append(len(images))
+        return pgd(model, images, labels, threat=threat, steps=5)
+
+    attack = one_after_another([counting, counting])
+    attack(victim, images, labels, ThreatModel(eps=0.2), Chance.any(images))
+
+    assert seen[0] == COUNT
+    assert 0 < seen[1] < COUNT
+
+
+def test_transfer_shows_the_model_what_fools_another(victim, plain_network, images, labels) -> None:
+    attack = attacks_by_name(["transfer"], EFFORT, surrogates=[plain_network])["transfer"]
+    threat = ThreatModel(eps=0.2)
+
+    attacked = attack(victim, images, labels, threat, Chance.any(images))
+
+    assert right(plain_network, attacked, labels).sum() < 0.3 * COUNT
+    assert right(victim, attacked, labels).sum() > 0.5 * COUNT
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_deepfool_goes_as_near_as_that_of_foolbox(victim, images, labels, norm: Norm) -> None:
+    oracle = foolbox.PyTorchModel(victim, bounds=(0, 1), device="cpu")
+    attacks = {"linf": foolbox.attacks.LinfDeepFoolAttack, "l2": foolbox.attacks.L2DeepFoolAttack}
+    theirs, *_ = attacks[norm](loss="logits")(oracle, images, labels, epsilons=None)
+
+    ours = deepfool(victim, images, labels, norm=norm)
+
+    near, nearest = (float(sizes(x - images, norm).median()) for x in (ours, theirs))
+    assert near == pytest.approx(nearest, rel=0.02)
+
+
+def test_carlini_wagner_goes_as_near_as_that_of_foolbox(victim, images, labels) -> None:
+    oracle = foolbox.PyTorchModel(victim, bounds=(0, 1), device="cpu")
+    attack = foolbox.attacks.L2CarliniWagnerAttack(
+        binary_search_steps=4, steps=50, stepsize=0.05, initial_const=0.1, abort_early=False
+    )
+    theirs, *_ = attack(oracle, images, labels, epsilons=None)
+
+    ours = carlini_wagner(victim, images, labels, steps=50, searches=4)
+
+    fooled = ~right(victim, ours, labels) & ~right(victim, theirs, labels)
+    assert fooled.float().mean() > 0.8
+    near, nearest = (float(sizes(x - images, "l2")[fooled].median()) for x in (ours, theirs))
+    assert near == pytest.approx(nearest, rel=0.02)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_fab_goes_nearer_than_deepfool(victim, images, labels, norm: Norm) -> None:
+    first = deepfool(victim, images, labels, norm=norm)
+
+    found = fab(victim, images, labels, norm=norm, chance=Chance.any(images), steps=30)
+
+    assert not right(victim, found, labels).any()
+    assert sizes(found - images, norm).mean() < sizes(first - images, norm).mean()
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_the_nearest_point_of_a_plane_is_on_it_and_in_the_box(victim, images, labels, norm) -> None:
+    value, gradient = nearby_planes(victim, images, labels).nearest(norm)
+
+    points = project_onto_plane(images, value, gradient, norm=norm)
+
+    left = value + (gradient * (points - images)).flatten(1).sum(1)
+    assert points.min() >= 0
+    assert points.max() <= 1
+    assert (left.abs() < 1e-3).float().mean() > 0.9  # the box does not reach every plane
+
+
+def test_an_unknown_attack_is_an_error() -> None:
+    with pytest.raises(KeyError):
+        attacks_by_name(["rubber_hose"], EFFORT)
