@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,10 +16,8 @@ from hypothesis import HealthCheck, settings
 from medspark.shards.manifest import Manifest, Shard, Split, digest_of, sha256_of, write_manifest
 from medspark.shards.schema import PixelFormat, write_shard
 
-from medspark.shards.manifest import Manifest, Shard, Split, digest_of, sha256_of, write_manifest
-from medspark.shards.schema import PixelFormat, write_shard
-
 if TYPE_CHECKING:  # most tests do without torch, and its import takes a second
+    from pyspark.sql import SparkSession
     from torch import Tensor, nn
 
 # Two spinning thread pools on the same cores slow each other tenfold.
@@ -181,3 +179,18 @@ def _split(folder: Path, name: str, rows: int, shards: int, pixel_format: PixelF
         written.append(Shard(path=path, rows=count, bytes=size, sha256=sha256_of(folder / path)))
     counts = tuple(int(n) for n in np.bincount(labels, minlength=2))
     return Split(rows=rows, patients=rows, class_counts=counts, shards=tuple(written))
+
+
+@pytest.fixture(scope="session")
+def spark() -> Iterator[SparkSession]:
+    """The one Spark session of the suite: two local cores, nothing written but below tests."""
+    from medspark.ingest.session import SparkConfig, spark_session
+
+    settings = {
+        "spark.ui.enabled": "false",
+        "spark.ui.showConsoleProgress": "false",
+        "spark.sql.shuffle.partitions": "2",
+    }
+    config = SparkConfig(master="local[2]", log_level="ERROR", settings=settings)
+    with spark_session(config, name="medspark tests") as session:
+        yield session

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from medspark.seeding import derive
 from medspark.shards.plan import share
 from medspark.train.adversarial import MODES, Learner, Sample, StepStats, take_step
 from medspark.train.config import TrainConfig
+from medspark.train.fold import fold
 from medspark.train.objective import CrossEntropy
 from medspark.train.optimise import Average, adamw, clip_gradients, set_rate
 from medspark.train.schedule import one_cycle, ramp
@@ -58,13 +60,16 @@ class Engine:
         config: TrainConfig,
         threat: ThreatModel,
         objective: CrossEntropy,
+        image_shape: tuple[int, int, int],
         total_steps: int,
         seed: int,
         world: World,
     ) -> None:
-        self.model = model.to(world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.optimiser = adamw(model, config)
-        self.average = Average(model, config.ema) if config.ema > 0 else None
+        model = model.to(world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._folded = fold(model, torch.rand(2, *image_shape, device=world.device))
+        self.model = self._folded.trained
+        self.optimiser = adamw(self.model, config)
+        self.average = Average(self.model, config.ema) if config.ema > 0 else None
         self._config = config
         self._threat = threat
         self._seed = seed
@@ -73,7 +78,7 @@ class Engine:
         self._replays = config.replays if MODES[config.mode].replays else 1
         self._total = total_steps * self._replays
         self._lost = 0
-        self.precision = "bf16" if _wants_bf16(config, model, world.device) else "fp32"
+        self.precision = "bf16" if _wants_bf16(config, self.model, world.device) else "fp32"
         self._learner = Learner(
             model=_distributed(self.model, world),
             objective=objective,
@@ -109,14 +114,14 @@ class Engine:
         return Report(figures, rate, eps, norm)
 
     @contextmanager
-    def averaged(self) -> Iterator[Classifier]:
-        """Lend the network with the weights that are kept: the average, where there is one."""
+    def deployable(self) -> Iterator[Classifier]:
+        """Lend the network as it is kept: unfolded, with averaged weights where there are some."""
         if self.average is None:
-            yield self.model
+            yield self._folded.unfold()
             return
         self.average.swap(self.model)
         try:
-            yield self.model
+            yield self._folded.unfold()
         finally:
             self.average.swap(self.model)
 
@@ -138,6 +143,7 @@ class Engine:
     def tensors(self) -> dict[str, Tensor]:
         """Return everything that a resumed run needs, by name."""
         kept = {f"model/{name}": value for name, value in self.model.state_dict().items()}
+        kept |= {f"norms/{name}": value for name, value in self._folded.norms().items()}
         kept |= optimiser_tensors(self.optimiser, self.model)
         if self.average is not None:
             kept |= {f"average/{name}": value for name, value in self.average.values.items()}
@@ -145,6 +151,7 @@ class Engine:
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Go on from what ``tensors`` returned."""
+        self._folded.kept.load_state_dict(_below("norms/", tensors), strict=False)
         self.model.load_state_dict(_below("model/", tensors))
         restore_optimiser(self.optimiser, self.model, tensors)
         if self.average is not None:
@@ -225,12 +232,13 @@ def _distributed(model: nn.Module, world: World) -> nn.Module:
     # Buffers are not broadcast at every pass: frozen statistics never differ, and moving ones are
     # averaged when somebody looks at them. Torch 2.12 gave the switch another name.
     known = inspect.signature(DistributedDataParallel.__init__).parameters
-    switch = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    renamed = "forward_sync_buffers" in known
+    switch: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
     return DistributedDataParallel(
         model,
         device_ids=[world.device] if world.device.type == "cuda" else None,
         gradient_as_bucket_view=True,
-        **{switch: False},
+        **switch,
     )
 
 

@@ -102,6 +102,11 @@ class _Run:
             config=config.train,
             threat=config.attack,
             objective=_objective(config, source, world),
+            image_shape=(
+                source.manifest.channels,
+                source.manifest.height,
+                source.manifest.width,
+            ),
             total_steps=self._total,
             seed=config.seed,
             world=world,
@@ -171,7 +176,7 @@ class _Run:
             self._save()
 
     def _validate(self) -> Validation:
-        with self._engine.averaged() as model:
+        with self._engine.deployable() as model:
             return validate(
                 model,
                 self._validation_split,
@@ -186,7 +191,7 @@ class _Run:
         if not self._world.is_main:
             return
         manifest = self._source.manifest
-        with self._engine.averaged() as model:
+        with self._engine.deployable() as model:
             card = describe(
                 model,
                 classes=manifest.classes,

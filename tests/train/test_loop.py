@@ -1,0 +1,108 @@
+"""A run goes from shards to a chosen model, and goes on after a crash as if there had been none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from medspark.errors import UsageError
+from medspark.models.checkpoint import load_classifier
+from medspark.train.loop import FitConfig, fit
+from medspark.train.world import World
+
+ALONE = World(0, 0, 1, torch.device("cpu"))
+WriteShards = Callable[..., Path]
+
+
+class CrashError(Exception):
+    """Stands for a machine that goes away."""
+
+
+class Losses:
+    """Keeps the loss of every step, and may end the process that reports one of them."""
+
+    def __init__(self, *, crash_at: int = -1) -> None:
+        self.by_step: dict[int, float] = {}
+        self._crash_at = crash_at
+
+    def record(self, step: int, metrics: Mapping[str, float]) -> None:
+        if "loss" in metrics:
+            self.by_step[step] = metrics["loss"]
+        if step == self._crash_at:
+            raise CrashError
+
+
+def configure(shards: Path, run_dir: Path, **train: Any) -> FitConfig:
+    return FitConfig.model_validate(
+        {
+            "shards": shards,
+            "run_dir": run_dir,
+            "model": {"name": "test_efficientnet", "dropout": 0.2},
+            "checkpoint": {"every_steps": 3, "keep": 1},
+            "train": {"epochs": 2, "batch_size": 11, "precision": "fp32", "log_every": 2} | train,
+            "evaluate": {"attacks": ["fgsm"], "sanity_images": 0},
+        }
+    )
+
+
+@pytest.mark.parametrize("train", [{}, {"batch_norm": "frozen", "ema": 0.9}], ids=str)
+def test_a_resumed_run_ends_with_the_weights_of_the_unbroken_one(
+    train: dict[str, Any], write_shards: WriteShards, tmp_path: Path
+):
+    shards = write_shards(rows=44, side=32)
+    whole, broken, resumed = Losses(), Losses(crash_at=7), Losses()
+    fit(configure(shards, tmp_path / "whole", **train), ALONE, whole)
+    with pytest.raises(CrashError):
+        fit(configure(shards, tmp_path / "broken", **train), ALONE, broken)
+
+    fit(configure(shards, tmp_path / "broken", **train), ALONE, resumed)
+
+    assert min(resumed.by_step) == 7
+    assert whole.by_step == broken.by_step | resumed.by_step
+    (expected,) = (tmp_path / "whole/checkpoints").glob("step-*/state.safetensors")
+    (found,) = (tmp_path / "broken/checkpoints").glob("step-*/state.safetensors")
+    left, right = load_file(expected), load_file(found)
+    assert left.keys() == right.keys()
+    assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_the_result_says_what_was_done(write_shards: WriteShards, tmp_path: Path):
+    config = configure(write_shards(rows=30, side=32), tmp_path / "run", epochs=1)
+
+    result = fit(config, ALONE, Losses())
+
+    assert result["mode"] == "fused_noise"
+    assert result["world_size"] == 1
+    assert result["global_batch"] == 11
+    assert result["steps"] == 3
+    assert result["images_per_second"] > 0
+    assert 0 <= result["data_wait_share"] < 1
+    assert [attack["eps_255"] for attack in result["attacks"]] == [1, 2, 4]
+    assert set(result["clean"]) >= {"accuracy", "balanced_accuracy", "auroc"}
+    assert load_classifier(Path(result["model"])).channels == 1
+
+
+def test_a_run_folder_of_another_configuration_is_refused(
+    write_shards: WriteShards, tmp_path: Path
+):
+    shards = write_shards(rows=30, side=32)
+    fit(configure(shards, tmp_path / "run", epochs=1), ALONE, Losses())
+
+    with pytest.raises(UsageError, match="another configuration"):
+        fit(configure(shards, tmp_path / "run", epochs=1, lr=0.5), ALONE, Losses())
+
+
+def test_a_run_can_start_again_in_its_folder(write_shards: WriteShards, tmp_path: Path):
+    shards = write_shards(rows=30, side=32)
+    fit(configure(shards, tmp_path / "run", epochs=1), ALONE, Losses())
+    config = configure(shards, tmp_path / "run", epochs=1, lr=0.5)
+    losses = Losses()
+
+    fit(config.model_copy(update={"resume": "never"}), ALONE, losses)
+
+    assert min(losses.by_step) == 1
