@@ -50,7 +50,7 @@ class TrackConfig(Config):
     uri: str | None = Field(
         None,
         description="MLflow tracking URI (http://…, databricks, sqlite:///…); by default "
-        "MLFLOW_TRACKING_URI, else a database below mlruns/",
+        "MLFLOW_TRACKING_URI, on Databricks the workspace, else a database below mlruns/",
     )
     experiment: str = Field("medspark", description="MLflow experiment; on Databricks a path")
     run_name: str | None = Field(None, description="name of the run; by default what it trains")
@@ -96,6 +96,7 @@ class TrackedRun:
         self,
         status: Status,
         *,
+        params: Mapping[str, Any] | None = None,
         summary: Mapping[str, float] | None = None,
         artifacts: Path | None = None,
         model: ModelEntry | None = None,
@@ -103,11 +104,14 @@ class TrackedRun:
     ) -> None:
         """Publish the rest, ``summary`` at step 0, the files in ``artifacts``, and ``model``."""
         self._halt()
-        self.spool.update(
-            ending=Ending(
-                status=status, summary=dict(summary or {}), artifacts=artifacts, model=model
-            )
+        ending = Ending(
+            status=status,
+            params=dict(params or {}),
+            summary=dict(summary or {}),
+            artifacts=artifacts,
+            model=model,
         )
+        self.spool.update(ending=ending)
         deadline = time.monotonic() + patience_seconds
         while not self.publish() and time.monotonic() < deadline:
             time.sleep(1)
@@ -194,7 +198,8 @@ class TrackedRun:
             return
         now = int(time.time() * 1000)
         metrics = [Metric(key, value, now, 0) for key, value in ending.summary.items()]
-        self._client.log_batch(self._run_id, metrics=metrics)
+        params = [Param(key, str(value)) for key, value in ending.params.items()]
+        self._client.log_batch(self._run_id, metrics=metrics, params=params)
         if ending.artifacts is not None and ending.artifacts.is_dir():
             self._client.log_artifacts(self._run_id, str(ending.artifacts))
         if ending.model is not None and self.spool.state.model_uri is None:
@@ -233,10 +238,11 @@ def tracked(folder: Path, config: TrackConfig, entry: RunEntry) -> Iterator[Trac
 
     A ``folder`` that holds the spool of an interrupted run continues that run.
     """
+    uri = tracking_uri(config)
     state = State(
         entry=entry.model_copy(update={"name": config.run_name or entry.name}),
-        uri=tracking_uri(config),
-        experiment=config.experiment,
+        uri=uri,
+        experiment=_experiment_name(config.experiment, uri),
         parent_run_id=config.parent_run_id,
     )
     run = TrackedRun(Spool.open(folder, state))
@@ -257,6 +263,8 @@ def tracking_uri(config: TrackConfig) -> str:
     uri = config.uri or os.environ.get("MLFLOW_TRACKING_URI")
     if uri:
         return uri
+    if "DATABRICKS_RUNTIME_VERSION" in os.environ:
+        return "databricks"
     _LOCAL_STORE.mkdir(parents=True, exist_ok=True)
     return f"sqlite:///{(_LOCAL_STORE / 'mlflow.db').resolve()}"
 
@@ -303,6 +311,11 @@ def _experiment_id(client: MlflowClient, state: State) -> str:
     if found is None:
         raise MlflowException(f"the experiment {state.experiment} cannot be created")
     return str(found.experiment_id)
+
+
+def _experiment_name(name: str, uri: str) -> str:
+    """Return ``name`` as the store wants it: a workspace's experiments are paths."""
+    return f"/Shared/{name}" if uri.startswith("databricks") and not name.startswith("/") else name
 
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -54,6 +54,7 @@ class Ending(Config):
     """How a run ended, and what it leaves."""
 
     status: Status
+    params: dict[str, Any] = Field({}, description="parameters that only the run could tell")
     summary: dict[str, float] = Field({}, description="metrics of the whole run")
     artifacts: Path | None = Field(None, description="folder of tables and plots")
     model: ModelEntry | None = None

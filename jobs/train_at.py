@@ -1,0 +1,32 @@
+"""Fine-tune a classifier against adversarial examples made on the fly, one process per device.
+
+Reads   the shards that jobs/shard.py wrote; without --shards, built-in demo data
+Writes  the model, the result as JSON, and one MLflow run per training
+
+    spark-submit jobs/train_at.py --shards SHARDS --model.name mobilenetv2_100 --launch.processes 2
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from medspark.job import run_job
+from medspark.launch.training import TrainAtConfig, summary, train_at
+
+
+def work(config: TrainAtConfig) -> dict[str, Any]:
+    """Train, print what came of it, and return it."""
+    result = train_at(config)
+    print(summary(result))
+    return result
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the job; return its exit status."""
+    return run_job(TrainAtConfig, work, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,67 @@
+"""The built-in data: a synthetic archive, ingested and sharded as a user's own would be."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+from pyspark.sql import SparkSession
+
+from medspark.config import Config
+from medspark.images.phantom import PhantomConfig, write_archive
+from medspark.ingest.archive import IngestConfig, ingest, open_archive
+from medspark.ingest.shards import ShardConfig, make_shards, open_samples
+from medspark.job import write_result
+from medspark.shards import manifest
+
+__all__ = ["DemoConfig", "demo_shards", "ingest_sum"]
+
+logger = logging.getLogger(__name__)
+
+
+class DemoConfig(Config):
+    """The data of a run without --shards."""
+
+    folder: Path = Field(Path("build/demo"), description="where archive, samples and shards go")
+    count: int = Field(2000, ge=10, description="images of the synthetic archive")
+    image_size: int = Field(64, ge=16, description="height and width of the shards, in pixels")
+    seed: int = Field(0, description="of the synthetic archive")
+
+
+def demo_shards(spark: SparkSession, config: DemoConfig) -> tuple[Path, dict[str, Any]]:
+    """Return the folder of the demo's shards and what ingest said, made if they are not there."""
+    folder = config.folder / f"{config.count}-images-{config.image_size}px-seed-{config.seed}"
+    shards, said = folder / "shards", folder / "ingest.json"
+    if not said.exists() or not (shards / manifest.NAME).exists():
+        _make(spark, config, folder, shards, said)
+    return shards, dict(json.loads(said.read_text(encoding="utf-8")))
+
+
+def ingest_sum(ingested: dict[str, Any]) -> str:
+    """Return the sum that shows that ingest lost no file."""
+    parts = " + ".join(f"{ingested[key]} {key}" for key in ("samples", "duplicates", "quarantined"))
+    return f"{ingested['files_seen']} files seen = {parts}"
+
+
+def _make(spark: SparkSession, config: DemoConfig, folder: Path, shards: Path, said: Path) -> None:
+    archive, samples = folder / "archive", str(folder / "samples")
+    if not (archive / "labels.csv").exists():
+        logger.info("writing %d synthetic radiographs to %s", config.count, archive)
+        write_archive(archive, PhantomConfig(count=config.count, seed=config.seed))
+    result = ingest(
+        spark,
+        open_archive(
+            IngestConfig(
+                source=str(archive),
+                labels=str(archive / "labels.csv"),
+                samples=samples,
+                image_size=config.image_size,
+            )
+        ),
+    )
+    shard_config = ShardConfig(samples=samples, shards=shards)
+    make_shards(spark, shard_config, open_samples(shard_config))
+    write_result(said, result)

@@ -1,0 +1,318 @@
+"""Evaluation on Spark: the pieces of a test set, each attacked by one task."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import pyarrow.parquet as pq
+from pydantic import BeforeValidator, Field
+from pyspark.sql import SparkSession
+from tqdm import tqdm
+
+from medspark.attacks.suite import AttackName
+from medspark.attacks.threat import Norm
+from medspark.config import Config
+from medspark.data.native import MappedSplit
+from medspark.errors import RunError, UsageError
+from medspark.evaluate.gallery import Exhibit, exhibits, typical_rows
+from medspark.evaluate.pieces import Job, fingerprint, load_batch
+from medspark.evaluate.report import write_report
+from medspark.evaluate.robust import EvaluateConfig, RobustReport, check_attacks
+from medspark.evaluate.summary import Array, Detail, summarise
+from medspark.ingest.session import is_local
+from medspark.models.checkpoint import load_classifier, read_card
+from medspark.shards.manifest import Manifest, read_manifest, verify
+from medspark.track.runs import TrackConfig, fetch_model, tracked
+from medspark.track.spool import DatasetEntry, RunEntry
+
+_LOGGER = logging.getLogger(__name__)
+
+
+def _grey_levels(value: object) -> object:
+    if isinstance(value, str) and value.replace(" ", "").endswith("/255"):
+        return value.replace(" ", "").removesuffix("/255")
+    return value
+
+
+GreyLevels = Annotated[float, BeforeValidator(_grey_levels), Field(ge=0, le=255)]
+
+
+class EvaluationConfig(Config):
+    """Attack one model on one split of training shards."""
+
+    model: str = Field(
+        description="folder with model.safetensors, an .onnx file (black-box attacks only), or an "
+        "MLflow model or run: models:/NAME/1, runs:/ID/model"
+    )
+    shards: Path = Field(description="folder that jobs/shard.py wrote")
+    split: Literal["train", "val", "test"] = Field("test", description="which images")
+    surrogates: tuple[str, ...] = Field(
+        (), description="other models, for transfer: the attacker's own; named as model is"
+    )
+    attacks: tuple[AttackName, ...] = Field(
+        ("fgsm", "pgd", "pgd_margin", "autoattack"),
+        description="by name, separated by commas",
+    )
+    norm: Norm = Field("linf", description="how a perturbation is measured")
+    eps: tuple[GreyLevels, ...] = Field(
+        (1, 2, 4), description="budgets in grey levels of 255, separated by commas"
+    )
+    steps: int = Field(20, ge=1, description="steps of PGD; APGD takes five times as many")
+    restarts: int = Field(1, ge=1, description="random starts of PGD")
+    queries: int = Field(1000, ge=1, description="answers that Square may ask for per image")
+    images: int | None = Field(
+        None, ge=1, description="evaluate the first so many (shards are shuffled), all by default"
+    )
+    positive: str | None = Field(
+        None, description="class that sensitivity is about; the last of two by default"
+    )
+    bootstrap: int = Field(1000, ge=0, description="resamples of the patients for the intervals")
+    sanity_images: int = Field(256, ge=0, description="images that the sanity checks attack again")
+    piece: int = Field(64, ge=1, description="images that a Spark task attacks")
+    batch_size: int = Field(64, ge=1, description="images attacked together")
+    gallery: int = Field(6, ge=0, description="images shown in the report")
+    seed: int = Field(0, ge=0, description="of the random starts and the resamples")
+    folder: Path = Field(
+        Path("build/evaluations"),
+        description="for the pieces that are done and the report; every Spark worker sees it",
+    )
+    track: TrackConfig = TrackConfig()
+
+    def attack_config(self) -> EvaluateConfig:
+        """Return what each piece is attacked with."""
+        return EvaluateConfig(
+            attacks=self.attacks,
+            norm=self.norm,
+            eps=tuple(levels / 255 for levels in self.eps),
+            steps=self.steps,
+            restarts=self.restarts,
+            queries=self.queries,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            sanity_images=self.sanity_images,
+        )
+
+
+class Evaluation:
+    """One evaluation: checked before Spark starts, done by Spark, reported by the driver."""
+
+    def __init__(self, config: EvaluationConfig) -> None:
+        """Find model and data. Raises UsageError where they are missing or do not fit."""
+        self.config = config
+        self.manifest = read_manifest(config.shards)
+        verify(config.shards, self.manifest, contents=False)
+        if config.split not in self.manifest.splits or not self._split_rows():
+            raise UsageError(f"The shards in {config.shards} have no {config.split} images.")
+        model = resolve_model(config.model, uri=config.track.uri)
+        surrogates = tuple(resolve_model(name, uri=config.track.uri) for name in config.surrogates)
+        for path in (model, *surrogates):
+            _check_fit(path, self.manifest)
+        gradients = model.suffix != ".onnx"
+        check_attacks(config.attacks, gradients=gradients, surrogates=len(surrogates))
+        self.positive = _positive(config.positive, self.manifest.classes)
+        job = Job(
+            model=model.resolve(),
+            surrogates=tuple(path.resolve() for path in surrogates),
+            shards=config.shards.resolve(),
+            split=config.split,
+            config=config.attack_config(),
+            rows=min(self._split_rows(), config.images or self._split_rows()),
+            piece=config.piece,
+            work=config.folder.resolve(),
+        )
+        name = fingerprint(job, dataset_digest=self.manifest.digest)
+        self.folder = config.folder / name
+        self.job = Job(**(vars(job) | {"work": self.folder.resolve() / "pieces"}))
+
+    def run(self, spark: SparkSession) -> dict[str, Any]:
+        """Do the pieces that are missing, write the report, and return the result document."""
+        entry = RunEntry(
+            name=f"evaluate {Path(self.config.model).name}",
+            config=self.config.model_dump(mode="json"),
+            tags={"medspark.job": "evaluate"},
+            dataset=DatasetEntry(
+                name=self.config.split,
+                digest=self.manifest.digest,
+                source=str(self.config.shards),
+            ),
+        )
+        with tracked(self.folder / "mlflow", self.config.track, entry) as run:
+            do_pieces(spark, self.job)
+            report = self._report()
+            run.end(
+                "FINISHED",
+                summary=_summary(report),
+                artifacts=self.folder / "report",
+                patience_seconds=self.config.track.patience_seconds,
+            )
+            reference = run.reference
+        return report.as_json() | {
+            "model": self.config.model,
+            "dataset_digest": self.manifest.digest,
+            "split": self.config.split,
+            "norm": self.config.norm,
+            "report": str(self.folder / "report" / "report.html"),
+            "mlflow": reference,
+        }
+
+    def _report(self) -> RobustReport:
+        arrays = self.job.arrays()
+        classes = self.manifest.classes
+        report = summarise(
+            arrays,
+            self.job.config.trials(),
+            limits=self.job.config.sanity,
+            positive=self.positive,
+            detail=Detail(
+                groups=self._patients(arrays["rows"]),
+                samples=self.config.bootstrap,
+                classes=classes,
+                seed=self.config.seed,
+            ),
+        )
+        eps = max(self.config.eps, default=0.0) / 255
+        write_report(
+            self.folder / "report",
+            report,
+            title=f"Robustness of {Path(self.config.model).name}",
+            facts=self._facts(report),
+            classes=classes,
+            positive=len(classes) - 1 if self.positive is None else self.positive,
+            shown=self._exhibits(report.labels, eps),
+            shown_eps=eps,
+        )
+        return report
+
+    def _facts(self, report: RobustReport) -> dict[str, str]:
+        patients = self.manifest.splits[self.config.split].patients
+        return {
+            "model": self.config.model,
+            "shards": f"{self.config.shards}, digest {self.manifest.digest[:12]}",
+            "images": f"{report.images} of {self._split_rows()} {self.config.split} images, "
+            f"{patients} patients in the split",
+            "threat model": f"{self.config.norm}; eps is in grey levels of 255 after windowing",
+            "intervals": f"95 %, {self.config.bootstrap} bootstrap resamples of the patients",
+            "seed": str(self.config.seed),
+        }
+
+    def _exhibits(self, labels: Array, eps: float) -> list[Exhibit]:
+        if self.config.gallery == 0 or self.job.model.suffix == ".onnx":
+            return []
+        split = MappedSplit(self.config.shards, self.manifest, self.config.split)
+        rows = typical_rows(labels, self.config.gallery)
+        images, truth, _ = load_batch(split, rows)
+        threat = self.job.config.threat(eps)
+        return exhibits(load_classifier(self.job.model), images, truth, threat=threat)
+
+    def _patients(self, rows: Array) -> Array:
+        shards = self.manifest.splits[self.config.split].shards
+        keys = [
+            pq.read_table(self.config.shards / shard.path, columns=["patient_key"])["patient_key"]
+            for shard in shards
+        ]
+        patients: Array = np.concatenate([column.to_numpy() for column in keys])
+        return patients[rows].astype(str)
+
+    def _split_rows(self) -> int:
+        return self.manifest.splits[self.config.split].rows
+
+
+def do_pieces(spark: SparkSession, job: Job) -> None:
+    """Do every piece of ``job`` that is missing, one in a Spark task, and show progress.
+
+    The work folder, the models and the shards have to be where every worker sees them.
+    """
+    job.work.mkdir(parents=True, exist_ok=True)
+    missing = job.missing()
+    if len(missing) < job.pieces:
+        _LOGGER.info("%d of %d pieces are done already", job.pieces - len(missing), job.pieces)
+    if missing:
+        threads = int(spark.conf.get("spark.task.cpus", "1") or "1")
+        with _progress(job):
+            spark.sparkContext.parallelize(missing, len(missing)).foreach(
+                lambda number: _do_piece(job, number, threads)
+            )
+    if job.missing():
+        where = "" if is_local(spark) else "; every worker has to see that folder"
+        raise RunError(f"Pieces are missing in {job.work} although Spark did them{where}.")
+
+
+def _do_piece(job: Job, number: int, threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(threads)
+    job.do(number)
+
+
+@contextmanager
+def _progress(job: Job) -> Iterator[None]:
+    """Show how many images are done: the files in the work folder tell."""
+    stop = threading.Event()
+    with tqdm(total=job.rows, initial=_done(job), unit="image", desc="attacked") as bar:
+
+        def follow() -> None:
+            while not stop.wait(1.0):
+                bar.update(_done(job) - bar.n)
+
+        thread = threading.Thread(target=follow, name="progress", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+            bar.update(_done(job) - bar.n)
+
+
+def _done(job: Job) -> int:
+    return max(job.rows - len(job.missing()) * job.piece, 0)
+
+
+def resolve_model(name: str, *, uri: str | None) -> Path:
+    """Return the folder or file of the model ``name``, fetched from MLflow if it lies there."""
+    if name.startswith(("models:/", "runs:/")):
+        return fetch_model(name, uri=uri)
+    path = Path(name)
+    if path.suffix == ".onnx":
+        if not path.is_file():
+            raise UsageError(f"model: there is no file '{path}'.")
+        return path
+    read_card(path)
+    return path
+
+
+def _check_fit(path: Path, manifest: Manifest) -> None:
+    if path.suffix == ".onnx":
+        return
+    card = read_card(path)
+    if card.channels != manifest.channels or tuple(card.classes) != tuple(manifest.classes):
+        raise UsageError(
+            f"The model '{path}' tells {', '.join(card.classes)} apart in images of "
+            f"{card.channels} channels; the shards hold {', '.join(manifest.classes)} in "
+            f"{manifest.channels}."
+        )
+
+
+def _positive(name: str | None, classes: tuple[str, ...]) -> int | None:
+    if name is None:
+        return None
+    if name not in classes:
+        raise UsageError(f"positive: there is no class '{name}'; there are {', '.join(classes)}.")
+    return classes.index(name)
+
+
+def _summary(report: RobustReport) -> dict[str, float]:
+    """Return the figures by the names under which MLflow shows them."""
+    found = {f"clean/{k}": v for k, v in report.clean.model_dump().items() if v is not None}
+    for result in [*report.attacks, *report.worst]:
+        place = f"{result.name}/eps_{result.eps * 255:g}"
+        found |= {
+            f"{place}/{k}": v for k, v in result.metrics.model_dump().items() if v is not None
+        }
+    return found | {"flags_triggered": float(sum(flag.triggered for flag in report.flags))}

@@ -1,0 +1,44 @@
+"""The robustness table: one row per model, one column per figure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["robustness_table"]
+
+
+def robustness_table(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return accuracies (%), clean and per attack, and the clean AUROC, as a Markdown table.
+
+    ``results`` are result documents by the name of their row; all were attacked alike.
+    """
+    columns = [_figures(result) for result in results.values()]
+    head = ["model", *columns[0]]
+    rows = [
+        [name or "this run", *figures.values()]
+        for name, figures in zip(results, columns, strict=True)
+    ]
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+    rule = ["-" * width for width in widths]
+    return "\n".join(_line(row, widths) for row in [head, rule, *rows])
+
+
+def _figures(result: Mapping[str, Any]) -> dict[str, str]:
+    figures = {
+        "clean AUROC": f"{result['clean']['auroc']:.3f}",
+        "clean acc.": _percent(result["clean"]),
+    }
+    for attack in result["attacks"]:
+        steps = f"-{attack['steps']}" if attack["steps"] > 1 else ""
+        figures[f"{attack['name'].upper()}{steps} {attack['eps_255']:g}/255"] = _percent(attack)
+    return figures
+
+
+def _percent(figures: Mapping[str, Any]) -> str:
+    return f"{100 * figures['accuracy']:.1f}"
+
+
+def _line(cells: list[str], widths: list[int]) -> str:
+    first, *others = zip(cells, widths, strict=True)
+    return "| " + " | ".join([first[0].ljust(first[1]), *[c.rjust(w) for c, w in others]]) + " |"

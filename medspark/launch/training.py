@@ -1,0 +1,220 @@
+"""Train on shards from Spark: what jobs/train_at.py does."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+from pyspark.sql import SparkSession
+
+from medspark.attacks.threat import ThreatModel
+from medspark.data.petastorm import check_petastorm
+from medspark.data.source import DataConfig
+from medspark.evaluate.robust import EvaluateConfig
+from medspark.ingest.session import SparkConfig, spark_session
+from medspark.job import JobConfig
+from medspark.launch.demo import DemoConfig, demo_shards, ingest_sum
+from medspark.launch.distributor import SPARK_SETTINGS, LaunchConfig, Task, check_room, run_ddp
+from medspark.launch.progress import progress
+from medspark.launch.table import robustness_table
+from medspark.models.backbones import PRETRAINED, ModelConfig, check_model
+from medspark.models.checkpoint import load_classifier
+from medspark.models.classifier import Classifier
+from medspark.shards.manifest import Manifest, read_manifest, verify
+from medspark.shards.plan import EpochPlan
+from medspark.track.runs import TrackConfig, fetch_model, tracked
+from medspark.track.spool import DatasetEntry, ModelEntry, RunEntry
+from medspark.train.config import TrainConfig
+from medspark.train.loop import FitConfig, fit
+from medspark.train.state import CheckpointConfig
+
+__all__ = ["TrainAtConfig", "check", "fetch_classifier", "summary", "train_at"]
+
+# What a run leaves in its folder; all of it goes when the run is begun anew.
+_PARTS = ("attempts", "checkpoints", "journal", "model", "plain", "report")
+
+
+class TrainAtConfig(JobConfig):
+    """Adversarial fine-tuning of one classifier on one dataset of shards."""
+
+    shards: Path | None = Field(
+        None, description="folder that jobs/shard.py wrote; built-in demo data by default"
+    )
+    run_dir: Path | None = Field(
+        None,
+        description="folder for checkpoints, logs and the model, shared by all machines; beside "
+        "the output by default",
+    )
+    baseline: bool = Field(
+        False, description="also train without attacks first, and report both side by side"
+    )
+    model: ModelConfig = ModelConfig()
+    attack: ThreatModel = ThreatModel()
+    train: TrainConfig = TrainConfig()
+    data: DataConfig = DataConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    seed: int = Field(0, ge=0, description="of the weights, the order of images and all noise")
+    resume: Literal["auto", "never"] = Field(
+        "never", description="auto goes on with the interrupted run in run_dir, if there is one"
+    )
+    launch: LaunchConfig = LaunchConfig()
+    spark: SparkConfig = SparkConfig()
+    track: TrackConfig = TrackConfig()
+    demo: DemoConfig = DemoConfig()
+
+
+def train_at(config: TrainAtConfig) -> dict[str, Any]:
+    """Train as ``config`` says and return the result document.
+
+    Raises UsageError, before Spark starts, for whatever is wrong with the configuration or the
+    shards, and RunError, naming the rank and the cause, for training that failed.
+    """
+    check(config)
+    folder = config.run_dir or (config.output or Path("build/results/train_at.json"))
+    folder = (folder if config.run_dir else folder.with_suffix(".run")).resolve()
+    if config.resume == "never":
+        _clear(folder)
+    settings = SPARK_SETTINGS | config.spark.settings
+    spark_config = config.spark.model_copy(update={"settings": settings})
+    with spark_session(spark_config, name="medspark train_at") as spark:
+        before: dict[str, Any] = {}
+        if config.shards is None:
+            shards, before["ingest"] = demo_shards(spark, config.demo)
+            config = config.model_copy(update={"shards": shards})
+        if config.baseline:
+            plain = config.train.model_copy(update={"mode": "standard"})
+            undefended = config.model_copy(update={"train": plain})
+            before["baseline"] = _train(undefended, spark, folder / "plain")
+        return _train(config, spark, folder) | before
+
+
+def check(config: TrainAtConfig) -> None:
+    """Raise UsageError for what can be found wrong before Spark starts."""
+    check_room(config.launch, config.spark.master)
+    if config.shards is not None:
+        verify(config.shards, read_manifest(config.shards), contents=False)
+    if config.data.reader == "petastorm":
+        check_petastorm()
+    check_model(config.model)
+
+
+def summary(result: Mapping[str, Any]) -> str:
+    """Return what a person wants to read at the end: robustness, the ingest sum, the dashboard."""
+    name = "undefended" if result["mode"] == "standard" else f"defended ({result['mode']})"
+    rows = {"undefended": result["baseline"]} if "baseline" in result else {}
+    lines = ["", "Accuracy on the test images (%)", "", robustness_table(rows | {name: result}), ""]
+    if "ingest" in result:
+        lines.append(ingest_sum(result["ingest"]))
+    store = result["mlflow"]["uri"]
+    if store.startswith("sqlite:"):
+        lines.append(f"Dashboard: make ui    (mlflow ui --backend-store-uri {store})")
+    else:
+        lines.append(f"Dashboard: {store}")
+    return "\n".join(lines)
+
+
+def fetch_classifier(model_uri: str, *, uri: str | None = None) -> Classifier:
+    """Return the classifier that a run logged as ``models:/…``, to be trained on or asked."""
+    return load_classifier(fetch_model(model_uri, uri=uri))
+
+
+def _train(config: TrainAtConfig, spark: SparkSession, folder: Path) -> dict[str, Any]:
+    fit_config = _fit_config(config, folder)
+    manifest = read_manifest(fit_config.shards)
+    with tracked(folder, config.track, _entry(config, manifest)) as run:
+        task = Task(
+            function=f"{fit.__module__}:{fit.__qualname__}",
+            config=fit_config,
+            run_dir=folder,
+            journal=run.spool.journal,
+            checkpoints=folder / "checkpoints",
+        )
+        steps = (
+            config.train.epochs
+            * EpochPlan(manifest.splits["train"].rows, config.train.batch_size, config.seed).steps
+        )
+        with progress(run.spool.journal, steps=steps, name=config.train.mode):
+            result, launched = run_ddp(task, spark=spark, launch=config.launch)
+        run.end(
+            "FINISHED",
+            params={"world_size": launched.processes, "threads_per_rank": launched.threads},
+            summary=_summary(result) | {"restarts": launched.restarts},
+            artifacts=_write_report(folder / "report", result),
+            model=_model_entry(folder, manifest),
+            patience_seconds=config.track.patience_seconds,
+        )
+    return result | {"launch": launched.model_dump(), "mlflow": run.reference}
+
+
+def _fit_config(config: TrainAtConfig, folder: Path) -> FitConfig:
+    assert config.shards is not None, "the demo's shards have been made"
+    model = config.model
+    if model.weights not in (None, PRETRAINED):
+        # The ranks work in folders of their own.
+        model = model.model_copy(update={"weights": str(Path(str(model.weights)).resolve())})
+    return FitConfig(
+        shards=config.shards.resolve(),
+        run_dir=folder,
+        data=config.data,
+        model=model,
+        attack=config.attack,
+        train=config.train,
+        evaluate=config.evaluate,
+        checkpoint=config.checkpoint,
+        seed=config.seed,
+        resume=config.resume,
+    )
+
+
+def _entry(config: TrainAtConfig, manifest: Manifest) -> RunEntry:
+    return RunEntry(
+        name=f"{config.model.name} {config.train.mode}",
+        config=config.model_dump(mode="json"),
+        tags={"medspark.job": "train_at", "medspark.mode": config.train.mode},
+        dataset=DatasetEntry(
+            name=Path(str(config.shards)).name, digest=manifest.digest, source=str(config.shards)
+        ),
+    )
+
+
+def _model_entry(folder: Path, manifest: Manifest) -> ModelEntry:
+    return ModelEntry(
+        folder=folder / "model",
+        loader="medspark.models.predictor:Predictor.load",
+        input_shape=(manifest.height, manifest.width, manifest.channels),
+        outputs=len(manifest.classes),
+    )
+
+
+def _summary(result: Mapping[str, Any]) -> dict[str, float]:
+    """Return the figures of the test images under the names that MLflow shows."""
+    figures = {f"test/clean/{key}": value for key, value in result["clean"].items()}
+    for attack in result["attacks"]:
+        prefix = f"test/{attack['name']}/eps_{attack['eps_255']:g}"
+        figures |= {f"{prefix}/{key}": value for key, value in attack.items()}
+    figures |= {key: result[key] for key in ("images_per_second", "data_wait_share")}
+    unwanted = ("steps", "eps_255")
+    return {
+        key: float(value)
+        for key, value in figures.items()
+        if isinstance(value, int | float) and not key.endswith(unwanted)
+    }
+
+
+def _write_report(folder: Path, result: Mapping[str, Any]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "result.json").write_text(json.dumps(result, indent=1, default=str), encoding="utf-8")
+    (folder / "robustness.md").write_text(robustness_table({"": result}), encoding="utf-8")
+    return folder
+
+
+def _clear(folder: Path) -> None:
+    """Remove what an earlier run left in ``folder``, and nothing else."""
+    for part in _PARTS:
+        shutil.rmtree(folder / part, ignore_errors=True)
+    (folder / "run.json").unlink(missing_ok=True)
