@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
-from pydicom.dataset import Dataset
 from pydicom._uid_dict import UID_dictionary
+from pydicom.dataset import Dataset
 
 from medspark.config import Config
 from medspark.errors import UsageError
@@ -144,9 +144,8 @@ def _read_key(path: Path, *, dataset: str) -> bytes:
         raw = path.read_bytes()
     except OSError as error:
         raise UsageError(f"The pseudonym key {path} cannot be read: {error.strerror}.") from None
-    text = raw.strip()
-    if re.fullmatch(rb"([0-9a-fA-F]{2})+", text):
-        raw = bytes.fromhex(text.decode())
+    if re.fullmatch(rb"\s*([0-9a-fA-F]{2}){16,}\s*", raw):
+        raw = bytes.fromhex(raw.decode())
     if len(raw) < 16:
         raise UsageError(f"The pseudonym key {path} should have at least 16 bytes.")
     return raw
@@ -155,29 +154,36 @@ def _read_key(path: Path, *, dataset: str) -> bytes:
 # --- the allow-list ---------------------------------------------------------------------------
 
 # Defined terms of Modality (PS3.3 C.7.3.1.1.1) that come with images.
-MODALITIES = frozenset(
-    "AR BI BMD CR CT CTPROTOCOL DG DMS DX ES FID GM HC HD IO IVOCT IVUS LEN LS MG MR NM OAM OCT OP "
-    "OPM OPT OPTBSV OPTENF OPV OT PT PX REG RF RG RTDOSE RTIMAGE SEG SM SRF TG US VF XA XC".split()
-)
+MODALITIES = frozenset((
+    "AR", "BI", "BMD", "CR", "CT", "CTPROTOCOL", "DG", "DMS", "DX", "ES", "FID", "GM", "HC",
+    "HD", "IO", "IVOCT", "IVUS", "LEN", "LS", "MG", "MR", "NM", "OAM", "OCT", "OP", "OPM",
+    "OPT", "OPTBSV", "OPTENF", "OPV", "OT", "PT", "PX", "REG", "RF", "RG", "RTDOSE", "RTIMAGE",
+    "SEG", "SM", "SRF", "TG", "US", "VF", "XA", "XC",
+))  # fmt: skip
 # Defined terms of View Position (PS3.3 C.8.1.2.1.1, C.8.7.1, mammography C.8.11.7.1).
-VIEWS = frozenset(
-    "AP PA LL RL LAT RLD LLD RLO LLO LATERAL CC MLO ML LM LMO FB SIO XCC XCCL XCCM ISO".split()
-)
+VIEWS = frozenset((
+    "AP", "PA", "LL", "RL", "LAT", "RLD", "LLD", "RLO", "LLO", "LATERAL", "CC", "MLO", "ML",
+    "LM", "LMO", "FB", "SIO", "XCC", "XCCL", "XCCM", "ISO",
+))  # fmt: skip
 LATERALITIES = frozenset("RLBU")
 SEXES = frozenset("FMO")
 # Defined terms of Body Part Examined (PS3.16 Annex L) that projection and section images carry.
-BODY_PARTS = frozenset(
-    "ABDOMEN ABDOMENPELVIS ADRENAL ANKLE AORTA ARM AXILLA BACK BILEDUCT BLADDER BRAIN BREAST "
-    "BRONCHUS BUTTOCK CALCANEUS CALF CAROTID CEREBELLUM CERVIX CHEEK CHEST CHESTABDOMEN "
-    "CHESTABDPELVIS CHESTABDOMENPELVIS CIRCLEOFWILLIS CLAVICLE COCCYX COLON CORNEA CORONARYARTERY "
-    "CSPINE CTSPINE DUODENUM EAR ELBOW ESOPHAGUS EXTREMITY EYE FACE FEMUR FINGER FOOT FOREARM "
-    "GALLBLADDER HAND HEAD HEADNECK HEART HIP HUMERUS ILEUM JAW KIDNEY KNEE LARYNX LEG LIVER LSPINE "
-    "LSSPINE LUNG MANDIBLE MAXILLA MEDIASTINUM NECK NECKCHEST NECKCHESTABDOMEN NOSE ORBIT OVARY "
-    "PANCREAS PATELLA PELVIS PENIS PHARYNX PROSTATE RECTUM RIB SACRUM SCALP SCAPULA SCROTUM "
-    "SELLA SHOULDER SIJOINT SKULL SPINE SPLEEN SSPINE STERNUM STOMACH SUBMANDIBULAR TESTIS THIGH "
-    "THUMB THYMUS THYROID TLSPINE TMJ TOE TONGUE TRACHEA TSPINE UNKNOWN URETER URETHRA UTERUS "
-    "VAGINA VULVA WHOLEBODY WRIST ZYGOMA".split()
-)
+BODY_PARTS = frozenset((
+    "ABDOMEN", "ABDOMENPELVIS", "ADRENAL", "ANKLE", "AORTA", "ARM", "AXILLA", "BACK",
+    "BILEDUCT", "BLADDER", "BRAIN", "BREAST", "BRONCHUS", "BUTTOCK", "CALCANEUS", "CALF",
+    "CAROTID", "CEREBELLUM", "CERVIX", "CHEEK", "CHEST", "CHESTABDOMEN", "CHESTABDPELVIS",
+    "CHESTABDOMENPELVIS", "CIRCLEOFWILLIS", "CLAVICLE", "COCCYX", "COLON", "CORNEA",
+    "CORONARYARTERY", "CSPINE", "CTSPINE", "DUODENUM", "EAR", "ELBOW", "ESOPHAGUS", "EXTREMITY",
+    "EYE", "FACE", "FEMUR", "FINGER", "FOOT", "FOREARM", "GALLBLADDER", "HAND", "HEAD",
+    "HEADNECK", "HEART", "HIP", "HUMERUS", "ILEUM", "JAW", "KIDNEY", "KNEE", "LARYNX", "LEG",
+    "LIVER", "LSPINE", "LSSPINE", "LUNG", "MANDIBLE", "MAXILLA", "MEDIASTINUM", "NECK",
+    "NECKCHEST", "NECKCHESTABDOMEN", "NOSE", "ORBIT", "OVARY", "PANCREAS", "PATELLA", "PELVIS",
+    "PENIS", "PHARYNX", "PROSTATE", "RECTUM", "RIB", "SACRUM", "SCALP", "SCAPULA", "SCROTUM",
+    "SELLA", "SHOULDER", "SIJOINT", "SKULL", "SPINE", "SPLEEN", "SSPINE", "STERNUM", "STOMACH",
+    "SUBMANDIBULAR", "TESTIS", "THIGH", "THUMB", "THYMUS", "THYROID", "TLSPINE", "TMJ", "TOE",
+    "TONGUE", "TRACHEA", "TSPINE", "UNKNOWN", "URETER", "URETHRA", "UTERUS", "VAGINA", "VULVA",
+    "WHOLEBODY", "WRIST", "ZYGOMA",
+))  # fmt: skip
 # What a Manufacturer's free text may contain, and the one word that is kept of it.
 MANUFACTURERS = {
     "SIEMENS": "SIEMENS", "GENERAL ELECTRIC": "GE", "GE MEDICAL": "GE", "GE HEALTHCARE": "GE",
@@ -188,10 +194,10 @@ MANUFACTURERS = {
     "ALOKA": "HITACHI", "ACUSON": "SIEMENS", "VAREX": "VAREX", "ZEISS": "ZEISS", "TOPCON": "TOPCON",
     "HEIDELBERG": "HEIDELBERG", "SWISSRAY": "SWISSRAY", "DRTECH": "DRTECH", "VIEWORKS": "VIEWORKS",
 }  # fmt: skip
-PHOTOMETRICS = frozenset(
-    "MONOCHROME1,MONOCHROME2,RGB,PALETTE COLOR,YBR_FULL,YBR_FULL_422,YBR_PARTIAL_420,YBR_ICT,"
-    "YBR_RCT".split(",")
-)
+PHOTOMETRICS = frozenset((
+    "MONOCHROME1", "MONOCHROME2", "RGB", "PALETTE COLOR", "YBR_FULL", "YBR_FULL_422",
+    "YBR_PARTIAL_420", "YBR_ICT", "YBR_RCT",
+))  # fmt: skip
 
 
 def kept_attributes(header: Dataset, pseudonyms: Pseudonyms | None) -> dict[str, Any]:

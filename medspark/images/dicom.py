@@ -287,6 +287,8 @@ def _with_pixels(header: Dataset, stream: Any, size: int, syntax: uid.UID) -> _O
 def _shape(parsed: _Object) -> _Shape:
     header = parsed.header
     photometric = text(header, "PhotometricInterpretation").upper()
+    if not photometric:
+        raise Unreadable(Reason.INCONSISTENT_HEADER, "PhotometricInterpretation is missing")
     if photometric not in PHOTOMETRICS:
         raise Unreadable(Reason.UNSUPPORTED_PHOTOMETRIC)
     samples = _whole(header, "SamplesPerPixel", 1)

@@ -7,7 +7,7 @@ VOI, presentation (inversion); the resampling to network size comes last.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -291,7 +291,7 @@ def _through_table(stored: Stored, show: Any) -> Pixels:
     # Indexed by the bit pattern, so that signed values need no offset and no copy.
     table = np.empty(2**bits, levels.dtype)
     table[values & (2**bits - 1)] = levels
-    return np.asarray(np.take(table, stored.view(f"u{stored.dtype.itemsize}")))
+    return cast(Pixels, np.take(table, stored.view(f"u{stored.dtype.itemsize}")))
 
 
 def _by_rows(stored: Stored, show: Any) -> Pixels:
@@ -301,7 +301,7 @@ def _by_rows(stored: Stored, show: Any) -> Pixels:
     for start in range(0, stored.shape[0], step):
         rows = stored[start : start + step].astype(np.float64)
         parts.append(show(np.nan_to_num(rows, copy=False)))
-    return np.concatenate(parts)
+    return cast(Pixels, np.concatenate(parts))
 
 
 # --- size -------------------------------------------------------------------------------------
