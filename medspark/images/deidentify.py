@@ -11,11 +11,9 @@ from __future__ import annotations
 import hashlib
 import hmac
 import logging
-import math
 import os
 import re
 import secrets
-from collections.abc import Iterable
 from datetime import date
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +24,7 @@ from pydicom.dataset import Dataset
 
 from medspark.config import Config
 from medspark.errors import UsageError
+from medspark.images.header import clean, coded, numbers, text, texts
 from medspark.images.reasons import Reason, Unreadable
 
 _LOGGER = logging.getLogger(__name__)
@@ -68,36 +67,32 @@ class Pseudonyms:
 
     def patient(self, value: str) -> str:
         """Return the pseudonym of a PatientID, from a header or from a label table."""
-        return self.name("patient", _clean(value))
+        return self.name("patient", clean(value))
 
     def study(self, value: str) -> str:
         """Return the pseudonym of a StudyInstanceUID."""
-        return self.name("study", _clean(value))
+        return self.name("study", clean(value))
 
     def series(self, value: str) -> str:
         """Return the pseudonym of a SeriesInstanceUID."""
-        return self.name("series", _clean(value))
+        return self.name("series", clean(value))
 
     def instance(self, value: str) -> str:
         """Return the pseudonym of a SOPInstanceUID."""
-        return self.name("instance", _clean(value))
+        return self.name("instance", clean(value))
 
     def relative_day(self, patient: str, day: date) -> int:
         """Return ``day`` as a day number, moved by a secret -365 to 365 days per patient.
 
         Distances between the dates of one patient are kept (PS3.15 option 113107).
         """
-        number = int.from_bytes(self._digest("date", _clean(patient))[:8], "big")
+        number = int.from_bytes(self._digest("date", clean(patient))[:8], "big")
         return day.toordinal() + number % (2 * _MAX_SHIFT + 1) - _MAX_SHIFT
 
     def _digest(self, domain: str, value: str) -> bytes:
         # The domain's length is part of the message, so that no pair can pose as another.
         message = b"%d:%s:%s" % (len(domain), domain.encode(), value.encode("utf-8", "replace"))
         return hmac.new(self._key, message, hashlib.sha256).digest()
-
-
-def _clean(value: str) -> str:
-    return value.replace("\0", "").strip()
 
 
 def load_key(privacy: Privacy, *, dataset: str) -> bytes:
@@ -257,39 +252,6 @@ def _often_shows_text(header: Dataset) -> bool:
         or "SECONDARY" in kinds
         or text(header, "ConversionType").upper() in {"WSD", "DV", "DI", "DF", "SD", "SI", "DRW"}
     )
-
-
-def coded(header: Dataset, keyword: str, terms: Iterable[str]) -> str | None:
-    """Return the value of ``keyword`` if it is one of ``terms``; anything else is dropped."""
-    value = text(header, keyword).upper()
-    return value if value in terms else None
-
-
-def text(header: Dataset, keyword: str) -> str:
-    """Return the first value of ``keyword`` as clean text, empty if there is none."""
-    values = texts(header, keyword)
-    return values[0] if values else ""
-
-
-def texts(header: Dataset, keyword: str) -> list[str]:
-    """Return all values of ``keyword`` as clean text."""
-    value = header.get(keyword)
-    if value is None:
-        return []
-    if isinstance(value, str) or not isinstance(value, Iterable):
-        value = [value]
-    return [_clean(str(one)) for one in value]
-
-
-def numbers(header: Dataset, keyword: str) -> list[float]:
-    """Return all values of ``keyword`` that are finite numbers."""
-    kept = []
-    for word in texts(header, keyword):
-        try:
-            kept.append(float(word))
-        except ValueError:
-            continue
-    return [number for number in kept if math.isfinite(number)]
 
 
 def _uid(header: Dataset, keyword: str) -> str | None:

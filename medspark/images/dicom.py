@@ -28,10 +28,9 @@ from medspark.images.deidentify import (
     Pseudonyms,
     check_burned_in,
     kept_attributes,
-    numbers,
-    text,
 )
 from medspark.images.frame import Attributes, Frame, sha256_of
+from medspark.images.header import numbers, text
 from medspark.images.limits import Limits
 from medspark.images.reasons import Reason, Unreadable
 from medspark.images.rendering import (

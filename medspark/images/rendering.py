@@ -6,6 +6,7 @@ VOI, presentation (inversion); the resampling to network size comes last.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, cast
 
@@ -156,10 +157,18 @@ def render_grey(
     ``aspect`` is the height of a stored pixel over its width. The pixels are uint8 or uint16 of
     shape (size, size), or (size, size, 3) when the rendering asks for colour.
     """
-    shown, low, high, window, function = _display(stored, grey, rendering)
-    pixels, box = _fit(shown, rendering, aspect)
+    mapping, window = _mapping(stored, grey, rendering)
+    line = _line(stored, grey, mapping, rendering)
+    if line is None:
+        pixels, box = _fit(_display(stored, grey, mapping, rendering), rendering, aspect)
+    else:
+        small, box = _fit(stored.astype(np.float32), rendering, aspect)
+        pixels = _levels(small * np.float32(line[0]) + np.float32(line[1]), rendering)
+        pixels = pixels if box[:2] == pixels.shape[:2] else _blackened(pixels, box)
     if rendering.colour == "rgb":
         pixels = np.repeat(pixels[..., None], 3, axis=2)
+    low, high = mapping.bounds if isinstance(mapping, Voi) else (None, None)
+    function = mapping.function if isinstance(mapping, Voi) else "LUT"
     return pixels, Rendered(
         RENDER_VERSION, window, low, high, function, grey.inverted, grey.padding is not None, *box
     )
@@ -198,11 +207,29 @@ def _dtype(rendering: Rendering) -> type[np.uint8] | type[np.uint16]:
 # --- grey levels ------------------------------------------------------------------------------
 
 
-def _display(
-    stored: Stored, grey: Grey, rendering: Rendering
-) -> tuple[Pixels, float | None, float | None, str, str]:
-    """Return display values in the stored size, with the window that was used."""
-    mapping, window = _mapping(stored, grey, rendering)
+def _line(
+    stored: Stored, grey: Grey, mapping: Voi | Table, rendering: Rendering
+) -> tuple[float, float] | None:
+    """Return slope and intercept from stored values to levels, if no value is cut off on the way.
+
+    Averaging and a straight line may change places, so such an image is reduced first and windowed
+    after: exact, and quicker. Narrow windows, tables and padding take the long way.
+    """
+    if isinstance(mapping, Table) or mapping.function == "SIGMOID" or stored.dtype.itemsize > 2:
+        return None
+    low, high = mapping.bounds
+    if grey.modality_lut is not None or grey.padding is not None or high <= low:
+        return None
+    top = 2**rendering.bits - 1
+    slope, intercept = grey.slope * top / (high - low), (grey.intercept - low) * top / (high - low)
+    ends = int(stored.min()) * slope + intercept, int(stored.max()) * slope + intercept
+    if min(ends) < -0.5 or max(ends) > top + 0.5:
+        return None
+    return (-slope, top - intercept) if grey.inverted else (slope, intercept)
+
+
+def _display(stored: Stored, grey: Grey, mapping: Voi | Table, rendering: Rendering) -> Pixels:
+    """Return display values in the stored size."""
     top = 2**rendering.bits - 1
 
     def show(x: Floats) -> Pixels:
@@ -212,16 +239,26 @@ def _display(
         if grey.padding is not None:
             # Padding is background whatever the polarity (PS3.3 C.7.5.1.1.2).
             levels[(x >= grey.padding[0]) & (x <= grey.padding[1])] = 0
-        return np.asarray(levels.astype(_dtype(rendering)))
+        return cast(Pixels, levels.astype(_dtype(rendering)))
 
-    shown = _through_table(stored, show) if stored.dtype.itemsize <= 2 else _by_rows(stored, show)
-    if isinstance(mapping, Table):
-        return shown, None, None, window, "LUT"
-    low, high = mapping.bounds
-    return shown, low, high, window, mapping.function
+    return _through_table(stored, show) if stored.dtype.itemsize <= 2 else _by_rows(stored, show)
 
 
-def _mapping(stored: Stored, grey: Grey, rendering: Rendering) -> tuple[Any, str]:
+def _levels(values: npt.NDArray[np.float32], rendering: Rendering) -> Pixels:
+    rounded = np.rint(np.clip(values, 0, 2**rendering.bits - 1))
+    return cast(Pixels, rounded.astype(_dtype(rendering)))
+
+
+def _blackened(pixels: Pixels, box: tuple[int, ...]) -> Pixels:
+    """Return ``pixels`` with everything around ``box`` black."""
+    rows, columns, top, left = box
+    canvas = np.zeros_like(pixels)
+    inside = slice(top, top + rows), slice(left, left + columns)
+    canvas[inside] = pixels[inside]
+    return canvas
+
+
+def _mapping(stored: Stored, grey: Grey, rendering: Rendering) -> tuple[Voi | Table, str]:
     """Return the function from modality values to [0, 1], and its name."""
     name: str = rendering.window
     if name in PRESETS and grey.hounsfield:
@@ -243,7 +280,8 @@ def _normalised(table: Table) -> Table:
 
 
 def _between(low: float, high: float) -> Voi:
-    return Voi((low + high) / 2, max(high - low, 1e-9), "LINEAR_EXACT")
+    width = high - low if high > low else 1.0
+    return Voi(low + width / 2, width, "LINEAR_EXACT")  # a constant image is black
 
 
 def _full_range(stored: Stored, grey: Grey) -> tuple[float, float]:
@@ -273,7 +311,7 @@ def _percentiles(
         sample = sample[np.isfinite(sample)]
         if not sample.size:
             return 0.0, 1.0
-    ends = np.sort(sample)[_ranks(sample.size, percentiles)].astype(np.float64)
+    ends = np.sort(sample, kind="stable")[_ranks(sample.size, percentiles)].astype(np.float64)
     values = grey.modality(ends)
     return float(values.min()), float(values.max())
 
@@ -282,19 +320,20 @@ def _ranks(count: int, percentiles: tuple[float, float]) -> list[int]:
     return [round(percent / 100 * (count - 1)) for percent in percentiles]
 
 
-def _through_table(stored: Stored, show: Any) -> Pixels:
+def _through_table(stored: Stored, show: Callable[[Floats], Pixels]) -> Pixels:
     """Return ``show(stored)``, evaluated once for each value that can occur."""
     low, high = int(stored.min()), int(stored.max())
-    bits = 8 * stored.dtype.itemsize
-    values = np.arange(low, high + 1)
-    levels = show(values.astype(np.float64))
-    # Indexed by the bit pattern, so that signed values need no offset and no copy.
-    table = np.empty(2**bits, levels.dtype)
-    table[values & (2**bits - 1)] = levels
+    levels = show(np.arange(low, high + 1, dtype=np.float64))
+    # Indexed by the bit pattern, where negative values come last: no offset and no copy.
+    table = np.empty(2 ** (8 * stored.dtype.itemsize), levels.dtype)
+    negative = max(0, min(0, high + 1) - low)
+    if negative:
+        table[low : low + negative or None] = levels[:negative]
+    table[max(low, 0) : high + 1 if high >= 0 else 0] = levels[negative:]
     return cast(Pixels, np.take(table, stored.view(f"u{stored.dtype.itemsize}")))
 
 
-def _by_rows(stored: Stored, show: Any) -> Pixels:
+def _by_rows(stored: Stored, show: Callable[[Floats], Pixels]) -> Pixels:
     """Return ``show(stored)`` for wide values, a few rows at a time to stay small in memory."""
     step = max(1, (1 << 16) // stored.shape[1])
     parts = []
@@ -323,20 +362,18 @@ def _fit(shown: Stored, rendering: Rendering, aspect: float) -> tuple[Any, tuple
 
 
 def resize(shown: Stored, rows: int, columns: int) -> Stored:
-    """Return ``shown`` (uint8 or uint16, grey or colour) resampled with an antialiasing triangle.
+    """Return ``shown`` (uint8, uint16 or float32) resampled with an antialiasing triangle.
 
-    Large reductions average whole blocks first (Pillow's reducing gap of 3), which moves a pixel
-    by a grey level or two of 255 and takes a third of the time.
+    Large reductions average whole blocks first (Pillow's reducing gap of 2), which moves a pixel
+    by two grey levels of 255 at most and takes a fourth of the time.
     """
     if shown.shape[:2] == (rows, columns):
         return np.ascontiguousarray(shown)
-    if shown.dtype == np.uint16 and shown.ndim == 3:
+    if shown.dtype != np.uint8 and shown.ndim == 3:
         return np.stack([resize(plane, rows, columns) for plane in np.moveaxis(shown, 2, 0)], 2)
-    if shown.dtype == np.uint16:
-        image = Image.fromarray(shown.astype(np.float32))
-    else:
-        image = Image.fromarray(np.ascontiguousarray(shown))
-    small = image.resize((columns, rows), Image.Resampling.BILINEAR, reducing_gap=3.0)
-    if shown.dtype == np.uint16:
+    wide = shown.dtype == np.uint16
+    image = Image.fromarray(shown.astype(np.float32) if wide else np.ascontiguousarray(shown))
+    small = image.resize((columns, rows), Image.Resampling.BILINEAR, reducing_gap=2.0)
+    if wide:
         return np.asarray(np.rint(np.clip(np.asarray(small), 0, 65535)).astype(np.uint16))
     return np.array(small)
