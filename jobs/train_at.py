@@ -16,7 +16,11 @@ from medspark.job import run_job
 from medspark.launch.training import TrainAtConfig, summary, train_at
 
 
-def work(config: TrainAtConfig) -> dict[str, Any]:
+class TrainAtJob(TrainAtConfig):
+    """Fine-tune one classifier."""
+
+
+def work(config: TrainAtJob) -> dict[str, Any]:
     """Train, print what came of it, and return it."""
     result = train_at(config)
     print(summary(result))
@@ -25,7 +29,7 @@ def work(config: TrainAtConfig) -> dict[str, Any]:
 
 def main(argv: Sequence[str]) -> int:
     """Run the job; return its exit status."""
-    return run_job(TrainAtConfig, work, argv)
+    return run_job(TrainAtJob, work, argv)
 
 
 if __name__ == "__main__":

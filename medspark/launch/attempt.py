@@ -9,7 +9,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from typing import Any
 
 import psutil
@@ -86,7 +86,13 @@ class Attempt:
                 local_mode=not self._on_executors,
                 use_gpu=self._gpu,
             )
-            distributor.run(trampoline(), self._package, self._order.model_dump(mode="json"))
+            # Output of torchrun that Spark copies here: of interest only when something failed.
+            with (
+                open(self._order.folder / "torchrun.log", "w", encoding="utf-8") as log,
+                redirect_stdout(log),
+                redirect_stderr(log),
+            ):
+                distributor.run(trampoline(), self._package, self._order.model_dump(mode="json"))
         except Exception as error:  # noqa: BLE001 - handed to the thread that watches
             self._error = error
 
@@ -127,7 +133,9 @@ class Attempt:
         deadline = time.monotonic() + _LAST_WORDS_SECONDS
         while len(self.reports.ended()) < self._processes and time.monotonic() < deadline:
             time.sleep(_POLL_SECONDS)
-        return diagnose(self.reports, self._processes, self._error)
+        failure = diagnose(self.reports, self._processes, self._error)
+        self.reports.end_leftovers()
+        return failure
 
 
 def new_nonce() -> str:

@@ -46,17 +46,29 @@ def main(order: dict[str, Any]) -> None:
     chosen = Order.model_validate(order)
     reports, rank = Reports(chosen.folder), int(os.environ["RANK"])
     _check_shared(chosen)
+    _end_earlier_attempts(chosen.folder)
     sentinel = os.getpid()
-
-    def ended(kind: Kind, cause: str) -> None:
-        reports.end(end_now(rank, kind, cause))
 
     def work() -> None:
         _work(chosen, reports, rank, sentinel)
 
-    status = watch(work, ended=ended)
+    status = watch(work, witness=_Witness(reports, rank))
     if status != 0:
         sys.exit(f"rank {rank} ended with status {status}: see {chosen.folder}")
+
+
+class _Witness:
+    """Passes on to the driver what the sentinel saw."""
+
+    def __init__(self, reports: Reports, rank: int) -> None:
+        self._reports = reports
+        self._rank = rank
+
+    def ended(self, kind: Kind, cause: str) -> None:
+        self._reports.end(end_now(self._rank, kind, cause))
+
+    def stopped(self, is_stopped: bool, /) -> None:
+        self._reports.stop(self._rank, stopped=is_stopped)
 
 
 def _work(order: Order, reports: Reports, rank: int, sentinel: int) -> None:
@@ -110,6 +122,13 @@ def _check_shared(order: Order) -> None:
             f"{order.folder} on {socket.gethostname()} is not the driver's: run_dir has to be a "
             "folder that all ranks share."
         )
+
+
+def _end_earlier_attempts(folder: Path) -> None:
+    """Kill what a failed attempt left on this machine, where the driver could not reach it."""
+    for earlier in folder.parent.iterdir():
+        if earlier.name < folder.name:
+            Reports(earlier).end_leftovers()
 
 
 def _set_environment(order: Order) -> str:

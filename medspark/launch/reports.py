@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal, TypeVar
 
+import psutil
 from pydantic import ValidationError
 
 from medspark.config import Config
@@ -26,12 +29,12 @@ __all__ = [
     "lost_its_peers",
 ]
 
-Kind = Literal["ok", "error", "killed", "stopped", "agent_lost", "terminated", "lost_peers"]
+Kind = Literal["ok", "error", "killed", "agent_lost", "terminated", "lost_peers"]
 
 R = TypeVar("R", bound=Config)
 
 # Which of several bad ends is the cause and which the consequence, the cause first.
-_BLAME: tuple[Kind, ...] = ("error", "killed", "stopped", "agent_lost")
+_BLAME: tuple[Kind, ...] = ("error", "killed", "agent_lost")
 _PEERS = re.compile(
     r"gloo/transport|connection (closed|reset)|broken pipe|DistNetworkError|DistStoreError"
     r"|DistBackendError|NCCL|timed out (after|waiting)|socket timeout",
@@ -41,6 +44,8 @@ _NEVER_BEGAN = (
     "rank {rank} never began, while others did: its machine cannot import torch, or does not share "
     "run_dir with the driver"
 )
+_STOPPED = "stopped answering: the process was stopped (SIGSTOP)"
+_GONE = "was killed (SIGKILL) together with the process that watched it, or its machine was lost"
 # These fail again however often they are tried.
 _HOPELESS = ("UsageError", "RunError", "ImportError", "ModuleNotFoundError", "ValidationError")
 
@@ -111,6 +116,25 @@ class Reports:
         """Write how a rank ended."""
         write_whole(self.folder / f"rank-{report.rank}.json", report.model_dump_json(indent=1))
 
+    def stop(self, rank: int, *, stopped: bool) -> None:
+        """Write that a rank's process was stopped, or that it goes on."""
+        note = self.folder / f"rank-{rank}.stopped"
+        if stopped:
+            note.touch()
+        else:
+            note.unlink(missing_ok=True)
+
+    def is_stopped(self, rank: int) -> bool:
+        """Return whether a rank's process was last seen stopped."""
+        return (self.folder / f"rank-{rank}.stopped").exists()
+
+    def end_leftovers(self) -> None:
+        """Kill what is left of the attempt on this machine, even processes that are stopped."""
+        for report in self.started().values():
+            if report.host == socket.gethostname():
+                _kill(report.sentinel, report)
+                _kill(report.pid, report)
+
     def started(self) -> dict[int, Started]:
         """Return the ranks that have begun."""
         found = (_read(Started, path) for path in self.folder.glob("rank-*.started.json"))
@@ -133,12 +157,13 @@ def diagnose(reports: Reports, processes: int, error: BaseException | None) -> F
     started, ended = reports.started(), reports.ended()
     if not started:
         return _never_started(reports, error)
-    culprit = _blame(list(ended.values()))
+    stopped = [rank for rank in range(processes) if reports.is_stopped(rank)]
+    culprit = None if stopped else _blame(list(ended.values()))
     if culprit is not None:
         return _failure(culprit, started)
-    silent = [rank for rank in range(processes) if rank not in ended]
+    silent = stopped or [rank for rank in range(processes) if rank not in ended]
     if silent:
-        return _silent(silent[0], started)
+        return _silent(silent[0], started, stopped=bool(stopped))
     lost = sorted(ended.values(), key=lambda report: report.time)[0]
     return _failure(lost, started)
 
@@ -177,14 +202,11 @@ def _verb(report: Ended) -> str:
     return report.cause
 
 
-def _silent(rank: int, started: dict[int, Started]) -> Failure:
+def _silent(rank: int, started: dict[int, Started], *, stopped: bool) -> Failure:
     if rank not in started:
         return Failure(rank=rank, sentence=_NEVER_BEGAN.format(rank=rank))
-    sentence = (
-        f"{_name(rank, started)} was killed (SIGKILL) together with the process that watched it, "
-        "or its machine was lost"
-    )
-    return Failure(rank=rank, sentence=sentence)
+    what = _STOPPED if stopped else _GONE
+    return Failure(rank=rank, sentence=f"{_name(rank, started)} {what}")
 
 
 def _never_started(reports: Reports, error: BaseException | None) -> Failure:
@@ -206,3 +228,11 @@ def _read(cls: type[R], path: Path) -> R | None:
         return cls.model_validate_json(path.read_bytes())
     except (OSError, ValidationError):
         return None
+
+
+def _kill(pid: int, report: Started) -> None:
+    with suppress(psutil.Error):
+        process = psutil.Process(pid)
+        # The number may have been given to another process since.
+        if process.create_time() <= report.time + 1:
+            process.kill()

@@ -13,38 +13,47 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import NoReturn, Protocol
 
 from medspark.launch.reports import Kind
 
-__all__ = ["Watched", "watch"]
+__all__ = ["Witness", "watch"]
 
 _POLL_SECONDS = 0.1
 _PR_SET_PDEATHSIG = 1
 
-# Called with how the rank ended when it could not say so itself.
-Watched = Callable[[Kind, str], None]
+
+class Witness(Protocol):
+    """Who is told what a rank cannot say itself."""
+
+    def ended(self, kind: Kind, cause: str) -> None:
+        """The rank has ended."""
+
+    def stopped(self, is_stopped: bool, /) -> None:
+        """The rank's process was stopped, or goes on."""
 
 
-def watch(work: Callable[[], None], *, ended: Watched) -> int:
+def watch(work: Callable[[], None], *, witness: Witness) -> int:
     """Do ``work`` in a child process and return its exit status.
 
     The child dies with this process, however that ends, and with the agent above it. Has to be
     called before anything starts a thread, as only this thread is copied.
     """
-    agent = os.getppid()
+    agent, here = os.getppid(), os.getpid()
     child = os.fork()
     if child == 0:
-        _become(work, parent=os.getppid())
-    signal.signal(signal.SIGTERM, _Terminated(child, ended))
+        _become(work, parent=here)
+    signal.signal(signal.SIGTERM, _Terminated(child, witness))
     while True:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            return _conclude(status, ended)
+        changed, status = os.waitpid(child, os.WNOHANG | os.WUNTRACED | os.WCONTINUED)
+        if changed and (os.WIFSTOPPED(status) or os.WIFCONTINUED(status)):
+            witness.stopped(os.WIFSTOPPED(status))
+        elif changed:
+            return _conclude(status, witness)
         if os.getppid() != agent:
-            _kill(child, ended, "agent_lost", "lost the torchrun agent above it, which was killed")
+            os.kill(child, signal.SIGKILL)
+            witness.ended("agent_lost", "lost the torchrun agent above it, which was killed")
             os._exit(1)
         time.sleep(_POLL_SECONDS)
 
@@ -52,12 +61,13 @@ def watch(work: Callable[[], None], *, ended: Watched) -> int:
 class _Terminated:
     """Ends the child, even a stopped one, when the agent asks this process to end."""
 
-    def __init__(self, child: int, ended: Watched) -> None:
+    def __init__(self, child: int, witness: Witness) -> None:
         self._child = child
-        self._ended = ended
+        self._witness = witness
 
     def __call__(self, number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG002
-        _kill(self._child, self._ended, "terminated", "was ended after another rank had failed")
+        os.kill(self._child, signal.SIGKILL)
+        self._witness.ended("terminated", "was ended after another rank had failed")
         os._exit(128 + signal.SIGTERM)
 
 
@@ -74,26 +84,11 @@ def _become(work: Callable[[], None], *, parent: int) -> NoReturn:
         os._exit(status)
 
 
-def _conclude(status: int, ended: Watched) -> int:
+def _conclude(status: int, witness: Witness) -> int:
     code = os.waitstatus_to_exitcode(status)
     if code < 0:
-        ended("killed", f"was killed by {signal.Signals(-code).name}")
+        witness.ended("killed", f"was killed by {signal.Signals(-code).name}")
     return code
-
-
-def _kill(child: int, ended: Watched, kind: Kind, cause: str) -> None:
-    if _is_stopped(child):
-        kind, cause = "stopped", "stopped answering: the process was stopped (SIGSTOP)"
-    os.kill(child, signal.SIGKILL)
-    ended(kind, cause)
-
-
-def _is_stopped(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return state == "T"
 
 
 def _die_with(parent: int) -> None:
