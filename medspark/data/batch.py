@@ -66,4 +66,4 @@ def batch_of(
 def to_unit(images: Tensor, device: torch.device) -> Tensor:
     """Return stored integers as floats in [0, 1] on ``device``; the integers make the journey."""
     largest = 255 if images.dtype == torch.uint8 else 65535
-    return images.to(device, non_blocking=True).to(torch.float32).div_(largest)
+    return torch.div(images.to(device, non_blocking=True), largest)

@@ -23,6 +23,7 @@ from medspark.shards.plan import share
 from medspark.train.adversarial import MODES, Learner, Sample, StepStats, take_step
 from medspark.train.config import TrainConfig
 from medspark.train.fold import fold
+from medspark.train.lower import lower
 from medspark.train.objective import CrossEntropy
 from medspark.train.optimise import Average, adamw, clip_gradients, set_rate
 from medspark.train.schedule import one_cycle, ramp
@@ -66,8 +67,11 @@ class Engine:
         world: World,
     ) -> None:
         model = model.to(world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._folded = fold(model, torch.rand(2, *image_shape, device=world.device))
+        example = torch.rand(2, *image_shape, device=world.device)
+        self._folded = fold(model, example)
         self.model = self._folded.trained
+        if world.device.type == "cpu":
+            lower(self.model, example, batch_size=-(-config.batch_size // world.size))
         self.optimiser = adamw(self.model, config)
         self.average = Average(self.model, config.ema) if config.ema > 0 else None
         self._config = config

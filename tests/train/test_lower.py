@@ -1,0 +1,70 @@
+"""A convolution as a matrix product is the same convolution, forward and backward."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from medspark.models.backbones import ModelConfig, build
+from medspark.train.lower import MatrixConv2d, lower
+
+
+def gradients(model: nn.Module, images: Tensor) -> list[Tensor]:
+    x = images.clone().requires_grad_(True)
+    output = model(x)
+    output.square().sum().backward()
+    assert x.grad is not None
+    return [output, x.grad, *(p.grad for p in model.parameters() if p.grad is not None)]
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "bias"),
+    [
+        (1, 1, 0, True),
+        (1, 2, 0, False),
+        (3, 1, 1, True),
+        (3, 2, 1, False),
+        ((1, 3), 1, (0, 1), True),
+    ],
+    ids=str,
+)
+def test_the_product_is_the_convolution(
+    kernel: int, stride: int, padding: int, bias: bool, layout: torch.memory_format
+):
+    torch.manual_seed(0)
+    conv = nn.Conv2d(64, 96, kernel, stride=stride, padding=padding, bias=bias).double()
+    plain = nn.Sequential(conv).to(memory_format=layout)
+    images = torch.rand(2, 64, 3, 5, dtype=torch.float64).to(memory_format=layout)
+    lowered = copy.deepcopy(plain)
+
+    assert lower(lowered, images, batch_size=1) == 1
+
+    assert type(lowered[0]) is MatrixConv2d
+    pairs = zip(gradients(plain, images), gradients(lowered, images), strict=True)
+    assert all(torch.allclose(a, b) for a, b in pairs)
+
+
+def test_only_layers_with_many_weights_for_few_positions_are_lowered():
+    model = build(ModelConfig(name="resnet50"), num_classes=2, channels=1)
+
+    lower(model, torch.rand(1, 1, 64, 64), batch_size=32)
+
+    lowered = {n for n, m in model.named_modules() if type(m) is MatrixConv2d}
+    assert "backbone.layer4.1.conv2" in lowered
+    assert "backbone.layer3.1.conv3" in lowered
+    assert not any(name.startswith(("backbone.layer1", "backbone.conv1")) for name in lowered)
+
+
+def test_names_and_weights_stay():
+    model = build(ModelConfig(name="test_resnet"), num_classes=2, channels=1)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+    lower(model, torch.rand(1, 1, 16, 16), batch_size=1)
+
+    after = model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
