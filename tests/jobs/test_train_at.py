@@ -1,0 +1,182 @@
+"""train_at as a user meets it: from nothing to a robust model, and what is said about mistakes."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import mlflow
+import numpy as np
+import pytest
+from mlflow.tracking import MlflowClient
+
+from medspark.launch import training
+from medspark.launch.training import fetch_classifier
+from medspark.models.checkpoint import load_classifier, same_weights
+
+ROOT = Path(__file__).parents[2]
+TINY = (
+    *("--demo.count", 160, "--demo.image_size", 32, "--model.name", "mobilenetv2_050"),
+    *("--train.epochs", 1, "--evaluate.steps", 2, "--evaluate.sanity_images", 0),
+    *("--launch.processes", 2),
+)
+
+
+@pytest.fixture(scope="module")
+def job() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("train_at", ROOT / "jobs" / "train_at.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["train_at"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("user")
+
+
+def _submit(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [
+            Path(sys.executable).with_name("spark-submit"),
+            ROOT / "jobs" / "train_at.py",
+            *("--profile", ROOT / "conf" / "profiles" / "local.yaml"),
+            *map(str, arguments),
+        ],
+        cwd=folder,
+        env=os.environ | {"SPARK_CONF_DIR": str(ROOT / "conf"), "PATH": _path()},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+
+
+def _path() -> str:
+    return f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+
+
+@pytest.mark.slow
+@pytest.mark.spark
+@pytest.mark.ddp
+def test_the_demo_ends_with_the_table_the_sum_the_dashboard_and_the_result(folder: Path) -> None:
+    done = _submit(folder, *TINY, "--baseline", "true", "--output", "out/demo.json")
+
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = done.stdout.splitlines()
+    assert lines[-1] == "out/demo.json"
+    table = [line for line in lines if line.startswith("|")]
+    assert "FGSM 2/255" in table[0]
+    assert "PGD-2 2/255" in table[0]
+    assert [row.split()[1] for row in table[2:]] == ["undefended", "defended"]
+    assert any("files seen = " in line for line in lines)
+    assert any("mlflow ui --backend-store-uri sqlite:" in line for line in lines)
+    result = json.loads((folder / "out/demo.json").read_text())
+    ingested = result["ingest"]
+    outcomes = ("samples", "duplicates", "quarantined")
+    assert ingested["files_seen"] == sum(ingested[outcome] for outcome in outcomes)
+    assert result["baseline"]["mode"] == "standard"
+    assert (result["world_size"], result["threads_per_rank"]) == (2, max(1, _cores() // 2))
+
+
+@pytest.mark.slow
+@pytest.mark.spark
+@pytest.mark.ddp
+def test_a_second_run_ingests_nothing_again_and_reads_through_petastorm(folder: Path) -> None:
+    (said,) = folder.glob("build/demo/*/ingest.json")
+    before = said.stat().st_mtime_ns
+
+    done = _submit(folder, *TINY, "--data.reader", "petastorm", "--output", "out/second.json")
+
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert said.stat().st_mtime_ns == before
+    assert json.loads((folder / "out/second.json").read_text())["mode"] == "fused_noise"
+
+
+@pytest.mark.slow
+def test_the_run_in_mlflow_is_complete_and_its_model_can_be_trained_on(folder: Path) -> None:
+    result = json.loads((folder / "out/demo.json").read_text())
+    reference = result["mlflow"]
+
+    run = MlflowClient(reference["uri"]).get_run(reference["run_id"])
+    assert run.info.status == "FINISHED"
+    assert run.data.params["world_size"] == "2"
+    assert run.data.params["model.name"] == "mobilenetv2_050"
+    assert run.data.tags["medspark.dataset_digest"] == result["dataset_digest"]
+    assert {"loss", "images_per_second", "data_wait_share", "test/pgd/eps_2/accuracy"} <= set(
+        run.data.metrics
+    )
+    model = fetch_classifier(reference["model"], uri=reference["uri"])
+    assert same_weights(model, load_classifier(Path(result["model"])))
+    mlflow.set_tracking_uri(reference["uri"])
+    images = np.zeros((2, 32, 32, 1), dtype=np.float32)
+    assert mlflow.pyfunc.load_model(reference["model"]).predict(images).shape == (2, 2)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize(
+    ("argv", "sentence"),
+    [
+        ("--train.epoch 3", "There is no key train.epoch; did you mean train.epochs?"),
+        ("--shards /nowhere", "There is no shard folder /nowhere."),
+        ("--shards {tmp}", "{tmp} holds no manifest.json: jobs/shard.py has not finished there."),
+        (
+            "--model.name mobilnetv2_100",
+            "model.name: timm has no model 'mobilnetv2_100'; did you mean mobilenetv2_100",
+        ),
+        (
+            "--model.weights /nowhere.safetensors",
+            "model.weights: cannot read '/nowhere.safetensors': No such file or directory.",
+        ),
+        (
+            "--attack.eps 3/2",
+            "attack.eps cannot be '3/2': input should be less than or equal to 1.",
+        ),
+        (
+            "--launch.processes 3 --spark.master local[2]",
+            "launch.processes is 3, but Spark's master local[2] has 2 slots on this machine.",
+        ),
+        ("--config /nowhere.yaml", "The configuration file /nowhere.yaml cannot be read"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_status_2_before_spark_starts(
+    job: ModuleType,
+    argv: str,
+    sentence: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(training, "spark_session", _too_late)
+    monkeypatch.chdir(tmp_path)
+
+    status = job.main(argv.format(tmp=tmp_path).split())
+
+    said = capsys.readouterr().err.strip()
+    assert status == 2
+    assert said.startswith("train_at: " + sentence.format(tmp=tmp_path))
+    assert "\n" not in said
+
+
+def _too_late(*_: object, **__: object) -> Callable[..., None]:
+    raise AssertionError("Spark was started")
+
+
+def test_help_lists_every_key(job: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        job.main(["--help"])
+
+    shown = capsys.readouterr().out
+    for key in ("--shards", "--attack.eps", "--launch.processes", "--data.reader", "--resume"):
+        assert key in shown

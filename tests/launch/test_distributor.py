@@ -1,0 +1,128 @@
+"""The supervisor: true success, named failures, restarts, and no process left behind."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from medspark.errors import RunError, UsageError
+from medspark.launch.distributor import LaunchConfig
+from medspark.track.journal import JournalReader
+
+pytestmark = [pytest.mark.spark, pytest.mark.ddp, pytest.mark.slow]
+
+Run = Callable[..., Any]
+ON_EXECUTORS = LaunchConfig(processes=2, where="executors", timeout_seconds=8)
+QUICK_TIMEOUT = LaunchConfig(processes=2, timeout_seconds=5)
+
+
+def _ranks_left() -> list[psutil.Process]:
+    """Return processes of ranks that are still there after a moment's grace."""
+    deadline = time.monotonic() + 10
+    while True:
+        left = [
+            process
+            for process in psutil.Process().children(recursive=True)
+            if any(part.endswith("train.py") for part in _command(process))
+        ]
+        if not left or time.monotonic() > deadline:
+            return left
+        time.sleep(0.2)
+
+
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        return list(process.cmdline())
+    except psutil.Error:
+        return []
+
+
+def test_ranks_on_the_driver_return_what_rank_0_found(run: Run, tmp_path: Path) -> None:
+    result, launched = run(steps=3, trouble="rubbish")
+
+    assert result["total"] == 9.0
+    assert result["threads"] == [1, 1] or os.cpu_count() != 2
+    assert (launched.processes, launched.on_executors, launched.attempts) == (2, False, 1)
+    assert [record.step for record in JournalReader(tmp_path / "journal").poll()] == [0, 1, 2]
+    assert _ranks_left() == []
+
+
+def test_ranks_on_executors_return_the_same(run: Run) -> None:
+    result, launched = run(steps=3, launch=ON_EXECUTORS)
+
+    assert result["total"] == 9.0
+    assert launched.on_executors
+
+
+def test_one_process_takes_the_threads_it_is_told(run: Run) -> None:
+    result, _ = run(steps=1, launch=LaunchConfig(processes=1, threads_per_process=1))
+
+    assert (result["world"], result["threads"]) == (1, [1])
+
+
+def test_a_rank_that_raises_is_named_with_its_traceback(run: Run) -> None:
+    with pytest.raises(RunError, match=r"rank 1 on .* raised ValueError: the scanner is on") as it:
+        run(trouble="raise")
+
+    assert "_TROUBLES[config.trouble](config)" in str(it.value)
+    assert _ranks_left() == []
+
+
+@pytest.mark.parametrize(
+    ("trouble", "cause"),
+    [
+        ("sigkill", r"rank 1 on \S+ \(process \d+\) was killed by SIGKILL"),
+        ("kill_agent", "rank 1 .* lost the torchrun agent above it"),
+        ("sigstop", r"rank 1 .* was stopped \(SIGSTOP\)"),
+    ],
+)
+@pytest.mark.parametrize("launch", [QUICK_TIMEOUT, ON_EXECUTORS], ids=["driver", "executors"])
+def test_a_rank_that_dies_ends_the_run_soon_and_is_named(
+    run: Run, trouble: str, cause: str, launch: LaunchConfig
+) -> None:
+    began = time.monotonic()
+
+    with pytest.raises(RunError, match=cause):
+        run(trouble=trouble, launch=launch)
+
+    assert time.monotonic() - began < 60
+    assert _ranks_left() == []
+
+
+def test_a_killed_rank_is_started_again_from_the_checkpoint(run: Run) -> None:
+    launch = LaunchConfig(processes=2, max_restarts=1)
+
+    result, launched = run(steps=4, trouble="sigkill_once", trouble_step=2, launch=launch)
+
+    assert result["total"] == 12.0
+    assert (result["first"], result["attempt"]) == (2, 2)
+    assert (launched.attempts, launched.restarts) == (2, 1)
+
+
+def test_a_run_that_gets_nowhere_is_given_up(run: Run) -> None:
+    launch = LaunchConfig(processes=2, max_restarts=9)
+
+    with pytest.raises(RunError, match=r"the scanner is on fire.*after 1 restart"):
+        run(trouble="raise", launch=launch)
+
+
+def test_misuse_that_a_rank_finds_is_still_misuse(run: Run) -> None:
+    launch = LaunchConfig(processes=2, max_restarts=9)
+
+    with pytest.raises(UsageError, match=r"^The shard x.parquet is missing\.$"):
+        run(trouble="misuse", launch=launch)
+
+
+def test_more_ranks_than_slots_are_refused_at_once(run: Run) -> None:
+    began = time.monotonic()
+
+    with pytest.raises(UsageError, match=r"processes is 3, but local\[2.* has 2 slots"):
+        run(launch=LaunchConfig(processes=3))
+
+    assert time.monotonic() - began < 5

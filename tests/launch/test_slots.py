@@ -1,0 +1,35 @@
+"""Room for the ranks, as far as it is known before Spark starts."""
+
+from __future__ import annotations
+
+import pytest
+
+from medspark.errors import UsageError
+from medspark.launch.distributor import LaunchConfig, check_room
+from medspark.launch.slots import available_cores, local_slots
+
+
+@pytest.mark.parametrize(
+    ("master", "slots"),
+    [
+        ("local", 1),
+        ("local[3]", 3),
+        ("local[3,4]", 3),
+        ("local[*]", available_cores()),
+        ("local[*,2]", available_cores()),
+        ("local-cluster[2,1,1024]", None),
+        ("spark://host:7077", None),
+        ("yarn", None),
+    ],
+)
+def test_the_slots_of_a_master(master: str, slots: int | None) -> None:
+    assert local_slots(master) == slots
+
+
+def test_more_processes_than_slots_are_refused_before_spark_starts() -> None:
+    with pytest.raises(UsageError, match=r"processes is 3, but .* local\[2\] has 2 slots"):
+        check_room(LaunchConfig(processes=3), "local[2]")
+
+
+def test_a_clusters_room_is_not_guessed() -> None:
+    check_room(LaunchConfig(processes=300), "spark://host:7077")
