@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from medspark.images.deidentify import Privacy, Pseudonyms
-from medspark.images.dicom import decode_dicom, looks_like_dicom
+from medspark.images.dicom import NotPlain, decode_dicom, looks_like_dicom, looks_plain
 from medspark.images.frame import Frame
 from medspark.images.limits import Limits
 from medspark.images.raster import decode_raster, looks_like_raster
@@ -22,7 +22,7 @@ Source = str | Path | bytes | BinaryIO
 
 # Files up to this size are read whole, which is quicker than seeking in them.
 _SMALL_BYTES = 1 << 25
-_HEAD_BYTES = 132
+_HEAD_BYTES = 1024
 
 
 def decode(
@@ -32,16 +32,17 @@ def decode(
     limits: Limits | None = None,
     pseudonyms: Pseudonyms | None = None,
     privacy: Privacy | None = None,
-    label_attribute: str | None = None,
+    plain_only: bool = False,
 ) -> Iterator[Frame]:
     """Yield the frames of ``source``: a local path, the file's bytes, or a seekable binary file.
 
     Raises Unreadable, and nothing else, for every file that cannot be used; a multi-frame file may
-    have yielded some frames by then. ``label_attribute`` is a DICOM keyword whose value becomes
-    ``Frame.label``: see ``check_label_attribute``.
+    have yielded some frames by then. With ``plain_only``, raises NotPlain before the first frame
+    of whatever native code would decode, or whose header is long: what is left costs little and
+    cannot crash a process.
     """
     limits, privacy = limits or Limits(), privacy or Privacy()
-    frames = _decode(source, rendering, limits, pseudonyms, privacy, label_attribute)
+    frames = _decode(source, rendering, limits, pseudonyms, privacy, plain_only)
     while True:
         # Entered per frame, so that the caller's own code never runs with warnings silenced.
         with _only_unreadable():
@@ -57,11 +58,13 @@ def _decode(
     limits: Limits,
     pseudonyms: Pseudonyms | None,
     privacy: Privacy,
-    label_attribute: str | None,
+    plain_only: bool,
 ) -> Iterator[Frame]:
     with _opened(source, limits) as (file, size):
         head = file.read(_HEAD_BYTES)
-        file.seek(0)
+        if plain_only and (size > _SMALL_BYTES or not looks_plain(head)):
+            raise NotPlain
+        file = _in_memory(file, size)
         if looks_like_raster(head) and head[128:132] != b"DICM":
             yield from decode_raster(file, size, rendering=rendering, limits=limits)
         elif looks_like_dicom(head):
@@ -72,7 +75,7 @@ def _decode(
                 limits=limits,
                 privacy=privacy,
                 pseudonyms=pseudonyms,
-                label_attribute=label_attribute,
+                plain_only=plain_only,
             )
         else:
             raise Unreadable(Reason.NOT_AN_IMAGE)
@@ -93,7 +96,15 @@ def _opened(source: Source, limits: Limits) -> Iterator[tuple[BinaryIO, int]]:
         size = file.seek(0, io.SEEK_END)
         file.seek(0)
         limits.check_file(size)
-        yield (io.BytesIO(file.read()) if size <= _SMALL_BYTES else file), size
+        yield file, size
+
+
+def _in_memory(file: BinaryIO, size: int) -> BinaryIO:
+    """Return ``file`` at its start, read whole if it is small."""
+    file.seek(0)
+    if size > _SMALL_BYTES or isinstance(file, io.BytesIO):
+        return file
+    return io.BytesIO(file.read())
 
 
 @contextmanager
@@ -113,10 +124,12 @@ def _only_unreadable() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
-    except (Unreadable, KeyboardInterrupt, SystemExit, GeneratorExit):
+    except (Unreadable, NotPlain, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except MemoryError:
         raise Unreadable(Reason.TOO_LARGE, "not enough memory to decode it") from None
+    except EOFError:
+        raise Unreadable(Reason.TRUNCATED, "the header ends early") from None
     except OSError as error:
         raise Unreadable(Reason.UNREADABLE_FILE, type(error).__name__) from None
     except BaseException as error:  # noqa: BLE001 - Rust decoders panic with a BaseException

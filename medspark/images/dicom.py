@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import struct
 import zlib
 from collections.abc import Iterator
@@ -75,6 +76,12 @@ _VERSIONS = {
     "pillow": PIL.__version__,
     "pylibjpeg": "openjpeg",
 }
+# Pixels as they are: what needs no decoder.
+_NATIVE = frozenset(
+    (uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.ExplicitVRBigEndian)
+)
+_SYNTAX = re.compile(rb"\x02\0\x10\0UI.\0([0-9.]+)", re.DOTALL)
+_PLAIN_HEADER = 1 << 18  # bytes; what a parser can make of them fits in memory and in a second
 _GREYS = ("MONOCHROME1", "MONOCHROME2")
 
 
@@ -121,6 +128,16 @@ def looks_like_dicom(head: bytes) -> bool:
     return len(head) >= 8 and head[:2] in (b"\x02\x00", b"\x08\x00", b"\x00\x08", b"\x00\x02")
 
 
+class NotPlain(Exception):  # noqa: N818 - control flow, not an error
+    """The file needs more than Python and NumPy: see ``decode``."""
+
+
+def looks_plain(head: bytes) -> bool:
+    """Return whether ``head`` begins a DICOM file whose meta information says: not compressed."""
+    found = _SYNTAX.search(head)
+    return found is not None and found[1].decode() in _NATIVE
+
+
 def decode_dicom(
     file: BinaryIO,
     size: int,
@@ -129,18 +146,17 @@ def decode_dicom(
     limits: Limits,
     privacy: Privacy,
     pseudonyms: Pseudonyms | None,
-    label_attribute: str | None = None,
+    plain_only: bool = False,
 ) -> Iterator[Frame]:
     """Yield the frames of the DICOM ``file`` of ``size`` bytes that ``rendering`` asks for.
 
-    Only one frame is in memory at a time. Raises Unreadable.
+    Only one frame is in memory at a time. Raises Unreadable, and with ``plain_only`` NotPlain.
     """
-    parsed = _parse(file, size, limits)
+    parsed = _parse_plain(file, size) if plain_only else _parse(file, size, limits)
     shape = _shape(parsed)
     limits.check_frame(shape.rows, shape.columns, shape.frames)
     check_burned_in(parsed.header, privacy)
     kept = kept_attributes(parsed.header, pseudonyms)
-    label = text(parsed.header, label_attribute) or None if label_attribute else None
     aspect = _pixel_aspect(parsed.header)
     chosen = rendering.chosen_frames(shape.frames)
     for index, stored, photometric, decoder in _stored_frames(parsed, shape, chosen, limits):
@@ -164,7 +180,7 @@ def decode_dicom(
             **kept,
         )
         digest = sha256_of(stored, photometric)
-        yield Frame(pixels, index + 1, digest, attributes, rendered, label)
+        yield Frame(pixels, index + 1, digest, attributes, rendered)
 
 
 def stored_frames(file: BinaryIO, size: int, *, limits: Limits) -> Iterator[Stored]:
@@ -205,11 +221,37 @@ class _Bounded(io.RawIOBase):
         return True
 
 
-def _parse(file: BinaryIO, size: int, limits: Limits) -> _Object:
-    """Return the header of ``file`` (PS3.10 7.1), read up to its pixels."""
-    stream: Any = file if isinstance(file, io.BytesIO) else _Bounded(file, size)
+def _parse_plain(file: BinaryIO, size: int) -> _Object:
+    """Return the header of ``file`` if it is short and its pixels are not compressed."""
+    window = io.BytesIO(file.read(_PLAIN_HEADER))
+    meta = _read_meta(window)
+    syntax = uid.UID(text(meta, "TransferSyntaxUID"))
+    if syntax not in _NATIVE:
+        raise NotPlain
+    try:
+        header = read_dataset(
+            window, syntax.is_implicit_VR, syntax.is_little_endian, stop_when=_at_pixels
+        )
+    except (EOFError, struct.error):
+        if size <= _PLAIN_HEADER:
+            raise
+        raise NotPlain from None
+    if window.tell() + 12 > _PLAIN_HEADER:
+        raise NotPlain
+    file.seek(window.tell())
+    return _with_pixels(header, file, size, syntax)
+
+
+def _read_meta(stream: Any) -> Dataset:
+    """Return the file meta information (PS3.10 7.1), and leave ``stream`` behind it."""
     stream.seek(132 if stream.read(132)[128:] == b"DICM" else 0)
-    meta: Any = read_dataset(stream, False, True, stop_when=_past_meta)
+    return read_dataset(stream, False, True, stop_when=_past_meta)
+
+
+def _parse(file: BinaryIO, size: int, limits: Limits) -> _Object:
+    """Return the header of ``file``, read up to its pixels."""
+    stream: Any = file if isinstance(file, io.BytesIO) else _Bounded(file, size)
+    meta = _read_meta(stream)
     syntax = uid.UID(text(meta, "TransferSyntaxUID"))
     if not syntax:
         raise Unreadable(Reason.NO_FILE_META)

@@ -80,7 +80,6 @@ class Frame:
     pixel_sha256: str
     attributes: Attributes
     rendered: Rendered
-    label: str | None = None  # value of the coded attribute that was asked for
 
 
 def sha256_of(stored: npt.NDArray[Any], photometric: str) -> str:

@@ -23,6 +23,7 @@ from typing import Any, BinaryIO
 from medspark.errors import RunError
 from medspark.images.decode import Source, decode
 from medspark.images.deidentify import Privacy, Pseudonyms
+from medspark.images.dicom import NotPlain
 from medspark.images.frame import Frame
 from medspark.images.limits import Limits
 from medspark.images.reasons import Reason, Unreadable
@@ -45,7 +46,6 @@ class GuardedDecoder:
         limits: Limits | None = None,
         pseudonyms: Pseudonyms | None = None,
         privacy: Privacy | None = None,
-        label_attribute: str | None = None,
     ) -> None:
         self._limits = limits or Limits()
         self._settings: dict[str, Any] = {
@@ -53,12 +53,21 @@ class GuardedDecoder:
             "limits": self._limits,
             "pseudonyms": pseudonyms,
             "privacy": privacy,
-            "label_attribute": label_attribute,
         }
         self._child: _Child | None = None
 
     def decode(self, source: str | Path | bytes) -> Iterator[Frame]:
-        """Yield the frames of ``source`` (a local path or the file's bytes). Raises Unreadable."""
+        """Yield the frames of ``source`` (a local path or the file's bytes). Raises Unreadable.
+
+        Uncompressed DICOM is decoded in this process, by Python and NumPy alone: nothing there
+        needs a guard, and the way to another process and back costs as much as decoding.
+        """
+        try:
+            yield from decode(source, **self._settings, plain_only=True)
+        except NotPlain:
+            yield from self._guarded(source)
+
+    def _guarded(self, source: str | Path | bytes) -> Iterator[Frame]:
         if self._child is None:
             self._child = _Child(self._settings, self._limits)
         finished = False

@@ -346,7 +346,7 @@ def _opacity(x: Image2D, y: Image2D, rng: np.random.Generator) -> Image2D:
     centre = side + rng.normal(0, 0.07), rng.uniform(-0.35, 0.35)
     # From invisible to plain: the invisible ones keep the best possible AUROC below 1, the plain
     # ones let a network learn within minutes.
-    strength = rng.uniform(0.0, 1.0)
+    strength = rng.uniform(0.15, 1.0)
     if rng.random() < 0.5:  # consolidation: one compact blot
         return np.asarray(strength * _blot(x, y, centre, rng.uniform(0.12, 0.18)), np.float32)
     spread = rng.uniform(0.20, 0.30)  # ground glass: wide, patchy, fainter

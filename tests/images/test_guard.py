@@ -19,7 +19,7 @@ from medspark.images.reasons import Reason, Unreadable
 from medspark.images.rendering import Rendering
 
 SMALL = Rendering(size=16)
-CONFIG = phantom.PhantomConfig(count=8, size=32)
+CONFIG = phantom.PhantomConfig(count=8, size=32, syntaxes=("jpeg_ls", "png", "deflated"))
 
 
 @pytest.fixture
@@ -48,6 +48,40 @@ def test_guarded_frames_are_those_of_plain_decoding(
         (ours,), (plain,) = guard.decode(source), decode(source, rendering=SMALL)
         assert np.array_equal(ours.pixels, plain.pixels)
         assert (ours.attributes, ours.rendered) == (plain.attributes, plain.rendered)
+
+
+@pytest.mark.parametrize("syntax", ["explicit", "implicit", "big_endian"])
+def test_uncompressed_files_need_no_process(guard: GuardedDecoder, syntax: str) -> None:
+    config = phantom.PhantomConfig(count=1, size=32, syntaxes=(syntax,))
+    (study,) = phantom.plan(config)
+    data = phantom.encode(study, config)
+
+    (ours,), (plain,) = guard.decode(data), decode(data, rendering=SMALL)
+
+    assert guard._child is None
+    assert np.array_equal(ours.pixels, plain.pixels)
+
+
+def test_a_file_that_only_seems_uncompressed_is_guarded(
+    guard: GuardedDecoder, files: list[bytes]
+) -> None:
+    data = next(data for data in files if b"1.2.4.80" in data[:400])
+    lure = b"\x02\0\x10\0UI\x12\x001.2.840.10008.1.2\0"
+
+    list(guard.decode(lure + data[len(lure) :]))
+
+    assert guard._child is not None
+
+
+def test_a_long_header_is_guarded(guard: GuardedDecoder) -> None:
+    config = phantom.PhantomConfig(count=1, size=32, syntaxes=("explicit",))
+    (study,) = phantom.plan(config)
+    head = phantom.header(study, config)
+    head.add_new(0x00091002, "OB", bytes(1 << 19))
+    data = phantom.to_bytes(head, phantom.stored_values(study, config), study)
+
+    assert len(list(guard.decode(data))) == 1
+    assert guard._child is not None
 
 
 def test_one_process_serves_many_files_unreadable_ones_too(
