@@ -6,7 +6,7 @@ import logging
 import math
 import secrets
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,12 +20,13 @@ from medspark.errors import UsageError
 from medspark.images.deidentify import Privacy, Pseudonyms, load_key
 from medspark.images.limits import Limits
 from medspark.images.rendering import Rendering
-from medspark.ingest import ledger, storage
+from medspark.ingest import ledger, npz, storage
 from medspark.ingest.decode import OUTCOME_SPARK_SCHEMA, Decoding
 from medspark.ingest.discover import discover, from_inventory
 from medspark.ingest.labels import (
     LabelConfig,
     LabelTable,
+    coded_attribute,
     from_folders,
     has_class_folders,
     match_key,
@@ -77,9 +78,9 @@ class IngestConfig(Config):
 
     @property
     def label_attribute(self) -> str | None:
-        """The DICOM keyword that labels come from, if they do."""
+        """The kept DICOM attribute that labels come from, if they do."""
         labels = self.labels or ""
-        return labels.removeprefix(_DICOM) if labels.startswith(_DICOM) else None
+        return coded_attribute(labels[len(_DICOM) :]) if labels.startswith(_DICOM) else None
 
 
 @dataclass(frozen=True)
@@ -101,16 +102,21 @@ class Archive:
 def open_archive(config: IngestConfig) -> Archive:
     """Check everything that can be checked without Spark. Raises UsageError."""
     source, samples = storage.normalise(config.source), SampleSet(config.samples)
-    if not storage.is_folder(source):
+    if npz.is_npz(source):
+        npz.list_images(source)
+    elif not storage.is_folder(source):
         raise UsageError(f"There is no source folder {config.source}.")
     if samples.url == source or samples.url.startswith(source + "/"):
         raise UsageError(f"The samples {samples.url} should not lie inside the source {source}.")
     table = None
     if config.labels is None:
-        if config.inventory is None and not has_class_folders(source):
+        by_folder = config.inventory is None and not npz.is_npz(source)
+        if by_folder and not has_class_folders(source):
             raise UsageError(
                 f"{source} has no folder per class: give a table of labels with --labels."
             )
+    elif config.label_attribute is None and npz.is_npz(source):
+        raise UsageError(f"{source} carries its own labels: --labels has no meaning here.")
     elif config.label_attribute is None:
         table = LabelTable(config.labels, source, config.label_table)
     manifest = samples.manifest()
@@ -160,49 +166,60 @@ class _Ingest:
     def __init__(self, spark: SparkSession, archive: Archive) -> None:
         self._spark, self._archive, self._samples = spark, archive, archive.samples
         self._manifest = archive.samples.manifest()
+        self._new_ledger: list[str] = []
         self._generation = f"{time.strftime('%Y%m%dT%H%M%S')}-{secrets.token_hex(3)}"
 
     def run(self) -> dict[str, Any]:
         before = self._ledger()
-        files = self._staged("files", self._annotated())
-        changes = ledger.compare(files, before, source_key=self._archive.source_key)
-        counts = {
-            "new": changes.new.count(),
-            "changed": changes.changed.count(),
-            "deleted": changes.deleted.where(F.col("outcome") == ledger.SAMPLE)
-            .select("file_key")
-            .distinct()
-            .count(),
-        }
-        counts["unchanged"] = files.count() - counts["new"] - counts["changed"]
+        here = before.where(F.col("source_key") == self._archive.source_key)
+        files = self._staged("files", ledger.compare(self._annotated(), here))
+        counts = self._changes(files)
+        seen = sum(counts.values()) - counts[ledger.DELETED]
+        result = {"files_seen": seen} | counts
         if self._archive.config.dry_run:
-            return {"dry_run": True, "files_seen": files.count()} | counts
-        todo = changes.new.unionByName(changes.changed)
-        decoded = self._decoded(todo, counts["new"] + counts["changed"])
-        after = self._settled(changes, decoded)
-        result = self._result(files, before, after) | counts
-        touched = counts["new"] or counts["changed"] or after.count() != before.count()
-        if touched or self._manifest is None:
+            return result | {"dry_run": True}
+        after, decoded = before, None
+        if seen != counts[ledger.UNCHANGED] or self._is_stale(here, files):
+            todo = files.where(F.col("status").isin(ledger.NEW, ledger.CHANGED))
+            decoded = self._decoded(todo, counts[ledger.NEW] + counts[ledger.CHANGED])
+            after = self._settled(before, files, decoded)
+        result |= self._outcomes(files, after)
+        if decoded is not None:
+            result |= dict(zip(("added", "removed"), ledger.exchanged(before, after), strict=True))
             self._commit(after, files, decoded, result)
-        return result | {"samples_folder": self._samples.url}
+        return {"added": 0, "removed": 0} | result | {"samples_folder": self._samples.url}
+
+    def _changes(self, files: DataFrame) -> dict[str, int]:
+        found = {row["status"]: row["count"] for row in files.groupBy("status").count().collect()}
+        names = (ledger.NEW, ledger.CHANGED, ledger.UNCHANGED, ledger.DELETED)
+        return {name: found.get(name, 0) for name in names}
+
+    def _is_stale(self, here: DataFrame, files: DataFrame) -> bool:
+        """Return whether nothing was committed yet, or the ledger has rows of forgotten files."""
+        if self._manifest is None:
+            return True
+        return not here.join(files, "file_key", "left_anti").isEmpty()
 
     # --- what there is ---
 
     def _ledger(self) -> DataFrame:
         if self._manifest is None:
             return self._spark.createDataFrame([], ledger.SPARK_SCHEMA)
-        return read_ledger(self._spark, self._samples, self._manifest)
+        return read_ledger(self._spark, self._samples, self._manifest.ledger)
 
     def _annotated(self) -> DataFrame:
         """Return the files of the archive with label, patient, split and site, and their keys."""
         config, archive = self._archive.config, self._archive
-        if config.inventory:
+        by_folder = config.labels is None and not npz.is_npz(archive.source)
+        if npz.is_npz(archive.source):
+            listed = self._spark.createDataFrame(npz.list_images(archive.source))
+        elif config.inventory:
             listed = from_inventory(self._spark, config.inventory, archive.source)
         else:
             listed = discover(self._spark, archive.source, exclude=self._side_files())
         if archive.table is not None:
             listed = self._with_table(listed)
-        annotate = _Annotate(archive.source, archive.pseudonyms, by_folder=config.labels is None)
+        annotate = _Annotate(archive.source, archive.pseudonyms, by_folder=by_folder)
         return listed.mapInArrow(annotate, _ANNOTATED)
 
     def _with_table(self, listed: DataFrame) -> DataFrame:
@@ -263,52 +280,49 @@ class _Ingest:
         cores = self._spark.sparkContext.defaultParallelism
         return min(files, max(4 * cores, math.ceil(files / _FILES_PER_TASK)))
 
-    def _settled(self, changes: ledger.Changes, decoded: DataFrame) -> DataFrame:
-        rows = decoded.where(F.col("part_sha256").isNull())
-        # Of a file that is gone only its samples stay; of what it was a copy of, nothing is known.
-        gone = changes.deleted.where(F.col("outcome") == ledger.SAMPLE)
-        fresh = rows.withColumn(
-            "outcome",
-            F.when(F.col("outcome") == ledger.SAMPLE, F.lit("candidate")).otherwise(
-                F.col("outcome")
-            ),
+    def _settled(self, before: DataFrame, files: DataFrame, decoded: DataFrame) -> DataFrame:
+        """Return the ledger to come, written down where it will lie if it is committed."""
+        elsewhere = before.where(F.col("source_key") != self._archive.source_key)
+        here = before.where(F.col("source_key") == self._archive.source_key)
+        fresh = decoded.where(F.col("part_sha256").isNull()).select(ledger.SCHEMA.names)
+        # What was just decoded is no sample yet: an older one with the same pixels has precedence.
+        first = F.when(F.col("outcome") == ledger.SAMPLE, "candidate").otherwise(F.col("outcome"))
+        rows = elsewhere.unionByName(ledger.remaining(here, files)).unionByName(
+            fresh.withColumn("outcome", first)
         )
-        everything = ledger.union([changes.elsewhere, changes.unchanged, gone, fresh])
-        return self._staged("ledger", ledger.settle(everything))
+        self._new_ledger = self._write("ledger", ledger.settle(rows))
+        return read_ledger(self._spark, self._samples, self._new_ledger)
 
-    def _result(self, files: DataFrame, before: DataFrame, after: DataFrame) -> dict[str, Any]:
-        present = after.join(files.select("file_key"), "file_key", "left_semi")
-        per_file = ledger.per_file(present)
-        counted = (
-            per_file.groupBy("outcome", "reason")
-            .agg(F.count("*").alias("files"), F.sum("size").alias("bytes"))
-            .collect()
-        )
-        by_outcome = {
-            name: sum(row["files"] for row in counted if row["outcome"] == name)
-            for name in (ledger.SAMPLE, ledger.DUPLICATE, ledger.QUARANTINED)
+    def _outcomes(self, files: DataFrame, after: DataFrame) -> dict[str, Any]:
+        present = files.where(F.col("status") != ledger.DELETED).select("file_key")
+        rows = after.join(present, "file_key", "left_semi")
+        counted = ledger.per_file(rows).groupBy("outcome", "reason")
+        table = counted.agg(F.count("*").alias("files"), F.sum("size").alias("bytes")).collect()
+        totals = {
+            outcome: sum(row["files"] for row in table if row["outcome"] == outcome)
+            for outcome in (ledger.SAMPLE, ledger.DUPLICATE, ledger.QUARANTINED)
         }
         reasons = {
-            row["reason"]: row["files"] for row in counted if row["outcome"] == ledger.QUARANTINED
+            row["reason"]: row["files"] for row in table if row["outcome"] == ledger.QUARANTINED
         }
-        live, old = (
-            after.where(F.col("outcome") == ledger.SAMPLE),
-            before.where(F.col("outcome") == ledger.SAMPLE),
-        )
-        labels = live.groupBy("label").count().collect()
+        live = after.where(F.col("outcome") == ledger.SAMPLE).rollup("label")
+        labels = live.agg(
+            F.count("*").alias("rows"), F.countDistinct("patient_key").alias("patients")
+        ).collect()
         return {
-            "files_seen": files.count(),
-            "samples": by_outcome[ledger.SAMPLE],
-            "duplicates": by_outcome[ledger.DUPLICATE],
-            "quarantined": by_outcome[ledger.QUARANTINED],
+            "samples": totals[ledger.SAMPLE],
+            "duplicates": totals[ledger.DUPLICATE],
+            "quarantined": totals[ledger.QUARANTINED],
             "quarantine_reasons": dict(sorted(reasons.items())),
-            "frames": sum(row["count"] for row in labels),
-            "labels": {row["label"]: row["count"] for row in sorted(labels)},
-            "patients": live.select("patient_key").distinct().count(),
-            "bytes_seen": sum(row["bytes"] or 0 for row in counted),
-            "cross_patient_duplicates": ledger.cross_patient_duplicates(present),
-            "added": live.join(old, "sample_key", "left_anti").count(),
-            "removed": old.join(live, "sample_key", "left_anti").count(),
+            "frames": sum(row["rows"] for row in labels if row["label"] is None),
+            "labels": {
+                row["label"]: row["rows"]
+                for row in sorted(labels, key=lambda row: row["label"] or "")
+                if row["label"] is not None
+            },
+            "patients": sum(row["patients"] for row in labels if row["label"] is None),
+            "bytes_seen": sum(row["bytes"] or 0 for row in table),
+            "cross_patient_duplicates": ledger.cross_patient_duplicates(rows),
         }
 
     # --- what is kept ---
@@ -316,7 +330,6 @@ class _Ingest:
     def _commit(
         self, after: DataFrame, files: DataFrame, decoded: DataFrame, result: dict[str, Any]
     ) -> None:
-        written = self._write("ledger", after)
         quarantine = self._write("quarantine", self._quarantine(after, files))
         self._samples.commit(
             SamplesManifest(
@@ -327,7 +340,7 @@ class _Ingest:
                 rendering=self._archive.config.effective_rendering.model_dump(mode="json"),
                 key_check=_key_check(self._archive.pseudonyms),
                 parts=tuple(self._parts(after, decoded)),
-                ledger=tuple(written),
+                ledger=tuple(self._new_ledger),
                 quarantine=tuple(quarantine),
             )
         )
@@ -389,11 +402,13 @@ class _Annotate:
 
     def _annotated(self, row: dict[str, Any]) -> dict[str, Any]:
         path = row["path"]
-        label, split = from_folders(path) if self._by_folder else (row.get("label"), None)
+        label, split = row.get("label"), row.get("split")
+        if self._by_folder:
+            label, split = from_folders(path)
         known = {
             "label": label,
             "patient_key": row.get("patient_key"),
-            "split": split or row.get("split"),
+            "split": split,
             "site": row.get("site"),
             "conflict": bool(row.get("conflict")),
         }
@@ -421,9 +436,9 @@ _ANNOTATED_ARROW = pa.schema(
 )
 
 
-def read_ledger(spark: SparkSession, samples: SampleSet, manifest: SamplesManifest) -> DataFrame:
-    """Return the ledger that ``manifest`` names."""
-    paths = [storage.for_spark(samples.path(path)) for path in manifest.ledger]
+def read_ledger(spark: SparkSession, samples: SampleSet, files: Sequence[str]) -> DataFrame:
+    """Return the ledger that lies in ``files`` of a dataset."""
+    paths = [storage.for_spark(samples.path(path)) for path in files]
     return spark.read.schema(ledger.SPARK_SCHEMA).parquet(*paths)
 
 

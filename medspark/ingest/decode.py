@@ -28,7 +28,7 @@ from medspark.images.limits import Limits
 from medspark.images.raster import looks_like_raster
 from medspark.images.reasons import Reason, Unreadable
 from medspark.images.rendering import Rendering
-from medspark.ingest import ledger, storage
+from medspark.ingest import ledger, npz, storage
 from medspark.ingest.ledger import CONFLICTING_LABEL, QUARANTINED, SAMPLE
 from medspark.ingest.write import Part, PartWriter
 
@@ -106,7 +106,6 @@ class Decoding:
             "limits": self.limits,
             "pseudonyms": self.pseudonyms,
             "privacy": self.privacy,
-            "label_attribute": self.label_attribute,
         }
 
     def _check_label(self, row: dict[str, Any], source: str | bytes) -> None:
@@ -118,7 +117,9 @@ class Decoding:
             raise Unreadable(Reason.NO_LABEL if image else Reason.NOT_AN_IMAGE)
 
     def _store(self, frame: Frame, row: dict[str, Any], writer: PartWriter) -> Outcome:
-        label = row["label"] if self.label_attribute is None else frame.label
+        label = row["label"]
+        if self.label_attribute is not None:
+            label = getattr(frame.attributes, self.label_attribute)
         if label is None:
             raise Unreadable(Reason.NO_LABEL)
         height, width = frame.pixels.shape[:2]
@@ -153,6 +154,10 @@ class Decoding:
         if size < 0:
             raise Unreadable(Reason.UNREADABLE_FILE, "not a regular file, or a link to nothing")
         self.limits.check_file(size)
+        if npz.is_npz(self.source):
+            content = npz.read_image(self.source, path)
+            yield content, hashlib.sha256(content).hexdigest()
+            return
         system, inside = storage.filesystem(storage.join(self.source, path))
         here = storage.is_local(self.source)
         try:

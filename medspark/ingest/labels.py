@@ -30,6 +30,18 @@ SPLIT_NAMES = {
     "testing": "test",
 }
 
+# DICOM attributes that may be labels, by keyword, and where their allow-listed value is kept. Any
+# other attribute may hold free text, and free text may hold a name.
+CODED_ATTRIBUTES = {
+    "Modality": "modality",
+    "BodyPartExamined": "body_part",
+    "ViewPosition": "view_position",
+    "ImageLaterality": "laterality",
+    "Laterality": "laterality",
+    "PatientSex": "sex",
+    "Manufacturer": "manufacturer",
+}
+
 # Below this size a label table is searched to its end for one file that exists before Spark
 # starts; of a larger one, whose files may be far away, only so many rows are tried there.
 _PROBED_ROWS = 100_000
@@ -218,6 +230,16 @@ class LabelTable:
                     "a split is train, val or test."
                 )
         return pa.array([SPLIT_NAMES.get(value) for value in lower.to_pylist()], pa.string())
+
+
+def coded_attribute(keyword: str) -> str:
+    """Return the kept attribute that a DICOM keyword names. Raises UsageError for any other."""
+    if keyword not in CODED_ATTRIBUTES:
+        raise UsageError(
+            f"{keyword!r} cannot be a label: it may hold free text. Coded attributes are "
+            f"{', '.join(CODED_ATTRIBUTES)}."
+        )
+    return CODED_ATTRIBUTES[keyword]
 
 
 def has_class_folders(source: str) -> bool:

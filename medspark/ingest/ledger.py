@@ -6,9 +6,6 @@ which rows of the sample files count: what is not a ``sample`` in the ledger is 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import reduce
-
 import pyarrow as pa
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
@@ -48,30 +45,38 @@ SCHEMA = pa.schema(
 SPARK_SCHEMA = from_arrow_schema(SCHEMA)
 
 
-@dataclass(frozen=True)
-class Changes:
-    """The files of a source against the ledger, each a set of rows of the listing or the ledger."""
-
-    new: DataFrame
-    changed: DataFrame
-    unchanged: DataFrame  # rows of the ledger
-    deleted: DataFrame  # rows of the ledger
-    elsewhere: DataFrame  # rows of the ledger that are of other sources
+NEW, CHANGED, UNCHANGED, DELETED = "new", "changed", "unchanged", "deleted"
 
 
-def compare(files: DataFrame, ledger: DataFrame, *, source_key: str) -> Changes:
-    """Compare the ``files`` of a source (file_key, fingerprint, ...) with the ``ledger``."""
-    here = ledger.where(F.col("source_key") == source_key)
-    known = here.select("file_key", F.col("fingerprint").alias("old")).distinct()
-    joined = files.join(known, "file_key", "left")
-    same = files.select("file_key", "fingerprint")
-    return Changes(
-        new=joined.where(F.col("old").isNull()).drop("old"),
-        changed=joined.where(F.col("old") != F.col("fingerprint")).drop("old"),
-        unchanged=here.join(same, ["file_key", "fingerprint"], "left_semi"),
-        deleted=here.join(files.select("file_key"), "file_key", "left_anti"),
-        elsewhere=ledger.where(F.col("source_key") != source_key),
+def compare(files: DataFrame, ledger: DataFrame) -> DataFrame:
+    """Return ``files`` (file_key, fingerprint, ...) with their ``status`` against the ``ledger``.
+
+    A file of the ledger that is not there any more has a row too, as deleted, if it is a sample;
+    what was a duplicate or in quarantine can be forgotten with its file.
+    """
+    known = ledger.groupBy("file_key").agg(
+        F.first("fingerprint").alias("old"),
+        F.max((F.col("outcome") == SAMPLE).cast("int")).alias("was_sample"),
     )
+    status = (
+        F.when(F.col("old").isNull(), NEW)
+        .when(F.col("fingerprint").isNull(), DELETED)
+        .when(F.col("fingerprint") == F.col("old"), UNCHANGED)
+        .otherwise(CHANGED)
+    )
+    joined = files.join(known, "file_key", "full").withColumn("status", status)
+    kept = (F.col("status") != DELETED) | (F.col("was_sample") == 1)
+    return joined.where(kept).drop("old", "was_sample")
+
+
+def remaining(ledger: DataFrame, files: DataFrame) -> DataFrame:
+    """Return the rows of ``ledger`` that still hold, given ``files`` with their status.
+
+    Of a deleted file the samples stay and nothing else does.
+    """
+    status = files.where(F.col("status").isin(UNCHANGED, DELETED)).select("file_key", "status")
+    kept = (F.col("status") == UNCHANGED) | (F.col("outcome") == SAMPLE)
+    return ledger.join(status, "file_key").where(kept).select(SCHEMA.names)
 
 
 def settle(rows: DataFrame) -> DataFrame:
@@ -133,6 +138,17 @@ def cross_patient_duplicates(ledger: DataFrame) -> int:
     return patients.where(F.col("low") != F.col("high")).count()
 
 
-def union(frames: list[DataFrame]) -> DataFrame:
-    """Return the rows of all ``frames``, with the ledger's columns."""
-    return reduce(DataFrame.unionByName, [frame.select(SCHEMA.names) for frame in frames])
+def exchanged(before: DataFrame, after: DataFrame) -> tuple[int, int]:
+    """Return how many samples came and how many went between two ledgers."""
+    old = before.where(F.col("outcome") == SAMPLE).select("sample_key", F.lit(1).alias("old"))
+    new = after.where(F.col("outcome") == SAMPLE).select("sample_key", F.lit(1).alias("new"))
+    row = (
+        old.join(new, "sample_key", "full")
+        .agg(
+            F.count(F.when(F.col("old").isNull(), 1)).alias("added"),
+            F.count(F.when(F.col("new").isNull(), 1)).alias("removed"),
+        )
+        .first()
+    )
+    assert row is not None
+    return row["added"], row["removed"]

@@ -113,7 +113,7 @@ class _Sharding:
     # --- what there is ---
 
     def _live(self) -> DataFrame:
-        rows = read_ledger(self._spark, self._samples, self._source)
+        rows = read_ledger(self._spark, self._samples, self._source.ledger)
         live = rows.where(F.col("outcome") == ledger.SAMPLE)
         if self._config.classes is not None:
             live = live.where(F.col("label").isin(self._config.classes))
@@ -217,10 +217,9 @@ class _Sharding:
     ) -> dict[int, Shard]:
         bucket = F.lit(None)
         for split in layout.splits:
-            number = F.floor(
-                ((F.col("position") + 1) * split.shards - 1) / F.lit(split.rows)
-            ) + F.lit(split.first)
-            bucket = F.when(F.col("target") == split.name, number).otherwise(bucket)
+            if split.rows:
+                number = layout.number(split, F.col("position"))
+                bucket = F.when(F.col("target") == split.name, F.floor(number)).otherwise(bucket)
         placed = dealt.withColumn("bucket", bucket.cast("int")).select(
             "bucket", "position", "sample_key", "patient_key", "number", "part", "row"
         )
@@ -361,6 +360,19 @@ class Layout:
         """Return the numbers of the files of a split."""
         split = next(split for split in self.splits if split.name == name)
         return range(split.first, split.first + split.shards)
+
+    @staticmethod
+    def number(split: SplitLayout, position: Any) -> Any:
+        """Return the number of the file of a row, as a fraction to be rounded down.
+
+        The inverse of cutting ``rows`` at ``rows * n // shards``; for numbers and Spark columns.
+        """
+        return ((position + 1) * split.shards - 1) / split.rows + split.first
+
+    def bucket(self, name: str, position: int) -> int:
+        """Return the number of the file that holds the row at ``position`` of a split."""
+        split = next(split for split in self.splits if split.name == name)
+        return int(self.number(split, position))
 
     def file_name(self, bucket: int) -> str:
         """Return the name of a file, by its number among all."""

@@ -1,0 +1,131 @@
+"""Label tables and folders, in the shapes that people have them in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from medspark.errors import UsageError
+from medspark.images.deidentify import Pseudonyms
+from medspark.ingest.labels import (
+    LabelConfig,
+    LabelTable,
+    coded_attribute,
+    from_folders,
+    match_key,
+)
+
+PSEUDONYMS = Pseudonyms(b"k" * 32)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    for name in ("images/one.dcm", "images/two.dcm"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    return tmp_path
+
+
+def rows(table: LabelTable, folder: Path) -> list[dict[str, str]]:
+    table.write(str(folder / "out.parquet"), PSEUDONYMS)
+    return pq.read_table(folder / "out.parquet").to_pylist()  # type: ignore[no-any-return]
+
+
+def write(folder: Path, text: str, name: str = "labels.csv") -> str:
+    (folder / name).write_text(text, encoding="utf-8")
+    return str(folder / name)
+
+
+@pytest.mark.parametrize(
+    ("path", "label", "split"),
+    [
+        ("NORMAL/x.png", "NORMAL", None),
+        ("NORMAL/deeper/x.png", "NORMAL", None),
+        ("train/NORMAL/x.png", "NORMAL", "train"),
+        ("data/Test/SICK/x.png", "SICK", "test"),
+        ("valid/SICK/x.png", "SICK", "val"),
+        ("train/x.png", None, "train"),
+        ("x.png", None, None),
+    ],
+)
+def test_folders_name_the_class_and_the_split(path, label, split):
+    assert from_folders(path) == (label, split)
+
+
+def test_a_table_keeps_identifiers_as_text_and_patients_as_pseudonyms(source):
+    url = write(source, "path,label,patient_id,split\nimages/one.dcm, 1 ,007,Training\n")
+
+    (row,) = rows(LabelTable(url, str(source), LabelConfig()), source)
+
+    assert row == {
+        "match": "images/one.dcm",
+        "label": "1",
+        "patient_key": PSEUDONYMS.patient("007"),
+        "split": "train",
+        "site": None,
+    }
+    assert b"007" not in (source / "out.parquet").read_bytes()
+
+
+@pytest.mark.parametrize("prefix", ["", "./", "/abs/", "images\\"])
+def test_paths_may_be_relative_to_the_table_or_whole(source, prefix):
+    whole = {"/abs/": f"{source}/images/one.dcm", "images\\": "images\\one.dcm"}
+    url = write(source, f"path,label\n{whole.get(prefix, prefix + 'images/one.dcm')},A\n")
+
+    (row,) = rows(LabelTable(url, str(source / "images"), LabelConfig()), source)
+
+    assert row["match"] == "one.dcm"
+
+
+@pytest.mark.parametrize(("match", "path"), [("name", "elsewhere/one.dcm"), ("stem", "one")])
+def test_files_can_be_matched_by_less_than_their_path(source, match, path):
+    url = write(source, f"path,label\n{path},A\n")
+
+    (row,) = rows(LabelTable(url, str(source), LabelConfig(match=match)), source)
+
+    assert row["match"] == match_key("images/one.dcm", match)
+
+
+def test_a_parquet_table_and_columns_of_other_names_are_read(source):
+    table = pa.table({"Image Index": ["images/two.dcm"], "finding": [3]})
+    pq.write_table(table, source / "t.parquet")
+    config = LabelConfig(path="Image Index", label="finding")
+
+    (row,) = rows(LabelTable(str(source / "t.parquet"), str(source), config), source)
+
+    assert (row["match"], row["label"]) == ("images/two.dcm", "3")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("path,label\nimages/three.dcm,A\n", "matches no file"),
+        ("path,class\nimages/one.dcm,A\n", "no column 'label'; it has path, class"),
+        ("path,label,split\nimages/one.dcm,A,holdout\n", "the split 'holdout'"),
+    ],
+)
+def test_a_table_that_cannot_be_meant_is_refused(source, text, said):
+    with pytest.raises(UsageError, match=said):
+        rows(LabelTable(write(source, text), str(source), LabelConfig()), source)
+
+
+@pytest.mark.parametrize("match", ["name", "stem"])
+def test_a_table_that_matches_no_name_is_refused(source, match):
+    url = write(source, "path,label\nthree.dcm,A\n")
+
+    with pytest.raises(UsageError, match="matches no file"):
+        LabelTable(url, str(source), LabelConfig(match=match))
+
+
+def test_a_missing_table_is_named(tmp_path):
+    with pytest.raises(UsageError, match=r"no label table .*nothing\.csv"):
+        LabelTable(str(tmp_path / "nothing.csv"), str(tmp_path), LabelConfig())
+
+
+def test_only_coded_attributes_can_be_labels():
+    assert coded_attribute("Modality") == "modality"
+    with pytest.raises(UsageError, match="PatientName"):
+        coded_attribute("PatientName")

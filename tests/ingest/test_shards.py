@@ -1,0 +1,210 @@
+"""Training shards: everything once, patients apart, files equal, and the same again."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from medspark.config import load_config
+from medspark.errors import UsageError
+from medspark.images.deidentify import Privacy
+from medspark.images.phantom import PhantomConfig, write_archive
+from medspark.ingest.archive import IngestConfig, ingest, open_archive
+from medspark.ingest.shards import Counts, Layout, ShardConfig, bring_to, make_shards, open_samples
+from medspark.shards.manifest import Manifest, read_manifest, verify
+from medspark.shards.schema import PixelFormat, map_pixels
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+
+@given(st.dictionaries(st.sampled_from(["train", "val", "test"]), st.integers(0, 500)))
+def test_a_layout_deals_rows_to_files_that_differ_by_one_at_most(rows):
+    counts = {name: Counts((count,), 1) for name, count in rows.items()}
+
+    layout = Layout.of(counts, PixelFormat(4, 4, 1, 8), shard_bytes=40 * 16)
+
+    for name, count in rows.items():
+        files = Counter(layout.bucket(name, position) for position in range(count))
+        assert sorted(files) == list(layout.buckets(name))
+        assert max(files.values(), default=0) <= min(40, min(files.values(), default=0) + 1)
+
+
+def image(size: int, channels: int, bits: int) -> dict[str, Any]:
+    pixels = np.full((size, size, channels), 200 if bits == 8 else 200 * 257, f"<u{bits // 8}")
+    return {
+        "height": size,
+        "width": size,
+        "channels": channels,
+        "bits": bits,
+        "pixels": pixels.tobytes(),
+    }
+
+
+@pytest.mark.parametrize("size", [8, 4])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("stored", [(8, 1, 8), (8, 3, 8), (8, 1, 16), (8, 3, 16)])
+def test_samples_are_brought_to_one_format(stored, size, channels, bits):
+    if bits > stored[2]:
+        pytest.skip("samples are never made deeper")
+
+    pixels = bring_to(PixelFormat(size, size, channels, bits), image(*stored))
+
+    values = np.frombuffer(pixels, f"<u{bits // 8}")
+    assert values.size == size * size * channels
+    assert set(values.tolist()) == {200 if bits == 8 else 200 * 257}
+
+
+def test_making_images_smaller_averages():
+    board = np.indices((8, 8)).sum(0) % 2 * 255
+    sample = image(8, 1, 8) | {"pixels": board.astype(np.uint8).tobytes()}
+
+    small = np.frombuffer(bring_to(PixelFormat(4, 4, 1, 8), sample), np.uint8)
+
+    assert abs(small.astype(int) - 127).max() <= 20  # aliasing would leave black or white
+
+
+@pytest.fixture(scope="session")
+def samples(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("for-shards")
+    write_archive(folder / "in", PhantomConfig(count=100, size=32, seed=5))
+    (folder / "key").write_text("22" * 32)
+    config = IngestConfig(
+        source=str(folder / "in"),
+        labels=str(folder / "in" / "labels.csv"),
+        samples=str(folder / "out"),
+        image_size=16,
+        privacy=Privacy(key_file=folder / "key"),
+        guarded=False,
+    )
+    ingest(spark, open_archive(config))
+    return folder / "out"
+
+
+def shard(spark: SparkSession, samples: Path, shards: Path, *argv: str) -> Manifest:
+    config = load_config(ShardConfig, ["--samples", str(samples), "--shards", str(shards), *argv])
+    make_shards(spark, config, open_samples(config))
+    return read_manifest(shards)
+
+
+def columns(shards: Path, split: str, *names: str) -> list[Any]:
+    manifest = read_manifest(shards)
+    tables = [pq.read_table(shards / s.path, columns=names) for s in manifest.splits[split].shards]
+    return [tuple(row.values()) for table in tables for row in table.to_pylist()]
+
+
+@pytest.mark.spark
+def test_every_sample_is_in_one_split_once_and_no_patient_in_two(spark, samples, tmp_path):
+    manifest = shard(spark, samples, tmp_path, "--shard_bytes", "2600")
+
+    verify(tmp_path, manifest)
+    rows = {name: columns(tmp_path, name, "sample_key", "patient_key") for name in manifest.splits}
+    stored = open_samples(ShardConfig.model_validate({"samples": str(samples), "shards": tmp_path}))
+    assert len({row for split in rows.values() for row in split}) == stored.counts["frames"]
+    patients = [{patient for _, patient in split} for split in rows.values()]
+    assert sum(map(len, patients)) == len(set.union(*patients))
+    assert manifest.leak_check["patients_in_two_splits"] == 0
+    for split in manifest.splits.values():
+        sizes = [s.rows for s in split.shards]
+        assert sum(sizes) == split.rows == sum(split.class_counts)
+        assert max(sizes) - min(sizes) <= 1
+    assert len(manifest.splits["train"].shards) > 3
+
+
+@pytest.mark.spark
+def test_pixels_labels_and_order_survive_the_way(spark, samples, tmp_path):
+    manifest = shard(spark, samples, tmp_path)
+
+    (file,) = manifest.splits["train"].shards
+    mapped = np.concatenate(map_pixels(tmp_path / file.path, manifest.pixel_format))
+    rows = columns(tmp_path, "train", "sample_key", "label")
+    by_key = {
+        row["sample_key"]: row
+        for part in (samples / "data").rglob("*.parquet")
+        for row in pq.read_table(part).to_pylist()
+    }
+    for pixels, (key, label) in zip(mapped, rows, strict=True):
+        assert pixels.tobytes() == by_key[key]["pixels"]
+        assert manifest.classes[label] == by_key[key]["label"]
+    order = [hashlib.sha256(f"0\n{key}".encode()).hexdigest() for key, _ in rows]
+    assert order == sorted(order)
+
+
+@pytest.mark.spark
+def test_the_same_samples_give_the_same_digest_and_leave_one_generation(spark, samples, tmp_path):
+    first = shard(spark, samples, tmp_path)
+    second = shard(spark, samples, tmp_path)
+    other = shard(spark, samples, tmp_path, "--seed", "1")
+
+    assert first.digest == second.digest != other.digest
+    assert [path.name for path in (tmp_path / "data").iterdir()] == [other.generation]
+
+
+@pytest.mark.spark
+def test_shards_can_be_smaller_and_in_colour_and_of_some_classes(spark, samples, tmp_path):
+    argv = ["--size", "8", "--channels", "3", "--classes", '["pneumonia"]']
+    names = open_samples(
+        ShardConfig.model_validate({"samples": str(samples), "shards": tmp_path})
+    ).counts
+    label = _labels(samples)[0]
+
+    manifest = shard(spark, samples, tmp_path, *argv[:4], "--classes", f'["{label}"]')
+
+    assert manifest.pixel_format == PixelFormat(8, 8, 3, 8)
+    assert manifest.classes == (label,)
+    assert sum(split.rows for split in manifest.splits.values()) < names["frames"]
+
+
+def _labels(samples: Path) -> list[str]:
+    tables = [
+        pq.read_table(path, columns=["label"]) for path in (samples / "data").rglob("*.parquet")
+    ]
+    return sorted({label for table in tables for label in table["label"].to_pylist()})
+
+
+@pytest.mark.spark
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--size", "32"], "16 x 16"),
+        (["--bits", "16"], "8 bits"),
+        (["--classes", '["nonsense"]'], "'nonsense'"),
+        (["--split.test", "0"], "test split is empty"),
+    ],
+)
+def test_what_the_samples_cannot_give_is_refused(spark, samples, tmp_path, argv, said):
+    with pytest.raises(UsageError, match=said):
+        shard(spark, samples, tmp_path, *argv)
+
+
+def test_a_folder_without_samples_is_refused(tmp_path):
+    config = ShardConfig(samples=str(tmp_path), shards=tmp_path / "out")
+    with pytest.raises(UsageError, match="has not finished"):
+        open_samples(config)
+
+
+@pytest.mark.spark
+def test_a_flipped_bit_in_the_samples_is_noticed_and_named(spark, samples, tmp_path):
+    import shutil
+
+    from pyspark.errors import PythonException
+
+    copy = tmp_path / "samples"
+    shutil.copytree(samples, copy)
+    part = next((copy / "data").rglob("*.parquet"))
+    content = bytearray(part.read_bytes())
+    content[len(content) // 2] ^= 1
+    part.write_bytes(content)
+
+    with pytest.raises(PythonException, match=f"{part.name} .* has been damaged"):
+        shard(spark, copy, tmp_path / "shards")
+    assert not (tmp_path / "shards" / "manifest.json").exists()

@@ -1,0 +1,96 @@
+"""Patients are dealt to splits by what they are, not by who else is there."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from medspark.config import load_config
+from medspark.errors import UsageError
+from medspark.shards.split import SplitConfig, assign, patient_split
+
+PATIENTS = st.dictionaries(
+    st.text(min_size=1, max_size=8), st.sets(st.sampled_from(["train", "test"])), max_size=40
+)
+SHARES = st.tuples(st.floats(0, 0.45), st.floats(0, 0.45))
+
+
+@given(PATIENTS, PATIENTS, SHARES, st.integers(0, 5))
+def test_adding_files_never_moves_a_patient(old, new, shares, seed):
+    config = SplitConfig(val=shares[0], test=shares[1])
+    own = {split for hints in [*old.values(), *new.values()] for split in hints}
+
+    before = {p: patient_split(p, h, config, seed=seed, own=own) for p, h in old.items()}
+    after = assign({**new, **old}, config, seed=seed)
+
+    assert {patient: after[patient] for patient in old} == before
+
+
+@given(PATIENTS, SHARES)
+def test_without_hints_nothing_but_the_patient_matters(patients, shares):
+    config = SplitConfig(val=shares[0], test=shares[1], use_hints=False)
+
+    together = assign(patients, config, seed=0)
+
+    alone = {patient: assign({patient: ()}, config, seed=0)[patient] for patient in patients}
+    assert together == alone
+
+
+@given(PATIENTS)
+def test_a_patient_of_the_test_set_is_tested_whatever_else_the_hints_say(patients):
+    splits = assign(patients, SplitConfig(), seed=0)
+
+    assert all(splits[p] == "test" for p, hints in patients.items() if "test" in hints)
+    if any("test" in hints for hints in patients.values()):
+        assert all(splits[p] != "test" for p, hints in patients.items() if hints == {"train"})
+
+
+@pytest.mark.parametrize("own", [(), ("train", "test")])
+def test_shares_are_met_within_a_percent(own):
+    config = SplitConfig(val=0.1, test=0.2)
+
+    dealt = [
+        patient_split(f"p{i}", own[:1], config, seed=3, own=own).count("val") for i in range(20_000)
+    ]
+
+    # Where the data have a test set of their own, val is its share of what is not in it.
+    assert sum(dealt) / len(dealt) == pytest.approx(0.125 if own else 0.1, abs=0.01)
+
+
+def test_val_is_carved_out_of_train_only_where_the_data_have_none():
+    hinted = {f"p{i}": {"train"} for i in range(200)} | {"t": {"test"}}
+
+    carved = assign(hinted, SplitConfig(), seed=0)
+    given_val = assign(hinted | {"v": {"val"}}, SplitConfig(), seed=0)
+
+    assert set(carved.values()) == {"train", "val", "test"}
+    assert [p for p, split in given_val.items() if split == "val"] == ["v"]
+
+
+def test_folds_cover_everybody_who_is_not_tested_once():
+    patients: dict[str, tuple[str, ...]] = {f"p{i}": () for i in range(300)}
+
+    folds = [assign(patients, SplitConfig(folds=5, fold=k), seed=0) for k in range(5)]
+
+    for patient in patients:
+        seen = [fold[patient] for fold in folds]
+        assert seen == ["test"] * 5 or (seen.count("val") == 1 and seen.count("train") == 4)
+
+
+def test_another_seed_deals_otherwise():
+    patients: dict[str, tuple[str, ...]] = {f"p{i}": () for i in range(100)}
+
+    assert assign(patients, SplitConfig(), seed=0) != assign(patients, SplitConfig(), seed=1)
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--val", "0.6", "--test", "0.5"], "leave nothing to train on"),
+        (["--folds", "3", "--fold", "3"], "below 3"),
+    ],
+)
+def test_shares_that_cannot_be_are_refused(argv, said):
+    with pytest.raises(UsageError, match=said):
+        load_config(SplitConfig, argv)
