@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 # Frame headers SOF0-SOF15 of ITU-T T.81 without DHT, JPG and DAC, and SOF55 of JPEG-LS (T.87).
 _SOF = frozenset({*range(0xC0, 0xD0), 0xF7}) - {0xC4, 0xC8, 0xCC}
+_SEQUENTIAL = frozenset({0xC0, 0xC1})
+_SOS = 0xDA
 _STANDALONE = frozenset({0x01, *range(0xD0, 0xDA)})
 
 
@@ -18,6 +21,7 @@ class Codestream:
     columns: int
     components: int
     precision: int  # bits per sample
+    conformant: bool = True  # as far as the headers tell
 
 
 def read_codestream(data: bytes) -> Codestream | None:
@@ -29,23 +33,32 @@ def read_codestream(data: bytes) -> Codestream | None:
 
 
 def _read_jpeg(data: bytes) -> Codestream | None:
+    found: Codestream | None = None
+    for marker, at in _segments(data):
+        if marker in _SOF and at + 8 <= len(data):
+            precision, rows, columns, components = struct.unpack_from(">BHHB", data, at + 2)
+            found = Codestream(rows, columns, components, precision)
+            if marker not in _SEQUENTIAL:
+                return found
+        elif marker == _SOS and found and at + 2 < len(data):
+            # A sequential scan has all 64 coefficients (T.81 table B.3).
+            spectrum = at + 3 + 2 * data[at + 2]
+            return replace(found, conformant=data[spectrum : spectrum + 2] == b"\x00\x3f")
+    return found
+
+
+def _segments(data: bytes) -> Iterator[tuple[int, int]]:
+    """Yield each marker of a JPEG stream and where its segment begins (T.81 B.1.1)."""
     at = 2
-    while at + 4 <= len(data):
-        if data[at] != 0xFF:
-            return None
+    while at + 4 <= len(data) and data[at] == 0xFF:
         marker = data[at + 1]
-        if marker == 0xFF:  # fill byte, T.81 B.1.1.2
+        if marker == 0xFF:  # fill byte, B.1.1.2
             at += 1
         elif marker in _STANDALONE:
             at += 2
-        elif marker in _SOF:
-            if at + 10 > len(data):
-                return None
-            precision, rows, columns, components = struct.unpack_from(">BHHB", data, at + 4)
-            return Codestream(rows, columns, components, precision)
         else:
+            yield marker, at + 2
             at += 2 + struct.unpack_from(">H", data, at + 2)[0]
-    return None
 
 
 def _read_j2k(data: bytes, start: int) -> Codestream | None:

@@ -484,6 +484,8 @@ def _check_stream(stream: bytes, parsed: _Object, shape: _Shape, limits: Limits)
         )
     if found.components != shape.samples:
         raise Unreadable(Reason.INCONSISTENT_HEADER, "samples per pixel differ in the pixels")
+    if not found.conformant:
+        raise Unreadable(Reason.DECODE_FAILED, "the scan does not fit the JPEG process")
     if parsed.syntax == uid.JPEGExtended12Bit and found.precision != 8:
         raise Unreadable(Reason.GPL_DECODER_ONLY)
 

@@ -66,7 +66,7 @@ class PhantomConfig(Config):
     size: int = Field(96, ge=32, le=4096, description="height and width, in pixels")
     seed: int = Field(0, description="everything follows from it")
     contrast: float = Field(
-        0.10, ge=0, le=1, description="strongest opacity, as a part of the grey range"
+        0.6, ge=0, le=1, description="strongest opacity, as a part of the grey range"
     )
     prevalence: float = Field(0.5, ge=0, le=1, description="part of the patients with pneumonia")
     syntaxes: tuple[str, ...] = Field(
