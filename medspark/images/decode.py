@@ -130,9 +130,9 @@ def _only_unreadable() -> Iterator[None]:
         raise Unreadable(Reason.TOO_LARGE, "not enough memory to decode it") from None
     except EOFError:
         raise Unreadable(Reason.TRUNCATED, "the header ends early") from None
-    except OSError as error:
-        raise Unreadable(Reason.UNREADABLE_FILE, type(error).__name__) from None
     except BaseException as error:  # noqa: BLE001 - Rust decoders panic with a BaseException
+        if isinstance(error, OSError) and error.errno:  # decoders raise it without
+            raise Unreadable(Reason.UNREADABLE_FILE, error.strerror or "") from None
         raise Unreadable(Reason.DECODE_FAILED, f"{type(error).__name__} in a decoder") from None
     finally:
         logger.disabled = was_disabled

@@ -16,6 +16,7 @@ import numpy as np
 import PIL
 import pydicom
 from pydicom import uid
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate, generate_frames
 from pydicom.filereader import read_dataset
@@ -300,7 +301,7 @@ def _with_pixels(header: Dataset, stream: Any, size: int, syntax: uid.UID) -> _O
     order = ">" if syntax == uid.ExplicitVRBigEndian else "<"
     head = stream.read(12)
     if len(head) < 8:
-        raise Unreadable(Reason.NO_PIXEL_DATA)
+        raise Unreadable(Reason.TRUNCATED if _ends_early(header) else Reason.NO_PIXEL_DATA)
     group, element = struct.unpack(f"{order}HH", head[:4])
     keyword = _PIXEL_TAGS.get(group << 16 | element)
     if keyword is None:
@@ -323,6 +324,19 @@ def _with_pixels(header: Dataset, stream: Any, size: int, syntax: uid.UID) -> _O
     left = size - start
     complete = length == _UNDEFINED or length <= left
     return _Object(header, stream, syntax, keyword, vr, start, min(length, left), complete)
+
+
+def _ends_early(header: Dataset) -> bool:
+    """Return whether the last element claims more bytes than the file had left."""
+    if not header:
+        return True
+    last = header.get_item(max(header.keys()), keep_deferred=True)
+    return (
+        isinstance(last, RawDataElement)
+        and last.value is not None
+        and last.length != _UNDEFINED
+        and len(last.value) < last.length
+    )
 
 
 def _shape(parsed: _Object) -> _Shape:
@@ -456,8 +470,10 @@ def _check_fragments(parsed: _Object) -> None:
     while at + 8 <= end:
         parsed.file.seek(at)
         group, element, length = struct.unpack("<HHI", parsed.file.read(8))
+        if (group, element) == (0xFFFE, 0xE0DD):
+            return
         if (group, element) != (0xFFFE, 0xE000):
-            return  # the delimiter, or rubbish that the frame reader will refuse
+            raise Unreadable(Reason.DECODE_FAILED, "the fragments of the pixels are damaged")
         at += 8 + length
     raise Unreadable(Reason.TRUNCATED, "the file ends before the delimiter of its pixels")
 

@@ -67,7 +67,9 @@ class Panic(BaseException):
         (Panic("JOHN^DOE"), Reason.DECODE_FAILED),
         (RecursionError("JOHN^DOE"), Reason.DECODE_FAILED),
         (MemoryError("JOHN^DOE"), Reason.TOO_LARGE),
-        (OSError("JOHN^DOE"), Reason.UNREADABLE_FILE),
+        (OSError("JOHN^DOE"), Reason.DECODE_FAILED),
+        (EOFError("JOHN^DOE"), Reason.TRUNCATED),
+        (OSError(5, "Input/output error", "JOHN^DOE"), Reason.UNREADABLE_FILE),
     ],
     ids=lambda value: type(value).__name__,
 )

@@ -99,7 +99,7 @@ REFUSED = {
     "rtstruct.dcm": Reason.NO_FILE_META,
     "JPEG2000-embedded-sequence-delimiter.dcm": Reason.INCONSISTENT_HEADER,
     "nested_priv_SQ.dcm": Reason.INCONSISTENT_HEADER,
-    "MR_truncated.dcm": Reason.TRUNCATED,
+    **dict.fromkeys(["MR_truncated.dcm", "rtplan_truncated.dcm"], Reason.TRUNCATED),
     "no_meta.dcm": Reason.NOT_AN_IMAGE,
     **dict.fromkeys(
         ["UN_sequence.dcm", "empty_charset_LEI.dcm", "no_meta_group_length.dcm", "priv_SQ.dcm"],
@@ -109,7 +109,7 @@ REFUSED = {
         ["reportsi.dcm", "reportsi_with_empty_number_tags.dcm", "rtplan.dcm", "test-SR.dcm"],
         Reason.NO_PIXEL_DATA,
     ),
-    **dict.fromkeys(["rtplan_truncated.dcm", "waveform_ecg.dcm"], Reason.NO_PIXEL_DATA),
+    "waveform_ecg.dcm": Reason.NO_PIXEL_DATA,
 }
 
 
