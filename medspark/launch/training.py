@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from pydantic import Field
 from pyspark.sql import SparkSession
 
@@ -26,6 +27,7 @@ from medspark.models.checkpoint import load_classifier
 from medspark.models.classifier import Classifier
 from medspark.shards.manifest import Manifest, read_manifest, verify
 from medspark.shards.plan import EpochPlan
+from medspark.track.journal import JournalReader
 from medspark.track.runs import TrackConfig, fetch_model, tracked
 from medspark.track.spool import DatasetEntry, ModelEntry, RunEntry
 from medspark.train.config import TrainConfig
@@ -143,7 +145,7 @@ def _train(config: TrainAtConfig, spark: SparkSession, folder: Path) -> dict[str
         run.end(
             "FINISHED",
             params={"world_size": launched.processes, "threads_per_rank": launched.threads},
-            summary=_summary(result) | {"restarts": launched.restarts},
+            summary=_summary(result) | _speed(run.spool.journal) | {"restarts": launched.restarts},
             artifacts=_write_report(folder / "report", result),
             model=_model_entry(folder, manifest),
             patience_seconds=config.track.patience_seconds,
@@ -204,6 +206,19 @@ def _summary(result: Mapping[str, Any]) -> dict[str, float]:
         for key, value in figures.items()
         if isinstance(value, int | float) and not key.endswith(unwanted)
     }
+
+
+def _speed(journal: Path) -> dict[str, float]:
+    """Return the usual speed and the slow end of it: far apart, they betray a straggling rank."""
+    speeds = [
+        record.metrics["images_per_second"]
+        for record in JournalReader(journal).poll()
+        if "images_per_second" in record.metrics
+    ]
+    if not speeds:
+        return {}
+    slow, usual = np.percentile(speeds, [5, 50])
+    return {"images_per_second/p5": float(slow), "images_per_second/p50": float(usual)}
 
 
 def _write_report(folder: Path, result: Mapping[str, Any]) -> Path:

@@ -1,0 +1,71 @@
+"""Kill things while they work, and see that nothing is lost: the fault matrix, row by row.
+
+    python tests/chaos/run.py [--only C1,C4] [--output build/chaos.json]
+
+Needs about half an hour on two cores. Ends with status 1 if a row fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+from lab import Lab, Verdict
+from rows import ROWS
+from standalone import StandaloneCluster
+
+
+def main(argv: list[str]) -> int:
+    """Try the rows; return 0 if all of them pass."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default="", help="rows, separated by commas")
+    parser.add_argument("--output", type=Path, default=Path("build/chaos.json"))
+    chosen = parser.parse_args(argv)
+    names = [name for name in chosen.only.split(",") if name] or list(ROWS)
+    os.environ["MEDSPARK_CHAOS"] = "1"  # what is started from here can be told from the rest
+    verdicts: list[Verdict] = []
+    with tempfile.TemporaryDirectory(prefix="chaos-") as place:
+        lab = Lab(Path(place))
+        for name in names:
+            verdicts += _try(name, lab)
+    chosen.output.parent.mkdir(parents=True, exist_ok=True)
+    chosen.output.write_text(json.dumps([asdict(v) for v in verdicts], indent=1) + "\n")
+    failed = sum(bool(verdict.problems) for verdict in verdicts)
+    print(f"{len(verdicts) - failed} of {len(verdicts)} passed; {chosen.output}")
+    return 1 if failed else 0
+
+
+def _try(name: str, lab: Lab) -> list[Verdict]:
+    # A cluster for each row: one that a row has hurt would spoil the next.
+    verdicts = []
+    home = lab.folder / f"cluster-{name}"
+    home.mkdir()
+    began = time.monotonic()
+    try:
+        with StandaloneCluster(home) as lab.cluster:
+            for verdict in ROWS[name](lab):
+                verdicts.append(verdict)
+                _show(verdict, time.monotonic() - began)
+    except (AssertionError, OSError, RuntimeError) as error:
+        verdicts.append(Verdict(name, problems=[f"{type(error).__name__}: {error}"]))
+        _show(verdicts[-1], time.monotonic() - began)
+    return verdicts
+
+
+def _show(verdict: Verdict, seconds: float) -> None:
+    state = "FAILED" if verdict.problems else "passed"
+    figures = ", ".join(f"{key} {value}" for key, value in verdict.figures.items())
+    print(f"{verdict.row:28} {state}  {figures}  ({seconds:.0f} s)", flush=True)
+    for problem in verdict.problems:
+        print(f"    {problem}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
