@@ -35,7 +35,7 @@ def run_job(cls: type[J], work: Callable[[J], dict[str, Any]], argv: Sequence[st
     The status is 0 when done, 2 for bad configuration or input (one sentence, no traceback), and 1
     for a run that failed. The path of the result is the last line printed.
     """
-    module = sys.modules[cls.__module__]
+    module = sys.modules[work.__module__]  # the job's own, wherever its configuration lives
     name = Path(getattr(module, "__file__", None) or "job").stem
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", force=True)
     logging.getLogger("py4j").setLevel(logging.WARNING)
