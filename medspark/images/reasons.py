@@ -62,6 +62,7 @@ class Reason(StrEnum):
         "the pixels are flagged as showing text that may identify the patient",
     )
     NO_LABEL = "no_label", "the image is fine, but no label is known for it"
+    CONFLICTING_LABEL = "conflicting_label", "the same file or the same pixels carry two labels"
 
 
 class Unreadable(MedsparkError):  # noqa: N818 - the sentence reads "raise Unreadable"

@@ -185,12 +185,26 @@ class _Ingest:
             after = self._settled(before, files, decoded)
         result |= self._outcomes(files, after)
         if decoded is not None:
-            result |= dict(zip(("added", "removed"), ledger.exchanged(before, after), strict=True))
+            result |= self._exchanged(before, after, result)
             self._commit(after, files, decoded, result)
         return {"added": 0, "removed": 0} | result | {"samples_folder": self._samples.url}
 
+    def _exchanged(
+        self, before: DataFrame, after: DataFrame, result: dict[str, Any]
+    ) -> dict[str, int]:
+        added, removed = (
+            ledger.exchanged(before, after) if self._manifest else (result["frames"], 0)
+        )
+        return {"added": added, "removed": removed}
+
     def _changes(self, files: DataFrame) -> dict[str, int]:
-        found = {row["status"]: row["count"] for row in files.groupBy("status").count().collect()}
+        table = files.groupBy("status").agg(
+            F.count("*").alias("count"), F.count("label").alias("labelled")
+        )
+        rows = table.collect()
+        if self._archive.table and rows and not sum(row["labelled"] for row in rows):
+            raise self._archive.table.no_match()
+        found = {row["status"]: row["count"] for row in rows}
         names = (ledger.NEW, ledger.CHANGED, ledger.UNCHANGED, ledger.DELETED)
         return {name: found.get(name, 0) for name in names}
 

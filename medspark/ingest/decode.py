@@ -22,7 +22,7 @@ from pyspark.sql.pandas.types import from_arrow_schema
 from medspark.images.decode import decode
 from medspark.images.deidentify import Privacy, Pseudonyms
 from medspark.images.dicom import looks_like_dicom
-from medspark.images.frame import Frame
+from medspark.images.frame import Attributes, Frame, Rendered
 from medspark.images.guard import GuardedDecoder
 from medspark.images.limits import Limits
 from medspark.images.raster import looks_like_raster
@@ -199,9 +199,15 @@ class _Conflict(Exception):  # noqa: N818 - control flow, not an error
 
 
 def _sample(frame: Frame, kept: Outcome) -> dict[str, Any]:
-    rendered = {f"rendered_{k}": v for k, v in dataclasses.asdict(frame.rendered).items()}
-    pixels = frame.pixels.astype(frame.pixels.dtype.newbyteorder("<"), copy=False).tobytes()
-    return dataclasses.asdict(frame.attributes) | rendered | kept | {"pixels": pixels}
+    # Read field by field: dataclasses.asdict copies deeply, at a twentieth of an image's time.
+    row = {name: getattr(frame.attributes, name) for name in _ATTRIBUTES}
+    row |= {f"rendered_{name}": getattr(frame.rendered, name) for name in _RENDERED}
+    pixels = frame.pixels.astype(frame.pixels.dtype.newbyteorder("<"), copy=False)
+    return row | kept | {"pixels": pixels.tobytes()}
+
+
+_ATTRIBUTES = tuple(field.name for field in dataclasses.fields(Attributes))
+_RENDERED = tuple(field.name for field in dataclasses.fields(Rendered))
 
 
 def _head(path: str) -> bytes:

@@ -42,8 +42,8 @@ CODED_ATTRIBUTES = {
     "Manufacturer": "manufacturer",
 }
 
-# Below this size a label table is searched to its end for one file that exists before Spark
-# starts; of a larger one, whose files may be far away, only so many rows are tried there.
+# A label table up to this size is searched to its end for one file that exists, before Spark
+# starts; of a larger one only so many rows are tried, and the join tells.
 _PROBED_ROWS = 100_000
 
 Match = Literal["path", "name", "stem"]
@@ -159,12 +159,15 @@ class LabelTable:
             self._check_names()
             return self._source
         own = posixpath.dirname(storage.normalise(self.url))
-        for path in islice(self._paths(), _PROBED_ROWS):
+        paths = self._paths()
+        for path in islice(paths, _PROBED_ROWS):
             for folder in (self._source, own):
                 relative = self._relative(path, folder)
                 if relative and storage.is_file(storage.join(self._source, relative)):
                     return folder
-        raise self._no_match()
+        if next(paths, None) is None:
+            raise self.no_match()
+        return self._source
 
     def _check_names(self) -> None:
         match = self._config.match
@@ -172,9 +175,10 @@ class LabelTable:
         below = islice(_walk(self._source), _PROBED_ROWS)
         first = next((path for path in below if match_key(path, match) in listed), None)
         if first is None and next(below, None) is None:
-            raise self._no_match()
+            raise self.no_match()
 
-    def _no_match(self) -> UsageError:
+    def no_match(self) -> UsageError:
+        """Return what to tell the user when no row of the table names a file of the source."""
         return UsageError(
             f"The label table {self.url} matches no file below {self._source}; its paths should be "
             f"relative to that folder or to the table's (--label_table.match compares less)."

@@ -11,10 +11,12 @@ from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 from pyspark.sql.pandas.types import from_arrow_schema
 
+from medspark.images.reasons import Reason
+
 SAMPLE, DUPLICATE, QUARANTINED = "sample", "duplicate", "quarantined"
 
 # Two images with the same pixels and different labels: neither can be trusted.
-CONFLICTING_LABEL = "conflicting_label"
+CONFLICTING_LABEL = Reason.CONFLICTING_LABEL.value
 
 SCHEMA = pa.schema(
     [

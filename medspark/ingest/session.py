@@ -77,6 +77,7 @@ def _start(config: SparkConfig, name: str) -> SparkSession:
         # Without it the workers run whatever python3 comes first on the path.
         os.environ["PYSPARK_PYTHON"] = sys.executable
     builder = SparkSession.builder.appName(name).master(_retrying(master))
+    builder = builder.config("spark.log.level", config.log_level)
     for key, value in _SETTINGS.items():
         if not submitted.contains(key):
             builder = builder.config(key, value)

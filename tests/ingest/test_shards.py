@@ -54,8 +54,7 @@ def image(size: int, channels: int, bits: int) -> dict[str, Any]:
 @pytest.mark.parametrize("bits", [8, 16])
 @pytest.mark.parametrize("stored", [(8, 1, 8), (8, 3, 8), (8, 1, 16), (8, 3, 16)])
 def test_samples_are_brought_to_one_format(stored, size, channels, bits):
-    if bits > stored[2]:
-        pytest.skip("samples are never made deeper")
+    bits = min(bits, stored[2])  # samples are never made deeper
 
     pixels = bring_to(PixelFormat(size, size, channels, bits), image(*stored))
 
