@@ -13,6 +13,7 @@ import pytest
 from medspark.images import phantom
 from medspark.images.decode import decode
 from medspark.images.phantom import PhantomConfig, write_archive
+from medspark.images.phantom.__main__ import main
 from medspark.images.reasons import Unreadable
 from medspark.images.rendering import Rendering
 
@@ -138,7 +139,7 @@ def test_the_command_line_writes_what_it_is_asked(
 ) -> None:
     words = f"{tmp_path} --count 5 --size 40 --syntaxes jpeg_2000 --bits 16 --no-extras"
 
-    assert phantom.main(words.split()) == 0
+    assert main(words.split()) == 0
 
     summary = json.loads(capsys.readouterr().out)
     assert (summary["files"], summary["images"]) == (5, 5)
