@@ -198,8 +198,8 @@ class _Attacker:
                     attacked = batch.pixels.clone()
                     attacked[right] = self._run(attack, batch.of(right), threat)
                 self._record(Trial(name, 0, eps).key, batch, attacked, threat)
-        if self.config.sanity_images > 0 and self.config.eps:
-            self._doubt(batch)
+        if self.config.sanity_images > 0 and max(self.config.eps, default=0.0) > 0:
+            self._doubt(batch, clean)
 
     def _look(self, batch: _Images) -> tuple[Tensor, Tensor]:
         """Return the clean probabilities and the gradient, which serves FGSM at every eps."""
@@ -229,11 +229,11 @@ class _Attacker:
         self.found.add(f"{key}/rms_255", 255 * norms(change).flatten() / change[0].numel() ** 0.5)
         self.found.add(f"{key}/outside", ~threat.holds(attacked, batch.pixels))
 
-    def _doubt(self, batch: _Images) -> None:
+    def _doubt(self, batch: _Images, clean: Tensor) -> None:
         """Try on a few images what an honest network does not mind, at the largest eps."""
         # Not-a-number marks the images that are left out.
         margin_held = torch.full((len(batch.rows),), torch.nan)
-        noise_held, unsteady = margin_held.clone(), margin_held.clone()
+        unsteady, noisy = margin_held.clone(), torch.full_like(clean, torch.nan)
         chosen = (batch.rows < self.config.sanity_images).nonzero().flatten()
         if len(chosen) > 0:
             few, threat = batch.of(chosen), self.config.threat(max(self.config.eps))
@@ -241,10 +241,11 @@ class _Attacker:
                 margin_held[chosen] = self._held_under_margin(few, threat)
             noise = Chance(self.config.seed, few.rows).noise(few.pixels, "noise")
             step = threat.eps * (2 * noise - 1).sign()
-            noise_held[chosen] = self._right(threat.project(few.pixels + step, few.pixels), few)
+            pixels = threat.project(few.pixels + step, few.pixels)
+            noisy[chosen] = self._probabilities(pixels)
             unsteady[chosen] = self._unsteadiness(few.pixels)
         self.found.add("margin_held", margin_held)
-        self.found.add("noise_held", noise_held)
+        self.found.add("noise", noisy)
         self.found.add("unsteady", unsteady)
 
     def _held_under_margin(self, batch: _Images, threat: ThreatModel) -> Tensor:

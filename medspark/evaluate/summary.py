@@ -24,6 +24,9 @@ Arrays = dict[str, Array]
 
 WORST = "worst_case"
 
+# Where they do not succeed these do no harm, also to an honest network.
+_MAY_FAIL = frozenset({"transfer", "fgsm", "fab", "deepfool", "cw"})
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -235,7 +238,7 @@ def flags(arrays: Arrays, trials: Sequence[Trial], limits: SanityConfig) -> list
     largest = max(trial.eps for trial in trials)
     at_largest = [trial for trial in trials if trial.eps == largest]
     found += _black_box_flags(view, at_largest, limits)
-    if "noise_held" in arrays and (~np.isnan(arrays["noise_held"])).any():
+    if "unsteady" in arrays and (~np.isnan(arrays["unsteady"])).any():
         found += _doubting_flags(view, at_largest, limits)
     return found
 
@@ -262,9 +265,8 @@ def _black_box_flags(view: _View, trials: Sequence[Trial], limits: SanityConfig)
 
 
 def _doubting_flags(view: _View, trials: Sequence[Trial], limits: SanityConfig) -> list[Flag]:
-    chosen = ~np.isnan(view.arrays["noise_held"])
-    # Not a number for a model without gradients, which no comparison triggers on.
-    held, noise = (float(view.arrays[k][chosen].mean()) for k in ("margin_held", "noise_held"))
+    chosen = ~np.isnan(view.arrays["unsteady"])
+    held = float(view.arrays["margin_held"][chosen].mean())
     found = [sanity.unsteady(float(view.arrays["unsteady"][chosen].max()), limits)]
     for trial in trials:
         left = view.accuracy(trial.key, chosen)
@@ -272,9 +274,9 @@ def _doubting_flags(view: _View, trials: Sequence[Trial], limits: SanityConfig) 
             found.append(sanity.fgsm_above_margin(left, held, limits))
         elif trial.name == "pgd":
             found.append(sanity.pgd_above_margin(left, held, limits))
-        if trial.name not in ("transfer", "fgsm"):  # these may well fail honestly
-            clean = view.accuracy("clean", chosen)
-            found.append(sanity.noise_as_strong(trial.name, clean, noise, left, trial.eps, limits))
+        if trial.name not in _MAY_FAIL:
+            share = view.noise_wins(trial.key, chosen)
+            found.append(sanity.noise_as_strong(trial.name, share, limits))
     return found
 
 
@@ -288,6 +290,13 @@ class _View:
 
     def accuracy(self, name: str, chosen: Array | slice = slice(None)) -> float:
         return float(self.right(name)[chosen].mean())
+
+    def noise_wins(self, attack: str, chosen: Array) -> float:
+        """Return the share of right answers that the attack does not harm more than noise."""
+        among = chosen & self.right("clean")
+        labels = self.arrays["labels"][among]
+        attacked, noise = (_lead(self.arrays[k][among], labels) for k in (attack, "noise"))
+        return float(((attacked >= noise) & (attacked > 0)).mean()) if among.any() else 0.0
 
     def saturated(self) -> float:
         right = self.right("clean")

@@ -1,0 +1,56 @@
+"""Attack a trained model with everything there is, and say whether the figures can be believed.
+
+Reads   a model (folder, ONNX file, or MLflow URI) and the shards that jobs/shard.py wrote
+Writes  a report (Markdown, HTML, figures) and one MLflow run
+
+    spark-submit jobs/evaluate.py --model MODEL --shards DIR --attacks pgd,autoattack --eps 0,1,2,4
+
+An evaluation that was killed goes on where it was when the same command is given again.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import Field
+
+from medspark.ingest.session import SparkConfig, spark_session
+from medspark.job import JobConfig, run_job
+from medspark.launch.evaluation import Evaluation, EvaluationConfig
+
+
+class EvaluateJob(JobConfig, EvaluationConfig):
+    """Evaluate one model."""
+
+    spark: SparkConfig = Field(default_factory=SparkConfig)
+
+
+def work(config: EvaluateJob) -> dict[str, Any]:
+    """Attack the model, print the table and the verdict, and return the result."""
+    evaluation = Evaluation(config)
+    with spark_session(config.spark, name="medspark evaluate") as spark:
+        result = evaluation.run(spark)
+    print(_summary(result))
+    return result
+
+
+def _summary(result: dict[str, Any]) -> str:
+    lines = [f"{'attack':>14} {'eps/255':>8} {'accuracy':>9} {'auroc':>7}"]
+    rows = [{"name": "clean", "eps_255": 0, **result["clean"]}, *result["attacks"]]
+    for row in [*rows, *result["worst_case"]]:
+        auroc = "–" if row["auroc"] is None else f"{row['auroc']:.3f}"
+        lines.append(f"{row['name']:>14} {row['eps_255']:>8} {row['accuracy']:>9.3f} {auroc:>7}")
+    doubts = [flag["sentence"] for flag in result["flags"] if flag["triggered"]]
+    lines += [f"NOT TO BE BELIEVED: {doubt}." for doubt in doubts]
+    return "\n".join([*lines, f"report: {result['report']}"])
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the job; return its exit status."""
+    return run_job(EvaluateJob, work, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

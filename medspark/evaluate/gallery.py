@@ -1,0 +1,73 @@
+"""A few images, what an attacker makes of them, and where the network looks before and after."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from medspark.attacks.pgd import pgd
+from medspark.attacks.threat import ThreatModel
+from medspark.evaluate.gradcam import grad_cam
+from medspark.models.classifier import Classifier, evaluating
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    """One image (H, W, C) in [0, 1], attacked, with answers and Grad-CAM maps (H, W)."""
+
+    label: int
+    clean: Array
+    attacked: Array
+    clean_probabilities: Array
+    attacked_probabilities: Array
+    clean_map: Array
+    attacked_map: Array
+
+
+def exhibits(
+    model: Classifier, images: Tensor, labels: Tensor, *, threat: ThreatModel, steps: int = 20
+) -> list[Exhibit]:
+    """Return ``images`` (B, C, H, W) beside what PGD makes of them."""
+    with evaluating(model):
+        attacked = pgd(model, images, labels, threat=threat, steps=steps)
+        looks = [_look(model, pixels) for pixels in (images, attacked)]
+    (before, clean_maps), (after, attacked_maps) = looks
+    return [
+        Exhibit(
+            label=int(labels[i]),
+            clean=_channels_last(images[i]),
+            attacked=_channels_last(attacked[i]),
+            clean_probabilities=before[i],
+            attacked_probabilities=after[i],
+            clean_map=clean_maps[i],
+            attacked_map=attacked_maps[i],
+        )
+        for i in range(len(images))
+    ]
+
+
+def typical_rows(labels: Array, count: int) -> Array:
+    """Return ``count`` row numbers that show every class in turn, the first of each first."""
+    order = np.argsort(labels, kind="stable")
+    turn = np.concatenate([np.arange((labels == k).sum()) for k in np.unique(labels)])
+    chosen: Array = order[np.argsort(turn, kind="stable")][:count]
+    return chosen
+
+
+def _look(model: Classifier, images: Tensor) -> tuple[Array, Array]:
+    with torch.no_grad():
+        probabilities = model(images).softmax(1)
+    maps = grad_cam(model, images, probabilities.argmax(1))
+    return probabilities.numpy(), maps.numpy()
+
+
+def _channels_last(image: Tensor) -> Array:
+    pixels: Array = image.permute(1, 2, 0).numpy()
+    return pixels

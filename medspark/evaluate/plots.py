@@ -1,0 +1,147 @@
+"""The pictures of a robustness report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from sklearn.metrics import roc_curve
+
+from medspark.evaluate.gallery import Exhibit
+from medspark.evaluate.summary import WORST, AttackResult, RobustReport, grey_levels
+
+Array = npt.NDArray[Any]
+
+_BINS = 10
+
+
+def accuracy_curves(report: RobustReport) -> Figure:
+    """Draw accuracy over eps for every attack and the worst case, with their intervals."""
+    figure, axes = _blank(6.4, 4.2)
+    for name, results in _by_attack([*report.attacks, *report.worst]).items():
+        results = sorted(results, key=lambda result: result.eps)
+        levels = [0.0, *(grey_levels(result.eps) for result in results)]
+        figures = [report.clean, *(result.metrics for result in results)]
+        values = [figure.accuracy or 0.0 for figure in figures]
+        style = {"lw": 2.5, "color": "black", "zorder": 3} if name == WORST else {"lw": 1.4}
+        label = name.replace("_", " ")
+        (line,) = axes.plot(levels, values, marker="o", ms=4, label=label, **style)
+        bounds = [report.clean_intervals, *(result.intervals for result in results)]
+        if all("accuracy" in bound for bound in bounds):
+            low, high = zip(*(bound["accuracy"] for bound in bounds), strict=True)
+            axes.fill_between(levels, low, high, color=line.get_color(), alpha=0.12, lw=0)
+    axes.set(xlabel="eps, grey levels of 255", ylabel="accuracy", ylim=(-0.02, 1.02))
+    axes.legend(fontsize=8)
+    return figure
+
+
+def reliability_diagram(report: RobustReport) -> Figure:
+    """Draw how often the network is right over how sure it says it is, clean and worst case."""
+    figure, axes = _blank(4.6, 4.2)
+    axes.plot([0, 1], [0, 1], color="grey", lw=1, ls="--")
+    for name, probabilities in _clean_and_worst(report):
+        sure, right = probabilities.max(1), probabilities.argmax(1) == report.labels
+        bins = np.minimum((sure * _BINS).astype(int), _BINS - 1)
+        filled = [k for k in range(_BINS) if (bins == k).any()]
+        axes.plot(
+            [sure[bins == k].mean() for k in filled],
+            [right[bins == k].mean() for k in filled],
+            marker="o",
+            ms=4,
+            label=f"{name}, error {calibration_error(probabilities, report.labels):.3f}",
+        )
+    axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(-0.02, 1.02))
+    axes.legend(fontsize=8)
+    return figure
+
+
+def calibration_error(probabilities: Array, labels: Array) -> float:
+    """Return the expected calibration error in ten bins (Guo et al. 2017)."""
+    sure, right = probabilities.max(1), probabilities.argmax(1) == labels
+    bins = np.minimum((sure * _BINS).astype(int), _BINS - 1)
+    gaps = [
+        (bins == k).mean() * abs(right[bins == k].mean() - sure[bins == k].mean())
+        for k in range(_BINS)
+        if (bins == k).any()
+    ]
+    return float(sum(gaps))
+
+
+def roc_curves(report: RobustReport, *, classes: Sequence[str], positive: int) -> Figure:
+    """Draw the ROC curves of class ``positive``, clean and in the worst case of every eps."""
+    figure, axes = _blank(4.6, 4.2)
+    axes.plot([0, 1], [0, 1], color="grey", lw=1, ls="--")
+    truth = report.labels == positive
+    if truth.any() and not truth.all():
+        for name, probabilities in _clean_and_worst(report):
+            false, true, _ = roc_curve(truth, probabilities[:, positive])
+            axes.plot(false, true, label=name)
+        axes.legend(fontsize=8)
+    axes.set(xlabel="1 - specificity", ylabel="sensitivity", title=classes[positive])
+    return figure
+
+
+def image_grid(shown: Sequence[Exhibit], *, classes: Sequence[str], eps: float) -> Figure:
+    """Draw image, perturbation (amplified) and attacked image, with answers and Grad-CAM."""
+    figure = Figure(figsize=(9.5, 2.1 * len(shown)), layout="constrained")
+    axes = figure.subplots(len(shown), 5, squeeze=False)
+    for row, exhibit in zip(axes, shown, strict=True):
+        _draw_exhibit(row, exhibit, classes, eps)
+    return figure
+
+
+def _draw_exhibit(row: Array, exhibit: Exhibit, classes: Sequence[str], eps: float) -> None:
+    change = exhibit.attacked - exhibit.clean
+    amplified = 0.5 + 0.5 * change / max(float(np.abs(change).max()), 1e-12)
+    before, after = exhibit.clean_probabilities, exhibit.attacked_probabilities
+    _draw(row[0], exhibit.clean, f"{classes[exhibit.label]}: {_answer(before, classes)}")
+    _draw(row[1], exhibit.clean, "Grad-CAM", exhibit.clean_map)
+    _draw(row[2], amplified, f"change x{0.5 / max(eps, 1e-12):.0f}")
+    _draw(row[3], exhibit.attacked, f"attacked: {_answer(after, classes)}")
+    _draw(row[4], exhibit.attacked, "Grad-CAM", exhibit.attacked_map)
+
+
+def _draw(axes: Axes, pixels: Array, title: str, heat: Array | None = None) -> None:
+    axes.imshow(pixels.squeeze(), cmap="gray", vmin=0, vmax=1)
+    if heat is not None:
+        axes.imshow(heat, cmap="inferno", alpha=0.45, vmin=0, vmax=1)
+    axes.set_title(title, fontsize=8)
+    axes.set_axis_off()
+
+
+def _answer(probabilities: Array, classes: Sequence[str]) -> str:
+    best = int(probabilities.argmax())
+    return f"{classes[best]} {probabilities[best]:.0%}"
+
+
+def _clean_and_worst(report: RobustReport) -> list[tuple[str, Array]]:
+    worst = [
+        (f"worst case at {grey_levels(result.eps):g}/255", result.eps) for result in report.worst
+    ]
+    return [
+        ("clean", report.probabilities["clean"]),
+        *(
+            (name, report.probabilities[f"worst_case@{grey_levels(eps):g}"])
+            for name, eps in worst
+            if eps > 0
+        ),
+    ]
+
+
+def _by_attack(results: Sequence[AttackResult]) -> dict[str, list[AttackResult]]:
+    found: dict[str, list[AttackResult]] = {}
+    for result in results:
+        found.setdefault(result.name, []).append(result)
+    return found
+
+
+def _blank(width: float, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    return figure, axes

@@ -1,0 +1,157 @@
+"""The robustness report that people read: Markdown, and one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from medspark.evaluate.gallery import Exhibit
+from medspark.evaluate.plots import accuracy_curves, image_grid, reliability_diagram, roc_curves
+from medspark.evaluate.sanity import Flag
+from medspark.evaluate.summary import AttackResult, RobustReport, grey_levels
+
+_FIGURES = ("accuracy", "balanced_accuracy", "auroc", "sensitivity", "specificity")
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;
+       color: #1c1c1c }
+table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums }
+th, td { padding: .25rem .7rem; border-bottom: 1px solid #ddd; text-align: right }
+th:first-child, td:first-child { text-align: left }
+td small { color: #777 }
+.doubt { background: #fdecea; border-left: 4px solid #c62828; padding: .6rem 1rem }
+.fine { background: #edf7ed; border-left: 4px solid #2e7d32; padding: .6rem 1rem }
+img { max-width: 100% }
+"""
+
+
+def write_report(
+    folder: Path,
+    report: RobustReport,
+    *,
+    title: str,
+    facts: Mapping[str, str],
+    classes: Sequence[str],
+    positive: int,
+    shown: Sequence[Exhibit] = (),
+    shown_eps: float = 0.0,
+) -> None:
+    """Write report.md, report.html and the figures as PNG to ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    figures = {
+        "accuracy": accuracy_curves(report),
+        "reliability": reliability_diagram(report),
+        "roc": roc_curves(report, classes=classes, positive=positive),
+    }
+    if shown:
+        figures["images"] = image_grid(shown, classes=classes, eps=shown_eps)
+    pictures = {name: _png(figure) for name, figure in figures.items()}
+    for name, picture in pictures.items():
+        (folder / f"{name}.png").write_bytes(picture)
+    (folder / "report.md").write_text(
+        markdown(report, title=title, facts=facts, pictures=list(pictures)), encoding="utf-8"
+    )
+    page = _page(report, title=title, facts=facts, pictures=pictures)
+    (folder / "report.html").write_text(page, encoding="utf-8")
+
+
+def verdict(report: RobustReport) -> list[str]:
+    """Return one sentence for each reason to doubt the figures, the verdict first."""
+    doubts = [flag for flag in report.flags if flag.triggered]
+    if not doubts:
+        return [f"All {len(report.flags)} sanity checks passed."]
+    return ["These figures are NOT TO BE BELIEVED:", *(f"{_reason(flag)}" for flag in doubts)]
+
+
+def table(report: RobustReport) -> list[list[str]]:
+    """Return the figures as rows of text, a heading first."""
+    head = ["attack", "eps/255", *(name.replace("_", " ") for name in _FIGURES), "success"]
+    clean = [_text(getattr(report.clean, k), report.clean_intervals.get(k)) for k in _FIGURES]
+    rows = [["clean", "0", *clean, ""]]
+    return [head, *rows, *(_row(result) for result in [*report.attacks, *report.worst])]
+
+
+def markdown(
+    report: RobustReport, *, title: str, facts: Mapping[str, str], pictures: Sequence[str] = ()
+) -> str:
+    """Return the report as Markdown."""
+    first, *doubts = verdict(report)
+    head, *rows = table(report)
+    lines = [f"# {title}", "", f"**{first}**", "", *(f"- {doubt}" for doubt in doubts), ""]
+    lines += [_piped(head), _piped(["---", *["---:"] * (len(head) - 1)]), *map(_piped, rows), ""]
+    lines += [f"- {name}: {value}" for name, value in facts.items()]
+    lines += ["", "## Sanity checks", "", *(_check(flag) for flag in report.flags), ""]
+    lines += [f"![{name}]({name}.png)" for name in pictures]
+    return "\n".join(lines) + "\n"
+
+
+def _page(
+    report: RobustReport,
+    *,
+    title: str,
+    facts: Mapping[str, str],
+    pictures: Mapping[str, bytes],
+) -> str:
+    first, *doubts = verdict(report)
+    reasons = "".join(f"<li>{html.escape(doubt)}</li>" for doubt in doubts)
+    head, *rows = table(report)
+    checks = "".join(f"<li>{html.escape(_check(flag)[2:])}</li>" for flag in report.flags)
+    images = "".join(
+        f'<h2>{name}</h2><img alt="{name}" '
+        f'src="data:image/png;base64,{base64.b64encode(picture).decode()}">'
+        for name, picture in pictures.items()
+    )
+    told = "".join(
+        f"<tr><td>{html.escape(name)}</td><td>{html.escape(value)}</td></tr>"
+        for name, value in facts.items()
+    )
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f"<style>{_STYLE}</style><h1>{html.escape(title)}</h1>"
+        f'<div class="{"doubt" if doubts else "fine"}">{html.escape(first)}<ul>{reasons}</ul></div>'
+        f"<table><tr>{_cells(head, 'th')}</tr>"
+        + "".join(f"<tr>{_cells(row, 'td')}</tr>" for row in rows)
+        + f"</table>{images}<h2>Sanity checks</h2><ul>{checks}</ul><table>{told}</table></html>\n"
+    )
+
+
+def _row(result: AttackResult) -> list[str]:
+    figures = [_text(getattr(result.metrics, k), result.intervals.get(k)) for k in _FIGURES]
+    name = result.name.replace("_", " ") + (f"-{result.steps}" if result.name == "pgd" else "")
+    return [name, f"{grey_levels(result.eps):g}", *figures, _text(result.success_rate)]
+
+
+def _text(value: float | None, interval: tuple[float, float] | None = None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
+
+
+def _check(flag: Flag) -> str:
+    state = "TRIGGERED" if flag.triggered else "passed"
+    return (
+        f"- {flag.name}: {state} ({flag.value:.4g}, threshold {flag.threshold:g}): {flag.sentence}."
+    )
+
+
+def _reason(flag: Flag) -> str:
+    return f"{flag.name.replace('_', ' ')}: {flag.sentence}."
+
+
+def _piped(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _cells(cells: Sequence[str], tag: str) -> str:
+    return "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells)
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()

@@ -1,0 +1,107 @@
+"""The report that people read."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from medspark.attacks.threat import ThreatModel
+from medspark.evaluate.gallery import exhibits, typical_rows
+from medspark.evaluate.gradcam import grad_cam
+from medspark.evaluate.plots import calibration_error
+from medspark.evaluate.report import markdown, table, verdict, write_report
+from medspark.evaluate.sanity import SanityConfig
+from medspark.evaluate.summary import Detail, RobustReport, Trial, summarise
+from medspark.models.backbones import ModelConfig, build
+
+CLASSES = ("NORMAL", "PNEUMONIA")
+TRIAL = Trial("pgd", 20, 2 / 255)
+
+
+@pytest.fixture
+def report() -> RobustReport:
+    random = np.random.default_rng(0)
+    ill = random.random(40)
+    arrays = {
+        "rows": np.arange(40),
+        "labels": (ill + 0.2 * random.standard_normal(40) > 0.5).astype(int),
+        "clean": np.stack([1 - ill, ill], axis=1),
+        TRIAL.key: np.stack([ill, 1 - ill], axis=1),
+        "zero_gradient": np.arange(40) < 30,
+    }
+    detail = Detail(samples=20, classes=CLASSES)
+    return summarise(arrays, [TRIAL], limits=SanityConfig(), detail=detail)
+
+
+def test_figures_that_are_not_to_be_believed_say_so_and_why(report: RobustReport) -> None:
+    first, *doubts = verdict(report)
+
+    assert "NOT TO BE BELIEVED" in first
+    assert any("75.0% of the images have an input gradient of exactly zero" in d for d in doubts)
+    assert "NOT TO BE BELIEVED" in markdown(report, title="title", facts={})
+
+
+def test_the_table_has_a_row_for_each_attack_and_the_worst_case(report: RobustReport) -> None:
+    head, *rows = table(report)
+
+    assert [row[0] for row in rows] == ["clean", "pgd-20", "worst case"]
+    assert all(len(row) == len(head) for row in rows)
+    assert "[" in rows[0][2]
+
+
+def test_the_page_needs_nothing_else(report: RobustReport, tmp_path: Path) -> None:
+    model = build(ModelConfig(name="test_resnet"), num_classes=2, channels=1)
+    shown = exhibits(
+        model, torch.rand(2, 1, 32, 32), torch.tensor([0, 1]), threat=ThreatModel(), steps=2
+    )
+
+    write_report(
+        tmp_path, report, title="a <title>", facts={"model": "m & n"}, classes=CLASSES, positive=1,
+        shown=shown, shown_eps=2 / 255,
+    )  # fmt: skip
+
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 4
+    assert "a &lt;title&gt;" in page
+    assert "m &amp; n" in page
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {
+        "report.md", "report.html", "accuracy.png", "reliability.png", "roc.png", "images.png",
+    }  # fmt: skip
+
+
+def test_the_gallery_shows_every_class_in_turn() -> None:
+    assert typical_rows(np.array([0, 0, 0, 1, 2, 1]), 4).tolist() == [0, 3, 4, 1]
+
+
+def test_exhibits_are_attacked_within_the_threat_model() -> None:
+    model = build(ModelConfig(name="test_resnet"), num_classes=2, channels=3).train()
+    images, threat = torch.rand(3, 3, 32, 32), ThreatModel(eps=4 / 255)
+
+    shown = exhibits(model, images, torch.tensor([0, 1, 0]), threat=threat, steps=3)
+
+    assert model.training
+    for exhibit in shown:
+        assert 0 < np.abs(exhibit.attacked - exhibit.clean).max() <= 4 / 255 + 1e-6
+        assert exhibit.clean_map.shape == (32, 32)
+
+
+@pytest.mark.parametrize("name", ["mobilenetv2_100", "densenet121", "resnet50"])
+def test_grad_cam_works_on_the_three_networks(name: str) -> None:
+    model = build(ModelConfig(name=name), num_classes=2, channels=1).eval()
+
+    maps = grad_cam(model, torch.rand(2, 1, 64, 64), torch.tensor([0, 1]))
+
+    assert maps.shape == (2, 64, 64)
+    assert maps.min() >= 0
+    assert maps.max() <= 1
+
+
+def test_calibration_is_worked_by_hand() -> None:
+    probabilities = np.array([[0.95, 0.05], [0.95, 0.05], [0.25, 0.75], [0.25, 0.75]])
+
+    # Sure of .95 and right half the time; sure of .75 and always right.
+    assert calibration_error(probabilities, np.array([0, 1, 1, 1])) == pytest.approx(
+        0.5 * 0.45 + 0.5 * 0.25
+    )

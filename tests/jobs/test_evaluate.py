@@ -1,0 +1,135 @@
+"""The evaluation job: the same report however it is cut, and one that goes on when killed."""
+
+import importlib.util
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from medspark.models.backbones import ModelConfig, build
+from medspark.models.checkpoint import describe, save_classifier
+
+Run = Callable[..., tuple[int, dict[str, Any]]]
+
+
+def job_module() -> ModuleType:
+    path = Path(__file__).parents[2] / "jobs" / "evaluate.py"
+    spec = importlib.util.spec_from_file_location("evaluate_job", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def shards(write_shards) -> Path:
+    return write_shards(rows=12, shards=2, side=32)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = build(ModelConfig(name="test_resnet"), num_classes=2, channels=1)
+    card = describe(network, classes=("a", "b"), height=32, width=32)
+    save_classifier(tmp_path / "model", network, card)
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def run(tmp_path: Path, shards: Path, model: Path, monkeypatch) -> Run:
+    """Return a function that runs the job with further arguments."""
+    module = job_module()
+    monkeypatch.setitem(sys.modules, "evaluate_job", module)
+
+    def started(*more: str, folder: str = "work") -> tuple[int, dict[str, Any]]:
+        output = tmp_path / f"{folder}.json"
+        status = module.main(
+            [
+                f"--model={model}",
+                f"--shards={shards}",
+                "--attacks=fgsm,pgd",
+                "--eps=0,2/255,8",
+                "--steps=3",
+                "--bootstrap=20",
+                f"--folder={tmp_path / folder}",
+                f"--track.uri=sqlite:///{tmp_path / 'mlflow.db'}",
+                "--track.system_metrics=false",
+                f"--output={output}",
+                *more,
+            ]
+        )
+        return status, json.loads(output.read_text()) if output.exists() else {}
+
+    return started
+
+
+@pytest.mark.spark
+@pytest.mark.slow
+def test_however_it_is_cut_the_report_is_the_same(spark, run: Run, tmp_path: Path) -> None:
+    status, whole = run("--piece=100")
+    again, cut = run("--piece=5", "--batch_size=2", folder="cut")
+
+    assert (status, again) == (0, 0)
+    assert whole["images"] == 12
+    assert [row["eps_255"] for row in whole["attacks"]] == [0, 2, 8, 0, 2, 8]
+    assert whole["clean"]["accuracy"] == whole["attacks"][0]["accuracy"]
+    for part in ("clean", "attacks", "worst_case"):
+        assert without_sizes(cut[part]) == without_sizes(whole[part])
+    page = Path(whole["report"]).read_text()
+    assert "data:image/png;base64," in page
+    assert "http" not in page.replace("http://www.w3.org", "")
+
+
+def without_sizes(part: Any) -> Any:
+    """Return figures without the mean sizes, which floating point sums in another order."""
+    rows = part if isinstance(part, list) else [part]
+    return [
+        {k: v for k, v in row.items() if not k.endswith("_255") or k == "eps_255"} for row in rows
+    ]
+
+
+@pytest.mark.spark
+@pytest.mark.slow
+def test_an_evaluation_that_was_killed_does_what_is_missing(
+    spark, run: Run, tmp_path: Path
+) -> None:
+    _, first = run("--piece=4")
+    (folder,) = (path for path in (tmp_path / "work").iterdir() if path.is_dir())
+    pieces = sorted((folder / "pieces").iterdir())
+    pieces[1].unlink()
+    before = {path.name: path.stat().st_mtime_ns for path in pieces if path.exists()}
+
+    status, resumed = run("--piece=4")
+
+    assert status == 0
+    assert without_sizes(resumed["attacks"]) == without_sizes(first["attacks"])
+    assert {name: (folder / "pieces" / name).stat().st_mtime_ns for name in before} == before
+
+
+@pytest.mark.parametrize(
+    ("mistake", "sentence"),
+    [
+        ("--model=/no/such/model", "'/no/such/model' is no medspark model"),
+        ("--model=/no/such.onnx", "there is no file '/no/such.onnx'"),
+        ("--model=model.pkl", "can run code"),
+        ("--shards=/no/such/shards", "There is no shard folder"),
+        ("--attacks=fgsm,transfer", "transfer needs a surrogate"),
+        ("--eps=300", "eps"),
+        ("--positive=ill", "there is no class 'ill'; there are a, b"),
+        ("--atacks=fgsm", "did you mean attacks?"),
+    ],
+)
+def test_misuse_is_one_sentence_before_spark_starts(run: Run, capsys, mistake, sentence) -> None:
+    status, _ = run(mistake)
+
+    assert status == 2
+    message = capsys.readouterr().err
+    assert sentence in message
+    assert "Traceback" not in message
