@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from medspark.train.adversarial import AdversarialConfig
+from medspark.train.monitor import MonitorConfig
 
 __all__ = ["TrainConfig"]
 
@@ -24,8 +25,8 @@ class TrainConfig(AdversarialConfig):
     layer_decay: float = Field(
         1.0, gt=0, le=1, description="factor on the learning rate per stage below the head"
     )
-    head_epochs: float = Field(
-        0.0, ge=0, description="epochs in which only the classifier head is trained"
+    head_steps: int = Field(
+        0, ge=0, description="first steps in which only the classifier head is trained"
     )
     eps_warmup: float = Field(
         0.3, ge=0, le=1, description="share of steps over which eps rises from 0"
@@ -34,7 +35,7 @@ class TrainConfig(AdversarialConfig):
         "auto", description="auto freezes the statistics where first weights are given"
     )
     sync_batch_norm: bool = Field(
-        False, description="batch statistics over all processes; GPU only"
+        False, description="take batch statistics over all processes; GPU only"
     )
     class_weights: Literal["none", "balanced"] = Field(
         "none", description="balanced weighs each class by the inverse of its share"
@@ -47,6 +48,12 @@ class TrainConfig(AdversarialConfig):
     accumulate: int = Field(
         1, ge=1, description="parts that a process splits its share of a step into, to save memory"
     )
+    elastic: Literal["none", "exact"] = Field(
+        "none", description="exact gives the same weights, bit for bit, on any number of processes"
+    )
+    virtual_shards: int = Field(
+        4, ge=1, description="pieces of each batch in elastic exact; the most processes it allows"
+    )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="of the passes; auto takes bf16 where it is the faster on this machine"
     )
@@ -55,4 +62,5 @@ class TrainConfig(AdversarialConfig):
         512, ge=1, description="images of the validation split that are attacked after each epoch"
     )
     validation_steps: int = Field(10, ge=1, description="steps of PGD on them")
+    monitor: MonitorConfig = MonitorConfig()
     log_every: int = Field(20, ge=1, description="steps between reports")

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from medspark.attacks.threat import ThreatModel
 from medspark.data.batch import Batch, to_unit
 from medspark.errors import RunError
 from medspark.models.classifier import Classifier, batch_norms
 from medspark.seeding import derive
-from medspark.shards.plan import share
 from medspark.train.adversarial import MODES, Learner, Sample, StepStats, take_step
 from medspark.train.config import TrainConfig
 from medspark.train.fold import fold
+from medspark.train.gradients import Gradients, Overlapped, VirtualShards
 from medspark.train.lower import lower
 from medspark.train.objective import CrossEntropy
 from medspark.train.optimise import Average, adamw, clip_gradients, set_rate
@@ -42,7 +40,8 @@ _HOPELESS = 20
 class Report:
     """What one step did: figures (4,) on the device, to be summed over ranks when convenient.
 
-    They are the weighted loss, correct clean and correct attacked images, and images.
+    They are this rank's share of the mean loss, correct clean and correct attacked images, and
+    images.
     """
 
     figures: Tensor
@@ -70,8 +69,15 @@ class Engine:
         example = torch.rand(2, *image_shape, device=world.device)
         self._folded = fold(model, example)
         self.model = self._folded.trained
+        exact = config.elastic == "exact"
+        pieces = config.virtual_shards if exact else world.size * config.accumulate
         if world.device.type == "cpu":
-            lower(self.model, example, batch_size=-(-config.batch_size // world.size))
+            lower(self.model, example, batch_size=-(-config.batch_size // pieces))
+        self._gradients: Gradients = (
+            VirtualShards(self.model, count=config.virtual_shards, world=world)
+            if exact
+            else Overlapped(self.model, count=config.accumulate, world=world)
+        )
         self.optimiser = adamw(self.model, config)
         self.average = Average(self.model, config.ema) if config.ema > 0 else None
         self._config = config
@@ -83,8 +89,9 @@ class Engine:
         self._total = total_steps * self._replays
         self._lost = 0
         self.precision = "bf16" if _wants_bf16(config, self.model, world.device) else "fp32"
+        self._below_head = _below_head(self.model) if config.head_steps else []
         self._learner = Learner(
-            model=_distributed(self.model, world),
+            model=self._gradients.model,
             objective=objective,
             config=config,
             autocast=torch.bfloat16 if self.precision == "bf16" else None,
@@ -100,20 +107,33 @@ class Engine:
         self.model.train()
         images = to_unit(batch.images, self._device)
         labels = batch.labels.to(self._device, non_blocking=True)
-        starts: list[Tensor | None] = [None] * self._config.accumulate
+        pieces = self._gradients.pieces(batch)
+        starts: dict[int, Tensor | None] = {}
         for replay in range(self._replays):
             update = number * self._replays + replay
             rate = one_cycle(update, self._total, peak=self._config.lr, rising=self._config.lr_rise)
             eps = self._threat.eps * ramp(update, self._total, share=self._config.eps_warmup)
-            # Dropout draws from torch's own stream: keyed too, a resume needs no saved state.
-            torch.manual_seed(derive(self._seed, "dropout", update))
+            threat = self._threat.model_copy(update={"eps": eps})
             figures = torch.zeros(4, device=self._device)
-            samples = list(self._parts(batch, images, labels, eps, update))
-            for part, sample in enumerate(samples):
-                last = part == len(samples) - 1
-                stats = self._learn(replace(sample, start=starts[part]), synchronise=last)
-                starts[part] = stats.attacked
-                figures += _figures(stats, sample)
+            self._gradients.begin()
+            for piece in pieces:
+                # Dropout draws from torch's own stream: keyed too, a resume needs no saved state.
+                torch.manual_seed(derive(self._seed, "dropout", update, piece.number))
+                sample = Sample(
+                    images=images[piece.rows],
+                    labels=labels[piece.rows],
+                    rows=batch.rows[piece.rows],
+                    weight=piece.weight,
+                    threat=threat,
+                    key=derive(self._seed, "noise", update),
+                    start=starts.get(piece.number),
+                )
+                with self._gradients.piece(last=piece is pieces[-1]):
+                    if len(sample.labels):
+                        stats = take_step(self._learner, sample)
+                        starts[piece.number] = stats.attacked
+                        figures += _figures(stats, sample, piece.part / piece.weight)
+            self._gradients.finish()
             norm = self._update(update, rate)
         return Report(figures, rate, eps, norm)
 
@@ -161,29 +181,20 @@ class Engine:
         if self.average is not None:
             self.average.restore(_below("average/", tensors))
 
-    def _parts(
-        self, batch: Batch, images: Tensor, labels: Tensor, eps: float, update: int
-    ) -> Iterator[Sample]:
-        threat = self._threat.model_copy(update={"eps": eps})
-        count = min(self._config.accumulate, len(labels))
-        for part in range(count):
-            mine = slice(*share(len(labels), count, part))
-            yield Sample(
-                images=images[mine],
-                labels=labels[mine],
-                rows=batch.rows[mine],
-                weight=batch.weight * (mine.stop - mine.start) / len(labels),
-                threat=threat,
-                key=derive(self._seed, "noise", update),
-            )
+    @property
+    def noise(self) -> float:
+        """Reach of the training noise, in units of eps."""
+        return self._learner.config.noise
 
-    def _learn(self, sample: Sample, *, synchronise: bool) -> StepStats:
-        if synchronise:
-            return take_step(self._learner, sample)
-        with self._learner.quiet():
-            return take_step(self._learner, sample)
+    @noise.setter
+    def noise(self, reach: float) -> None:
+        self._learner.config = self._learner.config.model_copy(update={"noise": reach})
 
     def _update(self, update: int, rate: float) -> float:
+        if update < self._config.head_steps * self._replays:
+            # Only now: under DDP every parameter has to take part in the backward pass.
+            for parameter in self._below_head:
+                parameter.grad = None
         norm = clip_gradients(self.model.parameters(), self._config.clip_grad)
         if math.isfinite(norm):
             self._lost = 0
@@ -220,6 +231,12 @@ def bf16_pays(model: nn.Module, device: torch.device) -> bool:
     return bool(torch.cpu._is_amx_tile_supported()) and not depthwise
 
 
+def _below_head(model: Classifier) -> list[nn.Parameter]:
+    backbone: Any = model.backbone
+    head = {id(parameter) for parameter in backbone.get_classifier().parameters()}
+    return [parameter for parameter in model.parameters() if id(parameter) not in head]
+
+
 def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
@@ -230,28 +247,12 @@ def _wants_bf16(config: TrainConfig, model: nn.Module, device: torch.device) -> 
     return config.precision == "bf16"
 
 
-def _distributed(model: nn.Module, world: World) -> nn.Module:
-    if not world.distributed:
-        return model
-    # Buffers are not broadcast at every pass: frozen statistics never differ, and moving ones are
-    # averaged when somebody looks at them. Torch 2.12 gave the switch another name.
-    known = inspect.signature(DistributedDataParallel.__init__).parameters
-    renamed = "forward_sync_buffers" in known
-    switch: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
-    return DistributedDataParallel(
-        model,
-        device_ids=[world.device] if world.device.type == "cuda" else None,
-        gradient_as_bucket_view=True,
-        **switch,
-    )
-
-
 @torch.no_grad()
-def _figures(stats: StepStats, sample: Sample) -> Tensor:
+def _figures(stats: StepStats, sample: Sample, scale: float) -> Tensor:
     def right(logits: Tensor | None) -> Tensor:
         if logits is None:
             return torch.zeros((), device=stats.loss.device)
         return (logits.argmax(1) == sample.labels).sum()
 
     count = torch.tensor(float(len(sample.labels)), device=stats.loss.device)
-    return torch.stack([stats.loss, right(stats.clean), right(stats.adversarial), count])
+    return torch.stack([stats.loss * scale, right(stats.clean), right(stats.adversarial), count])

@@ -7,15 +7,18 @@ import json
 import logging
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from medspark.attacks.threat import ThreatModel
 from medspark.config import Config
+from medspark.data.batch import to_unit
 from medspark.data.native import MappedSplit
 from medspark.data.prefetch import Prefetcher
 from medspark.data.source import DataConfig, Source, open_source
@@ -25,9 +28,11 @@ from medspark.models.backbones import ModelConfig, build
 from medspark.models.checkpoint import describe, load_classifier, save_classifier
 from medspark.models.classifier import Classifier, freeze_batch_norm
 from medspark.seeding import derive
+from medspark.shards.plan import permute
 from medspark.train.adversarial import MODES
 from medspark.train.config import TrainConfig
 from medspark.train.engine import Engine, Report
+from medspark.train.monitor import Monitor, look
 from medspark.train.objective import CrossEntropy, balanced_weights
 from medspark.train.state import CheckpointConfig, Checkpoints
 from medspark.train.validate import Validation, gatherer, slices, validate
@@ -116,16 +121,21 @@ class _Run:
         )
         self._validation_split = _validation_split(source)
         self._test_split = source.split("test")
+        self._watched = _watched(source, config, world)
         self._step = 0
         self._best: dict[str, Any] | None = None
         self._validations: list[dict[str, Any]] = []
         self._meter = _Meter(world, journal)
         self._saved_at = time.monotonic()
+        self._monitor = Monitor(config.train.monitor)
+        self._alarms: list[dict[str, Any]] = []
 
     def train(self) -> None:
         """Train all epochs, or those that are left."""
         self._resume()
         for epoch in range(self._step // self._reader.steps, self._config.train.epochs):
+            if self._stopped():
+                break
             start = self._step - epoch * self._reader.steps
             batches = self._reader.batches(epoch, start=start)
             self._meter.begin()
@@ -155,7 +165,30 @@ class _Run:
         if self._best is None or score > self._best["score"]:
             self._best = figures
             self._keep_model()
+        self._watch(epoch)
         self._save()
+
+    def _watch(self, epoch: int) -> None:
+        """Look for overfitting to FGSM and label leaking, and act on it."""
+        config = self._config.train.monitor
+        if config.action == "off" or not MODES[self._config.train.mode].attacks:
+            return
+        images, labels = self._watched
+        with self._engine.deployable() as model:
+            threat = self._config.attack
+            sight = look(model, images, labels, threat=threat, steps=config.steps)
+        self._journal.record(self._step, _flat("monitor", asdict(sight)))
+        clean, attacked = self._meter.take_accuracies()
+        alarm = self._monitor.judge(sight, clean=clean, attacked=attacked)
+        if alarm is None:
+            return
+        self._alarms.append(asdict(alarm) | {"epoch": epoch + 1, "action": config.action})
+        _LOGGER.warning("%s after epoch %d: %s", alarm.cause, epoch + 1, alarm.sentence)
+        if config.action == "noise":
+            self._engine.noise = max(2 * self._engine.noise, 1.0)
+
+    def _stopped(self) -> bool:
+        return any(alarm["action"] == "restore" for alarm in self._alarms)
 
     def _reports(self) -> bool:
         config = self._config
@@ -210,6 +243,9 @@ class _Run:
             "fingerprint": self._fingerprint(),
             "best": self._best,
             "validations": self._validations,
+            "alarms": self._alarms,
+            "noise": self._engine.noise,
+            "watched_best": self._monitor.best,
             "seconds": self._meter.seconds,
         }
         self._checkpoints.save(self._step, self._engine.tensors(), record)
@@ -233,6 +269,8 @@ class _Run:
         self._engine.restore(saved.tensors)
         self._step = saved.record["step"]
         self._best, self._validations = saved.record["best"], saved.record["validations"]
+        self._alarms, self._engine.noise = saved.record["alarms"], saved.record["noise"]
+        self._monitor.best = saved.record["watched_best"]
         _LOGGER.info("going on from the checkpoint after step %d", self._step)
 
     def _fingerprint(self) -> dict[str, Any]:
@@ -277,6 +315,7 @@ class _Run:
             **report.as_json(),
             "validation": self._best,
             "epochs": config.train.epochs,
+            "alarms": self._alarms,
             "steps": self._step,
             "model": str(config.run_dir / "model"),
             "architecture": self._model.architecture,
@@ -304,6 +343,7 @@ class _Meter:
         self._reports: list[Report] = []
         self._waited_before = 0.0
         self._window_began = time.perf_counter()
+        self._right = torch.zeros(3)
         self.images = 0
         self.seconds = 0.0
         self.waited = 0.0
@@ -312,6 +352,12 @@ class _Meter:
         """Start the clock; what came before, such as a validation, is not training."""
         self._window_began = time.perf_counter()
         self._waited_before = 0.0
+
+    def take_accuracies(self) -> tuple[float, float]:
+        """Return the accuracies on clean and on attacked training images since the last call."""
+        clean, attacked, images = self._right.tolist()
+        self._right = torch.zeros(3)
+        return clean / max(images, 1), attacked / max(images, 1)
 
     def add(self, report: Report) -> None:
         """Take the report of one step."""
@@ -326,13 +372,14 @@ class _Meter:
         now = time.perf_counter()
         seconds, wait = now - self._window_began, waited - self._waited_before
         images = int(figures[:, 3].sum())
+        self._right += figures[:, 1:].sum(0)
         self.images, self.seconds = self.images + images, self.seconds + seconds
         self.waited += wait
         speed = {"images_per_second": images / seconds, "data_wait_share": wait / seconds}
         first = step - len(self._reports) + 1
         for offset, (report, row) in enumerate(zip(self._reports, figures.tolist(), strict=True)):
             last = first + offset == step
-            metrics = _step_metrics(report, row, self._world.size) | {"epoch": epoch}
+            metrics = _step_metrics(report, row) | {"epoch": epoch}
             self._journal.record(first + offset, metrics | (speed if last else {}))
         self._reports = []
         self._window_began, self._waited_before = now, waited
@@ -348,10 +395,10 @@ class _Meter:
         return self.waited / self.seconds if self.seconds else 0.0
 
 
-def _step_metrics(report: Report, figures: list[float], ranks: int) -> dict[str, float]:
+def _step_metrics(report: Report, figures: list[float]) -> dict[str, float]:
     loss, clean, attacked, images = figures
     return {
-        "loss": loss / ranks,
+        "loss": loss,
         "train/clean_accuracy": clean / images,
         "train/attacked_accuracy": attacked / images,
         "lr": report.rate,
@@ -378,6 +425,16 @@ def _validation_split(source: Source) -> MappedSplit:
         _LOGGER.warning("there is no validation split: epochs are compared on training images")
         return source.split("train")
     return source.split("val")
+
+
+def _watched(source: Source, config: FitConfig, world: World) -> tuple[Tensor, Tensor]:
+    """Return the fixed training images that the monitor attacks, and their labels."""
+    split = source.split("train")
+    count = min(config.train.monitor.images, len(split))
+    rows = permute(np.arange(count), len(split), derive(config.seed, "monitor"))
+    images, labels = split.gather(rows)
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
+    return to_unit(pixels, world.device), torch.from_numpy(labels).to(world.device)
 
 
 def _objective(config: FitConfig, source: Source, world: World) -> CrossEntropy:

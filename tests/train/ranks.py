@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 from medspark.attacks.threat import ThreatModel
@@ -93,11 +94,21 @@ def all_reduces(world: World, mode: str, **chosen: Any) -> list[int]:
     return counts
 
 
+def exact(world: World, mode: str, path: Path) -> None:
+    """Train three steps in elastic exact with moving batch norm and keep the weights."""
+    engine = engine_for(world, mode=mode, elastic="exact", batch_size=10, ema=0.5)
+    for step in range(3):
+        engine.step(batch_for(world), step)
+    save_file({k: v.contiguous() for k, v in engine.tensors().items()}, path)
+
+
 def main(shards: str, folder: str) -> None:
     """Do everything and write it down."""
     with join(timeout_s=60) as world:
         counts = {mode: all_reduces(world, mode) for mode in MODES}
         counts["fused, accumulated"] = all_reduces(world, "fused", accumulate=2)
+        for mode in ("fused_noise", "free"):
+            exact(world, mode, Path(folder, f"exact-{mode}-{world.rank}.safetensors"))
         losses = Losses()
         config = FitConfig.model_validate(json.loads(Path(folder, "fit.json").read_text()))
         fit(config.model_copy(update={"shards": Path(shards)}), world, losses)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from medspark.train.adversarial import MODES
 from medspark.train.loop import FitConfig, fit
@@ -20,17 +22,14 @@ from medspark.train.world import World
 pytestmark = pytest.mark.ddp
 
 RANKS = Path(__file__).with_name("ranks.py")
+ALONE = World(0, 0, 1, torch.device("cpu"))
+Together = Callable[[Path], tuple[Path, list[dict[str, Any]]]]
 
-
-class Losses:
-    """Keeps the loss of every step."""
-
-    def __init__(self) -> None:
-        self.by_step: dict[int, float] = {}
-
-    def record(self, step: int, metrics: Mapping[str, float]) -> None:
-        if "loss" in metrics:
-            self.by_step[step] = metrics["loss"]
+_SPEC = importlib.util.spec_from_file_location("train_ranks", RANKS)
+assert _SPEC is not None
+assert _SPEC.loader is not None
+ranks = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(ranks)
 
 
 def fit_config(shards: Path, run_dir: Path) -> FitConfig:
@@ -53,10 +52,10 @@ def fit_config(shards: Path, run_dir: Path) -> FitConfig:
 
 
 @pytest.fixture(scope="module")
-def together(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], list[dict[str, Any]]]:
+def together(tmp_path_factory: pytest.TempPathFactory) -> Together:
     """Return a function that runs ranks.py in two processes and returns what each found."""
 
-    def run(shards: Path) -> list[dict[str, Any]]:
+    def run(shards: Path) -> tuple[Path, list[dict[str, Any]]]:
         folder = tmp_path_factory.mktemp("ranks")
         config = fit_config(shards, folder / "run")
         (folder / "fit.json").write_text(config.model_dump_json())
@@ -69,21 +68,22 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], list[
             timeout=120,
             env=os.environ | {"OMP_NUM_THREADS": "1"},
         )
-        return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(2)]
+        for mode in ("fused_noise", "free"):
+            ranks.exact(ALONE, mode, folder / f"exact-{mode}-alone.safetensors")
+        return folder, [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(2)]
 
     return run
 
 
 def test_two_processes_train_as_one_does(
-    together: Callable[[Path], list[dict[str, Any]]],
+    together: Together,
     write_shards: Callable[..., Path],
     tmp_path: Path,
 ):
     shards = write_shards(rows=44, side=32)
-    first, second = together(shards)
-    alone = Losses()
-    device = torch.device("cpu")
-    fit(fit_config(shards, tmp_path / "alone"), World(0, 0, 1, device), alone)
+    folder, (first, second) = together(shards)
+    alone = ranks.Losses()
+    fit(fit_config(shards, tmp_path / "alone"), ALONE, alone)
 
     assert first["all_reduces"] == second["all_reduces"]
     assert first["all_reduces"] == {name: [1, 1, 1] for name in [*MODES, "fused, accumulated"]}
@@ -92,3 +92,8 @@ def test_two_processes_train_as_one_does(
         list(alone.by_step.values()), rel=1e-3
     )
     assert len(alone.by_step) == 6
+    for mode in ("fused_noise", "free"):
+        names = [f"exact-{mode}-{who}.safetensors" for who in ("alone", "0", "1")]
+        single, *both = [load_file(folder / name) for name in names]
+        differing = {k for found in both for k in single if not torch.equal(single[k], found[k])}
+        assert differing == set()

@@ -1,0 +1,113 @@
+"""Watch for the two ways in which FGSM training fails while its own figures look fine.
+
+Catastrophic overfitting: the network withstands one large step and nothing else; FGSM accuracy
+stays up while PGD accuracy falls (Wong et al. 2020). Label leaking: attacked images are easier
+than clean ones, because the attack carries the label (Kurakin et al. 2017). Both show on training
+images, so a fixed batch of them is attacked after each epoch.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from medspark.attacks.fgsm import fgsm
+from medspark.attacks.losses import correct
+from medspark.attacks.pgd import pgd
+from medspark.attacks.threat import ThreatModel
+from medspark.config import Config
+from medspark.models.classifier import evaluating
+
+__all__ = ["Alarm", "Monitor", "MonitorConfig", "Sight", "look"]
+
+_LOGGER = logging.getLogger(__name__)
+
+Cause = Literal["catastrophic overfitting", "label leaking"]
+
+
+class MonitorConfig(Config):
+    """What is watched, and what happens when it is seen."""
+
+    action: Literal["off", "warn", "restore", "noise"] = Field(
+        "warn",
+        description="restore stops and keeps the best epoch; noise doubles train.noise and goes on",
+    )
+    images: int = Field(64, ge=1, description="training images that are attacked after each epoch")
+    steps: int = Field(10, ge=1, description="steps of PGD on them")
+    gap: float = Field(
+        0.25, description="FGSM accuracy above PGD accuracy that counts as overfitting to FGSM"
+    )
+    drop: float = Field(0.2, description="fall of PGD accuracy below its best that counts as well")
+    leak: float = Field(
+        0.05, description="accuracy on attacked above clean training images that counts as leaking"
+    )
+
+
+@dataclass(frozen=True)
+class Sight:
+    """Accuracies on the fixed batch, all in eval mode."""
+
+    clean: float
+    fgsm: float
+    pgd: float
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """What was seen, and the sentence that says so."""
+
+    cause: Cause
+    sentence: str
+
+
+class Monitor:
+    """Judges one sight after the other; it remembers the best PGD accuracy it has seen."""
+
+    def __init__(self, config: MonitorConfig, *, best: float = 0.0) -> None:
+        self.best = best
+        self._config = config
+
+    def judge(self, sight: Sight, *, clean: float, attacked: float) -> Alarm | None:
+        """Return the alarm that ``sight`` gives, if any.
+
+        ``clean`` and ``attacked`` are the epoch's accuracies on the training images themselves,
+        0 for what the mode does not learn from.
+        """
+        limits, best = self._config, self.best
+        self.best = max(best, sight.pgd)
+        if sight.fgsm - sight.pgd > limits.gap:
+            return Alarm(
+                "catastrophic overfitting",
+                f"accuracy is {sight.fgsm:.2f} under FGSM but {sight.pgd:.2f} under PGD",
+            )
+        if best - sight.pgd > limits.drop:
+            return Alarm(
+                "catastrophic overfitting",
+                f"accuracy under PGD has fallen from {best:.2f} to {sight.pgd:.2f}",
+            )
+        if 0 < clean < attacked - limits.leak:
+            return Alarm(
+                "label leaking",
+                f"training accuracy is {attacked:.2f} on attacked and {clean:.2f} on clean images",
+            )
+        return None
+
+
+def look(
+    model: nn.Module, images: Tensor, labels: Tensor, *, threat: ThreatModel, steps: int
+) -> Sight:
+    """Return the accuracies of ``model``, in eval mode, on ``images`` (B, C, H, W) in [0, 1]."""
+
+    def accuracy(shown: Tensor) -> float:
+        with torch.no_grad():
+            return float(correct(model(shown), labels).float().mean())
+
+    with evaluating(model):
+        one = fgsm(model, images, labels, threat=threat)
+        many = pgd(model, images, labels, threat=threat, steps=steps)
+        return Sight(accuracy(images), accuracy(one), accuracy(many))
