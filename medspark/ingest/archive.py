@@ -32,6 +32,7 @@ from medspark.ingest.labels import (
     match_key,
 )
 from medspark.ingest.lock import locked
+from medspark.ingest.session import task_errors
 from medspark.ingest.write import Part, SampleSet, SamplesManifest
 
 _LOGGER = logging.getLogger(__name__)
@@ -152,7 +153,7 @@ def ingest(spark: SparkSession, archive: Archive) -> dict[str, Any]:
     samples, of which a multi-frame file gives several. Raises UsageError where another ingest
     has the dataset.
     """
-    with locked(archive.samples.url):
+    with locked(archive.samples.url), task_errors():
         archive.samples.clean()
         try:
             return _Ingest(spark, archive).run()

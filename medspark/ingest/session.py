@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from py4j.protocol import Py4JError  # type: ignore[import-untyped]
 from pydantic import Field
 from pyspark import SparkConf, SparkContext
+from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
 from medspark.config import Config
+from medspark.errors import RunError
 from medspark.ingest.ship import package_zip
+
+_LOGGER = logging.getLogger(__name__)
 
 _SETTINGS = {
     # A path is small but what comes back for it is not; pixels set a smaller number of their own.
@@ -58,6 +64,26 @@ def spark_session(config: SparkConfig, *, name: str = "medspark") -> Iterator[Sp
     finally:
         if running is None:
             spark.stop()
+
+
+@contextmanager
+def task_errors() -> Iterator[None]:
+    """Raise RunError, in one line that names the cause, for work that failed inside Spark."""
+    try:
+        yield
+    except (PySparkException, Py4JError) as error:
+        _LOGGER.debug("Spark gave up", exc_info=error)
+        raise RunError(f"A Spark task failed: {_cause(str(error))}") from error
+
+
+def _cause(text: str) -> str:
+    """Return the last Python error in what Spark says, or else the first line of that."""
+    found = re.findall(r"^((?:[A-Za-z_]\w*\.)*\w*(?:Error|Exception)): (.+)$", text, re.MULTILINE)
+    python = [(name, said) for name, said in found if not name.startswith(("java.", "org."))]
+    if not python:
+        return next((line.strip() for line in text.splitlines() if line.strip()), "no reason given")
+    name, said = python[-1]
+    return str(said) if name.endswith("RunError") else f"{name.rpartition('.')[2]}: {said}"
 
 
 def is_local(spark: SparkSession) -> bool:

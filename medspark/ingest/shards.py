@@ -27,6 +27,7 @@ from medspark.images.rendering import resize
 from medspark.ingest import ledger, storage
 from medspark.ingest.archive import read_ledger
 from medspark.ingest.lock import locked
+from medspark.ingest.session import task_errors
 from medspark.ingest.write import SampleSet, SamplesManifest
 from medspark.shards.manifest import Manifest, Shard, Split, digest_of, sha256_of, write_manifest
 from medspark.shards.schema import SPLITS, PixelFormat, write_shard
@@ -82,7 +83,7 @@ def make_shards(
     The same samples, seed and settings give the same files, so the same digest. Raises UsageError
     where the samples cannot be brought to one format, or leave a split empty.
     """
-    with locked(str(config.shards)):
+    with locked(str(config.shards)), task_errors():
         return _Sharding(spark, config, manifest).run()
 
 

@@ -10,7 +10,6 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -48,7 +47,7 @@ def for_spark(url: str) -> str:
     """Return ``url`` as Spark's readers take it: a local path must say that it is one."""
     scheme, separator, rest = normalise(url).partition("://")
     if not separator:
-        return Path(scheme).as_uri()
+        return f"file://{scheme}"  # not escaped: to Hadoop a path with %20 is another one
     hadoop = {"s3": "s3a", "gcs": "gs"}
     return f"{hadoop.get(scheme, scheme)}://{rest}"
 

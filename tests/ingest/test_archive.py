@@ -175,7 +175,7 @@ def values(samples: Path) -> list[tuple[str, int]]:
 
 
 def test_new_changed_and_deleted_files_are_told_apart(run, tmp_path):
-    source, samples = tmp_path / "in", tmp_path / "out"
+    source, samples = tmp_path / "in %20", tmp_path / "out put"
     put(source, A__one=1, A__two=2, B__three=3)
     run(source, samples)
     put(source, A__four=4, B__three=30)

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medspark.config import load_config
-from medspark.errors import UsageError
+from medspark.errors import RunError, UsageError
 from medspark.images.deidentify import Privacy
 from medspark.images.phantom import PhantomConfig, write_archive
 from medspark.ingest.archive import IngestConfig, ingest, open_archive
@@ -195,8 +195,6 @@ def test_a_folder_without_samples_is_refused(tmp_path):
 def test_a_flipped_bit_in_the_samples_is_noticed_and_named(spark, samples, tmp_path):
     import shutil
 
-    from pyspark.errors import PythonException
-
     copy = tmp_path / "samples"
     shutil.copytree(samples, copy)
     part = next((copy / "data").rglob("*.parquet"))
@@ -204,6 +202,6 @@ def test_a_flipped_bit_in_the_samples_is_noticed_and_named(spark, samples, tmp_p
     content[len(content) // 2] ^= 1
     part.write_bytes(content)
 
-    with pytest.raises(PythonException, match=f"{part.name} .* has been damaged"):
+    with pytest.raises(RunError, match=f"{part.name} .* has been damaged"):
         shard(spark, copy, tmp_path / "shards")
     assert not (tmp_path / "shards" / "manifest.json").exists()
