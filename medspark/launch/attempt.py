@@ -81,6 +81,7 @@ class Attempt:
         try:
             if self._on_executors:
                 self._spark.addTag(self._tag)
+            logging.getLogger("TorchDistributor").setLevel(logging.WARNING)
             distributor = TorchDistributor(
                 num_processes=self._processes,
                 local_mode=not self._on_executors,

@@ -50,6 +50,7 @@ def _make(spark: SparkSession, config: DemoConfig, folder: Path, shards: Path, s
     archive, samples = folder / "archive", str(folder / "samples")
     if not (archive / "labels.csv").exists():
         logger.info("writing %d synthetic radiographs to %s", config.count, archive)
+        logging.getLogger("openjpeg").setLevel(logging.WARNING)
         write_archive(archive, PhantomConfig(count=config.count, seed=config.seed))
     result = ingest(
         spark,

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pkgutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
@@ -18,10 +20,16 @@ class ServedModel(PythonModel):  # type: ignore[misc]
         loader = pkgutil.resolve_name(context.model_config["loader"])
         self._predict = loader(Path(context.artifacts["model"]))
 
-    # MLflow reads type hints as a schema, and warns about those of arrays.
-    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # noqa: ARG002
+    # MLflow reads the hints as a schema; it knows the bare array, and warns about any other.
+    def predict(
+        self,
+        context: PythonModelContext,  # noqa: ARG002
+        model_input: np.ndarray,  # type: ignore[type-arg]
+        params: dict[str, Any] | None = None,  # noqa: ARG002
+    ) -> np.ndarray:  # type: ignore[type-arg]
         """Return class probabilities (N, K) of images (N, H, W, C) in [0, 1]."""
-        return self._predict(np.asarray(model_input))
+        probabilities: npt.NDArray[np.float32] = self._predict(np.asarray(model_input))
+        return probabilities
 
 
 set_model(ServedModel())

@@ -22,7 +22,7 @@ from medspark.models.checkpoint import load_classifier, same_weights
 
 ROOT = Path(__file__).parents[2]
 TINY = (
-    *("--demo.count", 160, "--demo.image_size", 32, "--model.name", "mobilenetv2_050"),
+    *("--demo.count", 80, "--demo.image_size", 32, "--model.name", "mobilenetv2_050"),
     *("--train.epochs", 1, "--evaluate.steps", 2, "--evaluate.sanity_images", 0),
     *("--launch.processes", 2),
 )
