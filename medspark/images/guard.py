@@ -7,6 +7,7 @@ long, and replaced when it dies; the file is then reported as Unreadable like an
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import resource
 import signal
@@ -18,7 +19,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from socket import socketpair
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any
 
 from medspark.errors import RunError
 from medspark.images.decode import Source, decode
@@ -84,10 +85,11 @@ class GuardedDecoder:
 
     def _frames(self, child: _Child, source: Source) -> Iterator[Frame]:
         child.send(source)
-        end = time.monotonic() + self._limits.file_seconds
+        left = self._limits.file_seconds  # of waiting: the caller's own time does not count
         while True:
-            patience = min(self._limits.frame_seconds, end - time.monotonic())
-            answer = child.receive(patience)
+            start = time.monotonic()
+            answer = child.receive(min(self._limits.frame_seconds, left))
+            left -= time.monotonic() - start
             if answer is _DONE:
                 return
             if isinstance(answer, Unreadable):
@@ -178,14 +180,30 @@ def _serve(line: Connection[Any, Any]) -> None:
     settings = line.recv()
     line.send(True)
     while True:
-        source: str | Path | bytes | BinaryIO = line.recv()
+        source = line.recv()
         try:
-            for frame in decode(source, **settings):
+            for frame in _timed(decode(source, **settings), settings["limits"].frame_seconds):
                 line.send(frame)
         except Unreadable as unreadable:
             line.send(unreadable)
         else:
             line.send(_DONE)
+
+
+def _timed(frames: Iterator[Frame], seconds: float) -> Iterator[Frame]:
+    """Yield ``frames``, ending this process if one takes far too long.
+
+    The parent has killed it long before, unless the parent itself is gone.
+    """
+    while True:
+        signal.alarm(math.ceil(seconds) + 10)
+        try:
+            frame = next(frames, None)
+        finally:
+            signal.alarm(0)
+        if frame is None:
+            return
+        yield frame
 
 
 def _main() -> None:

@@ -41,7 +41,6 @@ class DicomFile:
     vr: str
     start: int  # of the pixel element's value
     length: int  # of the value in bytes, as far as the file has it
-    complete: bool  # the file has all bytes that the element claims
 
 
 def looks_like_dicom(head: bytes) -> bool:
@@ -170,23 +169,14 @@ def _with_pixels(header: Dataset, stream: Any, size: int, syntax: uid.UID) -> Di
     if keyword is None:
         # The reader met something that it could not parse and stopped early.
         raise Unreadable(Reason.TRUNCATED, "the header cannot be read to its end")
+    at = stream.tell() - len(head)
     if syntax == uid.ImplicitVRLittleEndian or not head[4:6].isalpha():
-        vr, length, start = (
-            "OW",
-            struct.unpack(f"{order}I", head[4:8])[0],
-            stream.tell() - len(head) + 8,
-        )
+        vr, length, start = "OW", struct.unpack(f"{order}I", head[4:8])[0], at + 8
     elif len(head) == 12:
-        vr, length, start = (
-            head[4:6].decode(),
-            struct.unpack(f"{order}I", head[8:])[0],
-            stream.tell(),
-        )
+        vr, length, start = head[4:6].decode(), struct.unpack(f"{order}I", head[8:])[0], at + 12
     else:
         raise Unreadable(Reason.TRUNCATED)
-    left = size - start
-    complete = length == _UNDEFINED or length <= left
-    return DicomFile(header, stream, syntax, keyword, vr, start, min(length, left), complete)
+    return DicomFile(header, stream, syntax, keyword, vr, start, min(length, size - start))
 
 
 def _ends_early(header: Dataset) -> bool:
