@@ -38,7 +38,16 @@ from medspark.config import Config
 from medspark.data.batch import Integers
 from medspark.train.noise import keyed_noise
 
-__all__ = ["MODES", "AdversarialConfig", "Learner", "Mode", "Sample", "StepStats", "take_step"]
+__all__ = [
+    "MODES",
+    "AdversarialConfig",
+    "Learner",
+    "Mode",
+    "Sample",
+    "StepStats",
+    "random_start",
+    "take_step",
+]
 
 ModeName = Literal[
     "standard", "naive", "fused", "fused_noise", "nfgsm", "rs_fgsm", "free", "pgd", "trades"
@@ -109,6 +118,8 @@ class Learner:
     objective: Objective
     config: AdversarialConfig = field(default_factory=AdversarialConfig)
     autocast: torch.dtype | None = None
+    # Takes the place of the configured mode, for those who learn from a teacher.
+    lesson: Callable[[Learner, Sample], StepStats] | None = None
 
     @property
     def bare(self) -> nn.Module:
@@ -187,7 +198,7 @@ def nfgsm(learner: Learner, sample: Sample) -> StepStats:
 
 def rs_fgsm(learner: Learner, sample: Sample) -> StepStats:
     """Learn from FGSM images alone, from a random start in the eps ball and projected on it."""
-    start = _random_start(sample)
+    start = random_start(sample)
     gradient = learner.gradient(start, sample.labels)
     length = learner.step_length(1.25, sample.threat)
     attacked = one_step(sample.images, gradient, threat=sample.threat, step=length, start=start)
@@ -196,7 +207,7 @@ def rs_fgsm(learner: Learner, sample: Sample) -> StepStats:
 
 def free(learner: Learner, sample: Sample) -> StepStats:
     """Learn from one replay of a batch; its ``attacked`` is where the next replay starts."""
-    start = _random_start(sample) if sample.start is None else sample.start
+    start = random_start(sample) if sample.start is None else sample.start
     x = start.detach().requires_grad_(True)
     loss, logits = _learn(learner, sample, x, 1.0)
     assert x.grad is not None
@@ -213,7 +224,7 @@ def madry(learner: Learner, sample: Sample) -> StepStats:
         sample.labels,
         threat=sample.threat,
         steps=learner.config.inner_steps,
-        start=_random_start(sample),
+        start=random_start(sample),
     )
     return _learn_from(learner, sample, attacked)
 
@@ -232,7 +243,7 @@ def trades(learner: Learner, sample: Sample) -> StepStats:
         sample.labels,
         threat=sample.threat,
         steps=learner.config.inner_steps,
-        start=_random_start(sample),
+        start=random_start(sample),
         loss=divergence,
     )
     clean = learner.logits(learner.model, sample.images)
@@ -271,7 +282,8 @@ def take_step(learner: Learner, sample: Sample) -> StepStats:
     if learner.config.gradalign > 0:
         with learner.quiet():
             _align(learner, sample)
-    return MODES[learner.config.mode].step(learner, sample)
+    step = learner.lesson or MODES[learner.config.mode].step
+    return step(learner, sample)
 
 
 def _fused_from(learner: Learner, sample: Sample, start: Tensor) -> StepStats:
@@ -308,14 +320,15 @@ def _ascend(start: Tensor, gradient: Tensor, threat: ThreatModel, length: float)
     return (start + length * threat.ascend(gradient)).clamp_(0, 1)
 
 
-def _random_start(sample: Sample) -> Tensor:
+def random_start(sample: Sample) -> Tensor:
+    """Return a keyed random start within the threat model of each image."""
     noise = keyed_noise(sample.images, sample.rows, key=sample.key)
     return sample.threat.random_start(sample.images, noise.add_(1).mul_(0.5))
 
 
 def _align(learner: Learner, sample: Sample) -> None:
     """Add the gradient of 1 - cos of the input gradients at x and near x (GradAlign, 2020)."""
-    near = _random_start(sample)
+    near = random_start(sample)
     here = learner.gradient(sample.images, sample.labels, graph=True).flatten(1)
     there = learner.gradient(near, sample.labels, graph=True).flatten(1)
     penalty = (1 - F.cosine_similarity(here, there, dim=1)).mean()

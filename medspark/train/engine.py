@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -64,6 +64,7 @@ class Engine:
         total_steps: int,
         seed: int,
         world: World,
+        lesson: Callable[[Learner, Sample], StepStats] | None = None,
     ) -> None:
         model = model.to(world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         example = torch.rand(2, *image_shape, device=world.device)
@@ -95,6 +96,7 @@ class Engine:
             objective=objective,
             config=config,
             autocast=torch.bfloat16 if self.precision == "bf16" else None,
+            lesson=lesson,
         )
 
     @property

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -23,14 +23,16 @@ from medspark.data.native import MappedSplit
 from medspark.data.prefetch import Prefetcher
 from medspark.data.source import DataConfig, Source, open_source
 from medspark.errors import UsageError
+from medspark.evaluate.deploy import evaluation_copy
 from medspark.evaluate.robust import EvaluateConfig, RobustReport, evaluate
 from medspark.models.backbones import ModelConfig, build
-from medspark.models.checkpoint import describe, load_classifier, save_classifier
+from medspark.models.checkpoint import describe, load_classifier, read_card, save_classifier
 from medspark.models.classifier import Classifier, freeze_batch_norm
 from medspark.seeding import derive
 from medspark.shards.plan import permute
-from medspark.train.adversarial import MODES
+from medspark.train.adversarial import MODES, Learner, Sample, StepStats
 from medspark.train.config import TrainConfig
+from medspark.train.distill import DistillConfig, lesson
 from medspark.train.engine import Engine, Report
 from medspark.train.monitor import Monitor, look
 from medspark.train.objective import CrossEntropy, balanced_weights
@@ -57,6 +59,9 @@ class FitConfig(Config):
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    distill: DistillConfig | None = Field(
+        None, description="a teacher to learn from, instead of train.mode"
+    )
     seed: int = Field(0, ge=0, description="of the weights, the order of images and all noise")
     resume: Literal["auto", "never"] = Field(
         "auto", description="auto goes on from the newest checkpoint in run_dir, if there is one"
@@ -115,6 +120,10 @@ class _Run:
             total_steps=self._total,
             seed=config.seed,
             world=world,
+            lesson=_lesson(config, source, world),
+        )
+        self._attacks = (
+            MODES[config.train.mode].attacks if config.distill is None else config.distill.robust
         )
         self._checkpoints = Checkpoints(
             config.run_dir / "checkpoints", attempt=config.attempt, keep=config.checkpoint.keep
@@ -151,7 +160,7 @@ class _Run:
         self._meter.publish(self._step, epoch, waited=waited)
         self._engine.average_buffers()
         found = self._validate()
-        score = found.score(robust=MODES[self._config.train.mode].attacks)
+        score = found.score(robust=self._attacks)
         figures = {
             "epoch": epoch + 1,
             "score": score,
@@ -171,7 +180,7 @@ class _Run:
     def _watch(self, epoch: int) -> None:
         """Look for overfitting to FGSM and label leaking, and act on it."""
         config = self._config.train.monitor
-        if config.action == "off" or not MODES[self._config.train.mode].attacks:
+        if config.action == "off" or not self._attacks:
             return
         images, labels = self._watched
         with self._engine.deployable() as model:
@@ -311,7 +320,7 @@ class _Run:
         """Return what the job reports."""
         config = self._config
         return {
-            "mode": config.train.mode,
+            "mode": config.distill.method if config.distill else config.train.mode,
             **report.as_json(),
             "validation": self._best,
             "epochs": config.train.epochs,
@@ -427,6 +436,24 @@ def _validation_split(source: Source) -> MappedSplit:
     return source.split("val")
 
 
+def _lesson(
+    config: FitConfig, source: Source, world: World
+) -> Callable[[Learner, Sample], StepStats] | None:
+    if config.distill is None:
+        return None
+    card = read_card(config.distill.teacher)
+    manifest = source.manifest
+    if card.classes != manifest.classes or card.channels != manifest.channels:
+        raise UsageError(
+            f"The teacher in {config.distill.teacher} tells {', '.join(card.classes)} apart in "
+            f"{card.channels} channels; these shards hold {', '.join(manifest.classes)} in "
+            f"{manifest.channels}."
+        )
+    shape = (2, manifest.channels, manifest.height, manifest.width)
+    teacher = load_classifier(config.distill.teacher).to(world.device)
+    return lesson(config.distill, evaluation_copy(teacher, torch.rand(shape, device=world.device)))
+
+
 def _watched(source: Source, config: FitConfig, world: World) -> tuple[Tensor, Tensor]:
     """Return the fixed training images that the monitor attacks, and their labels."""
     split = source.split("train")
@@ -446,7 +473,9 @@ def _objective(config: FitConfig, source: Source, world: World) -> CrossEntropy:
 
 def _digest(config: FitConfig) -> str:
     """Return a hash of what decides the weights; paths, attempts and reports do not."""
-    decisive = config.model_dump(mode="json", include={"attack", "train", "model", "seed"})
+    decisive = config.model_dump(
+        mode="json", include={"attack", "train", "model", "seed", "distill"}
+    )
     decisive["data"] = config.data.model_dump(mode="json", include={"reader", "augment", "window"})
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 

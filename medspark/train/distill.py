@@ -1,0 +1,141 @@
+"""Distillation: a student learns from a trained teacher's answers. Three purposes, never conflated.
+
+    kd         compress: hard labels and softened answers (Hinton et al. 2015)
+    defensive  Papernot et al. 2016: train at a temperature, deploy at 1. It hides gradients and
+               does not make a network robust (Carlini and Wagner 2016); here to be shown as such
+    ard        robust: match the robust teacher's clean answers on attacked images (Goldblum 2020)
+    rslad      robust: soft labels in the attack as well (Zi et al. 2021)
+
+ard and rslad carry over what robustness the teacher has: it has to be adversarially trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from medspark.attacks.losses import cross_entropy
+from medspark.attacks.pgd import pgd
+from medspark.config import Config
+from medspark.train.adversarial import Learner, Sample, StepStats, random_start
+
+__all__ = ["DistillConfig", "lesson", "softened_divergence"]
+
+Method = Literal["kd", "defensive", "ard", "rslad"]
+
+_TEMPERATURE: dict[str, float] = {"kd": 4.0, "defensive": 50.0, "ard": 30.0, "rslad": 1.0}
+_ALPHA: dict[str, float] = {"kd": 0.7, "defensive": 1.0, "ard": 1.0, "rslad": 5 / 6}
+
+
+class DistillConfig(Config):
+    """Who teaches, and what is learnt from it."""
+
+    teacher: Path = Field(description="folder of a trained model, as train_at leaves it")
+    method: Method = Field(
+        "kd", description="kd compresses; ard and rslad carry robustness over; defensive hides"
+    )
+    temperature: float | None = Field(
+        None, gt=0, description="of the softened answers; kd 4, defensive 50, ard 30, rslad 1"
+    )
+    alpha: float | None = Field(
+        None, ge=0, le=1, description="weight of the teacher's part; kd .7, ard 1, rslad 5/6"
+    )
+
+    @property
+    def robust(self) -> bool:
+        """Whether the student learns from attacked images."""
+        return self.method in ("ard", "rslad")
+
+
+def lesson(config: DistillConfig, teacher: nn.Module) -> Callable[[Learner, Sample], StepStats]:
+    """Return the training step of ``config``; ``teacher`` is in eval mode and is not trained."""
+    temperature = config.temperature or _TEMPERATURE[config.method]
+    alpha = _ALPHA[config.method] if config.alpha is None else config.alpha
+
+    @torch.no_grad()
+    def answers(images: Tensor) -> Tensor:
+        logits: Tensor = teacher(images)
+        return logits
+
+    def kd(learner: Learner, sample: Sample) -> StepStats:
+        soft = answers(sample.images)
+        logits = learner.logits(learner.model, sample.images)
+        apart = softened_divergence(soft, logits, temperature).mean() * temperature**2
+        loss = (1 - alpha) * learner.objective(logits, sample.labels) + alpha * apart
+        return _learn(loss, sample, clean=logits)
+
+    def defensive(learner: Learner, sample: Sample) -> StepStats:
+        soft = answers(sample.images)
+        logits = learner.logits(learner.model, sample.images)
+        targets = (soft / temperature).softmax(1)
+        return _learn(F.cross_entropy(logits / temperature, targets), sample, clean=logits)
+
+    def ard(learner: Learner, sample: Sample) -> StepStats:
+        soft = answers(sample.images)
+        attacked = _attack(learner, sample, None)
+        adversarial = learner.logits(learner.model, attacked)
+        apart = softened_divergence(soft, adversarial, temperature).mean() * temperature**2
+        if alpha == 1:
+            return _learn(apart, sample, adversarial=adversarial, attacked=attacked)
+        clean = learner.logits(learner.model, sample.images)
+        loss = alpha * apart + (1 - alpha) * learner.objective(clean, sample.labels)
+        return _learn(loss, sample, clean=clean, adversarial=adversarial, attacked=attacked)
+
+    def rslad(learner: Learner, sample: Sample) -> StepStats:
+        soft = answers(sample.images)
+        attacked = _attack(learner, sample, soft)
+        adversarial = learner.logits(learner.model, attacked)
+        clean = learner.logits(learner.model, sample.images)
+        loss = alpha * softened_divergence(soft, adversarial, temperature).mean()
+        loss = loss + (1 - alpha) * softened_divergence(soft, clean, temperature).mean()
+        return _learn(loss, sample, clean=clean, adversarial=adversarial, attacked=attacked)
+
+    return {"kd": kd, "defensive": defensive, "ard": ard, "rslad": rslad}[config.method]
+
+
+def softened_divergence(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
+    """Return KL(teacher || student) of logits (B, K), each softened by ``temperature``; (B,)."""
+    target = (teacher / temperature).softmax(1)
+    return F.kl_div((student / temperature).log_softmax(1), target, reduction="none").sum(1)
+
+
+def _attack(learner: Learner, sample: Sample, soft: Tensor | None) -> Tensor:
+    """Return PGD images against the cross-entropy, or against the teacher's ``soft`` answers."""
+
+    def away_from_teacher(logits: Tensor, _: Tensor) -> Tensor:
+        assert soft is not None
+        return softened_divergence(soft, logits, 1.0)
+
+    return pgd(
+        learner.bare,
+        sample.images,
+        sample.labels,
+        threat=sample.threat,
+        steps=learner.config.inner_steps,
+        start=random_start(sample),
+        loss=cross_entropy if soft is None else away_from_teacher,
+    )
+
+
+def _learn(
+    loss: Tensor,
+    sample: Sample,
+    *,
+    clean: Tensor | None = None,
+    adversarial: Tensor | None = None,
+    attacked: Tensor | None = None,
+) -> StepStats:
+    scaled = loss * sample.weight
+    scaled.backward()  # type: ignore[no-untyped-call]
+    return StepStats(
+        scaled.detach(),
+        None if clean is None else clean.detach(),
+        None if adversarial is None else adversarial.detach(),
+        attacked,
+    )

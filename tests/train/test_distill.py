@@ -1,0 +1,93 @@
+"""Each distillation learns what its equation says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch.nn.functional as F
+from torch import Tensor
+
+from medspark.models.classifier import Classifier
+from medspark.train.adversarial import AdversarialConfig, Learner, Sample, StepStats, take_step
+from medspark.train.distill import DistillConfig, lesson
+from medspark.train.objective import CrossEntropy
+
+Tiny = Callable[..., Classifier]
+Make = Callable[..., Sample]
+
+
+def learnt(tiny: Tiny, given: Sample, **chosen: object) -> tuple[StepStats, Classifier, Classifier]:
+    teacher, student = tiny(seed=1).double().eval(), tiny(seed=2).double().eval()
+    config = DistillConfig.model_validate({"teacher": Path("unused"), **chosen})
+    learner = Learner(
+        student,
+        CrossEntropy(),
+        AdversarialConfig(inner_steps=3),
+        lesson=lesson(config, teacher),
+    )
+    return take_step(learner, given), teacher, student
+
+
+def divergence(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
+    p, q = (teacher / temperature).softmax(1), (student / temperature).softmax(1)
+    return (p * (p / q).log()).sum(1).mean()
+
+
+def test_kd_mixes_hard_labels_and_softened_answers(tiny: Tiny, sample: Make):
+    given = sample()
+    stats, teacher, student = learnt(tiny, given, method="kd")
+    logits = student(given.images)
+
+    hard = F.cross_entropy(logits, given.labels)
+    soft = 16 * divergence(teacher(given.images), logits, 4)
+
+    assert stats.loss == pytest.approx(float(0.3 * hard + 0.7 * soft))
+
+
+def test_defensive_learns_soft_labels_at_the_temperature(tiny: Tiny, sample: Make):
+    given = sample()
+    stats, teacher, student = learnt(tiny, given, method="defensive", temperature=20)
+
+    target = (teacher(given.images) / 20).softmax(1)
+    expected = -(target * (student(given.images) / 20).log_softmax(1)).sum(1).mean()
+
+    assert stats.loss == pytest.approx(float(expected))
+
+
+@pytest.mark.parametrize(("method", "temperature"), [("ard", 30), ("rslad", 1)])
+def test_robust_students_match_clean_answers_on_attacked_images(
+    method: str, temperature: float, tiny: Tiny, sample: Make
+):
+    given = sample()
+    stats, teacher, student = learnt(tiny, given, method=method)
+    assert stats.attacked is not None
+    answers = teacher(given.images)
+    on_attacked = divergence(answers, student(stats.attacked), temperature)
+    on_clean = divergence(answers, student(given.images), temperature)
+
+    expected = 900 * on_attacked if method == "ard" else (5 * on_attacked + on_clean) / 6
+
+    assert stats.loss == pytest.approx(float(expected))
+    assert given.threat.holds(stats.attacked, given.images).all()
+
+
+def test_rslad_attacks_the_teachers_answers(tiny: Tiny, sample: Make):
+    given = sample()
+    stats, teacher, student = learnt(tiny, given, method="rslad")
+    assert stats.attacked is not None
+    answers = teacher(given.images)
+
+    before = divergence(answers, student(given.images), 1)
+    after = divergence(answers, student(stats.attacked), 1)
+
+    assert after > before
+
+
+@pytest.mark.parametrize("method", ["kd", "defensive", "ard", "rslad"])
+def test_the_teacher_is_left_as_it_is(method: str, tiny: Tiny, sample: Make):
+    _, teacher, student = learnt(tiny, sample(), method=method)
+
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+    assert all(parameter.grad is not None for parameter in student.parameters())
