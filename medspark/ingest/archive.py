@@ -175,14 +175,15 @@ class _Ingest:
         here = before.where(F.col("source_key") == self._archive.source_key)
         files = self._staged("files", ledger.compare(self._annotated(), here))
         counts = self._changes(files)
-        seen = sum(counts.values()) - counts[ledger.DELETED]
-        result = {"files_seen": seen} | counts
+        gone = counts.pop(ledger.DELETED) + counts[ledger.FORGOTTEN]
+        forgotten = counts.pop(ledger.FORGOTTEN)
+        todo = counts[ledger.NEW] + counts[ledger.CHANGED]
+        result = {"files_seen": todo + counts[ledger.UNCHANGED], **counts, "deleted": gone}
         if self._archive.config.dry_run:
             return result | {"dry_run": True}
         after, decoded = before, None
-        if seen != counts[ledger.UNCHANGED] or self._is_stale(here, files):
-            todo = files.where(F.col("status").isin(ledger.NEW, ledger.CHANGED))
-            decoded = self._decoded(todo, counts[ledger.NEW] + counts[ledger.CHANGED])
+        if todo or forgotten or self._manifest is None:
+            decoded = self._decoded(files, todo)
             after = self._settled(before, files, decoded)
         result |= self._outcomes(files, after)
         if decoded is not None:
@@ -206,14 +207,8 @@ class _Ingest:
         if self._archive.table and rows and not sum(row["labelled"] for row in rows):
             raise self._archive.table.no_match()
         found = {row["status"]: row["count"] for row in rows}
-        names = (ledger.NEW, ledger.CHANGED, ledger.UNCHANGED, ledger.DELETED)
+        names = (ledger.NEW, ledger.CHANGED, ledger.UNCHANGED, ledger.DELETED, ledger.FORGOTTEN)
         return {name: found.get(name, 0) for name in names}
-
-    def _is_stale(self, here: DataFrame, files: DataFrame) -> bool:
-        """Return whether nothing was committed yet, or the ledger has rows of forgotten files."""
-        if self._manifest is None:
-            return True
-        return not here.join(files, "file_key", "left_anti").isEmpty()
 
     # --- what there is ---
 
@@ -271,8 +266,8 @@ class _Ingest:
 
     # --- what is done ---
 
-    def _decoded(self, todo: DataFrame, count: int) -> DataFrame:
-        """Decode files; the rows that come back are those of the attempts that succeeded."""
+    def _decoded(self, files: DataFrame, count: int) -> DataFrame:
+        """Decode what is new or changed; what comes back is from attempts that succeeded."""
         archive, config = self._archive, self._archive.config
         decoding = Decoding(
             source=archive.source,
@@ -286,8 +281,8 @@ class _Ingest:
             label_attribute=config.label_attribute,
             guarded=config.guarded,
         )
-        tasks = max(1, self._tasks(count))
-        spread = todo.repartition(tasks)
+        todo = files.where(F.col("status").isin(ledger.NEW, ledger.CHANGED))
+        spread = todo.repartition(max(1, self._tasks(count)))
         return self._staged("outcomes", spread.mapInArrow(decoding, OUTCOME_SPARK_SCHEMA))
 
     def _tasks(self, files: int) -> int:
@@ -309,7 +304,8 @@ class _Ingest:
         return read_ledger(self._spark, self._samples, self._new_ledger)
 
     def _outcomes(self, files: DataFrame, after: DataFrame) -> dict[str, Any]:
-        present = files.where(F.col("status") != ledger.DELETED).select("file_key")
+        gone = F.col("status").isin(ledger.DELETED, ledger.FORGOTTEN)
+        present = files.where(~gone).select("file_key")
         rows = after.join(present, "file_key", "left_semi")
         counted = ledger.per_file(rows).groupBy("outcome", "reason")
         table = counted.agg(F.count("*").alias("files"), F.sum("size").alias("bytes")).collect()

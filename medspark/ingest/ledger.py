@@ -48,13 +48,15 @@ SPARK_SCHEMA = from_arrow_schema(SCHEMA)
 
 
 NEW, CHANGED, UNCHANGED, DELETED = "new", "changed", "unchanged", "deleted"
+# A file that is gone and was no sample: said once, and then the ledger does not know it any more.
+FORGOTTEN = "forgotten"
 
 
 def compare(files: DataFrame, ledger: DataFrame) -> DataFrame:
     """Return ``files`` (file_key, fingerprint, ...) with their ``status`` against the ``ledger``.
 
-    A file of the ledger that is not there any more has a row too, as deleted, if it is a sample;
-    what was a duplicate or in quarantine can be forgotten with its file.
+    A file of the ledger that is not there any more has a row too: as deleted if it is a sample,
+    else as forgotten.
     """
     known = ledger.groupBy("file_key").agg(
         F.first("fingerprint").alias("old"),
@@ -62,13 +64,13 @@ def compare(files: DataFrame, ledger: DataFrame) -> DataFrame:
     )
     status = (
         F.when(F.col("old").isNull(), NEW)
-        .when(F.col("fingerprint").isNull(), DELETED)
+        .when(F.col("fingerprint").isNull() & (F.col("was_sample") == 1), DELETED)
+        .when(F.col("fingerprint").isNull(), FORGOTTEN)
         .when(F.col("fingerprint") == F.col("old"), UNCHANGED)
         .otherwise(CHANGED)
     )
     joined = files.join(known, "file_key", "full").withColumn("status", status)
-    kept = (F.col("status") != DELETED) | (F.col("was_sample") == 1)
-    return joined.where(kept).drop("old", "was_sample")
+    return joined.drop("old", "was_sample")
 
 
 def remaining(ledger: DataFrame, files: DataFrame) -> DataFrame:

@@ -177,7 +177,9 @@ def values(samples: Path) -> list[tuple[str, int]]:
 def test_new_changed_and_deleted_files_are_told_apart(run, tmp_path):
     source, samples = tmp_path / "in %20", tmp_path / "out put"
     put(source, A__one=1, A__two=2, B__three=3)
+    (source / "B" / "bad").write_bytes(b"")
     run(source, samples)
+    (source / "B" / "bad").unlink()
     put(source, A__four=4, B__three=30)
     os.utime(source / "B" / "three", ns=(1, 1))
     (source / "A" / "two").unlink()
@@ -186,7 +188,7 @@ def test_new_changed_and_deleted_files_are_told_apart(run, tmp_path):
     unchanged_by_it = values(samples)
     result = run(source, samples)
 
-    counts = {"new": 1, "changed": 1, "unchanged": 1, "deleted": 1}
+    counts = {"new": 1, "changed": 1, "unchanged": 1, "deleted": 2}
     assert {name: dry[name] for name in counts} == counts
     assert unchanged_by_it == [("A", 1), ("A", 2), ("B", 3)]
     assert {name: result[name] for name in counts} == counts
