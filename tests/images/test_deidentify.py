@@ -109,6 +109,22 @@ def test_a_message_does_not_quote_a_wrong_value(dicom: MakeDicom, keyword: str) 
     assert MARKER not in said
 
 
+def test_what_pydicom_says_about_a_wrong_value_is_not_heard(
+    dicom: MakeDicom, caplog: pytest.LogCaptureFixture
+) -> None:
+    def spoil(data: Dataset) -> None:
+        data.PatientID = "A1\u00e9"
+        data.SpecificCharacterSet = "ISO_IR 100"
+
+    data = dicom(IMAGE, prepare=spoil).replace(b"ISO_IR 100", MARKER.encode() + b" ")
+
+    with caplog.at_level(logging.DEBUG):
+        frame = decoded(data)
+
+    assert frame.attributes.patient_key
+    assert caplog.text == ""
+
+
 @pytest.mark.filterwarnings("ignore:Invalid value for VR")
 def test_coded_values_are_kept_and_free_text_in_their_place_is_not(dicom: MakeDicom) -> None:
     good = decoded(dicom(IMAGE, Modality="CR", BodyPartExamined="chest", ViewPosition="PA"))

@@ -107,6 +107,7 @@ def test_monochrome1_is_inverted_after_the_window() -> None:
     voi = Voi(50, 100, "LINEAR_EXACT")
 
     assert shown([0, 25, 75, 100], Grey(16, voi=voi, inverted=True)) == [255, 191, 64, 0]
+    assert shown([0, 25, 75, 900], Grey(16, voi=voi, inverted=True)) == [255, 191, 64, 0]
 
 
 @pytest.mark.parametrize("inverted", [False, True])
@@ -235,6 +236,15 @@ def test_reducing_before_a_window_that_cuts_nothing_off_is_exact(inverted: bool,
     pixels, _ = render_grey(stored, grey, Rendering(size=224, bits=bits))
 
     assert np.abs(pixels - expected).max() <= 0.52
+
+
+def test_what_a_window_cuts_off_does_not_weigh_in_the_average() -> None:
+    stored = np.zeros((64, 64), np.uint16)
+    stored[:, ::2] = 10000
+
+    pixels, _ = render_grey(stored, Grey(16, voi=Voi(50, 100)), Rendering(size=16))
+
+    assert np.abs(pixels[2:-2, 2:-2].astype(int) - 128).max() <= 2
 
 
 @given(values=st.lists(st.integers(-32768, 32767), min_size=2, max_size=40))
