@@ -159,15 +159,13 @@ class Decoding:
             yield content, hashlib.sha256(content).hexdigest()
             return
         system, inside = storage.filesystem(storage.join(self.source, path))
-        here = storage.is_local(self.source)
         try:
-            # The guarded decoder had better read a local file itself than be sent its bytes.
-            if size <= _SMALL_BYTES and not (here and self.guarded):
+            if size <= _SMALL_BYTES:
                 content = bytes(system.cat_file(inside))
                 yield content, hashlib.sha256(content).hexdigest()
                 return
             with system.open(inside, "rb") as file:
-                if here:
+                if storage.is_local(self.source):
                     yield inside, hashlib.file_digest(file, "sha256").hexdigest()
                     return
                 with tempfile.NamedTemporaryFile() as copy:
