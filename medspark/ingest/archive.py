@@ -32,8 +32,9 @@ from medspark.ingest.labels import (
     match_key,
 )
 from medspark.ingest.lock import locked
+from medspark.ingest.parts import Part
 from medspark.ingest.session import task_errors
-from medspark.ingest.write import Part, SampleSet, SamplesManifest
+from medspark.ingest.write import SampleSet, SamplesManifest
 
 _LOGGER = logging.getLogger(__name__)
 

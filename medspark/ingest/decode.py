@@ -30,7 +30,7 @@ from medspark.images.reasons import Reason, Unreadable
 from medspark.images.rendering import Rendering
 from medspark.ingest import ledger, npz, storage
 from medspark.ingest.ledger import CONFLICTING_LABEL, QUARANTINED, SAMPLE
-from medspark.ingest.write import Part, PartWriter
+from medspark.ingest.parts import Part, PartWriter
 
 _LOGGER = logging.getLogger(__name__)
 

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import itertools
-import math
-import os
 import secrets
 import time
 from collections.abc import Iterable, Iterator
@@ -13,34 +9,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import Field
 from pyspark.sql import DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 
 from medspark.config import Config
 from medspark.errors import RunError, UsageError
-from medspark.images.rendering import resize
 from medspark.ingest import ledger, storage
 from medspark.ingest.archive import read_ledger
+from medspark.ingest.layout import Counts, Layout
 from medspark.ingest.lock import locked
+from medspark.ingest.reshape import PLACED, WRITTEN, ReadSamples, WriteShards
 from medspark.ingest.session import task_errors
 from medspark.ingest.write import SampleSet, SamplesManifest
-from medspark.shards.manifest import Manifest, Shard, Split, digest_of, sha256_of, write_manifest
-from medspark.shards.schema import SPLITS, PixelFormat, write_shard
+from medspark.shards.manifest import Manifest, Shard, Split, digest_of, write_manifest
+from medspark.shards.schema import SPLITS, PixelFormat
 from medspark.shards.split import SplitConfig, patient_split
 
 # Pixels in an Arrow batch between the JVM and Python; more does not go faster.
 _BATCH_BYTES = 8 << 20
 _ARROW_ROWS = "spark.sql.execution.arrow.maxRecordsPerBatch"
-
-_PLACED = (
-    "bucket int, position bigint, sample_key string, patient_key string, label int, pixels binary"
-)
-_WRITTEN = "bucket int, path string, rows bigint, bytes bigint, sha256 string"
 
 
 class ShardConfig(Config):
@@ -226,8 +215,8 @@ class _Sharding:
         )
         parts = {part.path: (part.bytes, part.sha256) for part in self._source.parts}
         cores = self._spark.sparkContext.defaultParallelism
-        read = _Read(self._samples.url, parts, pixel_format)
-        write = _Write(str(self._config.shards), self._generation, layout, pixel_format,
+        read = ReadSamples(self._samples.url, parts, pixel_format)
+        write = WriteShards(str(self._config.shards), self._generation, layout, pixel_format,
                        self._config.rows_per_group)  # fmt: skip
         rows = max(1, min(4096, _BATCH_BYTES // pixel_format.nbytes))
         before = self._spark.conf.get(_ARROW_ROWS)
@@ -236,10 +225,10 @@ class _Sharding:
             written = (
                 placed.repartition(max(1, min(len(parts), 8 * cores)), "part")
                 .sortWithinPartitions("part", "row")
-                .mapInArrow(read, _PLACED)
+                .mapInArrow(read, PLACED)
                 .repartition(layout.shards, "bucket")
                 .sortWithinPartitions("bucket", "position")
-                .mapInArrow(write, _WRITTEN)
+                .mapInArrow(write, WRITTEN)
                 .collect()
             )
         finally:
@@ -314,79 +303,6 @@ class _Sharding:
 
 
 @dataclass(frozen=True)
-class Counts:
-    """What a split holds: images by class, and patients."""
-
-    by_class: tuple[int, ...]
-    patients: int
-
-    @property
-    def rows(self) -> int:
-        """The number of images."""
-        return sum(self.by_class)
-
-
-@dataclass(frozen=True)
-class SplitLayout:
-    """The files of one split; ``first`` is the number of its first file among all."""
-
-    name: str
-    rows: int
-    shards: int
-    first: int
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How many files each split has. Their rows differ by one at most."""
-
-    splits: tuple[SplitLayout, ...]
-
-    @classmethod
-    def of(cls, counts: dict[str, Counts], pixel_format: PixelFormat, shard_bytes: int) -> Layout:
-        """Return as few files as hold at most ``shard_bytes`` of pixels each."""
-        splits: list[SplitLayout] = []
-        for name, count in counts.items():
-            shards = math.ceil(count.rows * pixel_format.nbytes / shard_bytes)
-            first = splits[-1].first + splits[-1].shards if splits else 0
-            splits.append(SplitLayout(name, count.rows, min(shards, count.rows), first))
-        return cls(tuple(splits))
-
-    @property
-    def shards(self) -> int:
-        """The number of files of all splits."""
-        return sum(split.shards for split in self.splits)
-
-    def buckets(self, name: str) -> range:
-        """Return the numbers of the files of a split."""
-        split = next(split for split in self.splits if split.name == name)
-        return range(split.first, split.first + split.shards)
-
-    @staticmethod
-    def number(split: SplitLayout, position: Any) -> Any:
-        """Return the number of the file of a row, as a fraction to be rounded down.
-
-        The inverse of cutting ``rows`` at ``rows * n // shards``; for numbers and Spark columns.
-        """
-        return ((position + 1) * split.shards - 1) / split.rows + split.first
-
-    def bucket(self, name: str, position: int) -> int:
-        """Return the number of the file that holds the row at ``position`` of a split."""
-        split = next(split for split in self.splits if split.name == name)
-        return int(self.number(split, position))
-
-    def file_name(self, bucket: int) -> str:
-        """Return the name of a file, by its number among all."""
-        split = next(s for s in self.splits if s.first <= bucket < s.first + s.shards)
-        return f"{split.name}-{bucket - split.first:05d}.parquet"
-
-
-def _in_two(dealt: DataFrame, column: str) -> int:
-    targets = dealt.groupBy(column).agg(F.min("target").alias("low"), F.max("target").alias("high"))
-    return targets.where(F.col("low") != F.col("high")).count()
-
-
-@dataclass(frozen=True)
 class _Deal:
     """Gives patients their split, in a task."""
 
@@ -405,169 +321,6 @@ class _Deal:
             yield pa.RecordBatch.from_pydict({"patient_key": patients, "target": targets})
 
 
-@dataclass(frozen=True)
-class _Read:
-    """Reads the pixels of rows that come sorted by part and row, and brings them to one format."""
-
-    samples: str
-    parts: dict[str, tuple[int, str]]
-    pixel_format: PixelFormat
-
-    def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        rows = (row for batch in batches for row in batch.to_pylist())
-        for part, group in itertools.groupby(rows, key=lambda row: str(row["part"])):
-            yield from self._part(part, group)
-
-    def _part(self, part: str, rows: Iterator[dict[str, Any]]) -> Iterator[pa.RecordBatch]:
-        system, path = storage.filesystem(storage.join(self.samples, part))
-        self._check(system, path, part)
-        with system.open(path, "rb") as file:
-            parquet = pq.ParquetFile(file)
-            start, group = 0, 0
-            wanted = next(rows, None)
-            while wanted is not None:
-                stop = start + parquet.metadata.row_group(group).num_rows
-                here = []
-                while wanted is not None and wanted["row"] < stop:
-                    here.append(wanted)
-                    wanted = next(rows, None)
-                if here:
-                    yield self._group(parquet, group, start, here)
-                start, group = stop, group + 1
-
-    def _check(self, system: Any, path: str, part: str) -> None:
-        # Parquet readers do not notice a flipped bit; the manifest does.
-        size, sha256 = self.parts[part]
-        if not system.exists(path) or system.size(path) != size:
-            raise RunError(f"The part {part} of {self.samples} is missing or has another size.")
-        with system.open(path, "rb") as file:
-            if _sha256(file) != sha256:
-                raise RunError(f"The part {part} of {self.samples} has been damaged.")
-
-    def _group(
-        self, parquet: pq.ParquetFile, group: int, start: int, rows: list[dict[str, Any]]
-    ) -> pa.RecordBatch:
-        columns = ["sample_key", "pixels", "height", "width", "channels", "bits"]
-        table = parquet.read_row_group(group, columns=columns)
-        pixels = []
-        for row in rows:
-            index = row["row"] - start
-            sample = {name: table[name][index].as_py() for name in columns}
-            if sample["sample_key"] != row["sample_key"]:
-                raise RunError(f"{parquet} does not hold what the ledger says.")
-            pixels.append(bring_to(self.pixel_format, sample))
-        return pa.RecordBatch.from_pydict(
-            {
-                "bucket": pa.array([row["bucket"] for row in rows], pa.int32()),
-                "position": pa.array([row["position"] for row in rows], pa.int64()),
-                "sample_key": [row["sample_key"] for row in rows],
-                "patient_key": [row["patient_key"] for row in rows],
-                "label": pa.array([row["number"] for row in rows], pa.int32()),
-                "pixels": pa.array(pixels, pa.binary()),
-            }
-        )
-
-
-def _sha256(file: Any) -> str:
-    digest = hashlib.sha256()
-    while chunk := file.read(1 << 20):
-        digest.update(chunk)
-    return digest.hexdigest()
-
-
-def bring_to(pixel_format: PixelFormat, sample: dict[str, Any]) -> bytes:
-    """Return the bytes of a sample's pixels in ``pixel_format``: size, depth, channels (HWC)."""
-    if all(sample[name] == getattr(pixel_format, name) for name in _FORMAT):
-        return bytes(sample["pixels"])
-    dtype = np.dtype("<u1") if sample["bits"] == 8 else np.dtype("<u2")
-    shape = (sample["height"], sample["width"], sample["channels"])
-    image: npt.NDArray[Any] = np.frombuffer(sample["pixels"], dtype).reshape(shape)
-    image = _with_channels(image, pixel_format.channels)
-    if image.shape[:2] != (pixel_format.height, pixel_format.width):
-        plane = image[..., 0] if image.shape[2] == 1 else image
-        image = resize(plane, pixel_format.height, pixel_format.width).reshape(pixel_format.shape)
-    if sample["bits"] > pixel_format.bits:
-        image = (image.astype(np.uint32) + 128) // 257  # 65535 is 255, rounded between
-    return image.astype(pixel_format.dtype).tobytes()
-
-
-_FORMAT = ("height", "width", "channels", "bits")
-
-
-def _with_channels(image: npt.NDArray[Any], channels: int) -> npt.NDArray[Any]:
-    if image.shape[2] == channels:
-        return image
-    if channels == 3:
-        return np.repeat(image, 3, axis=2)
-    weights = np.array([0.299, 0.587, 0.114])  # luma of ITU-R BT.601, as in PS3.3 C.7.6.3.1.2
-    grey: npt.NDArray[Any] = np.rint(image @ weights).astype(image.dtype)[..., None]
-    return grey
-
-
-@dataclass(frozen=True)
-class _Write:
-    """Writes shards from rows that come sorted by file and position."""
-
-    shards: str
-    generation: str
-    layout: Layout
-    pixel_format: PixelFormat
-    rows_per_group: int
-
-    def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        pieces = (
-            piece
-            for batch in batches
-            for piece in _by_bucket(pa.table([*batch.columns], [*batch.schema.names]))
-        )
-        for bucket, group in itertools.groupby(pieces, key=lambda piece: piece[0]):
-            yield self._file(bucket, (table for _, table in group))
-
-    def _file(self, bucket: int, tables: Iterator[pa.Table]) -> pa.RecordBatch:
-        name = f"data/{self.generation}/{self.layout.file_name(bucket)}"
-        path = Path(self.shards) / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # A task that runs twice writes the same bytes under the same name, each time whole.
-        scratch = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-        typed = (_as_shard_rows(table, self.pixel_format) for table in tables)
-        rows = write_shard(scratch, typed, self.pixel_format, rows_per_group=self.rows_per_group)
-        size, sha256 = scratch.stat().st_size, sha256_of(scratch)
-        os.replace(scratch, path)
-        return pa.RecordBatch.from_pydict(
-            {
-                "bucket": pa.array([bucket], pa.int32()),
-                "path": [name],
-                "rows": pa.array([rows], pa.int64()),
-                "bytes": pa.array([size], pa.int64()),
-                "sha256": [sha256],
-            }
-        )
-
-
-def _by_bucket(table: pa.Table) -> Iterator[tuple[int, pa.Table]]:
-    """Cut a table where its file changes."""
-    buckets = table["bucket"].to_numpy()
-    edges = [0, *(np.flatnonzero(np.diff(buckets)) + 1).tolist(), len(buckets)]
-    for start, stop in itertools.pairwise(edges):
-        if stop > start:
-            yield (
-                int(buckets[start]),
-                table.slice(start, stop - start).drop_columns(["bucket", "position"]),
-            )
-
-
-def _as_shard_rows(table: pa.Table, pixel_format: PixelFormat) -> pa.Table:
-    """Return ``table`` with its pixels as values of a fixed size, without copying them."""
-    index = table.schema.get_field_index("pixels")
-    chunks = [_fixed_size(chunk, pixel_format.nbytes) for chunk in table["pixels"].chunks]
-    return table.set_column(index, "pixels", pa.chunked_array(chunks)).cast(pixel_format.schema)
-
-
-def _fixed_size(values: pa.BinaryArray, nbytes: int) -> pa.FixedSizeBinaryArray:
-    # Arrow has no cast for this. Values of one size lie end to end, so offsets are all they lack.
-    _, offsets, data = values.buffers()
-    ends = np.frombuffer(offsets, np.int32)[values.offset : values.offset + len(values) + 1]
-    if not (np.diff(ends) == nbytes).all():
-        raise RunError(f"A sample has not the {nbytes} bytes that its format asks for.")
-    body = data.slice(int(ends[0]), len(values) * nbytes)
-    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(nbytes), len(values), [None, body])
+def _in_two(dealt: DataFrame, column: str) -> int:
+    targets = dealt.groupBy(column).agg(F.min("target").alias("low"), F.max("target").alias("high"))
+    return targets.where(F.col("low") != F.col("high")).count()

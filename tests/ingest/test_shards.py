@@ -18,7 +18,9 @@ from medspark.errors import RunError, UsageError
 from medspark.images.deidentify import Privacy
 from medspark.images.phantom import PhantomConfig, write_archive
 from medspark.ingest.archive import IngestConfig, ingest, open_archive
-from medspark.ingest.shards import Counts, Layout, ShardConfig, bring_to, make_shards, open_samples
+from medspark.ingest.layout import Counts, Layout
+from medspark.ingest.reshape import bring_to
+from medspark.ingest.shards import ShardConfig, make_shards, open_samples
 from medspark.shards.manifest import Manifest, read_manifest, verify
 from medspark.shards.schema import PixelFormat, map_pixels
 

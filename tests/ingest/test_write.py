@@ -12,7 +12,8 @@ import pytest
 
 from medspark.errors import UsageError
 from medspark.ingest.lock import locked
-from medspark.ingest.write import SAMPLE_SCHEMA, Part, PartWriter, SampleSet, SamplesManifest
+from medspark.ingest.parts import SAMPLE_SCHEMA, Part, PartWriter
+from medspark.ingest.write import SampleSet, SamplesManifest
 
 DEFAULTS = {"string": "x", "int32": 1, "int64": 1, "double": 1.0, "bool": True, "binary": b"ab"}
 
