@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import os
 from pathlib import Path
 from typing import Literal
 
+import fsspec
 from pydantic import Field
 
 from medspark.config import Config
@@ -14,9 +17,9 @@ from medspark.data.batch import Reader
 from medspark.data.native import MappedSplit, NativeReader
 from medspark.data.petastorm import PetastormReader, check_petastorm
 from medspark.errors import UsageError
-from medspark.shards.manifest import Manifest, read_manifest, verify
+from medspark.shards.manifest import NAME, Manifest, read_manifest, verify, write_atomically
 
-__all__ = ["DataConfig", "Source", "open_source"]
+__all__ = ["DataConfig", "Source", "localise", "open_source"]
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -84,7 +87,49 @@ def open_source(shards: str | Path, config: DataConfig) -> Source:
     """
     if config.reader == "petastorm":
         check_petastorm()
-    folder = Path(shards)
+    folder = localise(str(shards), config.cache_dir)
     manifest = read_manifest(folder)
     verify(folder, manifest, contents=config.verify == "contents")
     return Source(folder, manifest, config)
+
+
+def localise(shards: str, cache_dir: Path | None) -> Path:
+    """Return a local folder that holds the dataset at ``shards``, copied there if it is remote.
+
+    A copy is named by the dataset's digest, so that changed data is copied anew, and files that are
+    there already in the right size are not copied again. Raises UsageError where a remote dataset
+    has no ``cache_dir`` to go to, or cannot be reached.
+    """
+    scheme, separator, rest = shards.partition("://")
+    if not separator:
+        # A Path has taken one of the slashes away.
+        scheme, separator, rest = shards.partition(":/")
+    if not separator or "/" in scheme:
+        return Path(shards)
+    if scheme == "file":
+        return Path("/" + rest.lstrip("/"))
+    if cache_dir is None:
+        raise UsageError(f"{shards} is remote: give data.cache_dir, a local folder to copy it to.")
+    return _copy_dataset(f"{scheme}://{rest}", cache_dir)
+
+
+def _copy_dataset(url: str, cache_dir: Path) -> Path:
+    try:
+        filesystem, root = fsspec.core.url_to_fs(url.replace("s3a://", "s3://", 1))
+        content = filesystem.cat_file(f"{root}/{NAME}")
+    except (OSError, ImportError, ValueError) as error:
+        raise UsageError(f"{url} cannot be read: {error}") from None
+    place = cache_dir / hashlib.sha256(content).hexdigest()[:32]
+    place.mkdir(parents=True, exist_ok=True)
+    write_atomically(place / NAME, content.decode())
+    for split in read_manifest(place).splits.values():
+        for shard in split.shards:
+            target = place / shard.path
+            if target.is_file() and target.stat().st_size == shard.bytes:
+                continue
+            target.parent.mkdir(parents=True, exist_ok=True)
+            # Several ranks of one machine may copy at once: each to a name of its own.
+            scratch = target.with_name(f".{target.name}.{os.getpid()}")
+            filesystem.get_file(f"{root}/{shard.path}", str(scratch))
+            os.replace(scratch, target)
+    return place

@@ -159,18 +159,12 @@ def _fit_config(config: TrainAtConfig, folder: Path) -> FitConfig:
     if model.weights not in (None, PRETRAINED):
         # The ranks work in folders of their own.
         model = model.model_copy(update={"weights": str(Path(str(model.weights)).resolve())})
-    return FitConfig(
-        shards=config.shards.resolve(),
-        run_dir=folder,
-        data=config.data,
-        model=model,
-        attack=config.attack,
-        train=config.train,
-        evaluate=config.evaluate,
-        checkpoint=config.checkpoint,
-        seed=config.seed,
-        resume=config.resume,
-    )
+    # What the jobs and the training call by the same name is the same thing.
+    shared = {
+        name: getattr(config, name) for name in FitConfig.model_fields if hasattr(config, name)
+    }
+    placed = {"shards": config.shards.resolve(), "run_dir": folder, "model": model}
+    return FitConfig(**(shared | placed))
 
 
 def _entry(config: TrainAtConfig, manifest: Manifest) -> RunEntry:

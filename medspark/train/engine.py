@@ -74,10 +74,11 @@ class Engine:
         pieces = config.virtual_shards if exact else world.size * config.accumulate
         if world.device.type == "cpu":
             lower(self.model, example, batch_size=-(-config.batch_size // pieces))
+        passed: Any = torch.compile(self.model) if config.compile else self.model
         self._gradients: Gradients = (
-            VirtualShards(self.model, count=config.virtual_shards, world=world)
+            VirtualShards(passed, count=config.virtual_shards, world=world)
             if exact
-            else Overlapped(self.model, count=config.accumulate, world=world)
+            else Overlapped(passed, count=config.accumulate, world=world)
         )
         self.optimiser = adamw(self.model, config)
         self.average = Average(self.model, config.ema) if config.ema > 0 else None

@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from medspark.attacks.threat import ThreatModel
 from medspark.config import Config
@@ -106,7 +106,7 @@ class _Run:
             world=world.size,
         )
         self._total = config.train.epochs * self._reader.steps
-        self._model = _network(config, source)
+        self._model = _network(config, source, world)
         self._engine = Engine(
             self._model,
             config=config.train,
@@ -319,7 +319,9 @@ class _Run:
     def result(self, report: RobustReport) -> dict[str, Any]:
         """Return what the job reports."""
         config = self._config
-        return {
+        hides = config.distill is not None and config.distill.method == "defensive"
+        warning = {"warning": _masking(report)} if hides else {}
+        return warning | {
             "mode": config.distill.method if config.distill else config.train.mode,
             **report.as_json(),
             "validation": self._best,
@@ -416,7 +418,7 @@ def _step_metrics(report: Report, figures: list[float]) -> dict[str, float]:
     }
 
 
-def _network(config: FitConfig, source: Source) -> Classifier:
+def _network(config: FitConfig, source: Source, world: World) -> Classifier:
     manifest = source.manifest
     torch.manual_seed(derive(config.seed, "weights"))
     model = build(config.model, num_classes=len(manifest.classes), channels=manifest.channels)
@@ -425,6 +427,10 @@ def _network(config: FitConfig, source: Source) -> Classifier:
     )
     if frozen:
         freeze_batch_norm(model)
+    elif config.train.sync_batch_norm:
+        if world.device.type != "cuda":
+            raise UsageError("train.sync_batch_norm works between GPUs only.")
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
     return model
 
 
@@ -434,6 +440,14 @@ def _validation_split(source: Source) -> MappedSplit:
         _LOGGER.warning("there is no validation split: epochs are compared on training images")
         return source.split("train")
     return source.split("val")
+
+
+def _masking(report: RobustReport) -> str:
+    seen = "; ".join(flag.sentence for flag in report.flags if flag.triggered)
+    return (
+        "defensive distillation hides gradients and makes no network robust: figures under FGSM "
+        f"and PGD are not to be believed. Seen here: {seen or 'no sign at these settings'}."
+    )
 
 
 def _lesson(

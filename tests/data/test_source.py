@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from medspark.data import petastorm
-from medspark.data.source import DataConfig, open_source
+from medspark.data.source import DataConfig, localise, open_source
 from medspark.errors import UsageError
 
 WriteShards = Callable[..., Path]
@@ -69,3 +70,29 @@ def test_a_pyarrow_that_petastorm_cannot_use_is_said_in_one_line(monkeypatch: py
 
     with pytest.raises(UsageError, match=r"medspark\[petastorm\]"):
         petastorm.check_petastorm()
+
+
+def test_a_remote_dataset_is_copied_once_and_read_from_there(
+    write_shards: WriteShards, tmp_path_factory: pytest.TempPathFactory
+):
+    folder, cache = write_shards(), tmp_path_factory.mktemp("cache")
+    remote = fsspec.filesystem("memory")
+    remote.put(str(folder), "/bucket/shards", recursive=True)
+
+    place = localise("memory://bucket/shards", cache)
+    stamps = {path: path.stat().st_mtime_ns for path in place.rglob("*.parquet")}
+    again = open_source(Path("memory://bucket/shards"), DataConfig(cache_dir=cache))
+
+    assert again.folder == place
+    assert len(again.split("train")) == 50
+    assert stamps == {path: path.stat().st_mtime_ns for path in place.rglob("*.parquet")}
+
+
+def test_a_remote_dataset_needs_a_place_to_go_to():
+    with pytest.raises(UsageError, match="cache_dir"):
+        localise("s3a://bucket/shards", None)
+
+
+@pytest.mark.parametrize("shards", ["file:///tmp/x", "file:/tmp/x", "/tmp/x"])
+def test_a_local_dataset_is_read_where_it_lies(shards: str):
+    assert localise(shards, None) == Path("/tmp/x")

@@ -1,0 +1,45 @@
+"""Train a student from a trained teacher: to compress it, or to carry its robustness over.
+
+Reads   the shards that jobs/shard.py wrote, and the teacher's model folder
+Writes  the student's model, the result as JSON, and one MLflow run
+
+    spark-submit jobs/distill.py --shards SHARDS --distill.teacher RUN/model --distill.method kd
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from medspark.job import run_job
+from medspark.launch.training import TrainAtConfig, summary, train_at
+from medspark.models.checkpoint import read_card
+from medspark.train.distill import DistillConfig
+
+
+class DistillJob(TrainAtConfig):
+    """Train one student."""
+
+    distill: DistillConfig
+
+
+def work(config: DistillJob) -> dict[str, Any]:
+    """Train the student, print what came of it, and return it."""
+    read_card(config.distill.teacher)
+    # The ranks work in folders of their own.
+    teacher = config.distill.model_copy(update={"teacher": config.distill.teacher.resolve()})
+    result = train_at(config.model_copy(update={"distill": teacher}))
+    print(summary(result))
+    if "warning" in result:
+        print(f"\nWarning: {result['warning']}")
+    return result
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the job; return its exit status."""
+    return run_job(DistillJob, work, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
