@@ -34,6 +34,9 @@ class SanityConfig(Config):
     saturation: float = Field(
         0.5, description="share of correct answers with a probability of exactly one"
     )
+    same_answer: float = Field(
+        0.1, description="share of images that get one and the same answer, to the last bit"
+    )
     unsteady: float = Field(
         1e-3, description="difference in probability when an image comes in another batch"
     )
@@ -121,6 +124,15 @@ def saturated(share: float, limits: SanityConfig) -> Flag:
         "confidence_saturated", share, limits.saturation,
         f"{share:.1%} of the correct answers have a probability of exactly 1 in float32, where the "
         "cross-entropy has no gradient left",
+    )  # fmt: skip
+
+
+def same_answer(share: float, limits: SanityConfig) -> Flag:
+    """Flag a network that is dead for many images: what does not look cannot be fooled."""
+    return _flag(
+        "same_answer_for_many", share, limits.same_answer,
+        f"{share:.1%} of the images get the very same probabilities: part of the network is dead "
+        "and does not see them",
     )  # fmt: skip
 
 

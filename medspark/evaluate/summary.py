@@ -226,7 +226,10 @@ def _lead(probabilities: Array, labels: Array) -> Array:
 def flags(arrays: Arrays, trials: Sequence[Trial], limits: SanityConfig) -> list[Flag]:
     """Return the sanity checks that ``arrays`` allow."""
     view = _View(arrays)
-    found = [sanity.saturated(view.saturated(), limits)]
+    found = [
+        sanity.saturated(view.saturated(), limits),
+        sanity.same_answer(view.same_answer(), limits),
+    ]
     if "zero_gradient" in arrays:
         found.append(sanity.zero_gradients(float(arrays["zero_gradient"].mean()), limits))
     for name in dict.fromkeys(trial.name for trial in trials):
@@ -297,6 +300,15 @@ class _View:
         labels = self.arrays["labels"][among]
         attacked, noise = (_lead(self.arrays[k][among], labels) for k in (attack, "noise"))
         return float(((attacked >= noise) & (attacked > 0)).mean()) if among.any() else 0.0
+
+    def same_answer(self) -> float:
+        """Return the share of images with the commonest answer, those that saturate aside."""
+        clean = self.arrays["clean"]
+        open_to_doubt = clean[clean.max(1) < 1.0]
+        if len(open_to_doubt) < 2:
+            return 0.0
+        _, counts = np.unique(open_to_doubt, axis=0, return_counts=True)
+        return float((counts.max() - 1) / len(clean))
 
     def saturated(self) -> float:
         right = self.right("clean")

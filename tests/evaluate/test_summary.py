@@ -97,3 +97,10 @@ def test_images_outside_the_threat_model_are_flagged() -> None:
     arrays = {**ARRAYS, f"{A1.key}/outside": np.array([False, True, False, False])}
 
     assert triggered(arrays, [A1]) == {"attack_leaves_threat_model"}
+
+
+def test_a_network_that_is_dead_for_many_images_is_flagged() -> None:
+    arrays = {**ARRAYS, "clean": sure_of([0.7, 0.7, 0.7, 0.8])}
+
+    assert "same_answer_for_many" in triggered(arrays, [])
+    assert triggered(ARRAYS, []) == set()
