@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -66,12 +67,15 @@ class Run:
         self.folder = folder or lab.folder / name
         self.folder.mkdir(exist_ok=True)
         self.run_dir = self.folder / "run"
+        if not (self.folder / "mlflow.db").exists():
+            shutil.copy(lab.database, self.folder / "mlflow.db")
         self.began = time.monotonic()
         self.process = lab.cluster.submit(
             *("train_at.py", "--shards", lab.shards, "--run_dir", self.run_dir, *RECIPE),
             *("--output", self.folder / "result.json"),
             *("--track.uri", f"sqlite:///{self.folder}/mlflow.db", *options),
         )
+        lab.running.append(self.process)
 
     def records(self) -> list[Record]:
         """Return what the journal holds, steps that were done again included."""
@@ -159,6 +163,10 @@ class Lab:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.shards = make_shards(folder / "shards")
+        # Made once: the migrations of a fresh database take longer than a small training.
+        self.database = folder / "empty.db"
+        MlflowClient(f"sqlite:///{self.database}").search_experiments()
+        self.running: list[subprocess.Popen[str]] = []
         self._unbroken: Run | None = None
 
     @property
@@ -168,6 +176,14 @@ class Lab:
             self._unbroken = Run(self, "unbroken", "--launch.processes", 2)
             assert self._unbroken.finish() == 0, self._unbroken.errors
         return self._unbroken
+
+    def end_jobs(self) -> None:
+        """End what a row that failed has left running."""
+        for process in self.running:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        self.running = []
 
     def judge(self, run: Run, verdict: Verdict, *, redone: int, exact: bool = True) -> Verdict:
         """Note whatever differs from the unbroken run; ``redone`` steps may be done twice."""

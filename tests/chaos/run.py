@@ -56,6 +56,8 @@ def _try(name: str, lab: Lab) -> list[Verdict]:
     except (AssertionError, OSError, RuntimeError) as error:
         verdicts.append(Verdict(name, problems=[f"{type(error).__name__}: {error}"]))
         _show(verdicts[-1], time.monotonic() - began)
+    finally:
+        lab.end_jobs()
     return verdicts
 
 

@@ -85,7 +85,7 @@ def test_a_killed_rank_ends_the_job_and_is_named(
 
     assert job.returncode == 1
     assert re.search(r"failed: rank 1 on \S+ \(process \d+\) was killed by SIGKILL", errors), errors
-    assert time.monotonic() - killed_at < 60
+    assert time.monotonic() - killed_at < 110
     assert not (tmp_path / "result.json").exists()
 
 
