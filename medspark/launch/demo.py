@@ -15,6 +15,7 @@ from medspark.images.phantom import PhantomConfig, write_archive
 from medspark.ingest.archive import IngestConfig, ingest, open_archive
 from medspark.ingest.shards import ShardConfig, make_shards, open_samples
 from medspark.job import write_result
+from medspark.launch.slots import available_cores
 from medspark.shards import manifest
 
 __all__ = ["DemoConfig", "demo_shards", "ingest_sum"]
@@ -51,7 +52,8 @@ def _make(spark: SparkSession, config: DemoConfig, folder: Path, shards: Path, s
     if not (archive / "labels.csv").exists():
         logger.info("writing %d synthetic radiographs to %s", config.count, archive)
         logging.getLogger("openjpeg").setLevel(logging.WARNING)
-        write_archive(archive, PhantomConfig(count=config.count, seed=config.seed))
+        phantom = PhantomConfig(count=config.count, seed=config.seed, processes=available_cores())
+        write_archive(archive, phantom)
     result = ingest(
         spark,
         open_archive(
