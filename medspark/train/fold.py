@@ -92,7 +92,11 @@ def _fold_pair(model: nn.Module, conv_name: str, norm_name: str) -> None:
     conv.weight = nn.Parameter(conv.weight * scale.view(-1, 1, 1, 1))
     conv.bias = nn.Parameter(norm.bias - before * scale)
     # timm's BatchNormAct2d applies the activation as well.
-    model.set_submodule(norm_name, getattr(norm, "act", None) or nn.Identity())
+    activation = getattr(norm, "act", None) or nn.Identity()
+    if isinstance(activation, nn.Hardtanh):
+        # ReLU6 "in place" computes a copy and copies it back.
+        activation.inplace = False
+    model.set_submodule(norm_name, activation)
 
 
 @torch.no_grad()

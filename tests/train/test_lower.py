@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from medspark.models.backbones import ModelConfig, build
-from medspark.train.lower import MatrixConv2d, lower
+from medspark.train.lower import MatrixConv2d, PaddedConv2d, lower
 
 
 def gradients(model: nn.Module, images: Tensor) -> list[Tensor]:
@@ -44,6 +44,20 @@ def test_the_product_is_the_convolution(
     assert lower(lowered, images, batch_size=1) == 1
 
     assert type(lowered[0]) is MatrixConv2d
+    pairs = zip(gradients(plain, images), gradients(lowered, images), strict=True)
+    assert all(torch.allclose(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_padding_first_is_the_convolution(stride: int):
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Conv2d(16, 16, 3, stride=stride, padding=1, groups=16).double())
+    images = torch.rand(2, 16, 2, 2, dtype=torch.float64)
+    lowered = copy.deepcopy(plain)
+
+    assert lower(lowered, images, batch_size=1) == 1
+
+    assert type(lowered[0]) is PaddedConv2d
     pairs = zip(gradients(plain, images), gradients(lowered, images), strict=True)
     assert all(torch.allclose(a, b) for a, b in pairs)
 

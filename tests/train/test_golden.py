@@ -1,0 +1,62 @@
+"""The losses of twenty seeded steps per mode are kept as numbers.
+
+After a change that is meant to alter them: MEDSPARK_GOLDEN=write pytest tests/train/test_golden.py
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from medspark.attacks.threat import ThreatModel
+from medspark.data.batch import Batch
+from medspark.models.classifier import Classifier
+from medspark.train.adversarial import MODES, Sample
+from medspark.train.config import TrainConfig
+from medspark.train.engine import Engine
+from medspark.train.objective import CrossEntropy
+from medspark.train.world import World
+
+KEPT = Path(__file__).with_name("golden_losses.json")
+STEPS = 20
+
+
+def losses(model: Classifier, given: Sample, mode: str) -> list[float]:
+    engine = Engine(
+        model,
+        config=TrainConfig(mode=mode, batch_size=10, precision="fp32", inner_steps=3, replays=2),
+        threat=ThreatModel(eps=8 / 255),
+        objective=CrossEntropy(),
+        image_shape=(1, 12, 12),
+        total_steps=STEPS,
+        seed=0,
+        world=World(0, 0, 1, torch.device("cpu")),
+    )
+    images = (given.images * 255).to(torch.uint8)
+    found = []
+    for step in range(STEPS):
+        rows = np.arange(10) + 10 * step
+        batch = Batch(images, given.labels, rows, 1.0, 10, 0, step)
+        found.append(float(engine.step(batch, step).figures[0]))
+    return found
+
+
+@pytest.mark.parametrize("mode", sorted(MODES))
+def test_twenty_steps_have_the_losses_they_had(
+    mode: str, tiny: Callable[..., Classifier], sample: Callable[..., Sample]
+):
+    found = losses(tiny(), sample(), mode)
+    kept = json.loads(KEPT.read_text()) if KEPT.exists() else {}
+    if os.environ.get("MEDSPARK_GOLDEN") == "write":
+        KEPT.write_text(json.dumps(kept | {mode: [round(loss, 6) for loss in found]}, indent=1))
+        return
+
+    # Another CPU rounds otherwise, and a sign that flips near zero moves a pixel by 2 eps.
+    assert found == pytest.approx(kept[mode], abs=5e-3)
+    assert found[0] == pytest.approx(kept[mode][0], abs=1e-5)
