@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from medspark.errors import UsageError
 from medspark.models.backbones import ModelConfig, build, check_model, import_timm
@@ -63,6 +63,15 @@ def test_grayscale_is_normalised_by_the_mean_over_the_colours() -> None:
 def test_weights_of_another_network_are_refused(weights: Path) -> None:
     with pytest.raises(UsageError, match="does not fit"):
         build(ModelConfig(name="resnet18", weights=str(weights)), num_classes=2, channels=3)
+
+
+def test_weights_that_lack_a_layer_are_refused(weights: Path) -> None:
+    state = load_file(weights)
+    del state[min(name for name in state if name.endswith("weight"))]
+    save_file(state, weights)
+
+    with pytest.raises(UsageError, match=r"it lacks 1 of \d+ tensors"):
+        build(ModelConfig(name="test_resnet", weights=str(weights)), num_classes=2, channels=3)
 
 
 @pytest.mark.parametrize("name", ["weights.pt", "weights.pkl", "weights.pt2"])
