@@ -215,7 +215,7 @@ class _Ingest:
 
     def _ledger(self) -> DataFrame:
         if self._manifest is None:
-            return self._spark.createDataFrame([], ledger.SPARK_SCHEMA)
+            return self._spark.createDataFrame(ledger.SCHEMA.empty_table())
         return read_ledger(self._spark, self._samples, self._manifest.ledger)
 
     def _annotated(self) -> DataFrame:
