@@ -77,8 +77,10 @@ def slots_of(spark: SparkSession) -> Slots:
 def wait_for(spark: SparkSession, tasks: int, *, seconds: float) -> Slots:
     """Return the room as soon as it is enough for ``tasks``, or what there is after ``seconds``.
 
-    Executors register one after the other when a cluster starts them.
+    Executors register one after the other when a cluster starts them; a local master is whole.
     """
+    if local_slots(str(spark.sparkContext.master)) is not None:
+        return slots_of(spark)
     deadline = time.monotonic() + seconds
     while True:
         slots = slots_of(spark)

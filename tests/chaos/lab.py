@@ -81,7 +81,7 @@ class Run:
         """Return what the journal holds, steps that were done again included."""
         return [r for r in JournalReader(self.run_dir / "journal").poll() if "loss" in r.metrics]
 
-    def wait_for(self, truth: Callable[[], bool], what: str, *, seconds: float = 180) -> None:
+    def wait_for(self, truth: Callable[[], bool], what: str, *, seconds: float = 400) -> None:
         """Return when ``truth`` holds; raise TimeoutError when that does not come."""
         deadline = time.monotonic() + seconds
         while not truth():
@@ -131,7 +131,7 @@ class Run:
                 return process
         raise RuntimeError(f"there is no {part} above rank {rank}")
 
-    def finish(self, *, seconds: float = 240) -> int:
+    def finish(self, *, seconds: float = 600) -> int:
         """Wait for the end of the job and return its status."""
         self.output, self.errors = self.process.communicate(timeout=seconds)
         self.seconds = time.monotonic() - self.began

@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.spark, pytest.mark.ddp, pytest.mark.slow]
 
 Run = Callable[..., Any]
 ON_EXECUTORS = LaunchConfig(processes=2, where="executors", timeout_seconds=8)
-QUICK_TIMEOUT = LaunchConfig(processes=2, timeout_seconds=5)
+ON_DRIVER = LaunchConfig(processes=2, timeout_seconds=5)
 
 
 def _ranks_left() -> list[psutil.Process]:
@@ -75,17 +75,18 @@ def test_a_rank_that_raises_is_named_with_its_traceback(run: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    ("trouble", "cause"),
+    ("launch", "trouble", "cause"),
     [
-        ("sigkill", r"rank 1 on \S+ \(process \d+\) was killed by SIGKILL"),
+        (ON_DRIVER, "sigkill", r"rank 1 on \S+ \(process \d+\) was killed by SIGKILL"),
+        (ON_DRIVER, "sigstop", r"rank 1 .* was stopped \(SIGSTOP\)"),
         # On one machine the ranks have one agent, and lose it together.
-        ("kill_agent", "rank [01] .* lost the torchrun agent above it"),
-        ("sigstop", r"rank 1 .* was stopped \(SIGSTOP\)"),
+        (ON_DRIVER, "kill_agent", "rank [01] .* lost the torchrun agent above it"),
+        (ON_EXECUTORS, "kill_agent", "rank 1 .* lost the torchrun agent above it"),
     ],
+    ids=["driver-sigkill", "driver-sigstop", "driver-agent", "executors-agent"],
 )
-@pytest.mark.parametrize("launch", [QUICK_TIMEOUT, ON_EXECUTORS], ids=["driver", "executors"])
 def test_a_rank_that_dies_ends_the_run_soon_and_is_named(
-    run: Run, trouble: str, cause: str, launch: LaunchConfig
+    run: Run, launch: LaunchConfig, trouble: str, cause: str
 ) -> None:
     began = time.monotonic()
 
