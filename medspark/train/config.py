@@ -31,8 +31,11 @@ class TrainConfig(AdversarialConfig):
     eps_warmup: float = Field(
         0.3, ge=0, le=1, description="share of steps over which eps rises from 0"
     )
-    batch_norm: Literal["auto", "frozen", "train"] = Field(
-        "auto", description="auto freezes the statistics where first weights are given"
+    batch_norm: Literal["auto", "frozen", "train", "settle"] = Field(
+        "auto",
+        description="settle freezes the statistics when eps has risen; auto freezes them at once "
+        "for adversarial training from given weights, settles for that from random ones, and lets "
+        "them move in plain training",
     )
     sync_batch_norm: bool = Field(
         False, description="take batch statistics over all processes; GPU only"

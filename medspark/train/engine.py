@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from medspark.attacks.threat import ThreatModel
 from medspark.data.batch import Batch, to_unit
 from medspark.errors import RunError
-from medspark.models.classifier import Classifier, batch_norms
+from medspark.models.classifier import Classifier, batch_norms, freeze_batch_norm
 from medspark.seeding import derive
 from medspark.train.adversarial import MODES, Learner, Sample, StepStats, take_step
 from medspark.train.config import TrainConfig
@@ -64,6 +64,7 @@ class Engine:
         total_steps: int,
         seed: int,
         world: World,
+        settle: bool = False,
         lesson: Callable[[Learner, Sample], StepStats] | None = None,
     ) -> None:
         model = model.to(world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -90,6 +91,7 @@ class Engine:
         self._replays = config.replays if MODES[config.mode].replays else 1
         self._total = total_steps * self._replays
         self._lost = 0
+        self._settles_at = math.ceil(config.eps_warmup * total_steps) if settle else None
         self.precision = "bf16" if _wants_bf16(config, self.model, world.device) else "fp32"
         self._below_head = _below_head(self.model) if config.head_steps else []
         self._learner = Learner(
@@ -107,6 +109,8 @@ class Engine:
 
     def step(self, batch: Batch, number: int) -> Report:
         """Learn from ``batch`` as step ``number`` of the whole run."""
+        if self._settles_at is not None and number >= self._settles_at:
+            self._settle()
         self.model.train()
         images = to_unit(batch.images, self._device)
         labels = batch.labels.to(self._device, non_blocking=True)
@@ -139,6 +143,12 @@ class Engine:
             self._gradients.finish()
             norm = self._update(update, rate)
         return Report(figures, rate, eps, norm)
+
+    def _settle(self) -> None:
+        """Freeze batch norm: from here on the attack sees the network that is deployed."""
+        if not self.model.batch_norm_frozen:
+            self.average_buffers()
+            freeze_batch_norm(self.model)
 
     @contextmanager
     def deployable(self) -> Iterator[Classifier]:

@@ -120,11 +120,10 @@ class _Run:
             total_steps=self._total,
             seed=config.seed,
             world=world,
+            settle=_settles(config),
             lesson=_lesson(config, source, world),
         )
-        self._attacks = (
-            MODES[config.train.mode].attacks if config.distill is None else config.distill.robust
-        )
+        self._attacks = _attacks(config)
         self._checkpoints = Checkpoints(
             config.run_dir / "checkpoints", attempt=config.attempt, keep=config.checkpoint.keep
         )
@@ -418,12 +417,24 @@ def _step_metrics(report: Report, figures: list[float]) -> dict[str, float]:
     }
 
 
+def _attacks(config: FitConfig) -> bool:
+    """Return whether training learns from attacked images."""
+    return MODES[config.train.mode].attacks if config.distill is None else config.distill.robust
+
+
+def _settles(config: FitConfig) -> bool:
+    """Return whether batch norm moves at first and is frozen later."""
+    if config.train.batch_norm == "auto":
+        return config.model.weights is None and _attacks(config)
+    return config.train.batch_norm == "settle"
+
+
 def _network(config: FitConfig, source: Source, world: World) -> Classifier:
     manifest = source.manifest
     torch.manual_seed(derive(config.seed, "weights"))
     model = build(config.model, num_classes=len(manifest.classes), channels=manifest.channels)
     frozen = config.train.batch_norm == "frozen" or (
-        config.train.batch_norm == "auto" and config.model.weights is not None
+        config.train.batch_norm == "auto" and config.model.weights is not None and _attacks(config)
     )
     if frozen:
         freeze_batch_norm(model)
