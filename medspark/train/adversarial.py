@@ -36,6 +36,7 @@ from medspark.attacks.pgd import pgd
 from medspark.attacks.threat import ThreatModel
 from medspark.config import Config
 from medspark.data.batch import Integers
+from medspark.train.dual_norm import for_attacked, idle_sum
 from medspark.train.noise import keyed_noise
 
 __all__ = [
@@ -72,6 +73,12 @@ class AdversarialConfig(Config):
     inner_steps: int = Field(7, ge=1, description="steps of the attack in pgd and trades")
     replays: int = Field(4, ge=1, description="updates made from each batch in free")
     beta: float = Field(6.0, ge=0, description="weight of the divergence in trades")
+    dual_bn: bool = Field(
+        False, description="give attacked images batch norms of their own; not for frozen ones"
+    )
+    deploy_norm: Literal["main", "auxiliary"] = Field(
+        "auxiliary", description="with dual_bn, what is kept: main for accuracy on clean images"
+    )
     gradalign: float = Field(
         0.0, ge=0, description="weight of the gradient-alignment penalty; .2 is usual for 8/255"
     )
@@ -247,7 +254,8 @@ def trades(learner: Learner, sample: Sample) -> StepStats:
         loss=divergence,
     )
     clean = learner.logits(learner.model, sample.images)
-    adversarial = learner.logits(learner.model, attacked)
+    with for_attacked(learner.bare):
+        adversarial = learner.logits(learner.model, attacked)
     apart = F.kl_div(adversarial.log_softmax(1), clean.softmax(1), reduction="batchmean")
     loss = learner.objective(clean, sample.labels) + learner.config.beta * apart
     loss = loss * sample.weight
@@ -295,8 +303,15 @@ def _fused_from(learner: Learner, sample: Sample, start: Tensor) -> StepStats:
     return _learn_attacked(learner, sample, x.detach(), x.grad, clean, logits)
 
 
-def _learn(learner: Learner, sample: Sample, images: Tensor, share: float) -> tuple[Tensor, Tensor]:
-    loss, logits = learner.loss(images, sample.labels)
+def _learn(
+    learner: Learner, sample: Sample, images: Tensor, share: float, *, attacked: bool = False
+) -> tuple[Tensor, Tensor]:
+    if attacked and learner.config.dual_bn:
+        with for_attacked(learner.bare):
+            loss, logits = learner.loss(images, sample.labels)
+        loss = loss + 0 * idle_sum(learner.bare)
+    else:
+        loss, logits = learner.loss(images, sample.labels)
     loss = loss * (share * sample.weight)
     loss.backward()  # type: ignore[no-untyped-call]
     return loss.detach(), logits
@@ -306,7 +321,8 @@ def _learn_attacked(
     learner: Learner, sample: Sample, start: Tensor, gradient: Tensor, clean: Tensor, logits: Tensor
 ) -> StepStats:
     attacked = _ascend(start, gradient, sample.threat, learner.step_length(1.0, sample.threat))
-    loss, adversarial = _learn(learner, sample, attacked, 1 - learner.config.clean_share)
+    share = 1 - learner.config.clean_share
+    loss, adversarial = _learn(learner, sample, attacked, share, attacked=True)
     return StepStats(clean + loss, logits, adversarial, attacked)
 
 

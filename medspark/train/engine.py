@@ -19,7 +19,8 @@ from medspark.models.classifier import Classifier, batch_norms, freeze_batch_nor
 from medspark.seeding import derive
 from medspark.train.adversarial import MODES, Learner, Sample, StepStats, take_step
 from medspark.train.config import TrainConfig
-from medspark.train.fold import fold
+from medspark.train.dual_norm import Dual, dual
+from medspark.train.fold import Folded, fold
 from medspark.train.gradients import Gradients, Overlapped, VirtualShards
 from medspark.train.lower import lower
 from medspark.train.objective import CrossEntropy
@@ -69,7 +70,9 @@ class Engine:
     ) -> None:
         model = model.to(world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         example = torch.rand(2, *image_shape, device=world.device)
-        self._folded = fold(model, example)
+        self._folded: Folded | Dual = (
+            dual(model, deployed=config.deploy_norm) if config.dual_bn else fold(model, example)
+        )
         self.model = self._folded.trained
         exact = config.elastic == "exact"
         pieces = config.virtual_shards if exact else world.size * config.accumulate

@@ -422,6 +422,15 @@ def _attacks(config: FitConfig) -> bool:
     return MODES[config.train.mode].attacks if config.distill is None else config.distill.robust
 
 
+def _check_dual(config: FitConfig, *, frozen: bool) -> None:
+    mixed = ("naive", "fused", "fused_noise", "trades")
+    if config.train.dual_bn and (frozen or config.distill or config.train.mode not in mixed):
+        raise UsageError(
+            f"train.dual_bn needs one of the modes {', '.join(mixed)}, which learn from clean and "
+            "attacked images, and batch norm that is not frozen."
+        )
+
+
 def _settles(config: FitConfig) -> bool:
     """Return whether batch norm moves at first and is frozen later."""
     if config.train.batch_norm == "auto":
@@ -433,9 +442,11 @@ def _network(config: FitConfig, source: Source, world: World) -> Classifier:
     manifest = source.manifest
     torch.manual_seed(derive(config.seed, "weights"))
     model = build(config.model, num_classes=len(manifest.classes), channels=manifest.channels)
+    given = config.model.weights is not None and not config.train.dual_bn
     frozen = config.train.batch_norm == "frozen" or (
-        config.train.batch_norm == "auto" and config.model.weights is not None and _attacks(config)
+        config.train.batch_norm == "auto" and given and _attacks(config)
     )
+    _check_dual(config, frozen=frozen)
     if frozen:
         freeze_batch_norm(model)
     elif config.train.sync_batch_norm:

@@ -106,6 +106,7 @@ def main(shards: str, folder: str) -> None:
     """Do everything and write it down."""
     with join(timeout_s=60) as world:
         counts = {mode: all_reduces(world, mode) for mode in MODES}
+        counts["fused, dual"] = all_reduces(world, "fused", dual_bn=True)
         counts["fused, accumulated"] = all_reduces(world, "fused", accumulate=2)
         for mode in ("fused_noise", "free"):
             exact(world, mode, Path(folder, f"exact-{mode}-{world.rank}.safetensors"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -106,3 +107,55 @@ def test_a_run_can_start_again_in_its_folder(write_shards: WriteShards, tmp_path
     fit(config.model_copy(update={"resume": "never"}), ALONE, losses)
 
     assert min(losses.by_step) == 1
+
+
+@pytest.mark.parametrize("method", ["kd", "defensive"])
+def test_a_student_learns_from_a_trained_teacher(
+    method: str, write_shards: WriteShards, tmp_path: Path
+):
+    shards = write_shards(rows=30, side=32)
+    taught = fit(configure(shards, tmp_path / "teacher", epochs=1), ALONE, Losses())
+    config = FitConfig.model_validate(
+        configure(shards, tmp_path / "student", epochs=1).model_dump()
+        | {"distill": {"teacher": taught["model"], "method": method}}
+    )
+
+    result = fit(config, ALONE, Losses())
+
+    assert result["mode"] == method
+    assert ("warning" in result) == (method == "defensive")
+
+
+def test_a_teacher_of_other_classes_is_refused(write_shards: WriteShards, tmp_path: Path):
+    shards = write_shards(rows=30, side=32)
+    taught = fit(configure(shards, tmp_path / "teacher", epochs=1), ALONE, Losses())
+    card = Path(taught["model"], "model.json")
+    card.write_text(card.read_text().replace('"a"', '"c"'))
+    config = FitConfig.model_validate(
+        configure(shards, tmp_path / "student").model_dump()
+        | {"distill": {"teacher": taught["model"]}}
+    )
+
+    with pytest.raises(UsageError, match="c, b"):
+        fit(config, ALONE, Losses())
+
+
+@pytest.mark.parametrize(("action", "steps"), [("warn", 6), ("noise", 6), ("restore", 3)])
+def test_an_alarm_is_acted_on(action: str, steps: int, write_shards: WriteShards, tmp_path: Path):
+    monitor = {"action": action, "gap": -1.0, "images": 8, "steps": 1}
+    config = configure(write_shards(rows=30, side=32), tmp_path / "run", monitor=monitor)
+
+    result = fit(config, ALONE, Losses())
+
+    assert result["steps"] == steps
+    assert {alarm["action"] for alarm in result["alarms"]} == {action}
+    (state,) = (tmp_path / "run/checkpoints").glob("step-*/state.json")
+    assert json.loads(state.read_text())["noise"] == (8.0 if action == "noise" else 2.0)
+
+
+def test_batch_norm_settles_when_eps_has_risen(write_shards: WriteShards, tmp_path: Path):
+    config = configure(write_shards(rows=30, side=32), tmp_path / "run")
+
+    result = fit(config, ALONE, Losses())
+
+    assert result["batch_norm"] == "frozen"
