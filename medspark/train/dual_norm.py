@@ -1,4 +1,4 @@
-"""Two batch norms per layer: one for clean images, one for attacked ones (AdvProp, Xie et al. 2020).
+"""Two batch norms per layer, for clean and for attacked images (AdvProp, Xie et al. 2020).
 
 Clean and attacked images have different statistics, and one batch norm has to blur them; with two,
 adversarial training costs less accuracy on small medical data (Han et al. 2021). One of the two is
@@ -11,7 +11,7 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -88,7 +88,7 @@ def idle_sum(model: nn.Module) -> Tensor | float:
 
     Under DDP every parameter has to take part in the backward pass that all-reduces.
     """
-    idle: Any = 0.0
+    idle: Tensor | float = 0.0
     for layer in _layers(model):
         for parameter in layer.main.parameters():
             idle = idle + parameter.sum()
