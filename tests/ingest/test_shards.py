@@ -99,7 +99,9 @@ def shard(spark: SparkSession, samples: Path, shards: Path, *argv: str) -> Manif
 
 def columns(shards: Path, split: str, *names: str) -> list[Any]:
     manifest = read_manifest(shards)
-    tables = [pq.read_table(shards / s.path, columns=names) for s in manifest.splits[split].shards]
+    tables = [
+        pq.read_table(shards / s.path, columns=list(names)) for s in manifest.splits[split].shards
+    ]
     return [tuple(row.values()) for table in tables for row in table.to_pylist()]
 
 
