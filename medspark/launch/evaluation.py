@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyarrow.parquet as pq
+import torch
 from pydantic import BeforeValidator, Field
 from pyspark.sql import SparkSession
 from tqdm import tqdm
@@ -25,7 +26,7 @@ from medspark.evaluate.pieces import Job, fingerprint, load_batch
 from medspark.evaluate.report import write_report
 from medspark.evaluate.robust import EvaluateConfig, RobustReport, check_attacks
 from medspark.evaluate.summary import Array, Detail, summarise
-from medspark.ingest.session import is_local
+from medspark.ingest.session import is_local, task_errors
 from medspark.models.checkpoint import load_classifier, read_card
 from medspark.shards.manifest import Manifest, read_manifest, verify
 from medspark.track.runs import TrackConfig, fetch_model, tracked
@@ -234,7 +235,7 @@ def do_pieces(spark: SparkSession, job: Job) -> None:
         _LOGGER.info("%d of %d pieces are done already", job.pieces - len(missing), job.pieces)
     if missing:
         threads = int(spark.conf.get("spark.task.cpus", "1") or "1")
-        with _progress(job):
+        with _progress(job), task_errors():
             spark.sparkContext.parallelize(missing, len(missing)).foreach(
                 lambda number: _do_piece(job, number, threads)
             )
@@ -244,8 +245,6 @@ def do_pieces(spark: SparkSession, job: Job) -> None:
 
 
 def _do_piece(job: Job, number: int, threads: int) -> None:
-    import torch
-
     torch.set_num_threads(threads)
     job.do(number)
 
@@ -256,9 +255,13 @@ def _progress(job: Job) -> Iterator[None]:
     stop = threading.Event()
     with tqdm(total=job.rows, initial=_done(job), unit="image", desc="attacked") as bar:
 
+        def advance() -> None:
+            if _done(job) > bar.n:
+                bar.update(_done(job) - bar.n)
+
         def follow() -> None:
             while not stop.wait(1.0):
-                bar.update(_done(job) - bar.n)
+                advance()
 
         thread = threading.Thread(target=follow, name="progress", daemon=True)
         thread.start()
@@ -267,7 +270,7 @@ def _progress(job: Job) -> Iterator[None]:
         finally:
             stop.set()
             thread.join()
-            bar.update(_done(job) - bar.n)
+            advance()
 
 
 def _done(job: Job) -> int:
