@@ -72,18 +72,19 @@ def test_a_step_costs_the_passes_of_the_table(
     assert count == {"forward": forwards, "backward": backwards}
 
 
-def test_fused_is_the_gradient_of_the_mixed_loss(tiny: Tiny, sample: Make):
+@pytest.mark.parametrize("share", [0.5, 0.3])
+def test_fused_is_the_gradient_of_the_mixed_loss(share: float, tiny: Tiny, sample: Make):
     model, given = tiny().double().eval(), sample()
     x = given.images.clone().requires_grad_(True)
     (slope,) = torch.autograd.grad(F.cross_entropy(model(x), given.labels), x)
     attacked = (given.images + given.threat.eps * slope.sign()).clamp(0, 1)
     clean = F.cross_entropy(model(given.images), given.labels)
     adversarial = F.cross_entropy(model(attacked), given.labels)
-    (0.5 * clean + 0.5 * adversarial).backward()
+    (share * clean + (1 - share) * adversarial).backward()
     expected = {name: p.grad.clone() for name, p in model.named_parameters()}
     model.zero_grad()
 
-    found = learnt(model, given, mode="fused")
+    found = learnt(model, given, mode="fused", clean_share=share)
 
     assert all(torch.allclose(expected[k], found[k], rtol=1e-12, atol=1e-15) for k in expected)
 
