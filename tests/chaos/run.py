@@ -50,6 +50,7 @@ def _try(name: str, lab: Lab) -> list[Verdict]:
     began = time.monotonic()
     try:
         with StandaloneCluster(home) as lab.cluster:
+            lab.prepare()
             for verdict in ROWS[name](lab):
                 verdicts.append(verdict)
                 _show(verdict, time.monotonic() - began)
