@@ -33,9 +33,8 @@ class TrainConfig(AdversarialConfig):
     )
     batch_norm: Literal["auto", "frozen", "train", "settle"] = Field(
         "auto",
-        description="settle freezes the statistics when eps has risen; auto freezes them at once "
-        "for adversarial training from given weights, settles for that from random ones, and lets "
-        "them move in plain training",
+        description="auto freezes the statistics for adversarial training from given weights, and "
+        "lets them move otherwise; settle freezes them when eps has risen",
     )
     sync_batch_norm: bool = Field(
         False, description="take batch statistics over all processes; GPU only"

@@ -120,7 +120,7 @@ class _Run:
             total_steps=self._total,
             seed=config.seed,
             world=world,
-            settle=_settles(config),
+            settle=config.train.batch_norm == "settle",
             lesson=_lesson(config, source, world),
         )
         self._attacks = _attacks(config)
@@ -429,13 +429,6 @@ def _check_dual(config: FitConfig, *, frozen: bool) -> None:
             f"train.dual_bn needs one of the modes {', '.join(mixed)}, which learn from clean and "
             "attacked images, and batch norm that is not frozen."
         )
-
-
-def _settles(config: FitConfig) -> bool:
-    """Return whether batch norm moves at first and is frozen later."""
-    if config.train.batch_norm == "auto":
-        return config.model.weights is None and _attacks(config)
-    return config.train.batch_norm == "settle"
 
 
 def _network(config: FitConfig, source: Source, world: World) -> Classifier:

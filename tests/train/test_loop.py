@@ -154,7 +154,7 @@ def test_an_alarm_is_acted_on(action: str, steps: int, write_shards: WriteShards
 
 
 def test_batch_norm_settles_when_eps_has_risen(write_shards: WriteShards, tmp_path: Path):
-    config = configure(write_shards(rows=30, side=32), tmp_path / "run")
+    config = configure(write_shards(rows=30, side=32), tmp_path / "run", batch_norm="settle")
 
     result = fit(config, ALONE, Losses())
 
