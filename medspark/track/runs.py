@@ -270,8 +270,9 @@ def tracking_uri(config: TrackConfig) -> str:
 
 
 def fetch_model(model_uri: str, *, uri: str | None = None) -> Path:
-    """Download the logged model ``models:/…`` and return the folder that was logged."""
-    folder = Path(mlflow.artifacts.download_artifacts(model_uri, tracking_uri=uri))
+    """Download the model ``models:/m-…`` that the store ``uri`` holds; return the folder logged."""
+    logged = MlflowClient(uri).get_logged_model(model_uri.removeprefix("models:/"))
+    folder = Path(mlflow.artifacts.download_artifacts(logged.artifact_location, tracking_uri=uri))
     return folder / "artifacts" / "model"
 
 

@@ -56,7 +56,7 @@ def _submit(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str
         env=os.environ | {"SPARK_CONF_DIR": str(ROOT / "conf"), "PATH": _path()},
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=600,
     )
 
 

@@ -146,12 +146,15 @@ def test_the_model_comes_back_as_pyfunc_and_as_a_torch_module(tmp_path: Path, st
 
     uri = run.reference["model"]
     assert uri is not None
+    mlflow.set_tracking_uri("sqlite://")  # not the store in question
+    fetched = fetch_model(uri, uri=store)
+    mlflow.set_tracking_uri(store)
     served = mlflow.pyfunc.load_model(uri)
     images = np.random.default_rng(0).random((3, 32, 32, 1), dtype=np.float32)
     assert served.predict(images).shape == (3, 2)
     assert served.metadata.signature.inputs.inputs[0].shape == (-1, 32, 32, 1)
-    assert same_weights(load_classifier(fetch_model(uri, uri=store)), model)
-    logged = fetch_model(uri, uri=store).parents[1]
+    assert same_weights(load_classifier(fetched), model)
+    logged = fetched.parents[1]
     assert not [path for path in logged.rglob("*") if path.suffix in {".pkl", ".pt2", ".pth"}]
 
 
