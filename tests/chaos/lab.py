@@ -133,9 +133,10 @@ class Run:
 
     def finish(self, *, seconds: float = 600) -> int:
         """Wait for the end of the job and return its status."""
-        self.output, self.errors = self.process.communicate(timeout=seconds)
+        # spark-submit joins both outputs of Python into one.
+        self.errors = "".join(self.process.communicate(timeout=seconds)[::-1])
         self.seconds = time.monotonic() - self.began
-        (self.folder / "stderr.log").write_text(self.errors)
+        (self.folder / "output.log").write_text(self.errors)
         return self.process.returncode
 
     @property
