@@ -30,7 +30,9 @@ STEPS = 20
 def losses(model: Classifier, given: Sample, mode: str) -> list[float]:
     engine = Engine(
         model,
-        config=TrainConfig(mode=mode, batch_size=10, precision="fp32", inner_steps=3, replays=2),
+        config=TrainConfig(
+            mode=mode, lr=1e-3, batch_size=10, precision="fp32", inner_steps=3, replays=2
+        ),
         threat=ThreatModel(eps=8 / 255),
         objective=CrossEntropy(),
         image_shape=(1, 12, 12),
