@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -34,6 +34,14 @@ def _fraction(value: object) -> object:
 
 # A distance between pixels in [0, 1]; "2/255", two grey levels of an 8-bit image, is understood.
 Eps = Annotated[float, BeforeValidator(_fraction), Field(ge=0, le=1)]
+
+
+def _whole(value: object) -> object:
+    return int(value) if isinstance(value, str) and value.isdecimal() else value
+
+
+# The depth of an image. A choice between numbers has to be read from argv's text explicitly.
+Bits = Annotated[Literal[8, 16], BeforeValidator(_whole)]
 
 C = TypeVar("C", bound=Config)
 

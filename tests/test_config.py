@@ -8,7 +8,7 @@ from typing import Literal
 import pytest
 from pydantic import Field
 
-from medspark.config import Config, Eps, dotted_keys, load_config
+from medspark.config import Bits, Config, Eps, dotted_keys, load_config
 from medspark.errors import UsageError
 
 
@@ -25,6 +25,7 @@ class Job(Config):
     shards: Path
     eps: Eps = 0.0
     eps_list: tuple[Eps, ...] = ()
+    bits: Bits | None = None
     train: Train = Train()
 
 
@@ -38,6 +39,10 @@ def test_a_key_is_set_by_its_dotted_path():
 @pytest.mark.parametrize(("text", "value"), [("2/255", 2 / 255), ("0.5", 0.5), ("1", 1.0)])
 def test_eps_is_understood_as_a_fraction_or_a_number(text: str, value: float):
     assert load_config(Job, ["--shards", "x", "--eps", text]).eps == value
+
+
+def test_a_choice_between_numbers_is_understood():
+    assert load_config(Job, ["--shards", "x", "--bits", "16"]).bits == 16
 
 
 def test_a_list_of_eps_is_separated_by_commas():
@@ -62,6 +67,7 @@ def test_argv_overrides_the_profile_which_overrides_the_config(tmp_path: Path):
         ([], "shards is needed: give --shards."),
         (["--shards", "x", "--eps", "3"], "eps cannot be '3': input should be less than or equal"),
         (["--shards", "x", "--eps", "1/0"], "eps cannot be '1/0'"),
+        (["--shards", "x", "--bits", "12"], "bits cannot be"),
         (["--shards", "x", "--train.mode", "pgd"], "train.mode cannot be 'pgd'"),
         (["--shards"], "--shards: expected one argument"),
         (["--shards", "x", "stray"], "unrecognized arguments: stray"),

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from PIL import Image
 from pydantic import BeforeValidator, Field, model_validator
 
-from medspark.config import Config
+from medspark.config import Bits, Config
 from medspark.images.frame import Pixels, Rendered
 
 # Raised whenever the same file and settings would give other pixels.
@@ -61,7 +61,7 @@ class Rendering(Config):
     percentiles: tuple[float, float] = Field(
         (0.5, 99.5), description="black and white of the percentile window, in percent"
     )
-    bits: Literal[8, 16] = Field(8, description="bits per output value")
+    bits: Bits = Field(8, description="bits per output value")
     frames: Frames = Field(
         "all", description="frames of a multi-frame file: all, middle, or N spread evenly"
     )

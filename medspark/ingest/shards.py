@@ -14,7 +14,7 @@ from pydantic import Field
 from pyspark.sql import DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 
-from medspark.config import Config
+from medspark.config import Bits, Config
 from medspark.errors import RunError, UsageError
 from medspark.ingest import ledger, storage
 from medspark.ingest.archive import read_ledger
@@ -40,7 +40,7 @@ class ShardConfig(Config):
     size: int | None = Field(
         None, ge=4, description="height and width, in pixels, at most the samples'"
     )
-    bits: Literal[8, 16] | None = Field(None, description="bits per value, at most the samples'")
+    bits: Bits | None = Field(None, description="bits per value, at most the samples'")
     channels: Literal["auto", "1", "3"] = Field(
         "auto", description="1, 3, or auto: 1 if every sample is grey"
     )
