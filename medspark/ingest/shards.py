@@ -111,11 +111,11 @@ class _Sharding:
 
     def _classes(self, live: DataFrame) -> list[str]:
         found = sorted(row["label"] for row in live.select("label").distinct().collect())
-        if not found:
-            raise UsageError(f"{self._config.samples} holds no samples to make shards of.")
         missing = set(self._config.classes or []) - set(found)
         if missing:
             raise UsageError(f"No sample has the label {sorted(missing)[0]!r} of --classes.")
+        if not found:
+            raise UsageError(f"{self._config.samples} holds no samples to make shards of.")
         return self._config.classes or found
 
     def _format(self, live: DataFrame) -> PixelFormat:
