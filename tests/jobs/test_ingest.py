@@ -57,7 +57,8 @@ def test_two_commands_turn_an_archive_into_shards_and_say_the_sum(tmp_path):
     # The key was made outside of the dataset, and said; nobody's name was.
     (made,) = (tmp_path / ".medspark" / "keys").iterdir()
     assert made.stat().st_mode & 0o777 == 0o600
-    assert str(made) in ingested.stderr
+    # spark-submit joins both outputs of Python into one.
+    assert str(made) in ingested.stdout + ingested.stderr
     assert CANARY not in ingested.stdout + ingested.stderr + sharded.stdout + sharded.stderr
 
 
