@@ -102,6 +102,7 @@ def test_a_second_run_ingests_nothing_again_and_reads_through_petastorm(folder: 
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # MLflow's own, the first time that pyfunc is imported
 def test_the_run_in_mlflow_is_complete_and_its_model_can_be_trained_on(folder: Path) -> None:
     result = json.loads((folder / "out/demo.json").read_text())
     reference = result["mlflow"]
