@@ -88,7 +88,10 @@ def _busy_worker() -> psutil.Process | None:
         try:
             parent = process.parent()
             # The decoder is a child of the worker, which is a child of Spark's daemon.
-            if "medspark.images.guard" in process.cmdline() and parent:
+            # This process may have decoders of its own, from tests before this one.
+            if "medspark.images.guard" not in process.cmdline() or parent is None:
+                continue
+            if "pyspark.daemon" in parent.cmdline():
                 return parent
         except psutil.Error:
             continue
