@@ -115,11 +115,22 @@ def read_manifest(folder: str | Path) -> Manifest:
 def verify(folder: str | Path, manifest: Manifest, *, contents: bool = True) -> None:
     """Check that every file is there, has its size and, with ``contents``, its SHA-256.
 
-    Raises UsageError that names the first file which is not what the manifest says.
+    A file among the shards that the manifest does not name is refused too: readers here would pass
+    over it, and every other Parquet reader would take it for data. Raises UsageError that names the
+    first file which is not what the manifest says.
     """
-    for split in manifest.splits.values():
-        for shard in split.shards:
-            _verify_file(Path(folder) / shard.path, shard, contents=contents)
+    shards = [shard for split in manifest.splits.values() for shard in split.shards]
+    named = {Path(folder) / shard.path for shard in shards}
+    for shard in shards:
+        _verify_file(Path(folder) / shard.path, shard, contents=contents)
+    for place in sorted({path.parent for path in named}):
+        # Names that begin so are what Spark and Hadoop write for themselves, and nobody reads.
+        strays = {path for path in place.iterdir() if not path.name.startswith((".", "_"))} - named
+        if strays:
+            raise UsageError(
+                f"The manifest of {folder} does not name {min(strays)}, which lies among its "
+                "shards; remove it, or write the shards again."
+            )
 
 
 def _verify_file(path: Path, shard: Shard, *, contents: bool) -> None:

@@ -11,12 +11,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import psutil
-from lab import EVERY, STEPS, Lab, Run, Verdict, kill, leftovers, make_shards, mlflow_server
+from lab import (
+    EVERY,
+    STEPS,
+    Lab,
+    Run,
+    Verdict,
+    kill,
+    leftovers,
+    make_shards,
+    mlflow_server,
+    small_disk,
+)
 from mlflow.tracking import MlflowClient
 
 TWO = ("--launch.processes", 2)
@@ -175,7 +185,7 @@ def full_disk(lab: Lab) -> Iterator[Verdict]:
     """C11: the checkpoints' disk is full: training goes on, and nothing partial is visible."""
     size = _checkpoint_bytes(lab.unbroken)
     folder = lab.folder / "c11" / "run" / "checkpoints"
-    with _small_disk(folder, int(1.5 * size)) as mounted:
+    with small_disk(folder, int(1.5 * size)) as mounted:
         verdict = Verdict("C11 disk")
         if not mounted:
             verdict.figures["skipped"] = "this machine does not let us mount a small disk"
@@ -290,18 +300,6 @@ def _driver_python(jvm: int) -> int:
 def _checkpoint_bytes(run: Run) -> int:
     newest = max((run.run_dir / "checkpoints").glob("step-*"))
     return sum(path.stat().st_size for path in newest.iterdir())
-
-
-@contextmanager
-def _small_disk(folder: Path, size: int) -> Iterator[bool]:
-    folder.mkdir(parents=True)
-    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
-    mounted = subprocess.run(command, capture_output=True).returncode == 0
-    try:
-        yield mounted
-    finally:
-        if mounted:
-            subprocess.run(["umount", str(folder)], check=False)
 
 
 def _relocate(folder: Path, old: Path) -> None:

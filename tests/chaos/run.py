@@ -17,6 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
+from ingest_rows import INGEST_ROWS
 from lab import Lab, Verdict
 from rows import ROWS
 from standalone import StandaloneCluster
@@ -28,7 +29,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--only", default="", help="rows, separated by commas")
     parser.add_argument("--output", type=Path, default=Path("build/chaos.json"))
     chosen = parser.parse_args(argv)
-    names = [name for name in chosen.only.split(",") if name] or list(ROWS)
+    names = [name for name in chosen.only.split(",") if name] or [*ROWS, *INGEST_ROWS]
     os.environ["MEDSPARK_CHAOS"] = "1"  # what is started from here can be told from the rest
     verdicts: list[Verdict] = []
     with tempfile.TemporaryDirectory(prefix="chaos-") as place:
@@ -50,8 +51,9 @@ def _try(name: str, lab: Lab) -> list[Verdict]:
     began = time.monotonic()
     try:
         with StandaloneCluster(home) as lab.cluster:
-            lab.prepare()
-            for verdict in ROWS[name](lab):
+            if name in ROWS:
+                lab.prepare()
+            for verdict in (ROWS | INGEST_ROWS)[name](lab):
                 verdicts.append(verdict)
                 _show(verdict, time.monotonic() - began)
     except (AssertionError, OSError, RuntimeError) as error:

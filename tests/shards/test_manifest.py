@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -87,8 +88,17 @@ def test_a_damaged_shard_is_refused_by_name(dataset: Path, damage: str):
         verify(dataset, read_manifest(dataset))
 
 
-def test_a_stray_file_is_not_part_of_the_dataset(dataset: Path):
-    (dataset / "data" / "train-9.parquet").write_bytes(b"stray")
+@pytest.mark.parametrize("name", ["train-9.parquet", "train-1 (copy).parquet", "part.tmp"])
+def test_a_stray_file_among_the_shards_is_refused_by_name(dataset: Path, name: str):
+    (dataset / "data" / name).write_bytes(b"stray")
+
+    with pytest.raises(UsageError, match=rf"does not name .*{re.escape(name)}"):
+        verify(dataset, read_manifest(dataset))
+
+
+@pytest.mark.parametrize("name", [".train-0.parquet.crc", "_SUCCESS"])
+def test_files_that_no_reader_takes_for_data_are_left_alone(dataset: Path, name: str):
+    (dataset / "data" / name).write_bytes(b"")
 
     verify(dataset, read_manifest(dataset))
 
