@@ -34,6 +34,8 @@ def augment(
 
     What a shift uncovers repeats the edge, because black margins do not look like anatomy.
     """
+    if config.flip == 0 and config.shift == 0:
+        return images
     flipped = uniform(derive(seed, "flip", epoch), rows) < config.flip
     if config.shift > 0:
         return _moved(images, rows, flipped, config.shift, seed=seed, epoch=epoch)

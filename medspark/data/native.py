@@ -11,7 +11,7 @@ from medspark.data.augment import AugmentConfig, augment
 from medspark.data.batch import Batch, Integers, Pixels, batch_of
 from medspark.shards.manifest import Manifest
 from medspark.shards.plan import EpochPlan
-from medspark.shards.schema import PixelFormat, map_pixels, read_labels
+from medspark.shards.schema import map_pixels, read_labels
 
 __all__ = ["MappedSplit", "NativeReader"]
 
@@ -24,8 +24,7 @@ class MappedSplit:
         self._format = manifest.pixel_format
         shards = manifest.splits[split].shards
         paths = [folder / shard.path for shard in shards]
-        self._files = [_MappedFile(map_pixels(path, self._format), self._format) for path in paths]
-        self._starts = np.cumsum([0, *(shard.rows for shard in shards)])
+        self._pixels = _Window([g for path in paths for g in map_pixels(path, self._format)])
         empty = np.empty(0, dtype=np.int64)
         labels = [read_labels(path) for path in paths]
         self._labels: Integers = np.concatenate([empty, *labels])
@@ -40,41 +39,37 @@ class MappedSplit:
 
     def gather(self, rows: Integers) -> tuple[Pixels, Integers]:
         """Return a copy of the images (B, H, W, C) and the labels (B,) of ``rows``."""
-        pixels = np.empty((len(rows), self._format.nbytes), dtype=np.uint8)
-        owner = np.searchsorted(self._starts, rows, side="right") - 1
-        for number in np.unique(owner):
-            mine = np.flatnonzero(owner == number)
-            pixels[mine] = self._files[number].take(rows[mine] - self._starts[number])
-        images = pixels.view(self._format.dtype).reshape(len(rows), *self._format.shape)
-        return images, self._labels[rows]
+        images = self._pixels.take(rows).view(self._format.dtype)
+        return images.reshape(len(rows), *self._format.shape), self._labels[rows]
 
 
-class _MappedFile:
-    """The images of one file as if they were one array, although they lie in row groups."""
+class _Window:
+    """Images in row groups of mapped files as if they were one array: no copy, and no loop."""
 
-    def __init__(self, groups: Sequence[Pixels], pixel_format: PixelFormat) -> None:
-        # The views keep the mapping alive, which the raw window below does not.
+    def __init__(self, groups: Sequence[Pixels]) -> None:
+        # The views keep the mappings alive, which the raw window below does not.
         self._groups = groups
         self._starts = np.cumsum([0, *(len(group) for group in groups)])
-        addresses = [group.ctypes.data for group in groups]
-        first = min(addresses, default=0)
-        self._offsets = np.array(addresses, dtype=np.int64) - first
-        self._nbytes = pixel_format.nbytes
-        if groups:
-            span = int(addresses[-1]) + groups[-1].nbytes - first
-            # Row i of this window is the image that starts at byte i of the mapping: one fancy
-            # index then copies images out of all row groups, with no loop over groups or images.
-            self._window = np.lib.stride_tricks.as_strided(
-                groups[0].reshape(-1).view(np.uint8),
-                shape=(span - self._nbytes + 1, self._nbytes),
-                strides=(1, 1),
-                writeable=False,
-            )
+        if not groups:
+            return
+        addresses = np.array([group.ctypes.data for group in groups], dtype=np.int64)
+        lowest, highest = int(addresses.argmin()), int(addresses.argmax())
+        self._nbytes = groups[0][0].nbytes
+        self._offsets = addresses - addresses[lowest]
+        span = int(self._offsets[highest]) + groups[highest].nbytes
+        # Row i of this window is the image that starts at byte i from the lowest mapping: one
+        # fancy index then copies images out of all files. What lies between is never touched.
+        self._bytes = np.lib.stride_tricks.as_strided(
+            groups[lowest].reshape(-1).view(np.uint8),
+            shape=(span - self._nbytes + 1, self._nbytes),
+            strides=(1, 1),
+            writeable=False,
+        )
 
     def take(self, rows: Integers) -> Pixels:
-        """Return the bytes of the images ``rows``, (B, H*W*C*bytes)."""
+        """Return a copy of the bytes of the images ``rows``, (B, H*W*C*bytes)."""
         group = np.searchsorted(self._starts, rows, side="right") - 1
-        taken: Pixels = self._window[
+        taken: Pixels = self._bytes[
             self._offsets[group] + (rows - self._starts[group]) * self._nbytes
         ]
         return taken
@@ -107,8 +102,8 @@ class NativeReader:
     def batches(self, epoch: int, *, start: int = 0) -> Iterator[Batch]:
         """Yield the batches of ``epoch`` from step ``start`` on; starting late costs nothing."""
         plan = EpochPlan(self._plan.rows, self._plan.global_batch, self._seed, epoch)
-        for step in range(start, plan.steps):
-            rows = plan.rank_batch(step, self._rank, self._world)
+        batches = plan.rank_batches(self._rank, self._world, start=start)
+        for step, rows in enumerate(batches, start):
             images, labels = self._split.gather(rows)
             if self._augmentation is not None:
                 images = augment(

@@ -40,6 +40,21 @@ def test_the_global_batch_does_not_depend_on_the_world_size(
         assert np.array_equal(np.concatenate(slices), plan.batch(step))
 
 
+@given(rows, st.integers(1, 5), worlds, seeds, st.data())
+def test_batches_that_are_planned_many_at_once_are_the_ones_planned_alone(
+    n: int, batch: int, world: int, seed: int, data: st.DataObject
+):
+    plan = EpochPlan(n, batch, seed)
+    start = data.draw(st.integers(0, plan.steps))
+    rank = data.draw(st.integers(0, world - 1))
+
+    together = list(plan.rank_batches(rank, world, start=start))
+
+    alone = [plan.rank_batch(step, rank, world) for step in range(start, plan.steps)]
+    assert len(together) == len(alone)
+    assert all(map(np.array_equal, together, alone))
+
+
 @given(rows, batches, worlds)
 def test_ranks_and_steps_differ_by_at_most_one_row(n: int, batch: int, world: int):
     plan = EpochPlan(n, batch, 0)
