@@ -197,3 +197,11 @@ def spark() -> Iterator[SparkSession]:
     config = SparkConfig(master="local[2]", log_level="ERROR", settings=settings)
     with spark_session(config, name="medspark tests") as session:
         yield session
+
+
+@pytest.fixture
+def no_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the test see no Spark session, as in a process of its own, although the suite has one."""
+    from pyspark.sql import SparkSession
+
+    monkeypatch.setattr(SparkSession, "getActiveSession", staticmethod(lambda: None))

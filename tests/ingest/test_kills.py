@@ -98,7 +98,8 @@ def _busy_worker() -> psutil.Process | None:
     return None
 
 
-@pytest.mark.parametrize("moment", ["staging/files", "staging/outcomes", "ledger", "quarantine"])
+# Five moments, and an executor: make chaos ONLY=C13.
+@pytest.mark.parametrize("moment", ["staging/outcomes", "ledger"])
 def test_a_killed_driver_leaves_no_dataset_and_the_next_run_starts_clean(
     spark, archive, tmp_path, moment
 ):

@@ -126,6 +126,7 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
+@pytest.mark.usefixtures("no_session")
 @pytest.mark.parametrize(
     ("argv", "sentence"),
     [

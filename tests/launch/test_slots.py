@@ -26,10 +26,12 @@ def test_the_slots_of_a_master(master: str, slots: int | None) -> None:
     assert local_slots(master) == slots
 
 
+@pytest.mark.usefixtures("no_session")
 def test_more_processes_than_slots_are_refused_before_spark_starts() -> None:
     with pytest.raises(UsageError, match=r"processes is 3, but .* local\[2\] has 2 slots"):
         check_room(LaunchConfig(processes=3), "local[2]")
 
 
+@pytest.mark.usefixtures("no_session")
 def test_a_clusters_room_is_not_guessed() -> None:
     check_room(LaunchConfig(processes=300), "spark://host:7077")
