@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,10 @@ from medspark.shards.plan import EpochPlan
 from medspark.shards.schema import map_pixels, read_labels
 
 __all__ = ["MappedSplit", "NativeReader"]
+
+# Steps whose images are smaller than this together are read together: a step of thumbnails would
+# take longer to ask for than to copy.
+_READ_BYTES = 1 << 20
 
 
 class MappedSplit:
@@ -31,6 +36,11 @@ class MappedSplit:
 
     def __len__(self) -> int:
         return len(self._labels)
+
+    @property
+    def image_bytes(self) -> int:
+        """The bytes of one image."""
+        return self._format.nbytes
 
     @property
     def labels(self) -> Integers:
@@ -93,6 +103,8 @@ class NativeReader:
         self._seed = seed
         self._rank, self._world = rank, world
         self._augmentation = augmentation
+        per_step = max(1, global_batch * split.image_bytes // world)
+        self._together = max(1, _READ_BYTES // per_step)
 
     @property
     def steps(self) -> int:
@@ -102,19 +114,26 @@ class NativeReader:
     def batches(self, epoch: int, *, start: int = 0) -> Iterator[Batch]:
         """Yield the batches of ``epoch`` from step ``start`` on; starting late costs nothing."""
         plan = EpochPlan(self._plan.rows, self._plan.global_batch, self._seed, epoch)
-        batches = plan.rank_batches(self._rank, self._world, start=start)
-        for step, rows in enumerate(batches, start):
-            images, labels = self._split.gather(rows)
-            if self._augmentation is not None:
-                images = augment(
-                    images, rows, config=self._augmentation, seed=self._seed, epoch=epoch
+        planned = plan.rank_batches(self._rank, self._world, start=start)
+        step = start
+        while together := list(islice(planned, self._together)):
+            images, labels = self._read(np.concatenate(together), epoch)
+            first = 0
+            for rows in together:
+                mine = slice(first, first + len(rows))
+                yield batch_of(
+                    images[mine],
+                    labels[mine],
+                    rows,
+                    weight=plan.weight(step, self._rank, self._world),
+                    global_size=plan.batch_size(step),
+                    epoch=epoch,
+                    step=step,
                 )
-            yield batch_of(
-                images,
-                labels,
-                rows,
-                weight=plan.weight(step, self._rank, self._world),
-                global_size=plan.batch_size(step),
-                epoch=epoch,
-                step=step,
-            )
+                first, step = mine.stop, step + 1
+
+    def _read(self, rows: Integers, epoch: int) -> tuple[Pixels, Integers]:
+        images, labels = self._split.gather(rows)
+        if self._augmentation is not None:
+            images = augment(images, rows, config=self._augmentation, seed=self._seed, epoch=epoch)
+        return images, labels

@@ -2,18 +2,31 @@
 
 MEDSPARK_BENCH_FILES sets the number of files (10,000 of 512 x 512, 16 bit). The archives are made
 once, below build/bench. Starting Spark, or the bare processes, is not counted.
+
+Memory is that of the largest Python process below Spark, decoders included: over 20,000 small files
+against 1,000, and over one multi-frame file of 500 MB.
 """
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import shutil
+import threading
 import time
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+import psutil
 from bare_ingest import SIZE, bare
+from pydicom import Dataset
+from pydicom.dataset import FileMetaDataset
+from pydicom.uid import (
+    ExplicitVRLittleEndian,
+    MultiFrameGrayscaleWordSecondaryCaptureImageStorage,
+)
 from timing import Result
 
 from medspark.images.deidentify import Privacy
@@ -77,6 +90,89 @@ def vs_limit(syntax: str) -> Result:
     return Result(tuple(ratios), goal=0.85, higher_is_better=True)
 
 
+def memory_growth() -> Result:
+    """Return the memory of the workers over 20,000 files, in parts of that over 1,000."""
+    few, many = (_peak_bytes(_small_files(count)) for count in (1_000, 20_000))
+    return Result((many / few,), goal=1.1, higher_is_better=False)
+
+
+def multiframe() -> Result:
+    """Return the memory of the workers over a 500 MB file, in parts of the default of 1 GB."""
+    folder = FOLDER / "multiframe"
+    if not (folder / "labels.csv").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        frames, side = 1_000, 512
+        data = Dataset()
+        data.file_meta = FileMetaDataset()
+        data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        data.SOPClassUID = MultiFrameGrayscaleWordSecondaryCaptureImageStorage
+        data.SOPInstanceUID = "1.2"
+        data.Rows, data.Columns, data.NumberOfFrames = side, side, frames
+        data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
+        data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 16, 15, 0
+        noise = np.random.default_rng(0).integers(0, 4096, (frames, side, side), dtype=np.uint16)
+        data.PixelData = noise.tobytes()
+        data.save_as(folder / "large.dcm", enforce_file_format=True)
+        (folder / "labels.csv").write_text("path,label\nlarge.dcm,normal\n")
+    return Result((_peak_bytes(folder) / 1e9,), goal=1.0, higher_is_better=False)
+
+
+def _small_files(count: int) -> Path:
+    folder = FOLDER / f"small-{count}"
+    if not (folder / "labels.csv").exists():
+        config = PhantomConfig(count=count, size=128, extras=False, processes=os.cpu_count() or 1)
+        write_archive(folder, config)
+    return folder
+
+
+def _peak_bytes(source: Path) -> int:
+    """Ingest ``source`` in a session of its own; return the most that one process held."""
+    cores = os.cpu_count() or 1
+    scratch = FOLDER / "out"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    (FOLDER / "key").write_text("00" * 32)
+    config = IngestConfig(
+        source=str(source), labels=str(source / "labels.csv"), samples=str(scratch / "samples"),
+        image_size=64, privacy=Privacy(key_file=FOLDER / "key"),
+    )  # fmt: skip
+    settings = {"spark.ui.showConsoleProgress": "false"}
+    with (
+        spark_session(SparkConfig(master=f"local[{cores}]", settings=settings)) as spark,
+        _Watch() as watch,
+    ):
+        ingest(spark, open_archive(config))
+    shutil.rmtree(scratch)
+    print(f"{source.name}: {watch.peak / 1e6:.0f} MB")
+    return watch.peak
+
+
+class _Watch(threading.Thread):
+    """Looks at the Python processes below this one, again and again."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.peak, self._end = 0, threading.Event()
+
+    def run(self) -> None:
+        """Note the largest until told to stop."""
+        while not self._end.wait(0.1):
+            for process in psutil.Process().children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    if "python" in process.name():
+                        # Pages of the files that it reads are the kernel's to take back.
+                        info = process.memory_info()
+                        self.peak = max(self.peak, info.rss - info.shared)
+
+    def __enter__(self) -> _Watch:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        self.join()
+
+
 BENCHMARKS = {
     f"ingest_vs_limit/{syntax}": partial(vs_limit, syntax) for syntax in ("explicit", "jpeg_2000")
-}
+} | {"ingest_memory_growth": memory_growth, "ingest_multiframe_memory": multiframe}

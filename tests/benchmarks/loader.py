@@ -1,7 +1,8 @@
-"""Reading a shuffled epoch of 64 x 64 images as float batches of 32, by turns with the peers.
+"""Reading shuffled epochs of 64 x 64 images as float batches of 32, by turns with the peers.
 
 Every side reads the same 4,096 images from the local disk into (B, 1, 64, 64) floats in [0, 1]
-in this process. Each peer stores them in the form that suits it best: LitData raw values,
+in this process, for three epochs, as a training would. Each peer stores them in the form that
+suits it best: LitData raw values,
 WebDataset and the image folder PNG files. LitData and WebDataset take part where installed:
 pip install litdata webdataset (neither is a dependency).
 """
@@ -38,7 +39,7 @@ from medspark.train.engine import Engine
 from medspark.train.objective import CrossEntropy
 from medspark.train.world import World
 
-ROWS, SIDE, BATCH = 4096, 64, 32
+ROWS, SIDE, BATCH, EPOCHS = 4096, 64, 32, 3
 FORMAT = PixelFormat(SIDE, SIDE, 1, 8)
 CPU = torch.device("cpu")
 
@@ -104,13 +105,17 @@ def _check(images: Tensor) -> int:
 
 
 def native() -> int:
-    """Read an epoch with our reader."""
+    """Read the epochs with our reader."""
     reader = source().training(global_batch=BATCH, seed=0, rank=0, world=1)
-    return sum(_check(to_unit(batch.images, CPU)) for batch in reader.batches(0))
+    return sum(
+        _check(to_unit(batch.images, CPU))
+        for epoch in range(EPOCHS)
+        for batch in reader.batches(epoch)
+    )
 
 
 def petastorm() -> int:
-    """Read an epoch as Petastorm's documentation has it: batch reader, batched shuffling loader."""
+    """Read the epochs as Petastorm documents it: batch reader, batched shuffling loader."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from petastorm import TransformSpec, make_batch_reader
@@ -131,7 +136,7 @@ def petastorm() -> int:
             schema_fields=["pixels", "label"],
             transform_spec=spec,
             shuffle_row_groups=True,
-            num_epochs=1,
+            num_epochs=EPOCHS,
             workers_count=2,
         )
         with BatchedDataLoader(reader, batch_size=BATCH, shuffling_queue_capacity=512) as loader:
@@ -167,13 +172,13 @@ class _Folder(torch.utils.data.Dataset[tuple[Tensor, int]]):
 
 
 def image_folder() -> int:
-    """Read an epoch with torch's DataLoader from PNG files."""
+    """Read the epochs with torch's DataLoader from PNG files."""
     loader = torch.utils.data.DataLoader(_Folder(), batch_size=BATCH, shuffle=True)
-    return sum(_check(images) for images, _ in loader)
+    return sum(_check(images) for _ in range(EPOCHS) for images, _ in loader)
 
 
 def webdataset() -> int:
-    """Read an epoch with WebDataset from a tar of PNG files."""
+    """Read the epochs with WebDataset from a tar of PNG files."""
     import webdataset as wds
 
     path = folder() / "images.tar"
@@ -193,6 +198,7 @@ def webdataset() -> int:
     )
     return sum(
         _check(torch.as_tensor(np.stack(images)).view(-1, 1, SIDE, SIDE).float().div_(255))
+        for _ in range(EPOCHS)
         for images, _ in dataset
     )
 
@@ -202,7 +208,7 @@ def _raw(row: int) -> dict[str, object]:
 
 
 def litdata() -> int:
-    """Read an epoch with LitData from chunks of raw values."""
+    """Read the epochs with LitData from chunks of raw values."""
     import litdata as ld
 
     place = folder() / "litdata"
@@ -217,7 +223,7 @@ def litdata() -> int:
         writer.merge()
     dataset = ld.StreamingDataset(str(place), shuffle=True, drop_last=False)
     loader = ld.StreamingDataLoader(dataset, batch_size=BATCH)
-    return sum(_check(batch["image"].float().div_(255)) for batch in loader)
+    return sum(_check(batch["image"].float().div_(255)) for _ in range(EPOCHS) for batch in loader)
 
 
 def _speed_up(theirs: Callable[[], int]) -> tuple[float, ...]:
