@@ -133,5 +133,5 @@ def test_entries_on_the_command_line_join_those_of_the_file(tmp_path: Path):
 
 
 def test_a_mapping_is_not_mistaken_for_a_key_that_begins_alike():
-    with pytest.raises(UsageError, match="There is no key weight.a"):
+    with pytest.raises(UsageError, match=r"There is no key weight\.a"):
         load_config(Mapped, ["--weight.a", "x"])

@@ -73,7 +73,8 @@ def test_seeds_are_one_row_whose_mean_lies_within_the_span_of_their_intervals(va
 
     assert len(rows(cells)) == 1
     assert found is not None
-    assert found.low is not None and found.high is not None
+    assert found.low is not None
+    assert found.high is not None
     assert found.low <= min(values) <= found.mean + 1e-12
     assert found.mean - 1e-12 <= max(values) <= found.high
     assert (found.sd is None) == (len(values) == 1)
