@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from medspark.job import run_job
-from medspark.launch.paper_table import PaperTableConfig, paper_table
+from medspark.launch.paper_plan import PaperTableConfig
+from medspark.launch.paper_table import paper_table
 
 
 class PaperTableJob(PaperTableConfig):

@@ -2,137 +2,56 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 from pyspark.sql import SparkSession
 
 from medspark import __version__
 from medspark.attacks.suite import AttackName
-from medspark.attacks.threat import ThreatModel
-from medspark.config import Config
-from medspark.data.petastorm import check_petastorm
-from medspark.data.source import DataConfig
-from medspark.errors import MedsparkError, RunError, UsageError
+from medspark.errors import MedsparkError, RunError
 from medspark.evaluate.paper_figure import paper_figure
 from medspark.evaluate.paper_table import (
     Cell,
     Column,
-    MetricName,
     columns,
     csv_text,
     markdown,
     measured,
     seconds_left,
 )
-from medspark.evaluate.robust import EvaluateConfig, check_attacks
-from medspark.ingest.session import SparkConfig, spark_session
-from medspark.job import JobConfig, write_result
+from medspark.ingest.session import spark_session
+from medspark.job import write_result
 from medspark.launch.demo import DemoConfig, demo_shards
-from medspark.launch.distributor import SPARK_SETTINGS, LaunchConfig, check_room
-from medspark.launch.evaluation import (
-    Evaluation,
-    EvaluationConfig,
-    GreyLevels,
-    Scrutiny,
-    positive_class,
-)
+from medspark.launch.distributor import SPARK_SETTINGS
+from medspark.launch.evaluation import Evaluation, EvaluationConfig
 from medspark.launch.hardware import hardware
-from medspark.launch.training import TrainAtConfig, train_once
-from medspark.models.backbones import PRETRAINED, ModelConfig, check_model
-from medspark.shards.manifest import Manifest, read_manifest, verify
+from medspark.launch.paper_plan import (
+    Dataset,
+    Network,
+    PaperTableConfig,
+    check,
+    digest,
+    distillation,
+    fingerprint,
+    networks,
+    recipe,
+)
+from medspark.launch.training import train_once
+from medspark.shards.manifest import read_manifest
 from medspark.shards.subset import training_share
 from medspark.track.runs import TrackConfig, tracked
 from medspark.track.spool import DatasetEntry, RunEntry
-from medspark.train.adversarial import MODES
-from medspark.train.config import TrainConfig
-from medspark.train.distill import DistillConfig
 
-__all__ = ["PaperTableConfig", "paper_table"]
+__all__ = ["paper_table"]
 
 logger = logging.getLogger(__name__)
-
-TrainingName = Literal["original", "adversarial", "distillation", "robust_distillation"]
-_TEACHER = "teacher"
-
-
-class PhantomSets(Config):
-    """Built-in synthetic data as datasets of the table."""
-
-    counts: tuple[int, ...] = Field(
-        (), description="images of each, one dataset for every number; separated by commas"
-    )
-    image_size: int = Field(64, ge=16, description="height and width, in pixels")
-    seed: int = Field(0, description="of the synthetic archives")
-    folder: Path = Field(Path("build/demo"), description="where archives, samples and shards go")
-
-
-class TableScrutiny(Scrutiny):
-    """What every network of the table is attacked with; fgsm is always among the attacks."""
-
-    attacks: tuple[AttackName, ...] = Field(
-        ("fgsm", "pgd", "pgd_margin"),
-        description="what the worst case is taken over, separated by commas; autoattack is the "
-        "strongest and the slowest",
-    )
-    eps: tuple[GreyLevels, ...] = Field(
-        (2,), min_length=1, description="budgets in grey levels of 255, separated by commas"
-    )
-    steps: int = Field(10, ge=1, description="steps of PGD; APGD takes five times as many")
-
-
-class PaperTableConfig(JobConfig):
-    """The paper's table. What is done already is kept in ``folder`` and not done again."""
-
-    datasets: dict[str, Path] = Field(
-        {}, description="folders that jobs/shard.py wrote, by name: --datasets.NAME FOLDER"
-    )
-    phantom: PhantomSets = PhantomSets()
-    data_share: tuple[float, ...] = Field(
-        (1.0,), description="shares of the training images, a row for each; separated by commas"
-    )
-    models: tuple[str, ...] = Field(
-        ("densenet121", "mobilenetv2_100", "resnet50"), min_length=1, description="timm model names"
-    )
-    weights: dict[str, str] = Field(
-        {},
-        description="first weights by model, 'pretrained' or a .safetensors file, random where "
-        "none are given: --weights.resnet50 FILE",
-    )
-    trainings: tuple[TrainingName, ...] = Field(
-        ("original", "adversarial", "distillation"),
-        min_length=1,
-        description="distillation is the defensive one of Papernot et al. 2016; "
-        "robust_distillation learns from the adversarially trained network",
-    )
-    seeds: tuple[int, ...] = Field((0,), min_length=1, description="separated by commas")
-    attack: ThreatModel = ThreatModel()
-    train: TrainConfig = Field(
-        TrainConfig(), description="mode is that of adversarial training; the rest is for all"
-    )
-    temperature: float = Field(50.0, gt=0, description="of defensive distillation")
-    robust_method: Literal["ard", "rslad"] = Field(
-        "rslad", description="how robust_distillation learns"
-    )
-    evaluate: TableScrutiny = TableScrutiny()
-    metric: MetricName = Field("accuracy", description="figure that table and picture show")
-    data: DataConfig = DataConfig()
-    folder: Path = Field(
-        Path("build/paper_table"),
-        description="for networks, finished cells and the table; all machines see it",
-    )
-    launch: LaunchConfig = LaunchConfig()
-    spark: SparkConfig = SparkConfig()
-    track: TrackConfig = TrackConfig()
 
 
 def paper_table(config: PaperTableConfig, *, command: str) -> dict[str, Any]:
@@ -148,84 +67,6 @@ def paper_table(config: PaperTableConfig, *, command: str) -> dict[str, Any]:
         return _Table(config, spark, command).fill()
 
 
-def check(config: PaperTableConfig) -> None:
-    """Raise UsageError for what can be found wrong before Spark starts."""
-    check_room(config.launch, config.spark.master)
-    if config.data.reader == "petastorm":
-        check_petastorm()
-    if not config.datasets and not config.phantom.counts:
-        raise UsageError("There are no datasets: give --datasets.NAME FOLDER or --phantom.counts.")
-    if any(count < 10 for count in config.phantom.counts):
-        raise UsageError("phantom.counts: a synthetic archive has at least 10 images.")
-    if not config.data_share or not all(0 < share <= 1 for share in config.data_share):
-        raise UsageError("data_share: shares are above 0 and at most 1.")
-    for name, values in _lists(config).items():
-        if len(set(values)) < len(values):
-            raise UsageError(f"{name}: {', '.join(map(str, values))} names one of them twice.")
-    for name in config.weights:
-        if name not in config.models:
-            raise UsageError(
-                f"weights.{name}: the models of this table are {', '.join(config.models)}."
-            )
-    for name in config.models:
-        check_model(ModelConfig(name=name, weights=config.weights.get(name)))
-    if "adversarial" in config.trainings and not MODES[config.train.mode].attacks:
-        raise UsageError(f"train.mode: {config.train.mode} is no adversarial training.")
-    check_attacks(config.evaluate.attacks, gradients=True, surrogates=0)
-    for folder in config.datasets.values():
-        _check_data(folder, config.evaluate)
-
-
-def _lists(config: PaperTableConfig) -> dict[str, tuple[Any, ...]]:
-    return {
-        "models": config.models,
-        "trainings": config.trainings,
-        "seeds": config.seeds,
-        "data_share": config.data_share,
-        "phantom.counts": config.phantom.counts,
-    }
-
-
-def _check_data(folder: Path, scrutiny: Scrutiny) -> None:
-    manifest = read_manifest(folder)
-    verify(folder, manifest, contents=False)
-    for split in ("train", scrutiny.split):
-        if split not in manifest.splits or manifest.splits[split].rows == 0:
-            raise UsageError(f"The shards in {folder} have no {split} images.")
-    positive_class(scrutiny.positive, manifest.classes)
-
-
-@dataclass(frozen=True)
-class _Dataset:
-    name: str
-    folder: Path
-    manifest: Manifest
-
-
-@dataclass(frozen=True)
-class _Network:
-    """One network to be trained: on what, how, from which seed, and taught by whom."""
-
-    dataset: _Dataset
-    model: str
-    training: str
-    seed: int
-    teacher: _Network | None = None
-
-    def __str__(self) -> str:
-        return f"{self.model}, {self.training}, on {self.dataset.name}, seed {self.seed}"
-
-
-# Who teaches the networks that learn from another one of the same architecture.
-_TEACHERS = {"distillation": _TEACHER, "robust_distillation": "adversarial"}
-
-
-def _network(dataset: _Dataset, model: str, training: str, seed: int) -> _Network:
-    teacher = _TEACHERS.get(training)
-    taught_by = None if teacher is None else _network(dataset, model, teacher, seed)
-    return _Network(dataset, model, training, seed, taught_by)
-
-
 class _Table:
     """One table: which cells there are, which are done, and how the others come about."""
 
@@ -235,7 +76,7 @@ class _Table:
         self._command = command
         self._folder = config.folder.resolve()
         self._datasets = list(self._find_datasets())
-        self._networks = list(self._plan())
+        self._networks = list(networks(config, self._datasets))
         self._cells = [self._kept(network) or self._blank(network) for network in self._networks]
         self._columns: list[Column] = columns(config.evaluate.eps)
 
@@ -269,12 +110,12 @@ class _Table:
         cells = [cell.model_dump(mode="json") for cell in self._cells]
         return {"cells": cells, **files, "mlflow": run.reference}
 
-    def _find_datasets(self) -> Iterator[_Dataset]:
+    def _find_datasets(self) -> Iterator[Dataset]:
         for name, folder in self._sources():
             for share in self._config.data_share:
                 part = training_share(folder, self._folder / "data", share=share)
                 title = name if share == 1 else f"{name} {100 * share:g} %"
-                yield _Dataset(title, part, read_manifest(part))
+                yield Dataset(title, part, read_manifest(part))
 
     def _sources(self) -> Iterator[tuple[str, Path]]:
         for name, folder in self._config.datasets.items():
@@ -288,13 +129,6 @@ class _Table:
                 seed=phantom.seed,
             )
             yield f"phantom {count}", demo_shards(self._spark, demo)[0].resolve()
-
-    def _plan(self) -> Iterator[_Network]:
-        for dataset in self._datasets:
-            for model in self._config.models:
-                for training in self._config.trainings:
-                    for seed in self._config.seeds:
-                        yield _network(dataset, model, training, seed)
 
     def _tell(self, number: int) -> None:
         pending = [cell for cell in self._cells[number:] if not cell.figures]
@@ -315,7 +149,7 @@ class _Table:
         write_result(self._cell_file(network), cell.model_dump(mode="json"))
         return cell
 
-    def _train_and_attack(self, network: _Network, blank: Cell, parent: str | None) -> Cell:
+    def _train_and_attack(self, network: Network, blank: Cell, parent: str | None) -> Cell:
         began = time.monotonic()
         manifest = network.dataset.manifest
         entry = RunEntry(
@@ -352,17 +186,19 @@ class _Table:
         seconds = time.monotonic() - began
         return blank.model_copy(update={"figures": figures, "doubts": doubts, "seconds": seconds})
 
-    def _trained(self, network: _Network, track: TrackConfig) -> Path:
+    def _trained(self, network: Network, track: TrackConfig) -> Path:
         """Return the folder of the trained ``network``, trained if it is not there."""
-        folder = self._folder / "networks" / self._fingerprint(network)
+        folder = self._folder / "networks" / fingerprint(self._config, network)
         if (folder / "trained.json").is_file():
             return folder / "model"
-        config = self._training_of(network).model_copy(
+        config = recipe(self._config, network).model_copy(
             update={"run_dir": folder, "shards": network.dataset.folder, "track": track}
         )
         if network.teacher is not None:
             taught_by = self._trained(network.teacher, track)
-            config = config.model_copy(update={"distill": self._distillation(network, taught_by)})
+            config = config.model_copy(
+                update={"distill": distillation(self._config, network, taught_by)}
+            )
         logger.info("training %s", network)
         result = train_once(config, self._spark, folder)
         write_result(folder / "trained.json", result)
@@ -370,49 +206,12 @@ class _Table:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         return folder / "model"
 
-    def _training_of(self, network: _Network) -> _NetworkConfig:
-        train = self._config.train
-        if network.training != "adversarial":
-            plain: dict[str, Any] = {"mode": "standard", "dual_bn": False, "gradalign": 0.0}
-            train = train.model_copy(update=plain)
-        if network.training == _TEACHER:
-            # It learns at the temperature that it teaches at (Papernot et al. 2016, section IV).
-            train = train.model_copy(update={"temperature": self._config.temperature})
-        return _NetworkConfig(
-            model=ModelConfig(name=network.model, weights=self._config.weights.get(network.model)),
-            attack=self._config.attack,
-            train=train,
-            data=self._config.data,
-            evaluate=EvaluateConfig(attacks=(), eps=()),  # what is attacked is the cell, later
-            seed=network.seed,
-            resume="auto",
-            launch=self._config.launch,
-        )
-
-    def _distillation(self, network: _Network, teacher: Path) -> DistillConfig:
-        if network.training == "distillation":
-            heat = self._config.temperature
-            return DistillConfig(teacher=teacher, method="defensive", temperature=heat)
-        return DistillConfig(teacher=teacher, method=self._config.robust_method)
-
-    def _fingerprint(self, network: _Network) -> str:
-        """Return what tells this network from others: data, recipe, seed, teacher; no paths."""
-        config = self._training_of(network)
-        told: dict[str, Any] = config.model_dump(mode="json", include={"attack", "train", "seed"})
-        told["data"] = config.data.model_dump(mode="json", include={"reader", "augment", "window"})
-        told["dataset"] = network.dataset.manifest.digest
-        told["model"] = [network.model, _contents(config.model.weights)]
-        if network.teacher is not None:
-            told["distill"] = self._distillation(network, Path()).model_dump(mode="json")
-            told["teacher"] = self._fingerprint(network.teacher)
-        return _digest(told)
-
-    def _cell_file(self, network: _Network) -> Path:
+    def _cell_file(self, network: Network) -> Path:
         scrutiny = self._config.evaluate.model_dump(mode="json") | {"attacks": self._attacks()}
-        told = {"network": self._fingerprint(network), "evaluate": scrutiny}
-        return self._folder / "cells" / f"{_digest(told)}.json"
+        told = {"network": fingerprint(self._config, network), "evaluate": scrutiny}
+        return self._folder / "cells" / f"{digest(told)}.json"
 
-    def _kept(self, network: _Network) -> Cell | None:
+    def _kept(self, network: Network) -> Cell | None:
         """Return the finished cell of ``network`` if there is one; one that failed is not."""
         try:
             text = self._cell_file(network).read_text(encoding="utf-8")
@@ -423,7 +222,7 @@ class _Table:
         named = {"dataset": network.dataset.name}
         return cell.model_copy(update=named) if cell.figures else None
 
-    def _blank(self, network: _Network) -> Cell:
+    def _blank(self, network: Network) -> Cell:
         weights = self._config.weights.get(network.model)
         return Cell(
             dataset=network.dataset.name,
@@ -474,7 +273,7 @@ class _Table:
             "seeds": ", ".join(map(str, config.seeds)),
         }
 
-    def _describe(self, dataset: _Dataset) -> str:
+    def _describe(self, dataset: Dataset) -> str:
         manifest, scrutiny = dataset.manifest, self._config.evaluate
         split = manifest.splits[scrutiny.split]
         attacked = min(split.rows, scrutiny.images or split.rows)
@@ -483,18 +282,3 @@ class _Table:
             f"{scrutiny.split} images, {split.patients} patients in them, digest "
             f"{manifest.digest[:12]}"
         )
-
-
-class _NetworkConfig(TrainAtConfig):
-    distill: DistillConfig | None = None
-
-
-def _contents(weights: str | None) -> str | None:
-    if weights in (None, PRETRAINED):
-        return weights
-    return hashlib.sha256(Path(str(weights)).read_bytes()).hexdigest()
-
-
-def _digest(told: Mapping[str, Any]) -> str:
-    text = json.dumps(told, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

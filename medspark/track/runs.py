@@ -298,16 +298,18 @@ def _logged_model(client: MlflowClient, model_uri: str) -> LoggedModel:
     if scheme == "runs":
         return _model_of_run(client, name, rest)
     if rest:
-        return _logged_model(client, client.get_model_version(name, rest).source)
+        return _logged_model(client, str(client.get_model_version(name, rest).source))
     name, _, alias = name.partition("@")
     if alias:
-        return _logged_model(client, client.get_model_version_by_alias(name, alias).source)
+        version = client.get_model_version_by_alias(name, alias)
+        return _logged_model(client, str(version.source))
     return client.get_logged_model(name)
 
 
 def _model_of_run(client: MlflowClient, run_id: str, name: str) -> LoggedModel:
     outputs = client.get_run(run_id).outputs
-    models = [client.get_logged_model(output.model_id) for output in outputs.model_outputs or []]
+    logged = (outputs.model_outputs if outputs else None) or []
+    models = [client.get_logged_model(output.model_id) for output in logged]
     named = [model for model in models if model.name == name or not name]
     if not named:
         names = ", ".join(model.name for model in models) or "none at all"

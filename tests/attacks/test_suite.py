@@ -1,5 +1,6 @@
 """Every attack by name: allowed images, real strength, agreement with foolbox."""
 
+import copy
 from typing import get_args
 
 import foolbox
@@ -136,6 +137,19 @@ def test_of_an_ensemble_each_part_only_sees_what_the_others_left(victim, images,
 
     assert seen[0] == COUNT
     assert 0 < seen[1] < COUNT
+
+
+def test_apgd_spends_nothing_on_images_that_are_fooled(victim, images, labels) -> None:
+    seen: list[int] = []
+    counted = copy.deepcopy(victim)
+    counted.register_forward_hook(lambda _model, inputs, _output: seen.append(len(inputs[0])))
+    attack = attacks_by_name(["apgd_ce"], EFFORT)["apgd_ce"]
+
+    attacked = attack(counted, images, labels, ThreatModel(eps=0.2), Chance.any(images))
+
+    assert seen == sorted(seen, reverse=True)
+    assert seen[0] == COUNT
+    assert int(right(victim, attacked, labels).sum()) <= seen[-1] < COUNT
 
 
 def test_transfer_shows_the_model_what_fools_another(victim, plain_network, images, labels) -> None:

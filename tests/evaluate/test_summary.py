@@ -62,6 +62,10 @@ def test_detail_adds_intervals_and_classes() -> None:
     assert document["clean"]["classes"][1]["name"] == "ill"
     low, high = document["attacks"][0]["intervals"]["accuracy"]
     assert low <= document["attacks"][0]["accuracy"] <= high
+    assert "success_rate" in document["attacks"][0]["intervals"]
+    assert set(document["attacks"][0]["classes"][1]["intervals"]) <= {
+        "sensitivity", "specificity", "auroc",
+    }  # fmt: skip
 
 
 def test_parts_are_joined_in_the_order_of_the_rows_each_image_once() -> None:
