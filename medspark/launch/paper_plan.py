@@ -131,7 +131,8 @@ def check(config: PaperTableConfig) -> None:
             )
     for name in config.models:
         check_model(ModelConfig(name=name, weights=config.weights.get(name)))
-    if "adversarial" in config.trainings and not MODES[config.train.mode].attacks:
+    attacked = {"adversarial", "robust_distillation"} & set(config.trainings)
+    if attacked and not MODES[config.train.mode].attacks:
         raise UsageError(f"train.mode: {config.train.mode} is no adversarial training.")
     check_attacks(config.evaluate.attacks, gradients=True, surrogates=0)
     for folder in config.datasets.values():
