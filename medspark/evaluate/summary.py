@@ -248,6 +248,7 @@ def flags(arrays: Arrays, trials: Sequence[Trial], limits: SanityConfig) -> list
     found = [
         sanity.saturated(view.saturated(), limits),
         sanity.same_answer(view.same_answer(), limits),
+        sanity.same_class(view.same_class(), limits),
     ]
     if "zero_gradient" in arrays:
         found.append(sanity.zero_gradients(float(arrays["zero_gradient"].mean()), limits))
@@ -328,6 +329,13 @@ class _View:
             return 0.0
         _, counts = np.unique(open_to_doubt, axis=0, return_counts=True)
         return float((counts.max() - 1) / len(clean))
+
+    def same_class(self) -> float:
+        """Return the share of the other classes' images that are given the commonest answer."""
+        said, labels = self.arrays["clean"].argmax(1), self.arrays["labels"]
+        commonest = np.bincount(said).argmax()
+        others = labels != commonest
+        return float((said == commonest)[others].mean()) if others.any() else 0.0
 
     def saturated(self) -> float:
         right = self.right("clean")

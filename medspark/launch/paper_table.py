@@ -133,7 +133,7 @@ class _Table:
     def _tell(self, number: int) -> None:
         pending = [cell for cell in self._cells[number:] if not cell.figures]
         left = seconds_left(pending, [cell for cell in self._cells if cell.figures])
-        about = "" if left is None else f"; about {left / 60:.0f} minutes left"
+        about = "" if left is None else f"; about {_minutes(left)} left"
         network = self._networks[number]
         logger.info("cell %d of %d: %s%s", number + 1, len(self._cells), network, about)
 
@@ -264,11 +264,11 @@ class _Table:
             "hardware": f"{hardware(self._spark)}; torch {torch.__version__}, "
             f"medspark {__version__}",
             "data": "; ".join(map(self._describe, self._datasets)),
-            "training": f"{config.train.epochs} epochs, batches of {config.train.batch_size}; "
+            "training": f"epochs: {config.train.epochs}; batches of {config.train.batch_size}; "
             f"adversarial: {config.train.mode} at {config.attack}; distillation: defensive, "
             f"teacher and student at temperature {config.temperature:g}",
             "attacks": f"{', '.join(self._attacks())}; {scrutiny.norm}, {scrutiny.steps} steps of "
-            f"PGD, {scrutiny.restarts} random start(s)",
+            f"PGD, random starts: {scrutiny.restarts}",
             "intervals": f"95 %, {scrutiny.bootstrap} bootstrap resamples of the patients",
             "seeds": ", ".join(map(str, config.seeds)),
         }
@@ -282,3 +282,7 @@ class _Table:
             f"{scrutiny.split} images, {split.patients} patients in them, digest "
             f"{manifest.digest[:12]}"
         )
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"

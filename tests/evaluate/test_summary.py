@@ -108,3 +108,10 @@ def test_a_network_that_is_dead_for_many_images_is_flagged() -> None:
 
     assert "same_answer_for_many" in triggered(arrays, [])
     assert triggered(ARRAYS, []) == set()
+
+
+def test_a_network_that_says_the_same_of_all_is_flagged_where_the_truth_differs() -> None:
+    arrays = {**ARRAYS, "clean": sure_of([0.7, 0.6, 0.9, 0.8])}
+
+    assert "same_class_for_all" in triggered(arrays, [])
+    assert triggered({**arrays, "labels": np.ones(4, dtype=int)}, []) == set()
