@@ -143,8 +143,8 @@ def same_class(share: float, limits: SanityConfig) -> Flag:
     """Flag a network that has learnt nothing: one that always says the same is never fooled."""
     return _flag(
         "same_class_for_all", share, limits.same_class,
-        f"{share:.1%} of the images of other classes are given the commonest answer: the network has "
-        "not learnt to tell them apart, and there is little to fool",
+        f"{share:.1%} of the images of other classes are given the commonest answer: the network "
+        "has not learnt to tell them apart, and there is little to fool",
     )  # fmt: skip
 
 
