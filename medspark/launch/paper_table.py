@@ -87,7 +87,9 @@ class _Table:
             config=self._config.model_dump(mode="json"),
             tags={"medspark.job": "paper_table"},
         )
-        with tracked(self._folder / "mlflow", self._config.track, entry) as run:
+        # The trainings and evaluations below record processor and memory.
+        track = self._config.track.model_copy(update={"system_metrics": False})
+        with tracked(self._folder / "mlflow", track, entry) as run:
             for number in range(len(self._cells)):
                 if not self._cells[number].figures:
                     self._tell(number)
@@ -162,7 +164,7 @@ class _Table:
                 source=str(network.dataset.folder),
             ),
         )
-        track = self._track(parent)
+        track = self._track(parent).model_copy(update={"system_metrics": False})
         with tracked(self._cell_file(network).with_suffix(".mlflow"), track, entry) as run:
             below = self._track(run.reference["run_id"])
             model = self._trained(network, below)

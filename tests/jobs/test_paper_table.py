@@ -116,6 +116,7 @@ def assert_nested(client: MlflowClient, table: str) -> None:
     assert {"table.md", "table.csv", "table.png", "config.yaml"} <= artifacts
 
 
+@pytest.mark.usefixtures("no_session")
 @pytest.mark.parametrize(
     ("argv", "sentence"),
     [
@@ -130,6 +131,10 @@ def assert_nested(client: MlflowClient, table: str) -> None:
         ("--phantom.counts 20 --trainings fast", "trainings.0 cannot be 'fast'"),
         ("--phantom.counts 20 --train.mode standard", "train.mode: standard is no adversarial"),
         ("--phantom.counts 20 --evaluate.attacks transfer", "attacks: transfer needs a surrogate"),
+        (
+            "--phantom.counts 20 --launch.processes 3 --spark.master local[2]",
+            "launch.processes is 3, but Spark's master local[2] has 2 slots",
+        ),
         ("--dataset.cxr here", "There is no key dataset.cxr; did you mean datasets"),
     ],
 )
