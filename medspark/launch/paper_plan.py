@@ -32,7 +32,7 @@ from medspark.train.config import TrainConfig
 from medspark.train.distill import DistillConfig
 
 __all__ = [
-    "Dataset", "Network", "PaperTableConfig", "Recipe", "check", "digest", "distillation",
+    "Dataset", "Network", "PaperTableConfig", "Recipe", "check", "check_data", "digest", "distillation",
     "fingerprint", "networks", "recipe",
 ]  # fmt: skip
 
@@ -136,7 +136,11 @@ def check(config: PaperTableConfig) -> None:
         raise UsageError(f"train.mode: {config.train.mode} is no adversarial training.")
     check_attacks(config.evaluate.attacks, gradients=True, surrogates=0)
     for folder in config.datasets.values():
-        _check_data(folder, config.evaluate)
+        check_data(folder, config.evaluate)
+    try:
+        config.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"folder: {config.folder} cannot be made: {error.strerror}.") from None
 
 
 def _lists(config: PaperTableConfig) -> dict[str, tuple[Any, ...]]:
@@ -149,7 +153,8 @@ def _lists(config: PaperTableConfig) -> dict[str, tuple[Any, ...]]:
     }
 
 
-def _check_data(folder: Path, scrutiny: Scrutiny) -> None:
+def check_data(folder: Path, scrutiny: Scrutiny) -> None:
+    """Raise UsageError for shards that cannot be trained on and attacked so."""
     manifest = read_manifest(folder)
     verify(folder, manifest, contents=False)
     for split in ("train", scrutiny.split):

@@ -37,6 +37,7 @@ from medspark.launch.paper_plan import (
     Network,
     PaperTableConfig,
     check,
+    check_data,
     digest,
     distillation,
     fingerprint,
@@ -130,7 +131,9 @@ class _Table:
                 image_size=phantom.image_size,
                 seed=phantom.seed,
             )
-            yield f"phantom {count}", demo_shards(self._spark, demo)[0].resolve()
+            shards, _ = demo_shards(self._spark, demo)
+            check_data(shards, self._config.evaluate)
+            yield f"phantom {count}", shards.resolve()
 
     def _tell(self, number: int) -> None:
         pending = [cell for cell in self._cells[number:] if not cell.figures]
