@@ -32,8 +32,8 @@ from medspark.train.config import TrainConfig
 from medspark.train.distill import DistillConfig
 
 __all__ = [
-    "Dataset", "Network", "PaperTableConfig", "Recipe", "check", "check_data", "digest", "distillation",
-    "fingerprint", "networks", "recipe",
+    "Dataset", "Network", "PaperTableConfig", "Recipe", "check", "check_data", "digest",
+    "distillation", "fingerprint", "networks", "recipe",
 ]  # fmt: skip
 
 TrainingName = Literal["original", "adversarial", "distillation", "robust_distillation"]
