@@ -4,6 +4,9 @@ Reads   the shards that jobs/shard.py wrote, and the teacher's model folder
 Writes  the student's model, the result as JSON, and one MLflow run
 
     spark-submit jobs/distill.py --shards SHARDS --distill.teacher RUN/model --distill.method kd
+
+The teacher of --distill.method defensive has to have learnt at the temperature that it teaches at:
+train_at with --train.mode standard --train.temperature 50 (Papernot et al. 2016).
 """
 
 from __future__ import annotations

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import json
 import re
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_origin
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -50,8 +51,9 @@ def load_config(cls: type[C], argv: Sequence[str], *, description: str = "") -> 
     """Return ``cls`` filled from, in rising order of precedence, defaults, files and ``argv``.
 
     ``argv`` may hold ``--config FILE`` (what the job does), ``--profile FILE`` (where it runs), and
-    any key by its dotted path (``--train.epochs 6``). Raises UsageError that names the key which is
-    unknown or invalid; ``--help`` prints every key with its default and exits.
+    any key by its dotted path (``--train.epochs 6``), also the entry of a mapping
+    (``--weights.resnet50 FILE``). Raises UsageError that names the key which is unknown or invalid;
+    ``--help`` prints every key with its default and exits.
     """
     parser = _Parser(
         usage="spark-submit jobs/JOB.py [--config FILE] [--profile FILE] [--KEY VALUE ...]",
@@ -64,7 +66,7 @@ def load_config(cls: type[C], argv: Sequence[str], *, description: str = "") -> 
     values: dict[str, Any] = {}
     keys = dotted_keys(cls)
     try:
-        source, chosen = _parse(cls, parser, list(argv))
+        source, chosen = _parse(cls, parser, _whole_mappings(argv, _mappings(cls)))
         for path in (chosen.config, chosen.profile):
             if path is not None:
                 values = _merge(values, _read_yaml(path))
@@ -83,6 +85,31 @@ def dotted_keys(cls: type[BaseModel], prefix: str = "") -> list[str]:
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             keys += dotted_keys(field.annotation, f"{prefix}{name}.")
     return keys
+
+
+def _mappings(cls: type[BaseModel], prefix: str = "") -> list[str]:
+    """Return the dotted paths of the keys of ``cls`` whose values have keys of the user's own."""
+    found: list[str] = []
+    for name, field in cls.model_fields.items():
+        if get_origin(field.annotation) is dict:
+            found.append(prefix + name)
+        elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            found += _mappings(field.annotation, f"{prefix}{name}.")
+    return found
+
+
+def _whole_mappings(argv: Sequence[str], mappings: Sequence[str]) -> list[str]:
+    """Return ``argv`` with ``--mapping.key value`` told as ``--mapping={"key": "value"}``."""
+    words, told = list(argv), []
+    while words:
+        word = words.pop(0)
+        name, equals, value = word.removeprefix("--").partition("=")
+        mapping = next((m for m in mappings if name.startswith(f"{m}.")), None)
+        if mapping and word.startswith("--") and (equals or words):
+            entry = {name.removeprefix(f"{mapping}."): value if equals else words.pop(0)}
+            word = f"--{mapping}={json.dumps(entry)}"
+        told.append(word)
+    return told
 
 
 class _Parser(argparse.ArgumentParser):

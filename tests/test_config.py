@@ -104,3 +104,34 @@ def test_help_lists_every_key_with_its_default(capsys: pytest.CaptureFixture[str
 def test_a_configuration_cannot_be_changed_afterwards():
     with pytest.raises(ValueError, match="frozen"):
         Train().epochs = 3  # type: ignore[misc]
+
+
+class Mapped(Config):
+    """A job with entries of the user's own naming."""
+
+    weights: dict[str, str] = Field({}, description="by network")
+    train: Train = Train()
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--weights.a.b", "/x,y", "--weights.c=/z"],
+        ["--weights", '{"a.b": "/x,y"}', "--weights", "c=/z"],
+    ],
+)
+def test_an_entry_of_a_mapping_is_set_by_its_dotted_path(argv: list[str]):
+    assert load_config(Mapped, argv).weights == {"a.b": "/x,y", "c": "/z"}
+
+
+def test_entries_on_the_command_line_join_those_of_the_file(tmp_path: Path):
+    (tmp_path / "what.yaml").write_text("weights: {a: x, b: y}")
+
+    config = load_config(Mapped, ["--config", str(tmp_path / "what.yaml"), "--weights.b", "z"])
+
+    assert config.weights == {"a": "x", "b": "z"}
+
+
+def test_a_mapping_is_not_mistaken_for_a_key_that_begins_alike():
+    with pytest.raises(UsageError, match=r"There is no key weight\.a"):
+        load_config(Mapped, ["--weight.a", "x"])

@@ -33,15 +33,16 @@ def apgd(
     found = images.clone()
     start = threat.random_start(images, chance.noise(images, "apgd"))
     climb = _Climb.begin(model, images, labels, threat=threat, loss=loss, start=start)
+    climb = climb.without_fooled(found)
     checkpoints = _checkpoints(steps)
     for step in range(1, steps + 1):
-        climb = climb.without_fooled(found)
         if len(climb.place) == 0:
             return found
         climb.advance(model, threat, loss)
+        # Before the step size is looked at: that may send an image back to one that fools nobody.
+        climb = climb.without_fooled(found)
         if step in checkpoints:
             climb.adapt(checkpoints[step])
-    climb = climb.without_fooled(found)
     found[climb.place] = climb.best
     return found
 

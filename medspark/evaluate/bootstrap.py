@@ -25,16 +25,23 @@ def intervals(
     level: float = 0.95,
     seed: int = 0,
     positive: int | None = None,
+    clean: Array | None = None,
+    per_class: bool = False,
 ) -> dict[str, Interval]:
     """Return the interval of each figure of ``medspark.evaluate.metrics.metrics``.
 
+    With ``clean``, the probabilities (N, K) before an attack, also that of its ``success_rate``;
+    ``per_class`` adds ``sensitivity/k``, ``specificity/k`` and ``auroc/k`` of every class k.
     ``groups`` (N,) says whose image each one is: patients are drawn with replacement, not
     images, because the images of one patient are alike (Efron and Tibshirani 1993). A figure
     that most resamples leave undefined has no interval.
     """
     draws: dict[str, list[Array]] = {}
     for weights in _resamples(groups, samples, seed):
-        for name, values in _weighted(labels, probabilities, weights, positive).items():
+        figures = _weighted(labels, probabilities, weights, positive, per_class=per_class)
+        if clean is not None:
+            figures["success_rate"] = _success(labels, clean, probabilities, weights)
+        for name, values in figures.items():
             draws.setdefault(name, []).append(values)
     tail = (1 - level) / 2 * 100
     found: dict[str, Interval] = {}
@@ -59,29 +66,42 @@ def _resamples(groups: Array, samples: int, seed: int) -> Iterator[Array]:
 
 
 def _weighted(
-    labels: Array, probabilities: Array, weights: Array, positive: int | None
+    labels: Array, probabilities: Array, weights: Array, positive: int | None, *, per_class: bool
 ) -> dict[str, Array]:
     said, count = probabilities.argmax(1), probabilities.shape[1]
     last = count - 1 if positive is None else positive
     watched = [last] if positive is not None or count == 2 else list(range(count))
-
-    def share(of: Array, among: Array) -> Array:
-        with np.errstate(invalid="ignore", divide="ignore"):
-            chosen = weights[:, among]
-            part: Array = (chosen @ of[among].astype(np.float32)) / chosen.sum(1)
-        return part
-
     everything = np.ones(len(labels), dtype=bool)
-    recalls = np.stack([share(said == k, labels == k) for k in range(count)])
-    return {
-        "accuracy": share(said == labels, everything),
-        "balanced_accuracy": recalls.mean(0),
-        "auroc": np.stack(
-            [weighted_auroc(labels == k, probabilities[:, k], weights) for k in watched]
-        ).mean(0),
-        "sensitivity": recalls[watched].mean(0),
-        "specificity": np.stack([share(said != k, labels != k) for k in watched]).mean(0),
+    recalls = np.stack([_share(said == k, labels == k, weights) for k in range(count)])
+    spared = np.stack([_share(said != k, labels != k, weights) for k in range(count)])
+    areas = {
+        k: weighted_auroc(labels == k, probabilities[:, k], weights)
+        for k in (range(count) if per_class else watched)
     }
+    found = {
+        "accuracy": _share(said == labels, everything, weights),
+        "balanced_accuracy": recalls.mean(0),
+        "auroc": np.stack([areas[k] for k in watched]).mean(0),
+        "sensitivity": recalls[watched].mean(0),
+        "specificity": spared[watched].mean(0),
+    }
+    if per_class:
+        for k in range(count):
+            found |= {f"sensitivity/{k}": recalls[k], f"specificity/{k}": spared[k]}
+            found[f"auroc/{k}"] = areas[k]
+    return found
+
+
+def _success(labels: Array, clean: Array, attacked: Array, weights: Array) -> Array:
+    return _share(attacked.argmax(1) != labels, clean.argmax(1) == labels, weights)
+
+
+def _share(of: Array, among: Array, weights: Array) -> Array:
+    """Return how large the part ``of`` the images ``among`` is in each resample (S,)."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        chosen = weights[:, among]
+        part: Array = (chosen @ of[among].astype(np.float32)) / chosen.sum(1)
+    return part
 
 
 def weighted_auroc(truth: Array, score: Array, weights: Array) -> Array:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from medspark.models.classifier import BATCH_NORMS, evaluating
+from medspark.models.conv_norm import conv_norm_pairs
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -38,8 +38,10 @@ def fold_batch_norm(model: nn.Module, images: Tensor) -> int:
     Who feeds whom is found by watching one forward pass of ``images``. Returns how many were
     folded.
     """
-    pairs = _convolutions_before_batch_norms(model, images)
-    for conv, norm_name, norm in pairs:
+    pairs = conv_norm_pairs(model, images)
+    for conv_name, norm_name in pairs:
+        conv: Any = model.get_submodule(conv_name)
+        norm: Any = model.get_submodule(norm_name)
         weight, bias = fuse_conv_bn_weights(
             conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps,
             norm.weight, norm.bias,
@@ -48,40 +50,6 @@ def fold_batch_norm(model: nn.Module, images: Tensor) -> int:
         # timm's BatchNormAct2d also applies dropout and the activation.
         model.set_submodule(norm_name, getattr(norm, "act", nn.Identity()))
     return len(pairs)
-
-
-def _convolutions_before_batch_norms(
-    model: nn.Module, images: Tensor
-) -> list[tuple[nn.Conv2d, str, Any]]:
-    made_by: dict[int, nn.Conv2d] = {}
-    alive: list[Tensor] = []  # an id is only unique while its object lives
-    pairs: list[tuple[nn.Conv2d, str, Any]] = []
-
-    def after_conv(module: nn.Module, _inputs: Any, output: Tensor) -> None:
-        assert isinstance(module, nn.Conv2d)
-        made_by[id(output)] = module
-        alive.append(output)
-
-    def before_norm(name: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        conv = made_by.pop(id(inputs[0]), None)
-        if conv is not None:
-            pairs.append((conv, name, module))
-
-    handles = []
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Conv2d):
-            handles.append(module.register_forward_hook(after_conv))
-        elif isinstance(module, BATCH_NORMS):
-            handles.append(
-                module.register_forward_pre_hook(
-                    lambda module, inputs, name=name: before_norm(name, module, inputs)
-                )
-            )
-    with evaluating(model), torch.no_grad():
-        model(images)
-    for handle in handles:
-        handle.remove()
-    return pairs
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 from sklearn.metrics import roc_auc_score
 
 from medspark.config import Config
@@ -32,6 +33,7 @@ class ClassMetrics(Config):
     auroc: float | None
     sensitivity: float | None
     specificity: float | None
+    intervals: dict[str, tuple[float, float]] = Field({}, description="95 %, by figure")
 
 
 def metrics(

@@ -76,14 +76,28 @@ def table(report: RobustReport) -> list[list[str]]:
     return [head, *rows, *(_row(result) for result in [*report.attacks, *report.worst])]
 
 
+def class_table(report: RobustReport) -> list[list[str]]:
+    """Return the figures of every class as rows of text, a heading first."""
+    names = ("sensitivity", "specificity", "auroc")
+    attacked = [(_row(found)[:2], found.classes) for found in [*report.attacks, *report.worst]]
+    rows = [
+        [*condition, figures.name]
+        + [_text(getattr(figures, name), figures.intervals.get(name)) for name in names]
+        for condition, classes in [(["clean", "0"], report.clean_classes), *attacked]
+        for figures in classes
+    ]
+    return [["attack", "eps/255", "class", *names], *rows]
+
+
 def markdown(
     report: RobustReport, *, title: str, facts: Mapping[str, str], pictures: Sequence[str] = ()
 ) -> str:
     """Return the report as Markdown."""
     first, *doubts = verdict(report)
-    head, *rows = table(report)
     lines = [f"# {title}", "", f"**{first}**", "", *(f"- {doubt}" for doubt in doubts), ""]
-    lines += [_piped(head), _piped(["---", *["---:"] * (len(head) - 1)]), *map(_piped, rows), ""]
+    lines += [*_piped_table(table(report)), ""]
+    if report.clean_classes:
+        lines += ["## Classes", "", *_piped_table(class_table(report)), ""]
     lines += [f"- {name}: {value}" for name, value in facts.items()]
     lines += ["", "## Sanity checks", "", *(_check(flag) for flag in report.flags), ""]
     lines += [f"![{name}]({name}.png)" for name in pictures]
@@ -99,7 +113,7 @@ def _page(
 ) -> str:
     first, *doubts = verdict(report)
     reasons = "".join(f"<li>{html.escape(doubt)}</li>" for doubt in doubts)
-    head, *rows = table(report)
+    classes = f"<h2>Classes</h2>{_html_table(class_table(report))}" if report.clean_classes else ""
     checks = "".join(f"<li>{html.escape(_check(flag)[2:])}</li>" for flag in report.flags)
     images = "".join(
         f'<h2>{name}</h2><img alt="{name}" '
@@ -114,16 +128,16 @@ def _page(
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
         f"<style>{_STYLE}</style><h1>{html.escape(title)}</h1>"
         f'<div class="{"doubt" if doubts else "fine"}">{html.escape(first)}<ul>{reasons}</ul></div>'
-        f"<table><tr>{_cells(head, 'th')}</tr>"
-        + "".join(f"<tr>{_cells(row, 'td')}</tr>" for row in rows)
-        + f"</table>{images}<h2>Sanity checks</h2><ul>{checks}</ul><table>{told}</table></html>\n"
+        f"{_html_table(table(report))}{images}{classes}"
+        f"<h2>Sanity checks</h2><ul>{checks}</ul><table>{told}</table></html>\n"
     )
 
 
 def _row(result: AttackResult) -> list[str]:
     figures = [_text(getattr(result.metrics, k), result.intervals.get(k)) for k in _FIGURES]
+    success = _text(result.success_rate, result.intervals.get("success_rate"))
     name = result.name.replace("_", " ") + (f"-{result.steps}" if result.name == "pgd" else "")
-    return [name, f"{grey_levels(result.eps):g}", *figures, _text(result.success_rate)]
+    return [name, f"{grey_levels(result.eps):g}", *figures, success]
 
 
 def _text(value: float | None, interval: tuple[float, float] | None = None) -> str:
@@ -145,6 +159,17 @@ def _reason(flag: Flag) -> str:
 
 def _piped(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
+
+
+def _piped_table(rows: Sequence[Sequence[str]]) -> list[str]:
+    head, *body = rows
+    return [_piped(head), _piped(["---", *["---:"] * (len(head) - 1)]), *map(_piped, body)]
+
+
+def _html_table(rows: Sequence[Sequence[str]]) -> str:
+    head, *body = rows
+    lines = "".join(f"<tr>{_cells(row, 'td')}</tr>" for row in body)
+    return f"<table><tr>{_cells(head, 'th')}</tr>{lines}</table>"
 
 
 def _cells(cells: Sequence[str], tag: str) -> str:

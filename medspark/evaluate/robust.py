@@ -197,7 +197,8 @@ class _Attacker:
                 else:
                     attacked = batch.pixels.clone()
                     attacked[right] = self._run(attack, batch.of(right), threat)
-                self._record(Trial(name, 0, eps).key, batch, attacked, threat)
+                answers = clean if eps == 0 else self._probabilities(attacked)
+                self._record(Trial(name, 0, eps).key, batch, attacked, threat, answers)
         if self.config.sanity_images > 0 and max(self.config.eps, default=0.0) > 0:
             self._doubt(batch, clean)
 
@@ -222,9 +223,11 @@ class _Attacker:
         chance = Chance(self.config.seed, batch.rows)
         return attack(self.model, batch.pixels, batch.labels, threat, chance)
 
-    def _record(self, key: str, batch: _Images, attacked: Tensor, threat: ThreatModel) -> None:
+    def _record(
+        self, key: str, batch: _Images, attacked: Tensor, threat: ThreatModel, answers: Tensor
+    ) -> None:
         change = attacked - batch.pixels
-        self.found.add(key, self._probabilities(attacked))
+        self.found.add(key, answers)
         self.found.add(f"{key}/linf_255", 255 * change.abs().flatten(1).amax(1))
         self.found.add(f"{key}/rms_255", 255 * norms(change).flatten() / change[0].numel() ** 0.5)
         self.found.add(f"{key}/outside", ~threat.holds(attacked, batch.pixels))

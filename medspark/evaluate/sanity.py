@@ -37,6 +37,9 @@ class SanityConfig(Config):
     same_answer: float = Field(
         0.1, description="share of images that get one and the same answer, to the last bit"
     )
+    same_class: float = Field(
+        0.99, description="share of the other classes' images that are given the commonest answer"
+    )
     unsteady: float = Field(
         1e-3, description="difference in probability when an image comes in another batch"
     )
@@ -133,6 +136,15 @@ def same_answer(share: float, limits: SanityConfig) -> Flag:
         "same_answer_for_many", share, limits.same_answer,
         f"{share:.1%} of the images get the very same probabilities: part of the network is dead "
         "and does not see them",
+    )  # fmt: skip
+
+
+def same_class(share: float, limits: SanityConfig) -> Flag:
+    """Flag a network that has learnt nothing: one that always says the same is never fooled."""
+    return _flag(
+        "same_class_for_all", share, limits.same_class,
+        f"{share:.1%} of the images of other classes are given the commonest answer: the network "
+        "has not learnt to tell them apart, and there is little to fool",
     )  # fmt: skip
 
 

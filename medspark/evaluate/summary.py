@@ -136,14 +136,15 @@ def summarise(
     labels, clean = arrays["labels"], arrays["clean"]
     scored = _Scoring(labels, clean, positive, detail)
     worst = worst_cases(arrays, trials)
+    clean_intervals = scored.intervals(clean, None)
     return RobustReport(
         images=len(labels),
         clean=metrics(labels, clean, positive=positive),
         attacks=[scored.result(trial, arrays[trial.key], arrays) for trial in trials],
         worst=[scored.result(trial, values, {}) for trial, values in worst],
         flags=flags(arrays, trials, limits),
-        clean_intervals=scored.intervals(clean),
-        clean_classes=scored.classes(clean),
+        clean_intervals=_overall(clean_intervals),
+        clean_classes=scored.classes(clean, clean_intervals),
         labels=labels,
         probabilities={"clean": clean}
         | {trial.key: arrays[trial.key] for trial in trials}
@@ -164,14 +165,15 @@ class _Scoring:
             for name in ("linf_255", "rms_255")
             if f"{trial.key}/{name}" in arrays
         }
+        intervals = self.intervals(attacked, self.clean)
         return AttackResult(
             name=trial.name,
             steps=trial.steps,
             eps=trial.eps,
             metrics=metrics(self.labels, attacked, positive=self.positive),
             success_rate=self._success(attacked),
-            intervals=self.intervals(attacked),
-            classes=self.classes(attacked),
+            intervals=_overall(intervals),
+            classes=self.classes(attacked, intervals),
             **sizes,
         )
 
@@ -179,7 +181,7 @@ class _Scoring:
         right = self.clean.argmax(1) == self.labels
         return float((attacked.argmax(1) != self.labels)[right].mean()) if right.any() else None
 
-    def intervals(self, probabilities: Array) -> dict[str, Interval]:
+    def intervals(self, probabilities: Array, clean: Array | None) -> dict[str, Interval]:
         if self.detail is None or self.detail.samples == 0:
             return {}
         groups = self.detail.groups
@@ -190,12 +192,29 @@ class _Scoring:
             samples=self.detail.samples,
             seed=self.detail.seed,
             positive=self.positive,
+            clean=clean,
+            per_class=bool(self.detail.classes),
         )
 
-    def classes(self, probabilities: Array) -> list[ClassMetrics]:
+    def classes(
+        self, probabilities: Array, intervals: Mapping[str, Interval]
+    ) -> list[ClassMetrics]:
         if self.detail is None or not self.detail.classes:
             return []
-        return class_metrics(self.labels, probabilities, classes=self.detail.classes)
+        found = class_metrics(self.labels, probabilities, classes=self.detail.classes)
+        return [
+            figures.model_copy(update={"intervals": _of_class(k, intervals)})
+            for k, figures in enumerate(found)
+        ]
+
+
+def _overall(intervals: Mapping[str, Interval]) -> dict[str, Interval]:
+    return {name: interval for name, interval in intervals.items() if "/" not in name}
+
+
+def _of_class(k: int, intervals: Mapping[str, Interval]) -> dict[str, Interval]:
+    ending = f"/{k}"
+    return {n.removesuffix(ending): i for n, i in intervals.items() if n.endswith(ending)}
 
 
 def worst_cases(arrays: Arrays, trials: Sequence[Trial]) -> list[tuple[Trial, Array]]:
@@ -229,6 +248,7 @@ def flags(arrays: Arrays, trials: Sequence[Trial], limits: SanityConfig) -> list
     found = [
         sanity.saturated(view.saturated(), limits),
         sanity.same_answer(view.same_answer(), limits),
+        sanity.same_class(view.same_class(), limits),
     ]
     if "zero_gradient" in arrays:
         found.append(sanity.zero_gradients(float(arrays["zero_gradient"].mean()), limits))
@@ -309,6 +329,13 @@ class _View:
             return 0.0
         _, counts = np.unique(open_to_doubt, axis=0, return_counts=True)
         return float((counts.max() - 1) / len(clean))
+
+    def same_class(self) -> float:
+        """Return the share of the other classes' images that are given the commonest answer."""
+        said, labels = self.arrays["clean"].argmax(1), self.arrays["labels"]
+        commonest = np.bincount(said).argmax()
+        others = labels != commonest
+        return float((said == commonest)[others].mean()) if others.any() else 0.0
 
     def saturated(self) -> float:
         right = self.right("clean")

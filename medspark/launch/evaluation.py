@@ -44,18 +44,10 @@ def _grey_levels(value: object) -> object:
 GreyLevels = Annotated[float, BeforeValidator(_grey_levels), Field(ge=0, le=255)]
 
 
-class EvaluationConfig(Config):
-    """Attack one model on one split of training shards."""
+class Scrutiny(Config):
+    """How a model is attacked, whichever it is."""
 
-    model: str = Field(
-        description="folder with model.safetensors, an .onnx file (black-box attacks only), or an "
-        "MLflow model or run: models:/NAME/1, runs:/ID/model"
-    )
-    shards: Path = Field(description="folder that jobs/shard.py wrote")
     split: Literal["train", "val", "test"] = Field("test", description="which images")
-    surrogates: tuple[str, ...] = Field(
-        (), description="other models, for transfer: the attacker's own; named as model is"
-    )
     attacks: tuple[AttackName, ...] = Field(
         ("fgsm", "pgd", "pgd_margin", "autoattack"),
         description="by name, separated by commas",
@@ -79,11 +71,6 @@ class EvaluationConfig(Config):
     batch_size: int = Field(64, ge=1, description="images attacked together")
     gallery: int = Field(6, ge=0, description="images shown in the report")
     seed: int = Field(0, ge=0, description="of the random starts and the resamples")
-    folder: Path = Field(
-        Path("build/evaluations"),
-        description="for the pieces that are done and the report; every Spark worker sees it",
-    )
-    track: TrackConfig = TrackConfig()
 
     def attack_config(self) -> EvaluateConfig:
         """Return what each piece is attacked with."""
@@ -98,6 +85,24 @@ class EvaluationConfig(Config):
             seed=self.seed,
             sanity_images=self.sanity_images,
         )
+
+
+class EvaluationConfig(Scrutiny):
+    """Attack one model on one split of training shards."""
+
+    model: str = Field(
+        description="folder with model.safetensors, an .onnx file (black-box attacks only), or an "
+        "MLflow model or run: models:/NAME/1, runs:/ID/model"
+    )
+    shards: Path = Field(description="folder that jobs/shard.py wrote")
+    surrogates: tuple[str, ...] = Field(
+        (), description="other models, for transfer: the attacker's own; named as model is"
+    )
+    folder: Path = Field(
+        Path("build/evaluations"),
+        description="for the pieces that are done and the report; every Spark worker sees it",
+    )
+    track: TrackConfig = TrackConfig()
 
 
 class Evaluation:
@@ -116,7 +121,7 @@ class Evaluation:
             _check_fit(path, self.manifest)
         gradients = model.suffix != ".onnx"
         check_attacks(config.attacks, gradients=gradients, surrogates=len(surrogates))
-        self.positive = _positive(config.positive, self.manifest.classes)
+        self.positive = positive_class(config.positive, self.manifest.classes)
         job = Job(
             model=model.resolve(),
             surrogates=tuple(path.resolve() for path in surrogates),
@@ -245,8 +250,13 @@ def do_pieces(spark: SparkSession, job: Job) -> None:
 
 
 def _do_piece(job: Job, number: int, threads: int) -> None:
+    # A worker of Spark is used again, for work that may want other threads.
+    before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    job.do(number)
+    try:
+        job.do(number)
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager
@@ -302,7 +312,8 @@ def _check_fit(path: Path, manifest: Manifest) -> None:
         )
 
 
-def _positive(name: str | None, classes: tuple[str, ...]) -> int | None:
+def positive_class(name: str | None, classes: tuple[str, ...]) -> int | None:
+    """Return the number of the class ``name``. Raises UsageError where there is none such."""
     if name is None:
         return None
     if name not in classes:

@@ -26,13 +26,17 @@ def robustness_table(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _figures(result: Mapping[str, Any]) -> dict[str, str]:
     figures = {
-        "clean AUROC": f"{result['clean']['auroc']:.3f}",
+        "clean AUROC": _plain(result["clean"]["auroc"]),
         "clean acc.": _percent(result["clean"]),
     }
     for attack in result["attacks"]:
         steps = f"-{attack['steps']}" if attack["steps"] > 1 else ""
         figures[f"{attack['name'].upper()}{steps} {attack['eps_255']:g}/255"] = _percent(attack)
     return figures
+
+
+def _plain(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"  # undefined where a class is absent
 
 
 def _percent(figures: Mapping[str, Any]) -> str:

@@ -34,7 +34,7 @@ from medspark.train.config import TrainConfig
 from medspark.train.loop import FitConfig, fit
 from medspark.train.state import CheckpointConfig
 
-__all__ = ["TrainAtConfig", "check", "fetch_classifier", "summary", "train_at"]
+__all__ = ["TrainAtConfig", "check", "fetch_classifier", "summary", "train_at", "train_once"]
 
 # What a run leaves in its folder; all of it goes when the run is begun anew.
 _PARTS = ("attempts", "checkpoints", "journal", "model", "plain", "report")
@@ -91,8 +91,8 @@ def train_at(config: TrainAtConfig) -> dict[str, Any]:
         if config.baseline:
             plain = config.train.model_copy(update={"mode": "standard"})
             undefended = config.model_copy(update={"train": plain})
-            before["baseline"] = _train(undefended, spark, folder / "plain")
-        return _train(config, spark, folder) | before
+            before["baseline"] = train_once(undefended, spark, folder / "plain")
+        return train_once(config, spark, folder) | before
 
 
 def check(config: TrainAtConfig) -> None:
@@ -125,7 +125,12 @@ def fetch_classifier(model_uri: str, *, uri: str | None = None) -> Classifier:
     return load_classifier(fetch_model(model_uri, uri=uri))
 
 
-def _train(config: TrainAtConfig, spark: SparkSession, folder: Path) -> dict[str, Any]:
+def train_once(config: TrainAtConfig, spark: SparkSession, folder: Path) -> dict[str, Any]:
+    """Train one network on ``config.shards`` in a running session; leave all of it in ``folder``.
+
+    Returns the result document. Raises UsageError for input that cannot be used, and RunError,
+    naming the rank and the cause, for training that failed.
+    """
     fit_config = _fit_config(config, folder)
     manifest = read_manifest(fit_config.shards)
     with tracked(folder, config.track, _entry(config, manifest)) as run:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,7 @@ class OnnxClassifier(nn.Module):
                 onnxruntime_pybind11_state as errors,
             )
         except ImportError as error:
-            raise UsageError("ONNX models need onnxruntime: pip install onnxruntime.") from error
+            raise UsageError("ONNX models need onnxruntime: pip install medspark[onnx].") from error
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         providers = ["CPUExecutionProvider"]
@@ -34,7 +35,11 @@ class OnnxClassifier(nn.Module):
             raise UsageError(f"'{path}' cannot be opened as an ONNX model.") from e
         self._input = self._session.get_inputs()[0].name
 
+    def __deepcopy__(self, _: dict[int, Any]) -> Self:
+        """Return the classifier itself: its session cannot be copied, and does not change."""
+        return self
+
     def forward(self, images: Tensor) -> Tensor:
-        pixels = images.detach().cpu().numpy()
+        pixels = images.detach().cpu().contiguous().numpy()
         (logits, *_) = self._session.run(None, {self._input: pixels})
         return torch.from_numpy(logits)

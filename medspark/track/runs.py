@@ -23,7 +23,7 @@ from typing import Any
 import mlflow
 import numpy as np
 import yaml
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
+from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModel, Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
@@ -32,6 +32,7 @@ from mlflow.types import Schema, TensorSpec
 from pydantic import Field
 
 from medspark.config import Config
+from medspark.errors import UsageError
 from medspark.track.journal import JournalReader, Record
 from medspark.track.spool import DatasetEntry, Ending, ModelEntry, RunEntry, Spool, State, Status
 
@@ -270,10 +271,50 @@ def tracking_uri(config: TrackConfig) -> str:
 
 
 def fetch_model(model_uri: str, *, uri: str | None = None) -> Path:
-    """Download the model ``models:/m-…`` that the store ``uri`` holds; return the folder logged."""
-    logged = MlflowClient(uri).get_logged_model(model_uri.removeprefix("models:/"))
-    folder = Path(mlflow.artifacts.download_artifacts(logged.artifact_location, tracking_uri=uri))
-    return folder / "artifacts" / "model"
+    """Download a model from the store ``uri``, the default one where none is given.
+
+    ``model_uri`` is ``models:/m-…``, ``models:/NAME/VERSION``, ``models:/NAME@ALIAS`` or
+    ``runs:/RUN/NAME``. Returns the folder that was logged. Raises UsageError for a model that the
+    store has not, or a store that does not answer.
+    """
+    uri = tracking_uri(TrackConfig(uri=uri))
+    _quieten()
+    try:
+        # The registry too: MLflow would else ask the store that was used last.
+        found = _logged_model(MlflowClient(uri, registry_uri=uri), model_uri)
+        folder = mlflow.artifacts.download_artifacts(found.artifact_location, tracking_uri=uri)
+    except (MlflowException, OSError) as error:
+        raise UsageError(
+            f"The model {model_uri} cannot be had from MLflow at {uri}: "
+            f"{_first_line(error).rstrip('.')}."
+        ) from error
+    return Path(folder) / "artifacts" / "model"
+
+
+def _logged_model(client: MlflowClient, model_uri: str) -> LoggedModel:
+    """Return what ``model_uri`` names. Raises MlflowException where there is nothing."""
+    scheme, _, place = model_uri.partition(":/")
+    name, _, rest = place.partition("/")
+    if scheme == "runs":
+        return _model_of_run(client, name, rest)
+    if rest:
+        return _logged_model(client, str(client.get_model_version(name, rest).source))
+    name, _, alias = name.partition("@")
+    if alias:
+        version = client.get_model_version_by_alias(name, alias)
+        return _logged_model(client, str(version.source))
+    return client.get_logged_model(name)
+
+
+def _model_of_run(client: MlflowClient, run_id: str, name: str) -> LoggedModel:
+    outputs = client.get_run(run_id).outputs
+    logged = (outputs.model_outputs if outputs else None) or []
+    models = [client.get_logged_model(output.model_id) for output in logged]
+    named = [model for model in models if model.name == name or not name]
+    if not named:
+        names = ", ".join(model.name for model in models) or "none at all"
+        raise MlflowException(f"the run {run_id} logged no model '{name}'; it logged {names}")
+    return named[-1]
 
 
 @contextmanager

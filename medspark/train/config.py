@@ -44,6 +44,12 @@ class TrainConfig(AdversarialConfig):
         "none", description="balanced weighs each class by the inverse of its share"
     )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of label mass spread evenly")
+    temperature: float = Field(
+        1.0,
+        gt=0,
+        description="divides the logits in the loss; the network that is kept answers at 1. The "
+        "teacher of defensive distillation learns at the temperature that it teaches at",
+    )
     clip_grad: float = Field(5.0, ge=0, description="largest norm of the gradient; 0 for no limit")
     ema: float = Field(
         0.0, ge=0, lt=1, description="decay per step of the averaged weights that are kept; 0: none"

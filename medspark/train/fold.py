@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from medspark.models.classifier import Classifier, batch_norms, evaluating
+from medspark.models.classifier import Classifier, evaluating
+from medspark.models.conv_norm import conv_norm_pairs
 
 __all__ = ["Folded", "fold"]
 
@@ -65,7 +66,7 @@ def fold(model: Classifier, images: Tensor) -> Folded:
     (B, C, H, W). Where the folded form would not give the same logits, the network itself is
     trained. ``model`` is rewritten, not changed: folded layers scale in the convolution.
     """
-    pairs = _pairs(model, images) if model.batch_norm_frozen else ()
+    pairs = conv_norm_pairs(model, images) if model.batch_norm_frozen else ()
     if not pairs:
         return Folded(model, model, ())
     with evaluating(model), torch.no_grad():
@@ -106,35 +107,3 @@ def _scale_before(norm: Any) -> None:
     norm.running_mean.mul_(scale)
     norm.running_var.mul_(scale**2)
     norm.weight.copy_(torch.sqrt(norm.running_var + norm.eps))
-
-
-def _pairs(model: nn.Module, images: Tensor) -> tuple[tuple[str, str], ...]:
-    """Return the names of each convolution and of the batch norm that alone it feeds."""
-    norms = set(batch_norms(model))
-    made_by: dict[int, str] = {}
-    alive: list[Tensor] = []  # an id is only unique while its object lives
-    pairs: list[tuple[str, str]] = []
-    handles = []
-
-    def watch(name: str, module: nn.Module) -> None:
-        def made(_: nn.Module, __: Any, output: Tensor) -> None:
-            made_by[id(output)] = name
-            alive.append(output)
-
-        def taken(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            conv = made_by.pop(id(inputs[0]), None)
-            if conv is not None:
-                pairs.append((conv, name))
-
-        if isinstance(module, nn.Conv2d):
-            handles.append(module.register_forward_hook(made))
-        elif module in norms:
-            handles.append(module.register_forward_pre_hook(taken))
-
-    for name, module in model.named_modules():
-        watch(name, module)
-    with evaluating(model), torch.no_grad():
-        model(images)
-    for handle in handles:
-        handle.remove()
-    return tuple(pairs)

@@ -497,7 +497,7 @@ def _objective(config: FitConfig, source: Source, world: World) -> CrossEntropy:
     weights = None
     if config.train.class_weights == "balanced":
         weights = balanced_weights(source.manifest.splits["train"].class_counts).to(world.device)
-    return CrossEntropy(weights, config.train.label_smoothing)
+    return CrossEntropy(weights, config.train.label_smoothing, config.train.temperature)
 
 
 def _digest(config: FitConfig) -> str:

@@ -22,10 +22,11 @@ class CrossEntropy:
 
     class_weights: Tensor | None = None
     label_smoothing: float = 0.0
+    temperature: float = 1.0
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
         total = F.cross_entropy(
-            logits,
+            logits if self.temperature == 1 else logits / self.temperature,
             labels,
             weight=self.class_weights,
             label_smoothing=self.label_smoothing,

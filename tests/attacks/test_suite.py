@@ -7,12 +7,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from medspark.attacks.apgd import apgd
 from medspark.attacks.boundary import nearby_planes, project_onto_plane
 from medspark.attacks.carlini_wagner import carlini_wagner
 from medspark.attacks.chance import Chance
 from medspark.attacks.deepfool import deepfool
 from medspark.attacks.fab import fab
-from medspark.attacks.losses import correct
+from medspark.attacks.losses import correct, cross_entropy
 from medspark.attacks.pgd import pgd
 from medspark.attacks.suite import AttackName, Effort, attacks_by_name, one_after_another
 from medspark.attacks.threat import Norm, ThreatModel, norms
@@ -136,6 +137,24 @@ def test_of_an_ensemble_each_part_only_sees_what_the_others_left(victim, images,
 
     assert seen[0] == COUNT
     assert 0 < seen[1] < COUNT
+
+
+def test_apgd_leaves_an_image_once_it_is_fooled_and_loses_none(victim, images, labels) -> None:
+    seen: list[tuple[int, int]] = []
+
+    def watched(logits: Tensor, labels: Tensor) -> Tensor:
+        if logits.requires_grad:  # a pass of the attack, not the reading of its result
+            seen.append((len(labels), int((~correct(logits, labels)).sum())))
+        return cross_entropy(logits, labels)
+
+    attacked = apgd(
+        *(victim, images, labels),
+        threat=ThreatModel(eps=0.2), loss=watched, chance=Chance.any(images), steps=50,
+    )  # fmt: skip
+
+    left = [count - fooled for count, fooled in seen]
+    assert [count for count, _ in seen] == [COUNT, *left[:-1]]
+    assert int(right(victim, attacked, labels).sum()) == left[-1] < COUNT / 2
 
 
 def test_transfer_shows_the_model_what_fools_another(victim, plain_network, images, labels) -> None:

@@ -5,7 +5,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from medspark.evaluate.bootstrap import intervals, weighted_auroc
-from medspark.evaluate.metrics import metrics
+from medspark.evaluate.metrics import class_metrics, metrics
 
 
 def sample(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -75,3 +75,22 @@ def test_a_figure_without_meaning_has_no_interval() -> None:
     assert "accuracy" in found
     assert "auroc" not in found
     assert "sensitivity" not in found
+
+
+def test_every_class_and_the_attacks_success_have_intervals_that_hold_their_figures() -> None:
+    labels, clean = sample(300)
+    right = clean.argmax(1) == labels
+    fooled = right & (np.arange(300) % 3 == 0)
+    attacked = np.where(fooled[:, None], clean[:, ::-1], clean)
+
+    found = intervals(labels, attacked, np.arange(300), samples=200, clean=clean, per_class=True)
+
+    values = {"success_rate": (attacked.argmax(1) != labels)[right].mean()}
+    for k, figures in enumerate(class_metrics(labels, attacked, classes=("well", "ill"))):
+        told = figures.model_dump(exclude={"name", "intervals"})
+        values |= {f"{name}/{k}": value for name, value in told.items()}
+    assert set(values) < set(found)
+    for name, value in values.items():
+        low, high = found[name]
+        assert low < value < high
+    assert found["sensitivity/1"] == found["sensitivity"]

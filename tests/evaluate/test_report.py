@@ -10,7 +10,7 @@ from medspark.attacks.threat import ThreatModel
 from medspark.evaluate.gallery import exhibits, typical_rows
 from medspark.evaluate.gradcam import grad_cam
 from medspark.evaluate.plots import calibration_error
-from medspark.evaluate.report import markdown, table, verdict, write_report
+from medspark.evaluate.report import class_table, markdown, table, verdict, write_report
 from medspark.evaluate.sanity import SanityConfig
 from medspark.evaluate.summary import Detail, RobustReport, Trial, summarise
 from medspark.models.backbones import ModelConfig, build
@@ -48,6 +48,17 @@ def test_the_table_has_a_row_for_each_attack_and_the_worst_case(report: RobustRe
     assert [row[0] for row in rows] == ["clean", "pgd-20", "worst case"]
     assert all(len(row) == len(head) for row in rows)
     assert "[" in rows[0][2]
+
+
+def test_every_class_has_a_row_for_each_attack(report: RobustReport) -> None:
+    _, *rows = class_table(report)
+
+    assert [row[:3] for row in rows] == [
+        [attack, eps, name]
+        for attack, eps in (("clean", "0"), ("pgd-20", "2"), ("worst case", "2"))
+        for name in CLASSES
+    ]
+    assert "## Classes" in markdown(report, title="title", facts={})
 
 
 def test_the_page_needs_nothing_else(report: RobustReport, tmp_path: Path) -> None:

@@ -62,6 +62,10 @@ def test_detail_adds_intervals_and_classes() -> None:
     assert document["clean"]["classes"][1]["name"] == "ill"
     low, high = document["attacks"][0]["intervals"]["accuracy"]
     assert low <= document["attacks"][0]["accuracy"] <= high
+    assert "success_rate" in document["attacks"][0]["intervals"]
+    assert set(document["attacks"][0]["classes"][1]["intervals"]) <= {
+        "sensitivity", "specificity", "auroc",
+    }  # fmt: skip
 
 
 def test_parts_are_joined_in_the_order_of_the_rows_each_image_once() -> None:
@@ -104,3 +108,10 @@ def test_a_network_that_is_dead_for_many_images_is_flagged() -> None:
 
     assert "same_answer_for_many" in triggered(arrays, [])
     assert triggered(ARRAYS, []) == set()
+
+
+def test_a_network_that_says_the_same_of_all_is_flagged_where_the_truth_differs() -> None:
+    arrays = {**ARRAYS, "clean": sure_of([0.7, 0.6, 0.9, 0.8])}
+
+    assert "same_class_for_all" in triggered(arrays, [])
+    assert triggered({**arrays, "labels": np.ones(4, dtype=int)}, []) == set()

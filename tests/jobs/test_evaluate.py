@@ -108,6 +108,8 @@ def without_sizes(part: Any) -> Any:
         ("--model=/no/such/model", "'/no/such/model' is no medspark model"),
         ("--model=/no/such.onnx", "there is no file '/no/such.onnx'"),
         ("--model=model.pkl", "can run code"),
+        ("--model=models:/nope/1", "The model models:/nope/1 cannot be had from MLflow at sqlite:"),
+        ("--model=runs:/zzz/model", "The model runs:/zzz/model cannot be had from MLflow at"),
         ("--shards=/no/such/shards", "There is no shard folder"),
         ("--attacks=fgsm,transfer", "transfer needs a surrogate"),
         ("--eps=300", "eps"),

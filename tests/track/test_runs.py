@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from mlflow.tracking import MlflowClient
 
+from medspark.errors import UsageError
 from medspark.models.backbones import ModelConfig, build
 from medspark.models.checkpoint import describe, load_classifier, same_weights, save_classifier
 from medspark.track.__main__ import main as publish_later
@@ -130,7 +131,9 @@ def test_publishing_a_folder_without_a_run_says_so(
 
 
 @pytest.mark.slow
-def test_the_model_comes_back_as_pyfunc_and_as_a_torch_module(tmp_path: Path, store: str) -> None:
+def test_the_model_comes_back_by_every_name_as_pyfunc_and_as_a_torch_module(
+    tmp_path: Path, store: str
+) -> None:
     model = build(ModelConfig(name="mobilenetv2_050"), num_classes=2, channels=1)
     card = describe(model, classes=("normal", "pneumonia"), height=32, width=32)
     save_classifier(tmp_path / "model", model, card)
@@ -146,8 +149,14 @@ def test_the_model_comes_back_as_pyfunc_and_as_a_torch_module(tmp_path: Path, st
 
     uri = run.reference["model"]
     assert uri is not None
+    client = MlflowClient(store, registry_uri=store)
+    client.create_registered_model("net")
+    client.create_model_version("net", uri)
+    client.set_registered_model_alias("net", "best", "1")
     mlflow.set_tracking_uri("sqlite://")  # not the store in question
     fetched = fetch_model(uri, uri=store)
+    others = ("models:/net/1", "models:/net@best", f"runs:/{run.reference['run_id']}/model")
+    assert [fetch_model(other, uri=store) for other in others] == [fetched] * 3
     mlflow.set_tracking_uri(store)
     served = mlflow.pyfunc.load_model(uri)
     images = np.random.default_rng(0).random((3, 32, 32, 1), dtype=np.float32)
@@ -163,3 +172,30 @@ def test_publishing_in_the_background_ends_with_the_run(tmp_path: Path, store: s
         run.end("FINISHED")
 
     assert "mlflow" not in [thread.name for thread in threading.enumerate()]
+
+
+@pytest.mark.parametrize(
+    "model_uri",
+    [
+        "models:/m-zzz",
+        "models:/nope/1",
+        "models:/nope@best",
+        "models:/nope/latest",
+        "runs:/zzz/net",
+    ],
+)
+def test_a_model_that_the_store_has_not_is_named_in_one_sentence(
+    store: str, model_uri: str
+) -> None:
+    with pytest.raises(UsageError) as told:
+        fetch_model(model_uri, uri=store)
+
+    sentence = str(told.value)
+    assert sentence.startswith(f"The model {model_uri} cannot be had from MLflow at {store}: ")
+    assert sentence.endswith(".")
+    assert "\n" not in sentence
+
+
+def test_a_store_that_does_not_answer_is_named(dead_server: str) -> None:
+    with pytest.raises(UsageError, match=f"from MLflow at {dead_server}: API request"):
+        fetch_model("models:/net/1", uri=dead_server)

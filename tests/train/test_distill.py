@@ -56,6 +56,22 @@ def test_defensive_learns_soft_labels_at_the_temperature(tiny: Tiny, sample: Mak
     assert stats.loss == pytest.approx(float(expected.detach()))
 
 
+def test_the_defensive_teacher_learns_at_a_temperature_of_its_own(tiny: Tiny, sample: Make):
+    given = sample()
+    network = tiny(seed=1).double()
+    plain, hot = (
+        take_step(
+            Learner(network, CrossEntropy(temperature=heat), AdversarialConfig(mode="standard")),
+            given,
+        )
+        for heat in (1.0, 20.0)
+    )
+
+    logits = network(given.images).detach()
+    assert plain.loss == pytest.approx(float(F.cross_entropy(logits, given.labels)))
+    assert hot.loss == pytest.approx(float(F.cross_entropy(logits / 20, given.labels)))
+
+
 @pytest.mark.parametrize(("method", "temperature"), [("ard", 30), ("rslad", 1)])
 def test_robust_students_match_clean_answers_on_attacked_images(
     method: str, temperature: float, tiny: Tiny, sample: Make

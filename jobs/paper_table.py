@@ -1,0 +1,42 @@
+"""Run the paper's experiment: networks x datasets x trainings, each attacked, as one table.
+
+Reads   shards that jobs/shard.py wrote, or built-in synthetic data
+Writes  the table (Markdown, CSV, picture), every network, and one MLflow run with one below it
+        for each cell
+
+    spark-submit jobs/paper_table.py --config conf/jobs/paper_table.yaml --datasets.NAME SHARDS
+
+The same command again does only what is not done yet.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from medspark.job import run_job
+from medspark.launch.paper_plan import PaperTableConfig
+from medspark.launch.paper_table import paper_table
+
+
+class PaperTableJob(PaperTableConfig):
+    """Fill one table."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the job; return its exit status."""
+
+    def work(config: PaperTableJob) -> dict[str, Any]:
+        command = shlex.join(["spark-submit", "jobs/paper_table.py", *argv])
+        result = paper_table(config, command=command)
+        print(Path(result["table"]).read_text(encoding="utf-8"))
+        return result
+
+    return run_job(PaperTableJob, work, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,299 @@
+"""The paper's table from what was found about each trained network: pure arithmetic and text.
+
+A cell is one network (data, architecture, training, seed), attacked. Cells that differ in the seed
+alone are one row of the table.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import Field
+
+from medspark.config import Config
+from medspark.evaluate.summary import WORST
+
+__all__ = [
+    "Cell", "Column", "Entry", "Measured", "MetricName", "Row", "columns", "csv_text", "entry",
+    "markdown", "measured", "rows", "seconds_left",
+]  # fmt: skip
+
+CLEAN = "clean"
+MetricName = Literal["accuracy", "balanced_accuracy", "auroc", "sensitivity", "specificity"]
+_METRICS: tuple[MetricName, ...] = (
+    "accuracy", "balanced_accuracy", "auroc", "sensitivity", "specificity",
+)  # fmt: skip
+
+
+class Measured(Config):
+    """One figure of one network, in [0, 1], with its 95 % interval where there is one."""
+
+    attack: str = Field(description="clean, the name of an attack, or worst_case")
+    eps_255: float = Field(description="budget in grey levels of 255")
+    metric: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+class Cell(Config):
+    """What came of one network: figures, or the reason why there are none."""
+
+    dataset: str
+    train_images: int
+    model: str
+    training: str
+    weights: str = Field(description="where its first weights came from")
+    seed: int
+    figures: tuple[Measured, ...] = ()
+    doubts: tuple[str, ...] = Field((), description="why figures under attack cannot be believed")
+    failure: str | None = None
+    seconds: float = Field(0.0, description="that training and attacking took")
+
+    @property
+    def row(self) -> tuple[str, str, str]:
+        """What the row is about that the cell belongs to."""
+        return self.dataset, self.model, self.training
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of figures."""
+
+    attack: str
+    eps_255: float = 0.0
+
+    @property
+    def title(self) -> str:
+        """Its heading."""
+        name = {"fgsm": "FGSM", WORST: "worst case"}.get(self.attack, self.attack)
+        return name if self.attack == CLEAN else f"{name} {self.eps_255:g}/255"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One figure of the table: the mean over seeds.
+
+    ``sd`` is the standard deviation over seeds, None for one seed. ``low`` and ``high`` span the
+    seeds' 95 % intervals.
+    """
+
+    mean: float
+    sd: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """The cells of one row, in the order of their seeds."""
+
+    cells: tuple[Cell, ...]
+
+    @property
+    def first(self) -> Cell:
+        """The first cell, which says what the row is about."""
+        return self.cells[0]
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """The reasons not to believe this row, each once."""
+        return tuple(dict.fromkeys(doubt for cell in self.cells for doubt in cell.doubts))
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """Why cells of this row have no figures, each reason once."""
+        reasons = (cell.failure for cell in self.cells)
+        return tuple(dict.fromkeys(reason for reason in reasons if reason is not None))
+
+    def doubted(self, column: Column, metric: MetricName) -> bool:
+        """Return whether the figure in ``column`` is not to be believed.
+
+        Accuracy under attack is an upper bound of what a better attack leaves, so where it is 0
+        there is nothing to doubt; and the images of the clean column are not attacked.
+        """
+        found = entry(self.cells, column, metric)
+        return bool(self.doubts) and column.attack != CLEAN and found is not None and found.mean > 0
+
+
+def measured(report: Mapping[str, Any]) -> tuple[Measured, ...]:
+    """Return the figures in the result document of an evaluation."""
+    conditions = [(CLEAN, 0.0, report["clean"])]
+    for found in [*report["attacks"], *report["worst_case"]]:
+        conditions.append((found["name"], found["eps_255"], found))
+    return tuple(
+        _measured(attack, eps, metric, figures)
+        for attack, eps, figures in conditions
+        for metric in _METRICS
+        if figures[metric] is not None
+    )
+
+
+def _measured(attack: str, eps: float, metric: str, figures: Mapping[str, Any]) -> Measured:
+    low, high = figures.get("intervals", {}).get(metric, (None, None))
+    return Measured(
+        attack=attack, eps_255=eps, metric=metric, value=figures[metric], low=low, high=high
+    )
+
+
+def columns(eps: Iterable[float]) -> list[Column]:
+    """Return the columns of a table under budgets ``eps`` in grey levels of 255."""
+    budgets = sorted(set(eps))
+    attacked = [Column(attack, level) for level in budgets for attack in ("fgsm", WORST)]
+    return [Column(CLEAN), *attacked]
+
+
+def rows(cells: Iterable[Cell]) -> list[Row]:
+    """Return ``cells`` as rows, in the order in which each row's first cell comes."""
+    grouped: dict[tuple[str, str, str], list[Cell]] = {}
+    for cell in cells:
+        grouped.setdefault(cell.row, []).append(cell)
+    return [Row(tuple(sorted(group, key=lambda cell: cell.seed))) for group in grouped.values()]
+
+
+def entry(cells: Iterable[Cell], column: Column, metric: MetricName) -> Entry | None:
+    """Return the figure of ``cells``, which differ in the seed alone; None if none has one."""
+    found = [
+        figure
+        for cell in cells
+        for figure in cell.figures
+        if (figure.attack, figure.eps_255, figure.metric) == (column.attack, column.eps_255, metric)
+    ]
+    if not found:
+        return None
+    values = [figure.value for figure in found]
+    lows = [figure.low for figure in found if figure.low is not None]
+    highs = [figure.high for figure in found if figure.high is not None]
+    return Entry(
+        mean=statistics.fmean(values),
+        sd=statistics.stdev(values) if len(values) > 1 else None,
+        low=min(lows, default=None),
+        high=max(highs, default=None),
+    )
+
+
+def markdown(
+    cells: Sequence[Cell],
+    shown: Sequence[Column],
+    *,
+    metric: MetricName,
+    title: str,
+    facts: Mapping[str, str],
+) -> str:
+    """Return the table with its footnotes and the facts that make it repeatable."""
+    notes = _Notes()
+    head = ["dataset", "training images", "network", "first weights", "training"]
+    table = [
+        [*head, *(column.title for column in shown)],
+        ["---", "---:", "---", "---", "---", *("---:" for _ in shown)],
+        *(_row(row, shown, metric, notes) for row in rows(cells)),
+    ]
+    lines = [f"# {title}", "", *("| " + " | ".join(line) + " |" for line in table), ""]
+    lines += [_legend(cells, metric), "", *notes.lines()]
+    lines += [f"- {name}: {value}" for name, value in facts.items()]
+    return "\n".join(lines) + "\n"
+
+
+class _Notes:
+    """The footnotes, numbered as they come; the same text is the same footnote."""
+
+    def __init__(self) -> None:
+        self._texts: list[str] = []
+
+    def number(self, text: str) -> int:
+        if text not in self._texts:
+            self._texts.append(text)
+        return self._texts.index(text) + 1
+
+    def lines(self) -> list[str]:
+        numbered = [f"[{number}] {text}" for number, text in enumerate(self._texts, 1)]
+        return [line for text in numbered for line in (text, "")]
+
+
+def _row(row: Row, shown: Sequence[Column], metric: MetricName, notes: _Notes) -> list[str]:
+    cell = row.first
+    head = [cell.dataset, str(cell.train_images), cell.model, cell.weights, cell.training]
+    return [*head, *(_text(row, column, metric, notes) for column in shown)]
+
+
+def _text(row: Row, column: Column, metric: MetricName, notes: _Notes) -> str:
+    found = entry(row.cells, column, metric)
+    text = "not run" if found is None else _figure(found)
+    if row.failures:
+        number = notes.number(f"Failed: {'; '.join(row.failures)}")
+        text = f"failed [{number}]" if found is None else f"{text} (some seeds failed [{number}])"
+    if row.doubted(column, metric):
+        reasons = "; ".join(row.doubts)
+        text = f"⚠ {text} [{notes.number(f'**Not to be believed**: {reasons}.')}]"
+    return text
+
+
+def _figure(found: Entry) -> str:
+    text = _percent(found.mean)
+    if found.sd is not None:
+        text += f" ± {_percent(found.sd)}"
+    if found.low is not None and found.high is not None:
+        text += f" ({_percent(found.low)}–{_percent(found.high)})"
+    return text
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f}"
+
+
+def _legend(cells: Sequence[Cell], metric: MetricName) -> str:
+    seeds = sorted({cell.seed for cell in cells})
+    name = "AUROC" if metric == "auroc" else metric.replace("_", " ").capitalize()
+    spread = (
+        "in brackets its 95 % interval"
+        if len(seeds) == 1
+        else f"mean ± standard deviation over {len(seeds)} seeds, in brackets from the lowest to "
+        "the highest end of their 95 % intervals"
+    )
+    return (
+        f"{name} on the test images in %, {spread}. The worst case takes for every image the "
+        "attack, at this budget or a smaller one, that does it the most harm."
+    )
+
+
+def csv_text(cells: Iterable[Cell]) -> str:
+    """Return every figure of every cell as CSV, one a line; a failed cell is a line without one."""
+    buffer = io.StringIO()
+    kept = ["dataset", "train_images", "model", "weights", "training", "seed"]
+    fields = [*kept, *Measured.model_fields, "believable", "doubts", "failure"]
+    writer = csv.DictWriter(buffer, fields, lineterminator="\n")
+    writer.writeheader()
+    for cell in cells:
+        about = {name: getattr(cell, name) for name in kept}
+        about |= {"doubts": "; ".join(cell.doubts), "failure": cell.failure or ""}
+        if not cell.figures:
+            writer.writerow(about)
+        for figure in cell.figures:
+            believable = not (cell.doubts and figure.attack != CLEAN)
+            writer.writerow(about | figure.model_dump() | {"believable": believable})
+    return buffer.getvalue()
+
+
+def seconds_left(pending: Iterable[Cell], done: Sequence[Cell]) -> float | None:
+    """Return how long the ``pending`` cells will take, going by those ``done``; None if unknown.
+
+    Time goes with the training images; a cell is like those of its network and training, else
+    like those of its network, else like any.
+    """
+    timed = [cell for cell in done if cell.seconds > 0]
+    if not timed:
+        return None
+    total = 0.0
+    for cell in pending:
+        alike = (
+            [d for d in timed if (d.model, d.training) == (cell.model, cell.training)]
+            or [d for d in timed if d.model == cell.model]
+            or timed
+        )
+        total += cell.train_images * statistics.fmean(d.seconds / d.train_images for d in alike)
+    return total

@@ -1,0 +1,93 @@
+"""Pieces of an evaluation: done once, named by what is evaluated, and whole when they are there."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from medspark.evaluate.pieces import Job, fingerprint
+from medspark.evaluate.robust import EvaluateConfig
+from medspark.models.backbones import ModelConfig, build
+from medspark.models.checkpoint import describe, save_classifier
+
+ROWS, SIDE = 10, 32
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = build(ModelConfig(name="test_resnet"), num_classes=2, channels=1)
+    card = describe(network, classes=("a", "b"), height=SIDE, width=SIDE)
+    save_classifier(tmp_path / "model", network, card)
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def job(model: Path, write_shards, tmp_path: Path) -> Job:
+    shards = write_shards(rows=ROWS, shards=2, side=SIDE)
+    config = EvaluateConfig(attacks=("square",), eps=(0.1,), queries=20, batch_size=4)
+    work = tmp_path / "work"
+    work.mkdir()
+    return Job(model, (), shards, "test", config, rows=ROWS, piece=4, work=work)
+
+
+def finished(job: Job) -> dict[str, np.ndarray]:
+    for number in job.missing():
+        job.do(number)
+    return job.arrays()
+
+
+def test_pieces_hold_every_image_once_and_none_is_done_twice(job: Job) -> None:
+    assert job.missing() == [0, 1, 2]
+    assert finished(job)["rows"].tolist() == list(range(ROWS))
+    written = job.file(1).stat().st_mtime_ns
+
+    job.do(1)
+
+    assert job.missing() == []
+    assert job.file(1).stat().st_mtime_ns == written
+
+
+def test_an_evaluation_is_named_by_network_data_and_attacks_not_by_its_place(job: Job) -> None:
+    def name(**changes: object) -> str:
+        return fingerprint(replace(job, **changes), dataset_digest="d")
+
+    assert name(work=Path("elsewhere")) == name()
+    other = [
+        name(rows=5),
+        name(config=job.config.model_copy(update={"queries": 21})),
+        fingerprint(job, dataset_digest="e"),
+    ]
+    assert len({name(), *other}) == 4
+
+
+def test_an_onnx_file_is_attacked_as_the_network_it_was_made_from(job: Job, tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    weights = np.random.default_rng(0).standard_normal((SIDE * SIDE, 2)).astype(np.float32)
+    helper, numbers = onnx.helper, onnx.TensorProto.FLOAT
+    graph = helper.make_graph(
+        [
+            helper.make_node("Flatten", ["images"], ["flat"]),
+            helper.make_node("MatMul", ["flat", "weights"], ["logits"]),
+        ],
+        "classifier",
+        [helper.make_tensor_value_info("images", numbers, ["N", 1, SIDE, SIDE])],
+        [helper.make_tensor_value_info("logits", numbers, ["N", 2])],
+        [onnx.numpy_helper.from_array(weights, "weights")],
+    )
+    opset = [helper.make_opsetid("", 17)]
+    path = tmp_path / "model.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=8), path)
+
+    found = finished(replace(job, model=path))
+
+    assert found["rows"].tolist() == list(range(ROWS))
+    assert "zero_gradient" not in found
+    right = [found[key].argmax(1) == found["labels"] for key in ("clean", "square@25.5")]
+    assert right[1].sum() < right[0].sum()

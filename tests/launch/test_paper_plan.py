@@ -1,0 +1,96 @@
+"""The recipes of the table: who learns how, from whom, and what makes a network another one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from medspark.launch.paper_plan import (
+    Dataset,
+    Network,
+    PaperTableConfig,
+    distillation,
+    fingerprint,
+    networks,
+    recipe,
+)
+from medspark.shards.manifest import read_manifest
+
+TRAININGS = ("original", "adversarial", "distillation", "robust_distillation")
+
+
+def table(**changes: object) -> PaperTableConfig:
+    return PaperTableConfig.model_validate({"models": ["a", "b"], "trainings": TRAININGS} | changes)
+
+
+@pytest.fixture
+def dataset(write_shards) -> Dataset:
+    folder = write_shards(rows=4, shards=1)
+    return Dataset("cxr", folder, read_manifest(folder))
+
+
+@pytest.fixture
+def by_training(dataset: Dataset) -> dict[str, Network]:
+    found = networks(table(models=["a"]), [dataset])
+    return {network.training: network for network in found}
+
+
+def test_there_is_one_network_for_each_cell_in_the_order_of_the_table(dataset: Dataset):
+    found = list(networks(table(seeds=[0, 1]), [dataset]))
+
+    assert len(found) == 2 * 4 * 2
+    assert [(n.model, n.training, n.seed) for n in found[:3]] == [
+        ("a", "original", 0), ("a", "original", 1), ("a", "adversarial", 0),
+    ]  # fmt: skip
+
+
+def test_only_the_adversarial_network_learns_from_attacks_of_its_own(by_training):
+    config = table(train={"mode": "trades", "dual_bn": True})
+
+    modes = {name: recipe(config, network).train.mode for name, network in by_training.items()}
+
+    assert modes.pop("adversarial") == "trades"
+    assert set(modes.values()) == {"standard"}
+    assert not recipe(config, by_training["original"]).train.dual_bn
+
+
+def test_the_defensive_teacher_learns_at_the_temperature_it_teaches_at(by_training):
+    config, student = table(temperature=20.0), by_training["distillation"]
+
+    assert recipe(config, student.teacher).train.temperature == 20
+    assert recipe(config, student).train.temperature == 1
+    assert distillation(config, student, Path("t")).temperature == 20
+    assert distillation(config, student, Path("t")).method == "defensive"
+
+
+def test_the_robust_students_teacher_is_the_adversarial_network_of_the_table(by_training):
+    assert by_training["robust_distillation"].teacher == by_training["adversarial"]
+
+
+def test_every_network_has_a_fingerprint_of_its_own(dataset: Dataset):
+    config = table(seeds=[0, 1])
+    found = list(networks(config, [dataset]))
+
+    assert len({fingerprint(config, network) for network in found}) == len(found)
+
+
+@pytest.mark.parametrize(
+    ("changes", "training", "same"),
+    [
+        ({"evaluate": {"steps": 99}}, "original", True),
+        ({"folder": "elsewhere", "launch": {"processes": 1}}, "original", True),
+        ({"train": {"epochs": 9}}, "original", False),
+        ({"train": {"mode": "pgd"}}, "original", True),
+        ({"train": {"mode": "pgd"}}, "adversarial", False),
+        ({"train": {"mode": "pgd"}}, "robust_distillation", False),
+        ({"temperature": 10}, "adversarial", True),
+        ({"temperature": 10}, "distillation", False),
+    ],
+)
+def test_a_fingerprint_changes_with_what_decides_the_weights(by_training, changes, training, same):
+    network = by_training[training]
+
+    told = {fingerprint(config, network) for config in (table(), table(**changes))}
+
+    assert (len(told) == 1) == same
