@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,13 +13,19 @@ from pydantic import Field
 from pyspark.sql import SparkSession
 
 from medspark.attacks.threat import ThreatModel
-from medspark.data.petastorm import check_petastorm
-from medspark.data.source import DataConfig
+from medspark.data.source import DataConfig, check_data
 from medspark.evaluate.robust import EvaluateConfig
 from medspark.ingest.session import SparkConfig, spark_session
 from medspark.job import JobConfig
 from medspark.launch.demo import DemoConfig, demo_shards, ingest_sum
-from medspark.launch.distributor import SPARK_SETTINGS, LaunchConfig, Task, check_room, run_ddp
+from medspark.launch.distributor import (
+    SPARK_SETTINGS,
+    LaunchConfig,
+    Launched,
+    Task,
+    check_room,
+    run_ddp,
+)
 from medspark.launch.progress import progress
 from medspark.launch.table import robustness_table
 from medspark.models.backbones import PRETRAINED, ModelConfig, check_model
@@ -34,7 +40,7 @@ from medspark.train.config import TrainConfig
 from medspark.train.loop import FitConfig, fit
 from medspark.train.state import CheckpointConfig
 
-__all__ = ["TrainAtConfig", "check", "fetch_classifier", "summary", "train_at"]
+__all__ = ["TrainAtConfig", "check", "fetch_classifier", "summary", "train_at", "train_once"]
 
 # What a run leaves in its folder; all of it goes when the run is begun anew.
 _PARTS = ("attempts", "checkpoints", "journal", "model", "plain", "report")
@@ -91,8 +97,8 @@ def train_at(config: TrainAtConfig) -> dict[str, Any]:
         if config.baseline:
             plain = config.train.model_copy(update={"mode": "standard"})
             undefended = config.model_copy(update={"train": plain})
-            before["baseline"] = _train(undefended, spark, folder / "plain")
-        return _train(config, spark, folder) | before
+            before["baseline"] = train_once(undefended, spark, folder / "plain")
+        return train_once(config, spark, folder) | before
 
 
 def check(config: TrainAtConfig) -> None:
@@ -100,8 +106,7 @@ def check(config: TrainAtConfig) -> None:
     check_room(config.launch, config.spark.master)
     if config.shards is not None:
         verify(config.shards, read_manifest(config.shards), contents=False)
-    if config.data.reader == "petastorm":
-        check_petastorm()
+    check_data(config.data)
     check_model(config.model)
 
 
@@ -125,10 +130,30 @@ def fetch_classifier(model_uri: str, *, uri: str | None = None) -> Classifier:
     return load_classifier(fetch_model(model_uri, uri=uri))
 
 
-def _train(config: TrainAtConfig, spark: SparkSession, folder: Path) -> dict[str, Any]:
+def train_once(
+    config: TrainAtConfig,
+    spark: SparkSession,
+    folder: Path,
+    *,
+    params: Mapping[str, Any] | None = None,
+    tags: Mapping[str, str] | None = None,
+    measure: Callable[[Mapping[str, Any]], Mapping[str, float]] | None = None,
+    timed_only: bool = False,
+) -> dict[str, Any]:
+    """Train one network on ``config.shards`` in a running session; leave all of it in ``folder``.
+
+    The run in MLflow gets ``params`` and ``tags`` beside its own, and what ``measure`` makes of the
+    result; ``timed_only`` keeps figures of the network itself out of it. Returns the result
+    document. Raises UsageError for input that cannot be used, and
+    RunError, naming the rank and the cause, for training that failed.
+    """
     fit_config = _fit_config(config, folder)
     manifest = read_manifest(fit_config.shards)
-    with tracked(folder, config.track, _entry(config, manifest)) as run:
+    entry = _entry(config, manifest)
+    entry = entry.model_copy(
+        update={"params": dict(params or {}), "tags": entry.tags | dict(tags or {})}
+    )
+    with tracked(folder, config.track, entry) as run:
         task = Task(
             function=f"{fit.__module__}:{fit.__qualname__}",
             config=fit_config,
@@ -142,12 +167,17 @@ def _train(config: TrainAtConfig, spark: SparkSession, folder: Path) -> dict[str
         )
         with progress(run.spool.journal, steps=steps, name=config.train.mode):
             result, launched = run_ddp(task, spark=spark, launch=config.launch)
+        result |= {"startup": _startup(result["timeline"], launched)}
+        figures = _cost(result) | _speed(run.spool.journal) | {"restarts": launched.restarts}
+        if not timed_only:
+            figures |= _robustness(result)
+        keep_model = config.track.log_model and not timed_only
         run.end(
             "FINISHED",
             params={"world_size": launched.processes, "threads_per_rank": launched.threads},
-            summary=_summary(result) | _speed(run.spool.journal) | {"restarts": launched.restarts},
-            artifacts=_write_report(folder / "report", result),
-            model=_model_entry(folder, manifest),
+            summary=figures | dict(measure(result) if measure else {}),
+            artifacts=None if timed_only else _write_report(folder / "report", result),
+            model=_model_entry(folder, manifest) if keep_model else None,
             patience_seconds=config.track.patience_seconds,
         )
     return result | {"launch": launched.model_dump(), "mlflow": run.reference}
@@ -187,19 +217,41 @@ def _model_entry(folder: Path, manifest: Manifest) -> ModelEntry:
     )
 
 
-def _summary(result: Mapping[str, Any]) -> dict[str, float]:
+def _cost(result: Mapping[str, Any]) -> dict[str, float]:
+    """Return speed, memory and start-up under the names that MLflow shows."""
+    kept = ("images_per_second", "data_wait_share", "communication_share", "peak_memory_mb")
+    figures = {key: float(result[key]) for key in kept}
+    return figures | {f"startup/{part}_seconds": took for part, took in result["startup"].items()}
+
+
+def _robustness(result: Mapping[str, Any]) -> dict[str, float]:
     """Return the figures of the test images under the names that MLflow shows."""
     figures = {f"test/clean/{key}": value for key, value in result["clean"].items()}
-    for attack in result["attacks"]:
+    for attack in [*result["attacks"], *result["worst_case"]]:
         prefix = f"test/{attack['name']}/eps_{attack['eps_255']:g}"
         figures |= {f"{prefix}/{key}": value for key, value in attack.items()}
-    figures |= {key: result[key] for key in ("images_per_second", "data_wait_share")}
     unwanted = ("steps", "eps_255")
     return {
         key: float(value)
         for key, value in figures.items()
         if isinstance(value, int | float) and not key.endswith(unwanted)
     }
+
+
+def _startup(moments: Mapping[str, float], launched: Launched) -> dict[str, float]:
+    """Return the seconds from the launch to the end of the first step, in all and by part."""
+    ends = {
+        "spawn": launched.ranks_at,  # Spark, torchrun, interpreters
+        "join": moments["joined"],  # import of torch, process group
+        "open": moments["opened"],
+        "build": moments["built"],
+        "first_step": moments.get(
+            "stepped", moments["trained"]
+        ),  # none is left of some resumed runs
+    }
+    begins = [launched.launched_at, *ends.values()]
+    parts = {name: end - begin for (name, end), begin in zip(ends.items(), begins, strict=False)}
+    return parts | {"total": sum(parts.values())}
 
 
 def _speed(journal: Path) -> dict[str, float]:

@@ -32,16 +32,18 @@ from mlflow.types import Schema, TensorSpec
 from pydantic import Field
 
 from medspark.config import Config
+from medspark.errors import UsageError
 from medspark.track.journal import JournalReader, Record
 from medspark.track.spool import DatasetEntry, Ending, ModelEntry, RunEntry, Spool, State, Status
 
-__all__ = ["TrackConfig", "TrackedRun", "fetch_model", "tracked", "tracking_uri"]
+__all__ = ["TrackConfig", "TrackedRun", "fetch_artifact", "fetch_model", "tracked", "tracking_uri"]
 
 logger = logging.getLogger(__name__)
 
 _LOCAL_STORE = Path("mlruns")
 # MLflow's limits for one request (mlflow/utils/validation.py).
 _METRICS_PER_BATCH, _PARAMS_PER_BATCH, _PARAM_LENGTH, _DIGEST_LENGTH = 1000, 100, 6000, 36
+_TAG_LENGTH = 8000
 
 
 class TrackConfig(Config):
@@ -55,6 +57,7 @@ class TrackConfig(Config):
     experiment: str = Field("medspark", description="MLflow experiment; on Databricks a path")
     run_name: str | None = Field(None, description="name of the run; by default what it trains")
     parent_run_id: str | None = Field(None, description="run that this one is a child of")
+    log_model: bool = Field(True, description="keep the model in MLflow, not only in its folder")
     system_metrics: bool = Field(True, description="record processor and memory use of the driver")
     patience_seconds: float = Field(
         20.0, ge=0, description="seconds to wait at the end for a server that is away"
@@ -98,6 +101,7 @@ class TrackedRun:
         *,
         params: Mapping[str, Any] | None = None,
         summary: Mapping[str, float] | None = None,
+        tags: Mapping[str, str] | None = None,
         artifacts: Path | None = None,
         model: ModelEntry | None = None,
         patience_seconds: float = 20.0,
@@ -108,6 +112,7 @@ class TrackedRun:
             status=status,
             params=dict(params or {}),
             summary=dict(summary or {}),
+            tags=dict(tags or {}),
             artifacts=artifacts,
             model=model,
         )
@@ -200,6 +205,8 @@ class TrackedRun:
         metrics = [Metric(key, value, now, 0) for key, value in ending.summary.items()]
         params = [Param(key, str(value)) for key, value in ending.params.items()]
         self._client.log_batch(self._run_id, metrics=metrics, params=params)
+        for key, value in ending.tags.items():
+            self._client.set_tag(self._run_id, key, value[:_TAG_LENGTH])
         if ending.artifacts is not None and ending.artifacts.is_dir():
             self._client.log_artifacts(self._run_id, str(ending.artifacts))
         if ending.model is not None and self.spool.state.model_uri is None:
@@ -253,8 +260,9 @@ def tracked(folder: Path, config: TrackConfig, entry: RunEntry) -> Iterator[Trac
     except KeyboardInterrupt:
         run.end("KILLED")
         raise
-    except BaseException:
-        run.end("FAILED", patience_seconds=config.patience_seconds)
+    except BaseException as error:
+        why = {"medspark.error": f"{type(error).__name__}: {_first_line(error)}"}
+        run.end("FAILED", tags=why, patience_seconds=config.patience_seconds)
         raise
 
 
@@ -274,6 +282,17 @@ def fetch_model(model_uri: str, *, uri: str | None = None) -> Path:
     logged = MlflowClient(uri).get_logged_model(model_uri.removeprefix("models:/"))
     folder = Path(mlflow.artifacts.download_artifacts(logged.artifact_location, tracking_uri=uri))
     return folder / "artifacts" / "model"
+
+
+def fetch_artifact(run_id: str, path: str, config: TrackConfig) -> Path:
+    """Download the file ``path`` of a run. Raises UsageError where there is none."""
+    try:
+        found = mlflow.artifacts.download_artifacts(
+            run_id=run_id, artifact_path=path, tracking_uri=tracking_uri(config)
+        )
+    except (MlflowException, OSError) as error:
+        raise UsageError(f"There is no run {run_id} with {path}: {_first_line(error)}") from None
+    return Path(found)
 
 
 @contextmanager
@@ -368,5 +387,5 @@ def _quieten() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:200]

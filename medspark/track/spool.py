@@ -56,6 +56,7 @@ class Ending(Config):
     status: Status
     params: dict[str, Any] = Field({}, description="parameters that only the run could tell")
     summary: dict[str, float] = Field({}, description="metrics of the whole run")
+    tags: dict[str, str] = Field({}, description="MLflow tags that only the run could tell")
     artifacts: Path | None = Field(None, description="folder of tables and plots")
     model: ModelEntry | None = None
 
