@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_origin
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -64,7 +64,7 @@ def load_config(cls: type[C], argv: Sequence[str], *, description: str = "") -> 
     values: dict[str, Any] = {}
     keys = dotted_keys(cls)
     try:
-        source, chosen = _parse(cls, parser, list(argv))
+        source, chosen = _parse(cls, parser, _joined(argv, _sequences(cls)))
         for path in (chosen.config, chosen.profile):
             if path is not None:
                 values = _merge(values, _read_yaml(path))
@@ -83,6 +83,29 @@ def dotted_keys(cls: type[BaseModel], prefix: str = "") -> list[str]:
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             keys += dotted_keys(field.annotation, f"{prefix}{name}.")
     return keys
+
+
+def _sequences(cls: type[BaseModel], prefix: str = "") -> list[str]:
+    """Return the dotted paths of the keys of ``cls`` that take several values."""
+    found: list[str] = []
+    for name, field in cls.model_fields.items():
+        if get_origin(field.annotation) in (tuple, list):
+            found.append(prefix + name)
+        elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            found += _sequences(field.annotation, f"{prefix}{name}.")
+    return found
+
+
+def _joined(argv: Sequence[str], sequences: Sequence[str]) -> list[str]:
+    """Return ``argv`` with the words after one of ``sequences`` as one: ``--eps 1 2`` as ``1,2``."""
+    told: list[str] = []
+    for word in argv:
+        key = told[-2].removeprefix("--") if len(told) > 1 else ""
+        if key in sequences and not word.startswith("-") and not told[-1].startswith("-"):
+            told[-1] = f"{told[-1]},{word}"
+        else:
+            told.append(word)
+    return told
 
 
 class _Parser(argparse.ArgumentParser):

@@ -104,3 +104,20 @@ def test_help_lists_every_key_with_its_default(capsys: pytest.CaptureFixture[str
 def test_a_configuration_cannot_be_changed_afterwards():
     with pytest.raises(ValueError, match="frozen"):
         Train().epochs = 3  # type: ignore[misc]
+
+
+class _Runs(Config):
+    compare: tuple[str, ...] = ()
+    repeats: int = 1
+
+
+@pytest.mark.parametrize("argv", ["--compare one two --repeats 2", "--compare=one,two --repeats=2"])
+def test_the_words_after_a_key_are_a_list(argv: str) -> None:
+    found = load_config(_Runs, argv.split())
+
+    assert (found.compare, found.repeats) == (("one", "two"), 2)
+
+
+def test_two_words_for_a_key_that_takes_one_are_a_mistake() -> None:
+    with pytest.raises(UsageError, match="unrecognized arguments: 3"):
+        load_config(_Runs, ["--repeats", "2", "3"])

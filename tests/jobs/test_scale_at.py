@@ -1,11 +1,11 @@
-"""scale_at as a user meets it: one run with its children, resumed, compared, and what is refused."""
+"""scale_at as a user meets it: one run with children, resumed, compared; and what it refuses."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -57,7 +57,7 @@ def config(place: Path, write_shards: Callable[..., Path]) -> ScaleAtConfig:
 
 
 @pytest.fixture
-def trained(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The folders that something is trained in."""
     seen: list[Any] = []
     real = scaling.train_once
@@ -67,7 +67,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
         return real(config, spark, folder, **more)
 
     monkeypatch.setattr(scaling, "train_once", watched)
-    yield seen
+    return seen
 
 
 @pytest.mark.slow
