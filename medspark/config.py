@@ -97,7 +97,7 @@ def _sequences(cls: type[BaseModel], prefix: str = "") -> list[str]:
 
 
 def _joined(argv: Sequence[str], sequences: Sequence[str]) -> list[str]:
-    """Return ``argv`` with the words after one of ``sequences`` as one: ``--eps 1 2`` as ``1,2``."""
+    """Return ``argv`` with the words after a key of ``sequences`` joined: ``--eps 1 2`` as 1,2."""
     told: list[str] = []
     for word in argv:
         key = told[-2].removeprefix("--") if len(told) > 1 else ""

@@ -91,7 +91,8 @@ class TestConfig(Config):
     at: Literal["all", "largest"] = Field(
         "all",
         description="largest trains to the end only with the most processes, and takes the time "
-        "of a few steps with fewer: the network would be the same",
+        "of a few steps with fewer: but for moving batch-norm statistics, which every process has "
+        "of its own, the network would be the same",
     )
 
 

@@ -26,10 +26,11 @@ from medspark.launch.distributor import (
     check_room,
     run_ddp,
 )
+from medspark.launch.model_card import model_card
 from medspark.launch.progress import progress
 from medspark.launch.table import robustness_table
 from medspark.models.backbones import PRETRAINED, ModelConfig, check_model
-from medspark.models.checkpoint import load_classifier
+from medspark.models.checkpoint import load_classifier, read_card
 from medspark.models.classifier import Classifier
 from medspark.shards.manifest import Manifest, read_manifest, verify
 from medspark.shards.plan import EpochPlan
@@ -176,8 +177,8 @@ def train_once(
             "FINISHED",
             params={"world_size": launched.processes, "threads_per_rank": launched.threads},
             summary=figures | dict(measure(result) if measure else {}),
-            artifacts=None if timed_only else _write_report(folder / "report", result),
-            model=_model_entry(folder, manifest) if keep_model else None,
+            artifacts=None if timed_only else _write_report(folder, result, manifest),
+            model=_model_entry(folder, manifest, config, result) if keep_model else None,
             patience_seconds=config.track.patience_seconds,
         )
     return result | {"launch": launched.model_dump(), "mlflow": run.reference}
@@ -208,12 +209,19 @@ def _entry(config: TrainAtConfig, manifest: Manifest) -> RunEntry:
     )
 
 
-def _model_entry(folder: Path, manifest: Manifest) -> ModelEntry:
+def _model_entry(
+    folder: Path, manifest: Manifest, config: TrainAtConfig, result: Mapping[str, Any]
+) -> ModelEntry:
     return ModelEntry(
         folder=folder / "model",
         loader="medspark.models.predictor:Predictor.load",
         input_shape=(manifest.height, manifest.width, manifest.channels),
         outputs=len(manifest.classes),
+        file_loader="medspark.models.file_predictor:FilePredictor.load",
+        classes=manifest.classes,
+        card=model_card(result, manifest, read_card(folder / "model")),
+        register_as=config.track.register_as,
+        alias=config.track.alias,
     )
 
 
@@ -267,10 +275,13 @@ def _speed(journal: Path) -> dict[str, float]:
     return {"images_per_second/p5": float(slow), "images_per_second/p50": float(usual)}
 
 
-def _write_report(folder: Path, result: Mapping[str, Any]) -> Path:
+def _write_report(run_folder: Path, result: Mapping[str, Any], manifest: Manifest) -> Path:
+    folder = run_folder / "report"
     folder.mkdir(parents=True, exist_ok=True)
+    card = model_card(result, manifest, read_card(run_folder / "model"))
     (folder / "result.json").write_text(json.dumps(result, indent=1, default=str), encoding="utf-8")
     (folder / "robustness.md").write_text(robustness_table({"": result}), encoding="utf-8")
+    (folder / "MODEL_CARD.md").write_text(card, encoding="utf-8")
     return folder
 
 

@@ -28,7 +28,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking import MlflowClient
-from mlflow.types import Schema, TensorSpec
+from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 from pydantic import Field
 
 from medspark.config import Config
@@ -44,6 +44,10 @@ _LOCAL_STORE = Path("mlruns")
 # MLflow's limits for one request (mlflow/utils/validation.py).
 _METRICS_PER_BATCH, _PARAMS_PER_BATCH, _PARAM_LENGTH, _DIGEST_LENGTH = 1000, 100, 6000, 36
 _TAG_LENGTH = 8000
+# What opens DICOM and picture files.
+_READ_FILES = (
+    "pandas", "pillow", "pydicom", "python-gdcm", "pyjpegls", "pylibjpeg", "pylibjpeg-openjpeg",
+)  # fmt: skip
 
 
 class TrackConfig(Config):
@@ -58,6 +62,12 @@ class TrackConfig(Config):
     run_name: str | None = Field(None, description="name of the run; by default what it trains")
     parent_run_id: str | None = Field(None, description="run that this one is a child of")
     log_model: bool = Field(True, description="keep the model in MLflow, not only in its folder")
+    register_as: str | None = Field(
+        None,
+        description="register the model under this name, on Databricks CATALOG.SCHEMA.NAME, as one "
+        "that answers DICOM and PNG files",
+    )
+    alias: str = Field("candidate", description="alias that the registered version gets")
     system_metrics: bool = Field(True, description="record processor and memory use of the driver")
     patience_seconds: float = Field(
         20.0, ge=0, description="seconds to wait at the end for a server that is away"
@@ -88,6 +98,7 @@ class TrackedRun:
             "uri": state.uri,
             "experiment": state.experiment,
             "model": state.model_uri,
+            "registered": state.registered,
         }
 
     def start(self) -> None:
@@ -211,6 +222,12 @@ class TrackedRun:
             self._client.log_artifacts(self._run_id, str(ending.artifacts))
         if ending.model is not None and self.spool.state.model_uri is None:
             self.spool.update(model_uri=self._log_model(ending.model))
+        if (
+            ending.model is not None
+            and ending.model.register_as
+            and not self.spool.state.registered
+        ):
+            self.spool.update(registered=self._register(ending.model, ending.model.register_as))
         self._client.set_terminated(self._run_id, ending.status)
         self.spool.update(complete=True)
 
@@ -237,6 +254,31 @@ class TrackedRun:
             )
         uri: str = info.model_uri
         return uri
+
+    def _register(self, model: ModelEntry, name: str) -> str:
+        """Log the model as one that answers files, and give it ``name``, a version and an alias."""
+        mlflow.set_tracking_uri(self.spool.state.uri)
+        probabilities = [ColSpec(DataType.double, each) for each in ("probability", *model.classes)]
+        with mlflow.start_run(run_id=self._run_id), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            info = mlflow.pyfunc.log_model(
+                name="served",
+                python_model=str(Path(__file__).with_name("served_files.py")),
+                artifacts={"model": str(model.folder)},
+                model_config={"file_loader": model.file_loader},
+                code_paths=[str(Path(__file__).parents[1])],
+                signature=ModelSignature(
+                    Schema([ColSpec(DataType.string, "image")]),
+                    Schema([ColSpec(DataType.string, "label"), *probabilities]),
+                ),
+                pip_requirements=_requirements(*_READ_FILES),
+                registered_model_name=name,
+                await_registration_for=60,
+            )
+        version = str(info.registered_model_version)
+        self._client.update_model_version(name, version, model.card)
+        self._client.set_registered_model_alias(name, model.alias, version)
+        return f"models:/{name}@{model.alias}"
 
 
 @contextmanager
@@ -369,10 +411,10 @@ def _dataset_input(dataset: DatasetEntry) -> DatasetInput:
     return DatasetInput(dataset=entity, tags=[InputTag("mlflow.data.context", "training")])
 
 
-def _requirements() -> list[str]:
+def _requirements(*more: str) -> list[str]:
     names = ("mlflow", "torch", "timm", "safetensors", "numpy", "pydantic", "pydantic-settings")
     found = []
-    for name in (*names, "pyyaml"):
+    for name in (*names, "pyyaml", *more):
         with suppress(PackageNotFoundError):
             found.append(f"{name}=={version(name).split('+')[0]}")
     return found

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from medspark.track.scaling import Fit, Projection, mean_interval
 from medspark.track.sweep import Curve, Measured, Prediction, Sweep
@@ -19,11 +20,14 @@ from medspark.track.sweep import Curve, Measured, Prediction, Sweep
 __all__ = ["compare_sweeps", "figures_of", "summary_note", "table", "write_sweep"]
 
 Rows = list[list[str]]
+# Network, mode, scaling, share of the data, processes.
+_Point = tuple[str, str, str, float, int]
 
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto; padding: 0 1rem;
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 84rem; margin: 2rem auto; padding: 0 1rem;
        color: #1c1c1c }
-table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums }
+table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums;
+        font-size: 13px; display: block; overflow-x: auto }
 th, td { padding: .2rem .6rem; border-bottom: 1px solid #ddd; text-align: right }
 th:first-child, td:first-child { text-align: left }
 .seen { background: #eef4fb; border-left: 4px solid #2a6fb0; padding: .6rem 1rem }
@@ -125,13 +129,13 @@ def _body(sweep: Sweep, pictures: Mapping[str, bytes]) -> str:
     )
 
 
-def _points(sweep: Sweep) -> dict[tuple[object, ...], list[Measured]]:
-    groups: dict[tuple[object, ...], list[Measured]] = {}
+def _points(sweep: Sweep) -> dict[_Point, list[Measured]]:
+    groups: dict[_Point, list[Measured]] = {}
     for m in sweep.finished:
         c = m.cell
         key = (c.model, c.mode, c.scaling, c.data_share, c.world_size)
         groups.setdefault(key, []).append(m)
-    return dict(sorted(groups.items(), key=lambda item: tuple(map(str, item[0]))))
+    return dict(sorted(groups.items()))
 
 
 def _rows(sweep: Sweep) -> Rows:
@@ -361,6 +365,8 @@ def _with_legend(figure: Figure, axes: Axes) -> Figure | None:
     """Return the figure with its legend, None where nothing was drawn."""
     if not axes.get_legend_handles_labels()[0]:
         return None
+    if axes.get_xlabel() == "processes":
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(fontsize=7)
     return figure
 

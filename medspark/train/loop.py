@@ -23,10 +23,17 @@ from medspark.data.native import MappedSplit
 from medspark.data.prefetch import Prefetcher
 from medspark.data.source import DataConfig, Source, open_source
 from medspark.errors import UsageError
+from medspark.evaluate.calibrate import best_temperature
 from medspark.evaluate.deploy import evaluation_copy
 from medspark.evaluate.robust import EvaluateConfig, RobustReport, evaluate
 from medspark.models.backbones import ModelConfig, build
-from medspark.models.checkpoint import describe, load_classifier, read_card, save_classifier
+from medspark.models.checkpoint import (
+    calibrate,
+    describe,
+    load_classifier,
+    read_card,
+    save_classifier,
+)
 from medspark.models.classifier import Classifier, freeze_batch_norm
 from medspark.seeding import derive
 from medspark.shards.plan import permute
@@ -44,6 +51,9 @@ from medspark.train.world import World
 __all__ = ["FitConfig", "Recorder", "fit"]
 
 _LOGGER = logging.getLogger(__name__)
+
+# Answered once, clean, and as many as there are: a temperature fitted to a few is worth little.
+_CALIBRATION_IMAGES = 1024
 
 
 class FitConfig(Config):
@@ -256,6 +266,7 @@ class _Run:
                 width=manifest.width,
                 bits=manifest.bits,
                 dropout=self._config.model.dropout,
+                rendering=manifest.source.get("rendering"),
             )
             save_classifier(self._config.run_dir / "model", model, card)
 
@@ -323,13 +334,26 @@ class _Run:
             )
 
     def test(self) -> RobustReport:
-        """Attack the chosen network with the test images."""
+        """Calibrate the chosen network, then attack it with the test images."""
+        if self._world.is_main:
+            self._calibrate()
         self._world.barrier()
         model = load_classifier(self._config.run_dir / "model").to(self._world.device)
         config = self._config.evaluate
         rows = config.rows(len(self._test_split))
         batches = slices(self._test_split, rows, batch_size=config.batch_size, world=self._world)
         return evaluate(model, batches, config, gather=gatherer(self._world))
+
+    def _calibrate(self) -> None:
+        folder, alone = self._config.run_dir / "model", World(0, 0, 1, self._world.device)
+        model = load_classifier(folder).to(self._world.device)
+        rows = np.arange(min(_CALIBRATION_IMAGES, len(self._validation_split)))
+        size = self._config.evaluate.batch_size
+        seen = slices(self._validation_split, rows, batch_size=size, world=alone)
+        with torch.inference_mode():
+            answers = [(model(images), labels) for images, labels, _ in seen]
+        logits, labels = (torch.cat(parts) for parts in zip(*answers, strict=True))
+        calibrate(folder, best_temperature(logits, labels))
 
     def result(self, report: RobustReport) -> dict[str, Any]:
         """Return what the job reports."""
