@@ -25,7 +25,7 @@ from medspark.models.backbones import ModelConfig
 from medspark.shards.manifest import Manifest, read_manifest
 from medspark.track.runs import TrackConfig
 from medspark.track.scaling import Cluster
-from medspark.track.sweep import Cell
+from medspark.track.sweep import ALONE, Cell, Scaling
 from medspark.train.adversarial import MODES
 from medspark.train.config import TrainConfig
 
@@ -71,7 +71,9 @@ class GridConfig(Config):
         "with them",
     )
     plain: bool = Field(
-        True, description="also time a single process without DDP, on the largest share"
+        True,
+        description="also time a single process without DDP on the largest share, with the whole "
+        "batch, and with what is left of it for each of the most processes",
     )
 
 
@@ -223,11 +225,11 @@ def cells_of(
     return list(dict.fromkeys(cells))
 
 
-def _scales(
-    config: ScaleAtConfig, share: float
-) -> Iterator[tuple[Literal["strong", "weak", "plain"], int]]:
+def _scales(config: ScaleAtConfig, share: float) -> Iterator[tuple[Scaling, int]]:
     if config.grid.plain and share == max(config.grid.data):
         yield "plain", 1
+        if max(config.grid.processes) > 1:
+            yield "slice", 1
     for world in sorted(config.grid.processes):
         # With one process strong and weak are the same.
         for scaling in config.grid.scaling if world > 1 else config.grid.scaling[:1]:
@@ -236,15 +238,21 @@ def _scales(
 
 def timed_only(config: ScaleAtConfig, cell: Cell) -> bool:
     fewer = cell.world_size < max(config.grid.processes)
-    return cell.scaling == "plain" or (config.test.at == "largest" and fewer)
+    return cell.scaling in ALONE or (config.test.at == "largest" and fewer)
+
+
+def _batch_size(config: ScaleAtConfig, cell: Cell) -> int:
+    whole = config.train.batch_size
+    if cell.scaling == "slice":
+        return max(1, whole // max(config.grid.processes))
+    return whole * (cell.world_size if cell.scaling == "weak" else 1)
 
 
 def training_of(config: ScaleAtConfig, cell: Cell) -> TrainAtConfig:
     """Return what jobs/train_at.py would be given for ``cell``."""
     timed = timed_only(config, cell)
-    growth = cell.world_size if cell.scaling == "weak" else 1
     weights = config.weights.get(cell.model, config.model.weights)
-    batch = config.train.batch_size * growth
+    batch = _batch_size(config, cell)
     changed: dict[str, Any] = {
         "mode": cell.mode.removesuffix(_DUAL),
         "dual_bn": cell.mode.endswith(_DUAL) or config.train.dual_bn,
@@ -279,7 +287,7 @@ def training_of(config: ScaleAtConfig, cell: Cell) -> TrainAtConfig:
             update={
                 "processes": cell.world_size,
                 "threads_per_process": cell.threads_per_rank,
-                "ddp": cell.scaling != "plain",
+                "ddp": cell.scaling not in ALONE,
             }
         ),
         spark=config.spark,

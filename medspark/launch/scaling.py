@@ -116,10 +116,11 @@ class _Sweeper:
             report = write_sweep(self._folder / "report", sweep)
             if not sweep.finished:
                 raise RunError(f"No cell came to its end. The first: {sweep.cells[0].error}")
+            charts = run.charts_of_children(order_by="scale/images_per_second")
             run.end(
                 "FINISHED",
                 summary=_parent_figures(sweep),
-                tags={"mlflow.note.content": summary_note(sweep)},
+                tags={"mlflow.note.content": summary_note(sweep, charts=charts)},
                 artifacts=self._folder / "report",
                 patience_seconds=config.track.patience_seconds,
             )
@@ -131,7 +132,7 @@ class _Sweeper:
             "table": table(sweep),
             "report": str(report),
             "dataset_digest": sweep.dataset_digest,
-            "mlflow": run.reference,
+            "mlflow": run.reference | {"charts": charts},
         }
 
     def _do(self, cell: Cell, parent: str | None) -> Measured:
@@ -400,10 +401,10 @@ def _parent_figures(sweep: Sweep) -> dict[str, float]:
     failed = sum(m.status == "failed" for m in sweep.cells)
     figures = {"sweep/finished": float(len(sweep.finished)), "sweep/failed": float(failed)}
     for curve in sweep.curves:
-        name = f"{curve.scaling}/{curve.model}/{curve.mode}".replace("+", "_")
+        name = f"{curve.scaling} {curve.model} {curve.mode}".replace("+", " ")
         for world, value in curve.efficiencies.items():
             if world > 1:
-                figures[f"sweep/efficiency_{world}/{name}"] = value
+                figures[f"sweep/efficiency on {world}, {name}"] = value
     return figures
 
 

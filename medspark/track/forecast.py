@@ -21,19 +21,35 @@ def step_models(
 ) -> dict[str, StepModel]:
     """Return the step model of every network and mode, from one process alone and the probe.
 
+    What a step takes besides its images is told by two sizes of batch, where there are two.
+
     ``gradient_bytes`` is what a process sends for each step, by network.
     """
     found = {}
     for curve in curves:
-        alone = median(curve.speeds.get(1, []))
-        if alone is not None:
+        within = median(curve.speeds.get(1, []))
+        speeds = curve.alone or ({1: within} if within is not None else {})
+        if speeds:
+            per_image, per_step = _compute(speeds)
             found[f"{curve.model} {curve.mode}"] = StepModel(
-                seconds_per_image=1 / alone,
+                seconds_per_image=per_image,
+                seconds_per_step=per_step,
                 gradient_bytes=gradient_bytes[curve.model],
                 loader_images_per_second=probe.loader_images_per_second,
                 image_bytes=image_bytes,
             )
     return found
+
+
+def _compute(speeds: Mapping[int, float]) -> tuple[float, float]:
+    """Return seconds per image and seconds per step from images per second by batch."""
+    least, most = min(speeds), max(speeds)
+    seconds = {batch: batch / speed for batch, speed in speeds.items()}
+    per_image = (seconds[most] - seconds[least]) / (most - least) if most > least else 0.0
+    # Noise must not make images free, nor a step cost less than nothing.
+    if not 0 < per_image <= 1 / speeds[most]:
+        return 1 / speeds[most], 0.0
+    return per_image, seconds[most] - most * per_image
 
 
 def predictions(

@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, urlencode
 
 import mlflow
 import numpy as np
@@ -100,6 +101,23 @@ class TrackedRun:
             "model": state.model_uri,
             "registered": state.registered,
         }
+
+    def charts_of_children(self, *, order_by: str) -> str:
+        """Return the address, below that of the server, of charts that compare this run's children.
+
+        MLflow shows the children of a run beside each other only where they are sorted by a metric.
+        """
+        state = self.spool.state
+        if state.run_id is None:
+            return ""
+        experiment = self._client.get_run(state.run_id).info.experiment_id
+        query = {
+            "compareRunsMode": "CHART",
+            "orderByKey": f"metrics.`{order_by}`",
+            "orderByAsc": "false",
+            "searchFilter": f"tags.mlflow.parentRunId = '{state.run_id}'",
+        }
+        return f"#/experiments/{experiment}/runs?{urlencode(query, quote_via=quote)}"
 
     def start(self) -> None:
         """Create the run, so that no rank ever has to, then publish in the background."""

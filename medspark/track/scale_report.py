@@ -74,9 +74,14 @@ def table(sweep: Sweep) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in [head, rule, *rows])
 
 
-def summary_note(sweep: Sweep) -> str:
-    """Return what the MLflow page shows on top of the sweep's own run, as Markdown."""
+def summary_note(sweep: Sweep, *, charts: str = "") -> str:
+    """Return what the MLflow page shows on top of the sweep's own run, as Markdown.
+
+    ``charts`` is the address of the page that compares its cells.
+    """
     lines = [*(f"- {sentence}" for sentence in sweep.sentences), "", table(sweep)]
+    if charts:
+        lines = [f"[All cells in charts, side by side]({charts})", "", *lines]
     return "\n".join([*lines, "", f"`{sweep.command}`", "", "Whole report: report.html below."])
 
 
@@ -145,7 +150,9 @@ def _rows(sweep: Sweep) -> Rows:
 def _row(group: Sequence[Measured]) -> list[str]:
     cell = group[0].cell
     crowded = "*" if group[0].oversubscribed else ""
-    name = {"plain": "no DDP"}.get(cell.scaling, cell.scaling)
+    name = {"plain": "no DDP", "slice": f"no DDP, batch {group[0].global_batch}"}.get(
+        cell.scaling, cell.scaling
+    )
     return [
         f"{cell.model} {cell.mode}",
         name,

@@ -21,9 +21,22 @@ from medspark.track.scaling import (
     trend,
 )
 
-__all__ = ["Cell", "Curve", "Measured", "Price", "Scaling", "Sweep", "curves", "median", "prices"]
+__all__ = [
+    "ALONE",
+    "Cell",
+    "Curve",
+    "Measured",
+    "Price",
+    "Scaling",
+    "Sweep",
+    "curves",
+    "median",
+    "prices",
+]
 
-Scaling = Literal["strong", "weak", "plain"]
+Scaling = Literal["strong", "weak", "plain", "slice"]
+# A single process without DDP: with nobody to talk to, these say what talking costs.
+ALONE = ("plain", "slice")
 K = TypeVar("K", bound=Hashable)
 
 
@@ -31,7 +44,7 @@ class Cell(Config):
     """One point of the grid, under the names that its run in MLflow has as parameters.
 
     strong: the global batch stays the same; weak: it grows with the processes; plain: a single
-    process without DDP.
+    process without DDP; slice: the same on as few images a step as the most processes have each.
     """
 
     model: str
@@ -44,8 +57,8 @@ class Cell(Config):
 
     def __str__(self) -> str:
         return (
-            f"{self.model} {self.mode}, {self.data_share:.0%} of the data, {self.scaling}, "
-            f"{self.world_size} x {self.threads_per_rank}, repeat {self.repeat}"
+            f"{self.mode} on {self.world_size} x {self.threads_per_rank}, {self.scaling}, "
+            f"{self.data_share:.0%} of the data, {self.model}, repeat {self.repeat}"
         )
 
 
@@ -121,6 +134,9 @@ class Curve(Config):
     scaling: Scaling
     data_share: float
     plain: float | None = Field(None, description="images per second of one process without DDP")
+    alone: dict[int, float] = Field(
+        {}, description="images per second of one process without DDP, by images in a step"
+    )
     speeds: dict[int, list[float]] = Field({}, description="images per second by processes")
     oversubscribed: list[int] = Field([], description="process counts with more threads than cores")
     amdahl: Fit | None = None
@@ -204,8 +220,8 @@ def curves(cells: Iterable[Measured]) -> list[Curve]:
     for (model, mode), group in _grouped(cells, lambda m: (m.cell.model, m.cell.mode)).items():
         share = max(m.cell.data_share for m in group)
         largest = [m for m in group if m.cell.data_share == share]
-        plain = [m.images_per_second for m in largest if m.cell.scaling == "plain"]
-        alone = [m for m in largest if m.cell.world_size == 1 and m.cell.scaling != "plain"]
+        plain = [m for m in largest if m.cell.scaling in ALONE]
+        alone = [m for m in largest if m.cell.world_size == 1 and m.cell.scaling not in ALONE]
         for scaling in ("strong", "weak"):
             several = [m for m in largest if m.cell.scaling == scaling and m.cell.world_size > 1]
             if several or (alone and scaling == alone[0].cell.scaling):
@@ -217,7 +233,13 @@ def curves(cells: Iterable[Measured]) -> list[Curve]:
                             mode=mode,
                             scaling=scaling,  # type: ignore[arg-type]
                             data_share=share,
-                            plain=median(plain),
+                            plain=median(
+                                [m.images_per_second for m in plain if m.cell.scaling == "plain"]
+                            ),
+                            alone={
+                                batch: statistics.median(m.images_per_second for m in group)
+                                for batch, group in _grouped(plain, _batch).items()
+                            },
                         ),
                     )
                 )
@@ -243,7 +265,7 @@ def _curve(cells: Sequence[Measured], empty: Curve) -> Curve:
 
 def prices(cells: Iterable[Measured]) -> list[Price]:
     """Return what each mode loses in clean AUROC against standard training, paired by repeat."""
-    judged = [m for m in cells if m.clean_auroc is not None and m.cell.scaling != "plain"]
+    judged = [m for m in cells if m.clean_auroc is not None and m.cell.scaling not in ALONE]
     auroc = {
         key: statistics.fmean(m.clean_auroc or 0.0 for m in group)
         for key, group in _grouped(
@@ -277,6 +299,10 @@ def median(values: Sequence[float]) -> float | None:
 
 def _mean_images(cells: Sequence[Measured], share: float) -> float:
     return statistics.fmean(m.train_images for m in cells if m.cell.data_share == share)
+
+
+def _batch(measured: Measured) -> int:
+    return measured.global_batch
 
 
 def _grouped(cells: Iterable[Measured], key: Callable[[Measured], K]) -> dict[K, list[Measured]]:

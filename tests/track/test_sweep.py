@@ -140,6 +140,22 @@ def test_the_report_is_one_page_that_needs_nothing_else(
     assert compare_sweeps(tmp_path, [sweep, sweep]).read_text().count("<h2>a sweep</h2>") == 2
 
 
+def test_two_sizes_of_batch_tell_what_a_step_takes_besides_its_images() -> None:
+    whole, part = (
+        _measured("standard", 1, 1.0, 0, scaling=scaling) for scaling in ("plain", "slice")
+    )
+    whole = whole.model_copy(update={"images_per_second": 32 / (0.05 + 32 * 0.01)})
+    part = part.model_copy(
+        update={"global_batch": 16, "images_per_second": 16 / (0.05 + 16 * 0.01)}
+    )
+
+    drawn = curves([whole, part, _measured("standard", 1, 1.0, 0)])
+    (model,) = step_models(drawn, PROBE, gradient_bytes={"net": 1e7}, image_bytes=1).values()
+
+    assert model.seconds_per_image == pytest.approx(0.01)
+    assert model.seconds_per_step == pytest.approx(0.05)
+
+
 def test_a_point_is_foreseen_from_one_process_and_held_against_what_was_measured(
     cells: list[Measured],
 ) -> None:
@@ -151,5 +167,5 @@ def test_a_point_is_foreseen_from_one_process_and_held_against_what_was_measured
     assert {p.world_size for p in found} == {2}  # four processes shared two cores
     (standard, _) = found
     assert standard.measured == 181
-    assert standard.predicted == pytest.approx(202, rel=0.05)
+    assert standard.predicted == pytest.approx(200, rel=0.05)
     assert standard.error == pytest.approx(standard.predicted / 181 - 1)
