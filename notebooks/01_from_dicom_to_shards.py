@@ -19,6 +19,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pydicom
 
 from medspark.data.native import MappedSplit
@@ -135,7 +136,7 @@ print(f"leak check: {manifest.leak_check}")
 # COMMAND ----------
 
 train = MappedSplit(shards, manifest, "train")
-images, numbers = train.gather(range(min(12, len(train))))
+images, numbers = train.gather(np.arange(min(12, len(train))))
 titles = [manifest.classes[number] for number in numbers]
 print(show(contact_sheet(images, titles), name="01 training images", folder=pictures))
 
