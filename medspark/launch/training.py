@@ -104,7 +104,7 @@ def train_at(config: TrainAtConfig) -> dict[str, Any]:
         if not before:
             # What came before the launch was Spark's own start and nothing else.
             submitted = result["launch"]["launched_at"] - _submitted_at()
-            result["startup"] |= {"submit": submitted}
+            result["startup"] = {"submit": submitted, **result["startup"]}
         return result | before
 
 
