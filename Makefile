@@ -4,6 +4,7 @@
 # make check   format, lint, types
 # make bench   benchmarks, ours and the reference by turns (ONLY=name for one)
 # make chaos   kill things while they work, and see that nothing is lost (ONLY=row for one)
+# make hosts   train across hosts in network namespaces, and cut one off (ONLY=row for one; root)
 
 SHELL := /bin/bash
 PORT ?= 5000
@@ -12,7 +13,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export SPARK_CONF_DIR := $(CURDIR)/conf
 export PYTHON
 
-.PHONY: demo test ui check bench chaos setup clean
+.PHONY: demo test ui check bench chaos hosts setup clean
 
 setup: .venv/.ready
 
@@ -40,6 +41,9 @@ bench: setup
 
 chaos: setup
 	python tests/chaos/run.py $(if $(ONLY),--only $(ONLY))
+
+hosts: setup
+	python tests/hosts/run.py $(if $(ONLY),--only $(ONLY))
 
 clean:
 	rm -rf build .venv

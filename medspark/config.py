@@ -66,7 +66,8 @@ def load_config(cls: type[C], argv: Sequence[str], *, description: str = "") -> 
     values: dict[str, Any] = {}
     keys = dotted_keys(cls)
     try:
-        source, chosen = _parse(cls, parser, _whole_mappings(argv, _mappings(cls)))
+        words = _joined(_whole_mappings(argv, _keys_of(cls, dict)), _keys_of(cls, tuple, list))
+        source, chosen = _parse(cls, parser, words)
         for path in (chosen.config, chosen.profile):
             if path is not None:
                 values = _merge(values, _read_yaml(path))
@@ -87,14 +88,14 @@ def dotted_keys(cls: type[BaseModel], prefix: str = "") -> list[str]:
     return keys
 
 
-def _mappings(cls: type[BaseModel], prefix: str = "") -> list[str]:
-    """Return the dotted paths of the keys of ``cls`` whose values have keys of the user's own."""
+def _keys_of(cls: type[BaseModel], *kinds: type, prefix: str = "") -> list[str]:
+    """Return the dotted paths of the keys of ``cls`` whose values are of one of ``kinds``."""
     found: list[str] = []
     for name, field in cls.model_fields.items():
-        if get_origin(field.annotation) is dict:
+        if get_origin(field.annotation) in kinds:
             found.append(prefix + name)
         elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            found += _mappings(field.annotation, f"{prefix}{name}.")
+            found += _keys_of(field.annotation, *kinds, prefix=f"{prefix}{name}.")
     return found
 
 
@@ -109,6 +110,18 @@ def _whole_mappings(argv: Sequence[str], mappings: Sequence[str]) -> list[str]:
             entry = {name.removeprefix(f"{mapping}."): value if equals else words.pop(0)}
             word = f"--{mapping}={json.dumps(entry)}"
         told.append(word)
+    return told
+
+
+def _joined(argv: Sequence[str], sequences: Sequence[str]) -> list[str]:
+    """Return ``argv`` with the words after a key of ``sequences`` joined: ``--eps 1 2`` as 1,2."""
+    told: list[str] = []
+    for word in argv:
+        key = told[-2].removeprefix("--") if len(told) > 1 else ""
+        if key in sequences and not word.startswith("-") and not told[-1].startswith("-"):
+            told[-1] = f"{told[-1]},{word}"
+        else:
+            told.append(word)
     return told
 
 

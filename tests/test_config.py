@@ -135,3 +135,20 @@ def test_entries_on_the_command_line_join_those_of_the_file(tmp_path: Path):
 def test_a_mapping_is_not_mistaken_for_a_key_that_begins_alike():
     with pytest.raises(UsageError, match=r"There is no key weight\.a"):
         load_config(Mapped, ["--weight.a", "x"])
+
+
+class _Runs(Config):
+    compare: tuple[str, ...] = ()
+    repeats: int = 1
+
+
+@pytest.mark.parametrize("argv", ["--compare one two --repeats 2", "--compare=one,two --repeats=2"])
+def test_the_words_after_a_key_are_a_list(argv: str) -> None:
+    found = load_config(_Runs, argv.split())
+
+    assert (found.compare, found.repeats) == (("one", "two"), 2)
+
+
+def test_two_words_for_a_key_that_takes_one_are_a_mistake() -> None:
+    with pytest.raises(UsageError, match="unrecognized arguments: 3"):
+        load_config(_Runs, ["--repeats", "2", "3"])

@@ -22,10 +22,15 @@ _READ_BYTES = 1 << 20
 
 
 class MappedSplit:
-    """All rows of one split, addressed by number; an image is read when it is asked for."""
+    """Rows of one split, addressed by number; an image is read when it is asked for."""
 
-    def __init__(self, folder: Path, manifest: Manifest, split: str) -> None:
-        """Map the files that ``manifest`` names for ``split``; labels are read, pixels are not."""
+    def __init__(
+        self, folder: Path, manifest: Manifest, split: str, *, rows: Integers | None = None
+    ) -> None:
+        """Map the files that ``manifest`` names for ``split``; labels are read, pixels are not.
+
+        With ``rows`` the split consists of those alone, numbered anew from 0.
+        """
         self._format = manifest.pixel_format
         shards = manifest.splits[split].shards
         paths = [folder / shard.path for shard in shards]
@@ -33,6 +38,9 @@ class MappedSplit:
         empty = np.empty(0, dtype=np.int64)
         labels = [read_labels(path) for path in paths]
         self._labels: Integers = np.concatenate([empty, *labels])
+        self._rows = rows
+        if rows is not None:
+            self._labels = self._labels[rows]
 
     def __len__(self) -> int:
         return len(self._labels)
@@ -49,7 +57,8 @@ class MappedSplit:
 
     def gather(self, rows: Integers) -> tuple[Pixels, Integers]:
         """Return a copy of the images (B, H, W, C) and the labels (B,) of ``rows``."""
-        images = self._pixels.take(rows).view(self._format.dtype)
+        stored = rows if self._rows is None else self._rows[rows]
+        images = self._pixels.take(stored).view(self._format.dtype)
         return images.reshape(len(rows), *self._format.shape), self._labels[rows]
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 import fsspec
+import numpy as np
 from pydantic import Field
 
 from medspark.config import Config
@@ -18,8 +19,10 @@ from medspark.data.native import MappedSplit, NativeReader
 from medspark.data.petastorm import PetastormReader, check_petastorm
 from medspark.errors import UsageError
 from medspark.shards.manifest import NAME, Manifest, read_manifest, verify, write_atomically
+from medspark.shards.portion import portion
+from medspark.shards.schema import read_patients
 
-__all__ = ["DataConfig", "Source", "localise", "open_source"]
+__all__ = ["DataConfig", "Source", "check_data", "localise", "open_source"]
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -31,6 +34,13 @@ class DataConfig(Config):
         "native", description="what reads the shards; native is the faster one by far"
     )
     augment: AugmentConfig = AugmentConfig()
+    share: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="part of the training images, by whole patients, that is trained on; the seed "
+        "says which, a smaller part lies in a larger one, and epochs are shorter",
+    )
     verify: Literal["contents", "size"] = Field(
         "contents", description="what is checked before the first step; contents means SHA-256"
     )
@@ -44,10 +54,13 @@ class DataConfig(Config):
 class Source:
     """The splits of one dataset of shards."""
 
-    def __init__(self, folder: Path, manifest: Manifest, config: DataConfig) -> None:
+    def __init__(
+        self, folder: Path, manifest: Manifest, config: DataConfig, *, seed: int = 0
+    ) -> None:
         self.folder = folder
         self.manifest = manifest
         self._config = config
+        self._seed = seed
 
     def training(self, *, global_batch: int, seed: int, rank: int, world: int) -> Reader:
         """Return the reader of this rank's augmented, shuffled training batches."""
@@ -73,24 +86,39 @@ class Source:
         )
 
     def split(self, name: str) -> MappedSplit:
-        """Return the rows of a split by number. Raises UsageError where it has none."""
+        """Return the rows of a split by number, of train those that ``data.share`` leaves.
+
+        Raises UsageError where there are none.
+        """
         if name not in self.manifest.splits or self.manifest.splits[name].rows == 0:
             raise UsageError(f"The shards in {self.folder} have no {name} images.")
-        return MappedSplit(self.folder, self.manifest, name)
+        if name != "train" or self._config.share == 1:
+            return MappedSplit(self.folder, self.manifest, name)
+        shards = self.manifest.splits[name].shards
+        patients = np.concatenate([read_patients(self.folder / shard.path) for shard in shards])
+        rows = portion(patients, self._config.share, seed=self._seed)
+        return MappedSplit(self.folder, self.manifest, name, rows=rows)
 
 
-def open_source(shards: str | Path, config: DataConfig) -> Source:
+def open_source(shards: str | Path, config: DataConfig, *, seed: int = 0) -> Source:
     """Return the dataset at ``shards``, checked file by file against its manifest.
 
-    Raises UsageError that names the file which is missing or damaged, or says what to install for
-    the chosen reader.
+    ``seed`` chooses the patients where ``config`` asks for a share of them. Raises UsageError that
+    names the file which is missing or damaged, or says what to install for the chosen reader.
     """
-    if config.reader == "petastorm":
-        check_petastorm()
+    check_data(config)
     folder = localise(str(shards), config.cache_dir)
     manifest = read_manifest(folder)
     verify(folder, manifest, contents=config.verify == "contents")
-    return Source(folder, manifest, config)
+    return Source(folder, manifest, config, seed=seed)
+
+
+def check_data(config: DataConfig) -> None:
+    """Raise UsageError for a reader that is not installed or cannot do what is asked."""
+    if config.reader == "petastorm":
+        check_petastorm()
+        if config.share < 1:
+            raise UsageError("data.share needs the native reader, which reads images by number.")
 
 
 def localise(shards: str, cache_dir: Path | None) -> Path:

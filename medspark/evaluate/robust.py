@@ -35,6 +35,8 @@ from medspark.evaluate.summary import (
     each_once,
     summarise,
 )
+from medspark.seeding import derive
+from medspark.shards.plan import permute
 
 __all__ = [
     "Array", "Batch", "EvaluateConfig", "Gather", "RobustReport", "attack_all", "evaluate",
@@ -62,12 +64,21 @@ class EvaluateConfig(Config):
     )
     restarts: int = Field(1, ge=1, description="random starts of PGD; more only for images held")
     queries: int = Field(1000, ge=1, description="answers that Square may ask for per image")
+    images: int | None = Field(
+        None, ge=1, description="attack only so many images, always the same; all by default"
+    )
     batch_size: int = Field(128, ge=1, description="images attacked together")
-    seed: int = Field(0, ge=0, description="of the random starts")
+    seed: int = Field(0, ge=0, description="of the random starts and the choice of images")
     sanity_images: int = Field(
         128, ge=0, description="images that the sanity checks attack once more, 0 for no checks"
     )
     sanity: SanityConfig = SanityConfig()
+
+    def rows(self, total: int) -> Array:
+        """Return which of ``total`` images are attacked, in order."""
+        if self.images is None or self.images >= total:
+            return np.arange(total)
+        return np.sort(permute(np.arange(self.images), total, derive(self.seed, "test")))
 
     @property
     def effort(self) -> Effort:

@@ -58,6 +58,7 @@ class Attempt:
         self._gpu = gpu
         self._tag = f"medspark-{order.nonce}"
         self._error: BaseException | None = None
+        self.launched_at = 0.0
 
     def run(
         self, *, start_seconds: float, interrupt: Callable[[], bool]
@@ -67,6 +68,7 @@ class Attempt:
         Raises Interrupted when ``interrupt``, asked now and then, says so.
         """
         write_whole(self._order.folder / NONCE, self._order.nonce)
+        self.launched_at = time.time()
         thread = threading.Thread(target=self._launch, name="ranks", daemon=True)
         with _environment(self._order.threads):
             thread.start()

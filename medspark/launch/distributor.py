@@ -60,6 +60,10 @@ class LaunchConfig(Config):
         "where the master is a cluster",
     )
     gpu: bool = Field(False, description="give each rank one of the GPUs that Spark manages")
+    ddp: bool = Field(
+        True,
+        description="false: one process without DDP, the baseline that scaling is held against",
+    )
     timeout_seconds: float = Field(
         120, gt=0, description="seconds that a rank waits for another one before it gives up"
     )
@@ -95,6 +99,8 @@ class Launched(Config):
     attempts: int
     restarts: int
     hosts: tuple[str, ...]
+    launched_at: float = Field(description="seconds since 1970, of the last attempt")
+    ranks_at: float = Field(description="when the last of its ranks had begun")
 
 
 def check_room(launch: LaunchConfig, master: str | None) -> None:
@@ -102,6 +108,8 @@ def check_room(launch: LaunchConfig, master: str | None) -> None:
 
     Needs no Spark session; a cluster's room is only known once there is one.
     """
+    if not launch.ddp and launch.processes != 1:
+        raise UsageError("launch.ddp false is for one process: give --launch.processes 1.")
     where = submitted_master(master)
     slots = local_slots(where)
     if slots is not None and launch.processes > slots:
@@ -181,6 +189,7 @@ class _Supervisor:
             nonce=new_nonce(),
             threads=threads,
             timeout_seconds=self._launch.timeout_seconds,
+            alone=not self._launch.ddp,
         )
         attempt = Attempt(
             self._spark,
@@ -220,6 +229,8 @@ class _Supervisor:
     def _launched(self, attempt: Attempt, processes: int, threads: int) -> Launched:
         started = attempt.reports.started()
         return Launched(
+            launched_at=attempt.launched_at,
+            ranks_at=max(report.time for report in started.values()),
             processes=processes,
             threads=threads,
             on_executors=self._on_executors,

@@ -39,6 +39,7 @@ class Order(Config):
     nonce: str
     threads: int
     timeout_seconds: float
+    alone: bool = False  # a single rank without a process group
 
 
 def main(order: dict[str, Any]) -> None:
@@ -103,7 +104,7 @@ def _run(order: Order, reports: Reports) -> None:
     torch.set_num_threads(order.threads)
     function: Callable[..., dict[str, Any]] = pkgutil.resolve_name(order.function)
     config = pkgutil.resolve_name(order.config_class).model_validate(order.config)
-    with join(timeout_s=order.timeout_seconds) as world:
+    with join(timeout_s=order.timeout_seconds, alone=order.alone) as world:
         with Journal(order.journal if world.is_main else None) as journal:
             result = function(config, world, journal)
         world.barrier()

@@ -4,26 +4,34 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import psutil
 from pydantic import Field
 from pyspark.sql import SparkSession
 
 from medspark.attacks.threat import ThreatModel
-from medspark.data.petastorm import check_petastorm
-from medspark.data.source import DataConfig
+from medspark.data.source import DataConfig, check_data
 from medspark.evaluate.robust import EvaluateConfig
 from medspark.ingest.session import SparkConfig, spark_session
 from medspark.job import JobConfig
 from medspark.launch.demo import DemoConfig, demo_shards, ingest_sum
-from medspark.launch.distributor import SPARK_SETTINGS, LaunchConfig, Task, check_room, run_ddp
+from medspark.launch.distributor import (
+    SPARK_SETTINGS,
+    LaunchConfig,
+    Launched,
+    Task,
+    check_room,
+    run_ddp,
+)
+from medspark.launch.model_card import model_card
 from medspark.launch.progress import progress
 from medspark.launch.table import robustness_table
 from medspark.models.backbones import PRETRAINED, ModelConfig, check_model
-from medspark.models.checkpoint import load_classifier
+from medspark.models.checkpoint import load_classifier, read_card
 from medspark.models.classifier import Classifier
 from medspark.shards.manifest import Manifest, read_manifest, verify
 from medspark.shards.plan import EpochPlan
@@ -92,7 +100,12 @@ def train_at(config: TrainAtConfig) -> dict[str, Any]:
             plain = config.train.model_copy(update={"mode": "standard"})
             undefended = config.model_copy(update={"train": plain})
             before["baseline"] = train_once(undefended, spark, folder / "plain")
-        return train_once(config, spark, folder) | before
+        result = train_once(config, spark, folder)
+        if not before:
+            # What came before the launch was Spark's own start and nothing else.
+            submitted = result["launch"]["launched_at"] - _submitted_at()
+            result["startup"] = {"submit": submitted, **result["startup"]}
+        return result | before
 
 
 def check(config: TrainAtConfig) -> None:
@@ -100,8 +113,7 @@ def check(config: TrainAtConfig) -> None:
     check_room(config.launch, config.spark.master)
     if config.shards is not None:
         verify(config.shards, read_manifest(config.shards), contents=False)
-    if config.data.reader == "petastorm":
-        check_petastorm()
+    check_data(config.data)
     check_model(config.model)
 
 
@@ -112,6 +124,10 @@ def summary(result: Mapping[str, Any]) -> str:
     lines = ["", "Accuracy on the test images (%)", "", robustness_table(rows | {name: result}), ""]
     if "ingest" in result:
         lines.append(ingest_sum(result["ingest"]))
+    if "submit" in result["startup"]:
+        parts = {name: took for name, took in result["startup"].items() if name != "total"}
+        said = ", ".join(f"{name.replace('_', ' ')} {took:.1f}" for name, took in parts.items())
+        lines.append(f"First step {sum(parts.values()):.1f} s after spark-submit: {said}")
     store = result["mlflow"]["uri"]
     if store.startswith("sqlite:"):
         lines.append(f"Dashboard: make ui    (mlflow ui --backend-store-uri {store})")
@@ -125,15 +141,30 @@ def fetch_classifier(model_uri: str, *, uri: str | None = None) -> Classifier:
     return load_classifier(fetch_model(model_uri, uri=uri))
 
 
-def train_once(config: TrainAtConfig, spark: SparkSession, folder: Path) -> dict[str, Any]:
+def train_once(
+    config: TrainAtConfig,
+    spark: SparkSession,
+    folder: Path,
+    *,
+    params: Mapping[str, Any] | None = None,
+    tags: Mapping[str, str] | None = None,
+    measure: Callable[[Mapping[str, Any]], Mapping[str, float]] | None = None,
+    timed_only: bool = False,
+) -> dict[str, Any]:
     """Train one network on ``config.shards`` in a running session; leave all of it in ``folder``.
 
-    Returns the result document. Raises UsageError for input that cannot be used, and RunError,
-    naming the rank and the cause, for training that failed.
+    The run in MLflow gets ``params`` and ``tags`` beside its own, and what ``measure`` makes of the
+    result; ``timed_only`` keeps figures of the network itself out of it. Returns the result
+    document. Raises UsageError for input that cannot be used, and
+    RunError, naming the rank and the cause, for training that failed.
     """
     fit_config = _fit_config(config, folder)
     manifest = read_manifest(fit_config.shards)
-    with tracked(folder, config.track, _entry(config, manifest)) as run:
+    entry = _entry(config, manifest)
+    entry = entry.model_copy(
+        update={"params": dict(params or {}), "tags": entry.tags | dict(tags or {})}
+    )
+    with tracked(folder, config.track, entry) as run:
         task = Task(
             function=f"{fit.__module__}:{fit.__qualname__}",
             config=fit_config,
@@ -147,12 +178,17 @@ def train_once(config: TrainAtConfig, spark: SparkSession, folder: Path) -> dict
         )
         with progress(run.spool.journal, steps=steps, name=config.train.mode):
             result, launched = run_ddp(task, spark=spark, launch=config.launch)
+        result |= {"startup": _startup(result["timeline"], launched)}
+        figures = _cost(result) | _speed(run.spool.journal) | {"restarts": launched.restarts}
+        if not timed_only:
+            figures |= _robustness(result)
+        keep_model = config.track.log_model and not timed_only
         run.end(
             "FINISHED",
             params={"world_size": launched.processes, "threads_per_rank": launched.threads},
-            summary=_summary(result) | _speed(run.spool.journal) | {"restarts": launched.restarts},
-            artifacts=_write_report(folder / "report", result),
-            model=_model_entry(folder, manifest),
+            summary=figures | dict(measure(result) if measure else {}),
+            artifacts=None if timed_only else _write_report(folder, result, manifest),
+            model=_model_entry(folder, manifest, config, result) if keep_model else None,
             patience_seconds=config.track.patience_seconds,
         )
     return result | {"launch": launched.model_dump(), "mlflow": run.reference}
@@ -183,28 +219,66 @@ def _entry(config: TrainAtConfig, manifest: Manifest) -> RunEntry:
     )
 
 
-def _model_entry(folder: Path, manifest: Manifest) -> ModelEntry:
+def _model_entry(
+    folder: Path, manifest: Manifest, config: TrainAtConfig, result: Mapping[str, Any]
+) -> ModelEntry:
     return ModelEntry(
         folder=folder / "model",
         loader="medspark.models.predictor:Predictor.load",
         input_shape=(manifest.height, manifest.width, manifest.channels),
         outputs=len(manifest.classes),
+        file_loader="medspark.models.file_predictor:FilePredictor.load",
+        classes=manifest.classes,
+        card=model_card(result, manifest, read_card(folder / "model")),
+        register_as=config.track.register_as,
+        alias=config.track.alias,
     )
 
 
-def _summary(result: Mapping[str, Any]) -> dict[str, float]:
+def _cost(result: Mapping[str, Any]) -> dict[str, float]:
+    """Return speed, memory and start-up under the names that MLflow shows."""
+    kept = ("images_per_second", "data_wait_share", "communication_share", "peak_memory_mb")
+    figures = {key: float(result[key]) for key in kept}
+    return figures | {f"startup/{part}_seconds": took for part, took in result["startup"].items()}
+
+
+def _robustness(result: Mapping[str, Any]) -> dict[str, float]:
     """Return the figures of the test images under the names that MLflow shows."""
     figures = {f"test/clean/{key}": value for key, value in result["clean"].items()}
-    for attack in result["attacks"]:
+    for attack in [*result["attacks"], *result["worst_case"]]:
         prefix = f"test/{attack['name']}/eps_{attack['eps_255']:g}"
         figures |= {f"{prefix}/{key}": value for key, value in attack.items()}
-    figures |= {key: result[key] for key in ("images_per_second", "data_wait_share")}
     unwanted = ("steps", "eps_255")
     return {
         key: float(value)
         for key, value in figures.items()
         if isinstance(value, int | float) and not key.endswith(unwanted)
     }
+
+
+def _submitted_at() -> float:
+    """Return when spark-submit was started, or this process where it was not."""
+    own = psutil.Process()
+    above = own.parent()
+    if above is not None and "java" in above.name():
+        return float(above.create_time())
+    return float(own.create_time())
+
+
+def _startup(moments: Mapping[str, float], launched: Launched) -> dict[str, float]:
+    """Return the seconds from the launch to the end of the first step, in all and by part."""
+    ends = {
+        "spawn": launched.ranks_at,  # Spark, torchrun, interpreters
+        "join": moments["joined"],  # import of torch, process group
+        "open": moments["opened"],
+        "build": moments["built"],
+        "first_step": moments.get(
+            "stepped", moments["trained"]
+        ),  # none is left of some resumed runs
+    }
+    begins = [launched.launched_at, *ends.values()]
+    parts = {name: end - begin for (name, end), begin in zip(ends.items(), begins, strict=False)}
+    return parts | {"total": sum(parts.values())}
 
 
 def _speed(journal: Path) -> dict[str, float]:
@@ -220,10 +294,13 @@ def _speed(journal: Path) -> dict[str, float]:
     return {"images_per_second/p5": float(slow), "images_per_second/p50": float(usual)}
 
 
-def _write_report(folder: Path, result: Mapping[str, Any]) -> Path:
+def _write_report(run_folder: Path, result: Mapping[str, Any], manifest: Manifest) -> Path:
+    folder = run_folder / "report"
     folder.mkdir(parents=True, exist_ok=True)
+    card = model_card(result, manifest, read_card(run_folder / "model"))
     (folder / "result.json").write_text(json.dumps(result, indent=1, default=str), encoding="utf-8")
     (folder / "robustness.md").write_text(robustness_table({"": result}), encoding="utf-8")
+    (folder / "MODEL_CARD.md").write_text(card, encoding="utf-8")
     return folder
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, ValidationError
@@ -38,6 +38,10 @@ class ModelCard(Config):
     mean: tuple[float, ...] = Field(description="subtracted per channel, in [0, 1] pixels")
     std: tuple[float, ...] = Field(description="divided by per channel, in [0, 1] pixels")
     dropout: float = 0.0
+    temperature: float = Field(
+        1.0, gt=0, description="divides the logits of a calibrated probability"
+    )
+    rendering: dict[str, Any] = Field({}, description="how files became the training images")
     medspark: str = Field("", description="version that wrote the files")
 
 
@@ -49,6 +53,7 @@ def describe(
     width: int,
     bits: int = 8,
     dropout: float = 0.0,
+    rendering: dict[str, Any] | None = None,
 ) -> ModelCard:
     """Return the card of ``model``, whose logits follow the order of ``classes``."""
     return ModelCard(
@@ -61,6 +66,7 @@ def describe(
         mean=tuple(model.normalise.mean.flatten().tolist()),
         std=tuple(model.normalise.std.flatten().tolist()),
         dropout=dropout,
+        rendering=rendering or {},
         medspark=__version__,
     )
 
@@ -74,6 +80,14 @@ def save_classifier(folder: Path, model: Classifier, card: ModelCard) -> None:
     }
     save_file(state, weights, metadata={"architecture": card.architecture})
     os.replace(weights, folder / WEIGHTS)
+    written = folder / (CARD + ".tmp")
+    written.write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    os.replace(written, folder / CARD)
+
+
+def calibrate(folder: Path, temperature: float) -> None:
+    """Note in ``folder`` what the logits of its model are divided by for a probability."""
+    card = read_card(folder).model_copy(update={"temperature": temperature})
     written = folder / (CARD + ".tmp")
     written.write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
     os.replace(written, folder / CARD)

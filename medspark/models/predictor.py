@@ -14,7 +14,7 @@ from medspark.models.classifier import Classifier
 
 
 class Predictor:
-    """Class probabilities of images as they are stored."""
+    """Class probabilities, calibrated where the card says how, of images as they are stored."""
 
     def __init__(self, model: Classifier, card: ModelCard, *, batch_size: int = 64) -> None:
         self.model = model.eval()
@@ -42,7 +42,8 @@ class Predictor:
     def _probabilities(self, pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         tensor = torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
         with torch.inference_mode():
-            probabilities: npt.NDArray[np.float32] = self.model(tensor).softmax(dim=1).numpy()
+            logits = self.model(tensor) / self.card.temperature
+            probabilities: npt.NDArray[np.float32] = logits.softmax(dim=1).numpy()
         return probabilities
 
     def _to_unit_floats(self, images: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:

@@ -156,3 +156,9 @@ def read_labels(path: str | Path) -> npt.NDArray[np.int64]:
     column = pq.read_table(path, columns=["label"])["label"]
     labels: npt.NDArray[np.int64] = column.to_numpy().astype(np.int64)
     return labels
+
+
+def read_patients(path: str | Path) -> npt.NDArray[np.str_]:
+    """Return the patient keys of a shard, (N,), in the order of its rows."""
+    column = pq.read_table(path, columns=["patient_key"])["patient_key"]
+    return np.asarray(column.to_pylist(), dtype=np.str_)

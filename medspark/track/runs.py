@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, urlencode
 
 import mlflow
 import numpy as np
@@ -28,7 +29,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking import MlflowClient
-from mlflow.types import Schema, TensorSpec
+from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 from pydantic import Field
 
 from medspark.config import Config
@@ -36,13 +37,18 @@ from medspark.errors import UsageError
 from medspark.track.journal import JournalReader, Record
 from medspark.track.spool import DatasetEntry, Ending, ModelEntry, RunEntry, Spool, State, Status
 
-__all__ = ["TrackConfig", "TrackedRun", "fetch_model", "tracked", "tracking_uri"]
+__all__ = ["TrackConfig", "TrackedRun", "fetch_artifact", "fetch_model", "tracked", "tracking_uri"]
 
 logger = logging.getLogger(__name__)
 
 _LOCAL_STORE = Path("mlruns")
 # MLflow's limits for one request (mlflow/utils/validation.py).
 _METRICS_PER_BATCH, _PARAMS_PER_BATCH, _PARAM_LENGTH, _DIGEST_LENGTH = 1000, 100, 6000, 36
+_TAG_LENGTH = 8000
+# What opens DICOM and picture files.
+_READ_FILES = (
+    "pandas", "pillow", "pydicom", "python-gdcm", "pyjpegls", "pylibjpeg", "pylibjpeg-openjpeg",
+)  # fmt: skip
 
 
 class TrackConfig(Config):
@@ -56,6 +62,13 @@ class TrackConfig(Config):
     experiment: str = Field("medspark", description="MLflow experiment; on Databricks a path")
     run_name: str | None = Field(None, description="name of the run; by default what it trains")
     parent_run_id: str | None = Field(None, description="run that this one is a child of")
+    log_model: bool = Field(True, description="keep the model in MLflow, not only in its folder")
+    register_as: str | None = Field(
+        None,
+        description="register the model under this name, on Databricks CATALOG.SCHEMA.NAME, as one "
+        "that answers DICOM and PNG files",
+    )
+    alias: str = Field("candidate", description="alias that the registered version gets")
     system_metrics: bool = Field(True, description="record processor and memory use of the driver")
     patience_seconds: float = Field(
         20.0, ge=0, description="seconds to wait at the end for a server that is away"
@@ -86,7 +99,25 @@ class TrackedRun:
             "uri": state.uri,
             "experiment": state.experiment,
             "model": state.model_uri,
+            "registered": state.registered,
         }
+
+    def charts_of_children(self, *, order_by: str) -> str:
+        """Return the address, below that of the server, of charts that compare this run's children.
+
+        MLflow shows the children of a run beside each other only where they are sorted by a metric.
+        """
+        state = self.spool.state
+        if state.run_id is None:
+            return ""
+        experiment = self._client.get_run(state.run_id).info.experiment_id
+        query = {
+            "compareRunsMode": "CHART",
+            "orderByKey": f"metrics.`{order_by}`",
+            "orderByAsc": "false",
+            "searchFilter": f"tags.mlflow.parentRunId = '{state.run_id}'",
+        }
+        return f"#/experiments/{experiment}/runs?{urlencode(query, quote_via=quote)}"
 
     def start(self) -> None:
         """Create the run, so that no rank ever has to, then publish in the background."""
@@ -99,6 +130,7 @@ class TrackedRun:
         *,
         params: Mapping[str, Any] | None = None,
         summary: Mapping[str, float] | None = None,
+        tags: Mapping[str, str] | None = None,
         artifacts: Path | None = None,
         model: ModelEntry | None = None,
         patience_seconds: float = 20.0,
@@ -109,6 +141,7 @@ class TrackedRun:
             status=status,
             params=dict(params or {}),
             summary=dict(summary or {}),
+            tags=dict(tags or {}),
             artifacts=artifacts,
             model=model,
         )
@@ -201,10 +234,18 @@ class TrackedRun:
         metrics = [Metric(key, value, now, 0) for key, value in ending.summary.items()]
         params = [Param(key, str(value)) for key, value in ending.params.items()]
         self._client.log_batch(self._run_id, metrics=metrics, params=params)
+        for key, value in ending.tags.items():
+            self._client.set_tag(self._run_id, key, value[:_TAG_LENGTH])
         if ending.artifacts is not None and ending.artifacts.is_dir():
             self._client.log_artifacts(self._run_id, str(ending.artifacts))
         if ending.model is not None and self.spool.state.model_uri is None:
             self.spool.update(model_uri=self._log_model(ending.model))
+        if (
+            ending.model is not None
+            and ending.model.register_as
+            and not self.spool.state.registered
+        ):
+            self.spool.update(registered=self._register(ending.model, ending.model.register_as))
         self._client.set_terminated(self._run_id, ending.status)
         self.spool.update(complete=True)
 
@@ -232,6 +273,31 @@ class TrackedRun:
         uri: str = info.model_uri
         return uri
 
+    def _register(self, model: ModelEntry, name: str) -> str:
+        """Log the model as one that answers files, and give it ``name``, a version and an alias."""
+        mlflow.set_tracking_uri(self.spool.state.uri)
+        probabilities = [ColSpec(DataType.double, each) for each in ("probability", *model.classes)]
+        with mlflow.start_run(run_id=self._run_id), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            info = mlflow.pyfunc.log_model(
+                name="served",
+                python_model=str(Path(__file__).with_name("served_files.py")),
+                artifacts={"model": str(model.folder)},
+                model_config={"file_loader": model.file_loader},
+                code_paths=[str(Path(__file__).parents[1])],
+                signature=ModelSignature(
+                    Schema([ColSpec(DataType.string, "image")]),
+                    Schema([ColSpec(DataType.string, "label"), *probabilities]),
+                ),
+                pip_requirements=_requirements(*_READ_FILES),
+                registered_model_name=name,
+                await_registration_for=60,
+            )
+        version = str(info.registered_model_version)
+        self._client.update_model_version(name, version, model.card)
+        self._client.set_registered_model_alias(name, model.alias, version)
+        return f"models:/{name}@{model.alias}"
+
 
 @contextmanager
 def tracked(folder: Path, config: TrackConfig, entry: RunEntry) -> Iterator[TrackedRun]:
@@ -254,8 +320,9 @@ def tracked(folder: Path, config: TrackConfig, entry: RunEntry) -> Iterator[Trac
     except KeyboardInterrupt:
         run.end("KILLED")
         raise
-    except BaseException:
-        run.end("FAILED", patience_seconds=config.patience_seconds)
+    except BaseException as error:
+        why = {"medspark.error": f"{type(error).__name__}: {_first_line(error)}"}
+        run.end("FAILED", tags=why, patience_seconds=config.patience_seconds)
         raise
 
 
@@ -315,6 +382,17 @@ def _model_of_run(client: MlflowClient, run_id: str, name: str) -> LoggedModel:
         names = ", ".join(model.name for model in models) or "none at all"
         raise MlflowException(f"the run {run_id} logged no model '{name}'; it logged {names}")
     return named[-1]
+
+
+def fetch_artifact(run_id: str, path: str, config: TrackConfig) -> Path:
+    """Download the file ``path`` of a run. Raises UsageError where there is none."""
+    try:
+        found = mlflow.artifacts.download_artifacts(
+            run_id=run_id, artifact_path=path, tracking_uri=tracking_uri(config)
+        )
+    except (MlflowException, OSError) as error:
+        raise UsageError(f"There is no run {run_id} with {path}: {_first_line(error)}") from None
+    return Path(found)
 
 
 @contextmanager
@@ -391,10 +469,10 @@ def _dataset_input(dataset: DatasetEntry) -> DatasetInput:
     return DatasetInput(dataset=entity, tags=[InputTag("mlflow.data.context", "training")])
 
 
-def _requirements() -> list[str]:
+def _requirements(*more: str) -> list[str]:
     names = ("mlflow", "torch", "timm", "safetensors", "numpy", "pydantic", "pydantic-settings")
     found = []
-    for name in (*names, "pyyaml"):
+    for name in (*names, "pyyaml", *more):
         with suppress(PackageNotFoundError):
             found.append(f"{name}=={version(name).split('+')[0]}")
     return found
@@ -409,5 +487,5 @@ def _quieten() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -38,6 +38,11 @@ class ModelEntry(Config):
     loader: str
     input_shape: tuple[int, ...]
     outputs: int
+    file_loader: str = Field("", description="function that loads it as one that answers files")
+    classes: tuple[str, ...] = Field((), description="names of the outputs")
+    card: str = Field("", description="the model card, as Markdown")
+    register_as: str | None = Field(None, description="name in the model registry")
+    alias: str = Field("candidate", description="of the version that is registered")
 
 
 class RunEntry(Config):
@@ -56,6 +61,7 @@ class Ending(Config):
     status: Status
     params: dict[str, Any] = Field({}, description="parameters that only the run could tell")
     summary: dict[str, float] = Field({}, description="metrics of the whole run")
+    tags: dict[str, str] = Field({}, description="MLflow tags that only the run could tell")
     artifacts: Path | None = Field(None, description="folder of tables and plots")
     model: ModelEntry | None = None
 
@@ -72,6 +78,7 @@ class State(Config):
     published: dict[str, int] = Field({}, description="last step of each metric that is there")
     ending: Ending | None = None
     model_uri: str | None = None
+    registered: str | None = Field(None, description="models:/NAME@ALIAS, where it was asked for")
     complete: bool = Field(False, description="MLflow has everything")
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from medspark.attacks.threat import ThreatModel
 from medspark.data.batch import Batch, to_unit
@@ -109,6 +110,18 @@ class Engine:
     def ddp(self) -> nn.Module:
         """The network as it is trained: inside DDP, where there are several ranks."""
         return self._learner.model
+
+    def exposed_seconds(self) -> float:
+        """Return the seconds of a step in which this rank only waited for the others' gradients.
+
+        The mean over the steps that torch's DDP samples: the first ten, then every hundredth.
+        """
+        if not isinstance(self.ddp, DistributedDataParallel):
+            return 0.0
+        sampled: dict[str, int] = self.ddp._get_ddp_logging_data()  # type: ignore[no-untyped-call]
+        talked = sampled.get("avg_backward_comm_time", 0)
+        hidden = sampled.get("avg_backward_compute_comm_overlap_time", 0)
+        return max(0.0, (talked - hidden) / 1e9)
 
     def step(self, batch: Batch, number: int) -> Report:
         """Learn from ``batch`` as step ``number`` of the whole run."""

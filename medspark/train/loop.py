@@ -23,10 +23,17 @@ from medspark.data.native import MappedSplit
 from medspark.data.prefetch import Prefetcher
 from medspark.data.source import DataConfig, Source, open_source
 from medspark.errors import UsageError
+from medspark.evaluate.calibrate import best_temperature
 from medspark.evaluate.deploy import evaluation_copy
 from medspark.evaluate.robust import EvaluateConfig, RobustReport, evaluate
 from medspark.models.backbones import ModelConfig, build
-from medspark.models.checkpoint import describe, load_classifier, read_card, save_classifier
+from medspark.models.checkpoint import (
+    calibrate,
+    describe,
+    load_classifier,
+    read_card,
+    save_classifier,
+)
 from medspark.models.classifier import Classifier, freeze_batch_norm
 from medspark.seeding import derive
 from medspark.shards.plan import permute
@@ -37,12 +44,16 @@ from medspark.train.engine import Engine, Report
 from medspark.train.monitor import Monitor, look
 from medspark.train.objective import CrossEntropy, balanced_weights
 from medspark.train.state import CheckpointConfig, Checkpoints
+from medspark.train.timeline import Timeline, peak_memory_mb
 from medspark.train.validate import Validation, gatherer, slices, validate
 from medspark.train.world import World
 
 __all__ = ["FitConfig", "Recorder", "fit"]
 
 _LOGGER = logging.getLogger(__name__)
+
+# Answered once, clean, and as many as there are: a temperature fitted to a few is worth little.
+_CALIBRATION_IMAGES = 1024
 
 
 class FitConfig(Config):
@@ -84,18 +95,32 @@ def fit(config: FitConfig, world: World, journal: Recorder) -> dict[str, Any]:
     The chosen network is in ``run_dir/model``. Raises UsageError for input that cannot be used
     and RunError for training that diverged or was taken over by a later attempt.
     """
-    source = open_source(config.shards, config.data)
-    run = _Run(config, world, journal, source)
+    timeline = Timeline()
+    timeline.note("joined")
+    source = open_source(config.shards, config.data, seed=config.seed)
+    timeline.note("opened")
+    run = _Run(config, world, journal, source, timeline)
+    timeline.note("built")
     run.train()
+    timeline.note("trained")
     report = run.test()
+    timeline.note("tested")
     return run.result(report)
 
 
 class _Run:
     """One training from its first or its resumed step to its last."""
 
-    def __init__(self, config: FitConfig, world: World, journal: Recorder, source: Source) -> None:
+    def __init__(
+        self,
+        config: FitConfig,
+        world: World,
+        journal: Recorder,
+        source: Source,
+        timeline: Timeline,
+    ) -> None:
         self._config = config
+        self._timeline = timeline
         self._world = world
         self._journal = journal
         self._source = source
@@ -150,6 +175,7 @@ class _Run:
             with Prefetcher(batches, depth=self._config.data.prefetch) as ready:
                 for batch in ready:
                     self._meter.add(self._engine.step(batch, self._step))
+                    self._timeline.note("stepped")
                     self._step += 1
                     if self._reports():
                         self._report(epoch, ready.waited)
@@ -240,6 +266,7 @@ class _Run:
                 width=manifest.width,
                 bits=manifest.bits,
                 dropout=self._config.model.dropout,
+                rendering=manifest.source.get("rendering"),
             )
             save_classifier(self._config.run_dir / "model", model, card)
 
@@ -307,13 +334,26 @@ class _Run:
             )
 
     def test(self) -> RobustReport:
-        """Attack the chosen network with all test images."""
+        """Calibrate the chosen network, then attack it with the test images."""
+        if self._world.is_main:
+            self._calibrate()
         self._world.barrier()
         model = load_classifier(self._config.run_dir / "model").to(self._world.device)
-        rows = np.arange(len(self._test_split))
         config = self._config.evaluate
+        rows = config.rows(len(self._test_split))
         batches = slices(self._test_split, rows, batch_size=config.batch_size, world=self._world)
         return evaluate(model, batches, config, gather=gatherer(self._world))
+
+    def _calibrate(self) -> None:
+        folder, alone = self._config.run_dir / "model", World(0, 0, 1, self._world.device)
+        model = load_classifier(folder).to(self._world.device)
+        rows = np.arange(min(_CALIBRATION_IMAGES, len(self._validation_split)))
+        size = self._config.evaluate.batch_size
+        seen = slices(self._validation_split, rows, batch_size=size, world=alone)
+        with torch.inference_mode():
+            answers = [(model(images), labels) for images, labels, _ in seen]
+        logits, labels = (torch.cat(parts) for parts in zip(*answers, strict=True))
+        calibrate(folder, best_temperature(logits, labels))
 
     def result(self, report: RobustReport) -> dict[str, Any]:
         """Return what the job reports."""
@@ -336,6 +376,10 @@ class _Run:
             "global_batch": config.train.batch_size,
             "images_per_second": self._meter.images_per_second,
             "data_wait_share": self._meter.wait_share,
+            "communication_share": self._meter.share_of_step(self._engine.exposed_seconds()),
+            "peak_memory_mb": max(self._world.gather(peak_memory_mb())),
+            "timeline": self._timeline.moments,
+            "train_images": len(self._source.split("train")),
             "dataset_digest": self._source.manifest.digest,
         }
 
@@ -354,7 +398,7 @@ class _Meter:
         self._waited_before = 0.0
         self._window_began = time.perf_counter()
         self._right = torch.zeros(3)
-        self.images = 0
+        self.images = self.steps = 0
         self.seconds = 0.0
         self.waited = 0.0
 
@@ -384,6 +428,7 @@ class _Meter:
         images = int(figures[:, 3].sum())
         self._right += figures[:, 1:].sum(0)
         self.images, self.seconds = self.images + images, self.seconds + seconds
+        self.steps += len(self._reports)
         self.waited += wait
         speed = {"images_per_second": images / seconds, "data_wait_share": wait / seconds}
         first = step - len(self._reports) + 1
@@ -398,6 +443,10 @@ class _Meter:
     def images_per_second(self) -> float:
         """Images that all ranks trained on per second of training."""
         return self.images / self.seconds if self.seconds else 0.0
+
+    def share_of_step(self, seconds: float) -> float:
+        """Return ``seconds`` as a share of what a step took."""
+        return seconds * self.steps / self.seconds if self.seconds else 0.0
 
     @property
     def wait_share(self) -> float:
@@ -496,7 +545,9 @@ def _watched(source: Source, config: FitConfig, world: World) -> tuple[Tensor, T
 def _objective(config: FitConfig, source: Source, world: World) -> CrossEntropy:
     weights = None
     if config.train.class_weights == "balanced":
-        weights = balanced_weights(source.manifest.splits["train"].class_counts).to(world.device)
+        classes = len(source.manifest.classes)
+        counts = np.bincount(source.split("train").labels, minlength=classes)
+        weights = balanced_weights(counts.tolist()).to(world.device)
     return CrossEntropy(weights, config.train.label_smoothing, config.train.temperature)
 
 
@@ -505,7 +556,9 @@ def _digest(config: FitConfig) -> str:
     decisive = config.model_dump(
         mode="json", include={"attack", "train", "model", "seed", "distill"}
     )
-    decisive["data"] = config.data.model_dump(mode="json", include={"reader", "augment", "window"})
+    decisive["data"] = config.data.model_dump(
+        mode="json", include={"reader", "augment", "window", "share"}
+    )
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 

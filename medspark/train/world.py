@@ -57,8 +57,10 @@ class World:
 
 
 @contextmanager
-def join(*, timeout_s: float = 120.0) -> Iterator[World]:
+def join(*, timeout_s: float = 120.0, alone: bool = False) -> Iterator[World]:
     """Join the process group that RANK, WORLD_SIZE and LOCAL_RANK describe; leave it at the end.
+
+    ``alone`` keeps a single process out of any, although the environment describes one.
 
     gloo between CPUs, nccl between GPUs. ``timeout_s`` bounds every collective, so that a rank
     that stopped ends the run instead of hanging it (torch's own default is 30 minutes).
@@ -66,7 +68,7 @@ def join(*, timeout_s: float = 120.0) -> Iterator[World]:
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     world = World(rank, local_rank, size, _device(local_rank))
-    if size == 1 and "MASTER_ADDR" not in os.environ:
+    if size == 1 and (alone or "MASTER_ADDR" not in os.environ):
         yield world
         return
     dist.init_process_group(

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import fsspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -96,3 +97,42 @@ def test_a_remote_dataset_needs_a_place_to_go_to():
 @pytest.mark.parametrize("shards", ["file:///tmp/x", "file:/tmp/x", "/tmp/x"])
 def test_a_local_dataset_is_read_where_it_lies(shards: str):
     assert localise(shards, None) == Path("/tmp/x")
+
+
+def test_a_share_is_of_the_training_images_alone_and_reads_them_as_they_are(
+    write_shards: WriteShards,
+):
+    folder = write_shards(rows=50)
+    whole = open_source(folder, DataConfig()).split("train")
+
+    source = open_source(folder, DataConfig(share=0.3), seed=1)
+    part = source.split("train")
+    images, labels = part.gather(np.arange(len(part)))
+
+    assert len(part) == 15
+    assert len(source.split("test")) == 50
+    everything, truth = whole.gather(np.arange(50))
+    known = {image.tobytes(): label for image, label in zip(everything, truth, strict=True)}
+    assert [known[image.tobytes()] for image in images] == list(labels) == list(part.labels)
+    assert source.training(global_batch=4, seed=0, rank=0, world=1).steps == 4
+
+
+def test_a_share_depends_on_the_seed_and_lies_in_a_larger_one(write_shards: WriteShards):
+    folder = write_shards(rows=50)
+
+    small, other, large = (
+        open_source(folder, DataConfig(share=share), seed=seed).split("train")
+        for share, seed in ((0.3, 1), (0.3, 2), (0.6, 1))
+    )
+
+    inside, elsewhere, around = (
+        {image.tobytes() for image in split.gather(np.arange(len(split)))[0]}
+        for split in (small, other, large)
+    )
+    assert inside < around
+    assert inside != elsewhere
+
+
+def test_a_share_is_refused_where_the_reader_cannot_choose_images(write_shards: WriteShards):
+    with pytest.raises(UsageError, match=r"data\.share needs the native reader"):
+        open_source(write_shards(), DataConfig(reader="petastorm", share=0.5))

@@ -265,3 +265,12 @@ def test_a_model_without_gradients_takes_black_box_attacks_only(
 def test_transfer_without_a_surrogate_is_misuse(plain_network, test_set: Batch) -> None:
     with pytest.raises(UsageError, match="transfer needs a surrogate"):
         evaluate(plain_network, [test_set], EvaluateConfig(attacks=("transfer",)))
+
+
+def test_a_limited_number_of_images_is_always_the_same_and_all_are_all() -> None:
+    few = EvaluateConfig(images=20)
+
+    assert len(set(few.rows(200))) == 20
+    assert (np.diff(few.rows(200)) > 0).all()
+    assert list(few.rows(200)) == list(few.rows(200))
+    assert list(few.rows(10)) == list(range(10)) == list(EvaluateConfig().rows(10))

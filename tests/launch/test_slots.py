@@ -35,3 +35,11 @@ def test_more_processes_than_slots_are_refused_before_spark_starts() -> None:
 @pytest.mark.usefixtures("no_session")
 def test_a_clusters_room_is_not_guessed() -> None:
     check_room(LaunchConfig(processes=300), "spark://host:7077")
+
+
+@pytest.mark.parametrize("processes", [0, 2])
+def test_only_a_single_process_can_do_without_ddp(processes: int) -> None:
+    with pytest.raises(UsageError, match=r"launch\.ddp false is for one process"):
+        check_room(LaunchConfig(ddp=False, processes=processes), "local[2]")
+
+    check_room(LaunchConfig(ddp=False, processes=1), "local[2]")

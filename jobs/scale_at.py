@@ -1,0 +1,42 @@
+"""Train the same thing at many scales: processes, shares of the data, networks, ways to train.
+
+Reads   the shards that jobs/shard.py wrote; without --shards, built-in demo data
+Writes  one MLflow run with a child for every cell, the table, the figures and one HTML report
+
+    spark-submit jobs/scale_at.py --shards SHARDS --grid.processes 1,2 --grid.data 0.1,0.3,1.0 \
+        --grid.mode standard,fused_noise --repeats 3
+    spark-submit jobs/scale_at.py --compare SWEEP SWEEP
+
+Given again, the same command runs only the cells that are missing. It ends with status 0 if any
+cell came to its end; those that did not are named.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from medspark.job import run_job
+from medspark.launch.grid import ScaleAtConfig
+from medspark.launch.scaling import scale_at, told
+
+
+class ScaleAtJob(ScaleAtConfig):
+    """Train at many scales."""
+
+
+def work(config: ScaleAtJob) -> dict[str, Any]:
+    """Run the sweep, print what came of it, and return it."""
+    result = scale_at(config)
+    print(told(result))
+    return result
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the job; return its exit status."""
+    return run_job(ScaleAtJob, work, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

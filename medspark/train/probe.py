@@ -1,0 +1,64 @@
+"""Measure what the step model of scaling needs: the all-reduce between ranks, and the reader."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+
+from medspark.config import Config
+from medspark.data.source import DataConfig, open_source
+from medspark.train.loop import Recorder
+from medspark.train.world import World
+
+__all__ = ["ProbeConfig", "probe"]
+
+_TURNS = 7
+
+
+class ProbeConfig(Config):
+    """What is measured."""
+
+    shards: Path = Field(description="folder that jobs/shard.py wrote")
+    data: DataConfig = DataConfig()
+    batch_size: int = Field(32, ge=1, description="images in a step, over all processes together")
+    sizes: tuple[int, ...] = Field(
+        (4_096, 262_144, 1_048_576, 4_194_304, 16_777_216), description="bytes that are reduced"
+    )
+    batches: int = Field(200, ge=1, description="batches that are read at most")
+
+
+def probe(config: ProbeConfig, world: World, journal: Recorder) -> dict[str, Any]:  # noqa: ARG001
+    """Return the median seconds of an all-reduce by bytes, and images read per second by a rank."""
+    timed = {size: _all_reduce(size, world) for size in config.sizes} if world.size > 1 else {}
+    return {
+        "processes": world.size,
+        "all_reduce": {str(size): seconds for size, seconds in timed.items()},
+        "loader_images_per_second": min(world.gather(_reading(config, world))),
+    }
+
+
+def _all_reduce(size: int, world: World) -> float:
+    values = torch.ones(size // 4, device=world.device)
+    seconds = []
+    for _ in range(_TURNS):
+        world.barrier()
+        begin = time.perf_counter()
+        values = world.sum(values) / world.size
+        float(values[0])  # waits for the device
+        seconds.append(time.perf_counter() - begin)
+    return statistics.median(seconds)
+
+
+def _reading(config: ProbeConfig, world: World) -> float:
+    reader = open_source(config.shards, config.data).training(
+        global_batch=config.batch_size, seed=0, rank=world.rank, world=world.size
+    )
+    begin = time.perf_counter()
+    images = sum(len(batch.labels) for batch in islice(reader.batches(0), config.batches))
+    return images / (time.perf_counter() - begin)

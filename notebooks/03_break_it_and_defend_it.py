@@ -1,0 +1,102 @@
+# Databricks notebook source
+# MAGIC %md
+# MAGIC # 03 Break it, and defend it
+# MAGIC
+# MAGIC Notebook 02 left a plain and a defended network. Here both are attacked with images of the test split:
+# MAGIC what the attacker changes, where the networks look before and after, and how accuracy falls with the
+# MAGIC attacker's budget `eps` (in grey levels of 255, after windowing).
+
+# COMMAND ----------
+
+from pathlib import Path
+
+import torch
+
+from medspark.attacks.threat import ThreatModel
+from medspark.data.batch import to_unit
+from medspark.data.native import MappedSplit
+from medspark.evaluate.gallery import exhibits, typical_rows
+from medspark.evaluate.plots import accuracy_curves, image_grid
+from medspark.evaluate.robust import EvaluateConfig, evaluate
+from medspark.launch.notebook import parameters, show
+from medspark.models.checkpoint import load_classifier
+from medspark.shards.manifest import read_manifest
+from medspark.track.sweep import Sweep
+
+chosen = parameters(
+    globals().get("dbutils"), folder="build/notebooks", eps="4", images="128", steps="10"
+)
+folder = Path(chosen["folder"])
+pictures = folder / "pictures"
+levels = float(chosen["eps"])
+threat = ThreatModel(eps=levels / 255)
+
+# COMMAND ----------
+
+# MAGIC %md
+# MAGIC ## The two networks
+# MAGIC
+# MAGIC The sweep's report names every cell; the best-fed plain and defended ones are loaded from their folders.
+# MAGIC Weights are safetensors: loading a model runs no code.
+
+# COMMAND ----------
+
+sweep = Sweep.model_validate_json((folder / "sweep" / "report" / "sweep.json").read_bytes())
+judged = [measured for measured in sweep.finished if not measured.timed_only]
+fed = sorted((m.cell.data_share, m.cell.mode, m.fingerprint) for m in judged)
+places = {mode: folder / "sweep" / "cells" / name / "model" for _, mode, name in fed}
+networks = {mode: load_classifier(place) for mode, place in places.items()}
+for mode, place in places.items():
+    print(f"{mode:>12}: {place}")
+
+# COMMAND ----------
+
+# MAGIC %md
+# MAGIC ## One image at a time
+# MAGIC
+# MAGIC From left to right: the image, where the network looks, the attacker's change (amplified), the attacked
+# MAGIC image, and where the network looks then. The change is invisible; the plain network's answer is not.
+
+# COMMAND ----------
+
+manifest = read_manifest(folder / "shards")
+split = MappedSplit(folder / "shards", manifest, "test")
+stored, numbers = split.gather(typical_rows(split.labels, 3))
+images = to_unit(torch.from_numpy(stored).permute(0, 3, 1, 2), torch.device("cpu"))
+truth = torch.from_numpy(numbers)
+for mode, network in networks.items():
+    shown = exhibits(network, images, truth, threat=threat, steps=int(chosen["steps"]))
+    grid = image_grid(shown, classes=manifest.classes, eps=threat.eps)
+    print(show(grid, name=f"03 attacked {mode}", folder=pictures))
+
+# COMMAND ----------
+
+# MAGIC %md
+# MAGIC ## All of them
+# MAGIC
+# MAGIC FGSM takes one step; PGD takes many and is the stronger. The worst case counts an image as lost if any
+# MAGIC attack fooled the network. Every report also says whether its figures can be believed: an attack that
+# MAGIC fails because gradients vanish proves nothing.
+
+# COMMAND ----------
+
+rows = torch.arange(min(int(chosen["images"]), len(split)))
+stored, numbers = split.gather(rows.numpy())
+pixels = to_unit(torch.from_numpy(stored).permute(0, 3, 1, 2), torch.device("cpu"))
+batch = (pixels, torch.from_numpy(numbers), rows)
+budgets = tuple(share * threat.eps for share in (0.25, 0.5, 1.0))
+attacked = EvaluateConfig(attacks=("fgsm", "pgd"), eps=budgets, steps=int(chosen["steps"]))
+for mode, network in networks.items():
+    report = evaluate(network, [batch], attacked)
+    print(show(accuracy_curves(report), name=f"03 accuracy {mode}", folder=pictures))
+    worst = report.worst[-1].metrics
+    print(
+        f"{mode:>12}: clean {report.clean.accuracy:.1%}, worst case at {levels:g}/255 "
+        f"{worst.accuracy:.1%}, believable: {report.believable}"
+    )
+
+# COMMAND ----------
+
+# MAGIC %md
+# MAGIC `jobs/evaluate.py` does this with every attack there is, on the executors, with intervals by patient and
+# MAGIC a report that a reviewer can read.

@@ -1,0 +1,78 @@
+"""Files in base64 in, calibrated probabilities out."""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from pydicom.data import get_testdata_file
+
+from medspark.errors import UsageError
+from medspark.models.backbones import ModelConfig, build
+from medspark.models.checkpoint import calibrate, describe, save_classifier
+from medspark.models.file_predictor import FilePredictor
+from medspark.models.predictor import Predictor
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("model")
+    model = build(ModelConfig(name="resnet10t"), num_classes=2, channels=1)
+    save_classifier(
+        place, model, describe(model, classes=("normal", "pneumonia"), height=32, width=32)
+    )
+    return place
+
+
+def _png(pixels: np.ndarray) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def test_a_png_of_the_training_size_is_answered_as_its_pixels_are(folder: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32), dtype=np.uint8)
+
+    (answer,) = FilePredictor.load(folder)([_png(pixels)])
+
+    expected = Predictor.load(folder)(pixels[None, :, :, None])[0]
+    assert [answer["normal"], answer["pneumonia"]] == pytest.approx(list(expected), abs=1e-6)
+    assert answer["label"] == ("normal", "pneumonia")[int(expected.argmax())]
+    assert answer["probability"] == pytest.approx(float(expected.max()))
+
+
+def test_a_dicom_file_of_any_size_is_answered(folder: Path) -> None:
+    path = get_testdata_file("CT_small.dcm")
+    text = base64.b64encode(Path(str(path)).read_bytes()).decode()
+
+    (answer,) = FilePredictor.load(folder)([text])
+
+    assert answer["normal"] + answer["pneumonia"] == pytest.approx(1)
+
+
+def test_the_temperature_of_the_card_moves_the_probability_and_not_the_answer(folder: Path) -> None:
+    pixels = np.random.default_rng(1).integers(0, 256, (32, 32), dtype=np.uint8)
+    (before,) = FilePredictor.load(folder)([_png(pixels)])
+
+    calibrate(folder, 4.0)
+    (after,) = FilePredictor.load(folder)([_png(pixels)])
+    calibrate(folder, 1.0)
+
+    assert after["label"] == before["label"]
+    assert 0.5 <= after["probability"] < before["probability"]
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("not base64!", "image 0 is not base64"),
+        (base64.b64encode(b"no image").decode(), "image 0 cannot be read: "),
+    ],
+)
+def test_what_is_no_image_is_told_in_a_sentence(folder: Path, text: str, sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        FilePredictor.load(folder)([text])

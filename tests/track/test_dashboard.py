@@ -1,0 +1,110 @@
+"""The MLflow page of a sweep in a real browser: the runs are there, and the charts are drawn."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from medspark.track.runs import TrackConfig, tracked
+from medspark.track.spool import RunEntry
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+ROOT = Path(__file__).parents[2]
+SHOT = ROOT / "build" / "dashboard.png"
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed"),
+]
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """A store with a sweep of four cells, and the address of its charts."""
+    folder = tmp_path_factory.mktemp("dashboard")
+    config = TrackConfig(
+        uri=f"sqlite:///{folder / 'mlflow.db'}", system_metrics=False, patience_seconds=0
+    )
+    with tracked(folder / "sweep", config, RunEntry(name="sweep of four")) as parent:
+        below = config.model_copy(update={"parent_run_id": parent.reference["run_id"]})
+        for mode in ("standard", "fused_noise"):
+            for world in (1, 2):
+                name = f"{mode} on {world}"
+                entry = RunEntry(name=name, params={"world_size": world, "mode": mode})
+                with tracked(folder / name, below, entry) as run:
+                    figures = {
+                        "scale/images_per_second": 100.0 * world,
+                        "scale/efficiency": 0.9,
+                        "test/clean/auroc": 0.95,
+                    }
+                    run.end("FINISHED", summary=figures)
+        parent.end("FINISHED", tags={"mlflow.note.content": "What was seen."})
+        charts = parent.charts_of_children(order_by="scale/images_per_second")
+    return str(config.uri), charts
+
+
+@pytest.fixture(scope="module")
+def server(sweep: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = ("ui", "--backend-store-uri", sweep[0], "--port", str(port), "--workers", "1")
+    with open(tmp_path_factory.mktemp("server") / "log", "wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "mlflow", *command],
+            cwd=tmp_path_factory.mktemp("place"),
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    address = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(240):
+            with suppress(OSError), urllib.request.urlopen(f"{address}/health", timeout=2):
+                break
+            time.sleep(0.25)
+        yield address
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _browse(*options: object) -> str:
+    assert CHROMIUM is not None
+    # Virtual time runs ahead as fast as the page allows, and waits for what it still fetches.
+    always = ("--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=60000")
+    done = subprocess.run(
+        [CHROMIUM, *always, "--window-size=1700,1300", *map(str, options)],
+        capture_output=True,
+        text=True,
+        timeout=150,
+    )
+    return done.stdout
+
+
+def test_the_charts_compare_the_cells_of_a_sweep_without_hand_work(
+    sweep: tuple[str, str], server: str
+) -> None:
+    SHOT.parent.mkdir(exist_ok=True)
+
+    page = _browse("--dump-dom", f"{server}/{sweep[1]}")
+    _browse(f"--screenshot={SHOT}", f"{server}/{sweep[1]}")
+
+    for run in ("standard on 1", "standard on 2", "fused_noise on 1", "fused_noise on 2"):
+        assert run in page
+    assert "sweep of four" not in page  # the parent would be a bar of nothing
+    assert "scale/images_per_second" in page
+    assert "main-svg" in page, "no chart was drawn"
+    assert SHOT.read_bytes().startswith(b"\x89PNG")
+    assert SHOT.stat().st_size > 50_000
