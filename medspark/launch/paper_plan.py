@@ -14,7 +14,7 @@ from pydantic import Field
 from medspark.attacks.suite import AttackName
 from medspark.attacks.threat import ThreatModel
 from medspark.config import Config
-from medspark.data.petastorm import check_petastorm
+from medspark.data import source
 from medspark.data.source import DataConfig
 from medspark.errors import UsageError
 from medspark.evaluate.paper_table import MetricName
@@ -113,14 +113,13 @@ class PaperTableConfig(JobConfig):
 def check(config: PaperTableConfig) -> None:
     """Raise UsageError for what can be found wrong before Spark starts."""
     check_room(config.launch, config.spark.master)
-    if config.data.reader == "petastorm":
-        check_petastorm()
     if not config.datasets and not config.phantom.counts:
         raise UsageError("There are no datasets: give --datasets.NAME FOLDER or --phantom.counts.")
     if any(count < 10 for count in config.phantom.counts):
         raise UsageError("phantom.counts: a synthetic archive has at least 10 images.")
     if not config.data_share or not all(0 < share <= 1 for share in config.data_share):
         raise UsageError("data_share: shares are above 0 and at most 1.")
+    source.check_data(config.data.model_copy(update={"share": min(config.data_share)}))
     for name, values in _lists(config).items():
         if len(set(values)) < len(values):
             raise UsageError(f"{name}: {', '.join(map(str, values))} names one of them twice.")
@@ -165,11 +164,17 @@ def check_data(folder: Path, scrutiny: Scrutiny) -> None:
 
 @dataclass(frozen=True)
 class Dataset:
-    """One dataset of the table, by the name that the table calls it."""
+    """One dataset of the table, by the name that the table calls it; ``share`` is trained on."""
 
     name: str
     folder: Path
     manifest: Manifest
+    share: float = 1.0
+
+    @property
+    def train_images(self) -> int:
+        """The number of images to train on; of a share, which consists of whole patients, about."""
+        return round(self.share * self.manifest.splits["train"].rows)
 
 
 @dataclass(frozen=True)
@@ -224,7 +229,7 @@ def recipe(config: PaperTableConfig, network: Network) -> Recipe:
         model=ModelConfig(name=network.model, weights=config.weights.get(network.model)),
         attack=config.attack,
         train=train,
-        data=config.data,
+        data=config.data.model_copy(update={"share": network.dataset.share}),
         evaluate=EvaluateConfig(attacks=(), eps=()),  # what is attacked is the cell, later
         seed=network.seed,
         resume="auto",
@@ -244,7 +249,9 @@ def fingerprint(config: PaperTableConfig, network: Network) -> str:
     """Return what tells this network from others: data, recipe, seed, teacher; no paths."""
     chosen = recipe(config, network)
     told: dict[str, Any] = chosen.model_dump(mode="json", include={"attack", "train", "seed"})
-    told["data"] = chosen.data.model_dump(mode="json", include={"reader", "augment", "window"})
+    told["data"] = chosen.data.model_dump(
+        mode="json", include={"reader", "augment", "window", "share"}
+    )
     told["dataset"] = network.dataset.manifest.digest
     told["model"] = [network.model, _contents(chosen.model.weights)]
     if network.teacher is not None:

@@ -46,7 +46,6 @@ from medspark.launch.paper_plan import (
 )
 from medspark.launch.training import train_once
 from medspark.shards.manifest import read_manifest
-from medspark.shards.subset import training_share
 from medspark.track.runs import TrackConfig, tracked
 from medspark.track.spool import DatasetEntry, RunEntry
 
@@ -116,9 +115,8 @@ class _Table:
     def _find_datasets(self) -> Iterator[Dataset]:
         for name, folder in self._sources():
             for share in self._config.data_share:
-                part = training_share(folder, self._folder / "data", share=share)
                 title = name if share == 1 else f"{name} {100 * share:g} %"
-                yield Dataset(title, part, read_manifest(part))
+                yield Dataset(title, folder, read_manifest(folder), share)
 
     def _sources(self) -> Iterator[tuple[str, Path]]:
         for name, folder in self._config.datasets.items():
@@ -231,7 +229,7 @@ class _Table:
         weights = self._config.weights.get(network.model)
         return Cell(
             dataset=network.dataset.name,
-            train_images=network.dataset.manifest.splits["train"].rows,
+            train_images=network.dataset.train_images,
             model=network.model,
             training=network.training,
             weights="random" if weights is None else Path(weights).name,
