@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from medspark.evaluate.metrics import log_odds
 from medspark.seeding import derive
 
 Array = npt.NDArray[Any]
@@ -75,7 +76,7 @@ def _weighted(
     recalls = np.stack([_share(said == k, labels == k, weights) for k in range(count)])
     spared = np.stack([_share(said != k, labels != k, weights) for k in range(count)])
     areas = {
-        k: weighted_auroc(labels == k, probabilities[:, k], weights)
+        k: weighted_auroc(labels == k, log_odds(probabilities, k), weights)
         for k in (range(count) if per_class else watched)
     }
     found = {

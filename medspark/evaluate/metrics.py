@@ -53,7 +53,7 @@ def metrics(
     return Metrics(
         accuracy=_mean(said == labels),
         balanced_accuracy=_average([_recall(labels, said, k) for k in range(count)]),
-        auroc=_average([auroc(labels == k, probabilities[:, k]) for k in watched]),
+        auroc=_average([auroc(labels == k, log_odds(probabilities, k)) for k in watched]),
         sensitivity=_average([_recall(labels, said, k) for k in watched]),
         specificity=_average([_true_negative_rate(labels, said, k) for k in watched]),
     )
@@ -67,12 +67,24 @@ def class_metrics(
     return [
         ClassMetrics(
             name=name,
-            auroc=auroc(labels == k, probabilities[:, k]),
+            auroc=auroc(labels == k, log_odds(probabilities, k)),
             sensitivity=_recall(labels, said, k),
             specificity=_true_negative_rate(labels, said, k),
         )
         for k, name in enumerate(classes)
     ]
+
+
+def log_odds(probabilities: Probabilities, k: int) -> npt.NDArray[np.float64]:
+    """Return how much more probable class ``k`` is than all the others together (N,), as a log.
+
+    It ranks as the probability does, and goes on where that is rounded: of the images that a sure
+    network gives a probability of exactly 1, the others' share still tells which it is surer of.
+    """
+    likely = np.maximum(probabilities.astype(np.float64), np.finfo(np.float64).tiny)
+    others = np.delete(likely, k, axis=1).sum(axis=1)
+    odds: npt.NDArray[np.float64] = np.log(likely[:, k]) - np.log(others)
+    return odds
 
 
 def auroc(truth: npt.NDArray[np.bool_], score: npt.NDArray[Any]) -> float | None:

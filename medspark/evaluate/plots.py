@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from sklearn.metrics import roc_curve
 
 from medspark.evaluate.gallery import Exhibit
+from medspark.evaluate.metrics import log_odds
 from medspark.evaluate.summary import WORST, AttackResult, RobustReport, grey_levels
 
 Array = npt.NDArray[Any]
@@ -78,7 +79,7 @@ def roc_curves(report: RobustReport, *, classes: Sequence[str], positive: int) -
     truth = report.labels == positive
     if truth.any() and not truth.all():
         for name, probabilities in _clean_and_worst(report):
-            false, true, _ = roc_curve(truth, probabilities[:, positive])
+            false, true, _ = roc_curve(truth, log_odds(probabilities, positive))
             axes.plot(false, true, label=name)
         axes.legend(fontsize=8)
     axes.set(xlabel="1 - specificity", ylabel="sensitivity", title=classes[positive])

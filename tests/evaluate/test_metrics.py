@@ -46,6 +46,17 @@ def test_each_class_has_its_own_figures() -> None:
     assert (ill.name, ill.sensitivity) == ("ill", pytest.approx(1 / 2))
 
 
+def test_a_network_that_is_all_too_sure_is_still_ranked() -> None:
+    margin = np.array([-40.0, 20.0, 25.0, 30.0, 50.0], dtype=np.float32)
+    odds = np.exp(-margin)
+    sure = np.stack([odds / (1 + odds), 1 / (1 + odds)], axis=1).astype(np.float32)
+
+    found = metrics(np.array([0, 0, 0, 1, 1]), sure)
+
+    assert (sure[1:, 1] == 1).all()
+    assert found.auroc == 1.0
+
+
 def test_what_the_labels_do_not_define_is_left_out() -> None:
     found = metrics(np.array([0, 0]), BINARY[:2])
 
