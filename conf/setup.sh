@@ -47,6 +47,6 @@ fi
 
 say "installing the tested versions of the libraries (conf/constraints.txt); the first time takes minutes"
 .venv/bin/python -m pip install --quiet --disable-pip-version-check \
-    --constraint conf/constraints.txt --editable '.[petastorm,dev]'
+    --constraint conf/constraints.txt --editable '.[petastorm,onnx,dev]'
 touch .venv/.ready
 say "done"
