@@ -176,7 +176,7 @@ class _Table:
                     model=str(model),
                     shards=network.dataset.folder,
                     folder=self._folder / "evaluations",
-                    track=below,
+                    track=_named(below, f"attack {network}"),
                 )
             ).run(self._spark)
             figures = measured(report)
@@ -195,7 +195,11 @@ class _Table:
         if (folder / "trained.json").is_file():
             return folder / "model"
         config = recipe(self._config, network).model_copy(
-            update={"run_dir": folder, "shards": network.dataset.folder, "track": track}
+            update={
+                "run_dir": folder,
+                "shards": network.dataset.folder,
+                "track": _named(track, f"train {network}"),
+            }
         )
         if network.teacher is not None:
             taught_by = self._trained(network.teacher, track)
@@ -289,3 +293,7 @@ class _Table:
 
 def _minutes(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+
+
+def _named(track: TrackConfig, name: str) -> TrackConfig:
+    return track.model_copy(update={"run_name": name})

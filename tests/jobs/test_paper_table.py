@@ -93,7 +93,7 @@ def test_a_failed_cell_is_shown_and_tried_again_and_a_finished_one_is_not(
     assert [cell["training"] for cell in result["cells"]] == ["adversarial", "robust_distillation"]
     markdown = Path(result["table"]).read_text()
     assert "spark-submit jobs/paper_table.py --datasets.stripes" in markdown
-    assert "failed" not in markdown
+    assert "Failed: " not in markdown
     with Path(result["csv"]).open() as file:
         found = {(row["training"], row["attack"]) for row in csv.DictReader(file)}
     assert {("robust_distillation", attack) for attack in ("clean", "fgsm", "worst_case")} < found
