@@ -404,7 +404,7 @@ def _parent_figures(sweep: Sweep) -> dict[str, float]:
         name = f"{curve.scaling} {curve.model} {curve.mode}".replace("+", " ")
         for world, value in curve.efficiencies.items():
             if world > 1:
-                figures[f"sweep/efficiency on {world}, {name}"] = value
+                figures[f"sweep/efficiency on {world} {name}"] = value
     return figures
 
 
