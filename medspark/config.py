@@ -201,6 +201,11 @@ def _merge(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def _first_below(key: str, keys: list[str]) -> str:
+    """Return ``key``, or the first of ``keys`` below it where it is a group of keys."""
+    return next((other for other in keys if other.startswith(f"{key}.")), key)
+
+
 def _explain(error: ValidationError, keys: list[str]) -> str:
     sentences = []
     for problem in error.errors():
@@ -208,7 +213,7 @@ def _explain(error: ValidationError, keys: list[str]) -> str:
         if problem["type"] == "extra_forbidden":
             sentences.append(_unknown(key, keys))
         elif problem["type"] == "missing":
-            sentences.append(f"{key} is needed: give --{key}.")
+            sentences.append(f"{key} is needed: give --{_first_below(key, keys)}.")
         elif problem["type"] == "value_error":
             sentences.append(
                 f"{key}: {problem['ctx']['error']}" if key else f"{problem['ctx']['error']}"

@@ -152,3 +152,16 @@ def test_the_words_after_a_key_are_a_list(argv: str) -> None:
 def test_two_words_for_a_key_that_takes_one_are_a_mistake() -> None:
     with pytest.raises(UsageError, match="unrecognized arguments: 3"):
         load_config(_Runs, ["--repeats", "2", "3"])
+
+
+class _Teacher(Config):
+    folder: str
+
+
+class _Taught(Config):
+    teacher: _Teacher
+
+
+def test_a_missing_group_of_keys_is_asked_for_by_the_first_of_them() -> None:
+    with pytest.raises(UsageError, match=r"teacher is needed: give --teacher\.folder\."):
+        load_config(_Taught, [])
