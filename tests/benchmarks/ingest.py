@@ -35,7 +35,7 @@ from medspark.ingest.archive import IngestConfig, ingest, open_archive
 from medspark.ingest.session import SparkConfig, spark_session
 
 FILES = int(os.environ.get("MEDSPARK_BENCH_FILES", "10000"))
-TURNS = 3
+TURNS = int(os.environ.get("MEDSPARK_BENCH_TURNS", "3"))
 FOLDER = Path("build/bench/ingest")
 
 
