@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import os
-import platform
 import shlex
 import shutil
 import statistics
@@ -32,6 +31,7 @@ from medspark.launch.grid import (
     timed_only,
     training_of,
 )
+from medspark.launch.hardware import hardware
 from medspark.launch.slots import available_cores, local_slots, slots_of
 from medspark.launch.training import TrainAtConfig, train_once
 from medspark.models.backbones import build
@@ -300,7 +300,7 @@ class _Sweeper:
         return Sweep(
             name=self._folder.name,
             command=shlex.join(["spark-submit", *sys.argv]),
-            hardware=f"{platform.machine()}, {self._cores} cores, {platform.system()}",
+            hardware=hardware(self._spark),
             dataset=str(config.shards),
             dataset_digest=self._manifest.digest,
             cells=list(self._measured.values()),
