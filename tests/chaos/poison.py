@@ -26,8 +26,8 @@ from medspark.images.reasons import Reason
 
 def bombs() -> dict[str, tuple[bytes, set[Reason]]]:
     """Return the content of every file by name, and why it may be refused."""
-    header = _png(65535, 65535, b"")
-    inflates = _png(6000, 6000, zlib.compress(bytes(6000 * 6001), 9))
+    header = _png(65535, 65535, 8, b"")
+    inflates = _png(6000, 6000, 16, zlib.compress(bytes(6000 * 12001), 9))
     codestream = b"\xff\x4f" + _siz(60000, 60000) + bytes(600)
     plain = _dicom()
     claims = plain[: plain.index(b"\xe0\x7f\x10\x00")] + b"\x42\x01\x02\x10OB\0\0"
@@ -80,12 +80,12 @@ def _siz(width: int, height: int) -> bytes:
     return size + bytes([7, 1, 1])
 
 
-def _png(width: int, height: int, body: bytes) -> bytes:
+def _png(width: int, height: int, depth: int, body: bytes) -> bytes:
     def chunk(kind: bytes, content: bytes) -> bytes:
         check = struct.pack(">I", zlib.crc32(kind + content))
         return struct.pack(">I", len(content)) + kind + content + check
 
-    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, 0, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", body) + chunk(b"IEND", b"")
 
 
