@@ -190,7 +190,9 @@ def spark() -> Iterator[SparkSession]:
         "spark.ui.enabled": "false",
         "spark.ui.showConsoleProgress": "false",
         "spark.sql.shuffle.partitions": "2",
+        # Queries of a few rows never earn back what compiling them twice costs.
         "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
+        "spark.sql.codegen.wholeStage": "false",
     }
     config = SparkConfig(master="local[2]", log_level="ERROR", settings=settings)
     with spark_session(config, name="medspark tests") as session:

@@ -32,12 +32,6 @@ _SETTINGS = {
     # Keys never are settings, but whatever looks like one is not to be readable in the event log.
     "spark.redaction.regex": "(?i)secret|password|token|access[.]?key|hmac|pseudonym",
 }
-# What a laptop's queries, of some thousand rows, never earn back: compiling each of them, and
-# planning it again after every stage.
-_LOCAL_SETTINGS = {
-    "spark.sql.codegen.wholeStage": "false",
-    "spark.sql.adaptive.enabled": "false",
-}
 _PARTITIONS = "spark.sql.shuffle.partitions"
 
 
@@ -110,8 +104,7 @@ def _start(config: SparkConfig, name: str) -> SparkSession:
         os.environ["PYSPARK_PYTHON"] = sys.executable
     builder = SparkSession.builder.appName(name).master(_retrying(master))
     builder = builder.config("spark.log.level", config.log_level)
-    defaults = _SETTINGS | (_LOCAL_SETTINGS if _runs_here(master) else {})
-    for key, value in defaults.items():
+    for key, value in _SETTINGS.items():
         if not submitted.contains(key):
             builder = builder.config(key, value)
     for key, value in config.settings.items():
