@@ -251,48 +251,52 @@ class TrackedRun:
 
     def _log_model(self, model: ModelEntry) -> str:
         rows = (1, *model.input_shape)
+        info = self._logged(
+            "model",
+            model,
+            source="served_model.py",
+            model_config={"loader": model.loader},
+            signature=ModelSignature(
+                Schema([TensorSpec(np.dtype("f4"), (-1, *model.input_shape))]),
+                Schema([TensorSpec(np.dtype("f4"), (-1, model.outputs))]),
+            ),
+            # Made up: an example cut from the data would publish a patient's image.
+            input_example=np.linspace(0, 1, int(np.prod(rows)), dtype="f4").reshape(rows),
+            pip_requirements=_requirements(),
+        )
+        uri: str = info.model_uri
+        return uri
+
+    def _logged(self, name: str, model: ModelEntry, *, source: str, **told: Any) -> Any:
+        """Log ``model`` as what the file ``source`` makes of it, so that nothing is pickled."""
         mlflow.set_tracking_uri(self.spool.state.uri)
         with mlflow.start_run(run_id=self._run_id), warnings.catch_warnings():
             # MLflow warns about the type hints of its own modules.
             warnings.simplefilter("ignore", UserWarning)
-            info = mlflow.pyfunc.log_model(
-                name="model",
-                # The model is this source file plus safetensors: nothing is pickled.
-                python_model=str(Path(__file__).with_name("served_model.py")),
+            return mlflow.pyfunc.log_model(
+                name=name,
+                python_model=str(Path(__file__).with_name(source)),
                 artifacts={"model": str(model.folder)},
-                model_config={"loader": model.loader},
                 code_paths=[str(Path(__file__).parents[1])],
-                signature=ModelSignature(
-                    Schema([TensorSpec(np.dtype("f4"), (-1, *model.input_shape))]),
-                    Schema([TensorSpec(np.dtype("f4"), (-1, model.outputs))]),
-                ),
-                # Made up: an example cut from the data would publish a patient's image.
-                input_example=np.linspace(0, 1, int(np.prod(rows)), dtype="f4").reshape(rows),
-                pip_requirements=_requirements(),
+                **told,
             )
-        uri: str = info.model_uri
-        return uri
 
     def _register(self, model: ModelEntry, name: str) -> str:
         """Log the model as one that answers files, and give it ``name``, a version and an alias."""
-        mlflow.set_tracking_uri(self.spool.state.uri)
         probabilities = [ColSpec(DataType.double, each) for each in ("probability", *model.classes)]
-        with mlflow.start_run(run_id=self._run_id), warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)
-            info = mlflow.pyfunc.log_model(
-                name="served",
-                python_model=str(Path(__file__).with_name("served_files.py")),
-                artifacts={"model": str(model.folder)},
-                model_config={"file_loader": model.file_loader},
-                code_paths=[str(Path(__file__).parents[1])],
-                signature=ModelSignature(
-                    Schema([ColSpec(DataType.string, "image")]),
-                    Schema([ColSpec(DataType.string, "label"), *probabilities]),
-                ),
-                pip_requirements=_requirements(*_READ_FILES),
-                registered_model_name=name,
-                await_registration_for=60,
-            )
+        info = self._logged(
+            "served",
+            model,
+            source="served_files.py",
+            model_config={"file_loader": model.file_loader},
+            signature=ModelSignature(
+                Schema([ColSpec(DataType.string, "image")]),
+                Schema([ColSpec(DataType.string, "label"), *probabilities]),
+            ),
+            pip_requirements=_requirements(*_READ_FILES),
+            registered_model_name=name,
+            await_registration_for=60,
+        )
         version = str(info.registered_model_version)
         self._client.update_model_version(name, version, model.card)
         self._client.set_registered_model_alias(name, model.alias, version)
