@@ -6,7 +6,8 @@ takes up to eight times as long as the same sum written as a matrix product (mea
 batch 32: ResNet50's 1024 -> 2048 stride-2 layer 59.6 ms in bf16 forward and backward, 7.2 as a
 product; its 512 -> 512 3 x 3 layer 48.4 and 10.5). Depthwise layers over 2 x 2 positions are as
 slow with padding of their own, and are given padded images instead (MobileNet-V2's last: 7.9 ms
-and 1.2).
+and 1.2). Depthwise layers with a stride have no fast bf16 kernel for the gradient of their input
+(MobileNet-V2's first: 54.8 ms, 1.6 in float32) and stay in float32.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from medspark.models.classifier import evaluating
 
-__all__ = ["MatrixConv2d", "PaddedConv2d", "lower"]
+__all__ = ["Float32Conv2d", "MatrixConv2d", "PaddedConv2d", "lower"]
 
 # Weights per position from which the product is the faster one; a 3 x 3 layer has to copy its
 # input nine times first.
@@ -62,6 +63,15 @@ class PaddedConv2d(nn.Conv2d):
         return F.conv2d(padded, self.weight, self.bias, self.stride, groups=self.groups)
 
 
+class Float32Conv2d(nn.Conv2d):
+    """A convolution that stays in float32 where the passes around it are in bf16."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        with torch.autocast(input.device.type, enabled=False):
+            output = super().forward(input.to(self.weight.dtype))
+        return output.to(input.dtype)
+
+
 def lower(model: nn.Module, images: Tensor, *, batch_size: int) -> int:
     """Replace convolutions of ``model`` by equal ones that are faster here; say how many.
 
@@ -94,8 +104,12 @@ def lower(model: nn.Module, images: Tensor, *, batch_size: int) -> int:
 
 def _better(conv: nn.Conv2d, *, positions: int, batch: int) -> type[nn.Conv2d] | None:
     if conv.groups > 1:
-        depthwise = conv.groups == conv.in_channels and conv.padding != (0, 0)
-        return PaddedConv2d if depthwise and positions <= _WORTH_PADDING else None
+        if conv.groups < conv.in_channels:
+            return None
+        if conv.stride != (1, 1):
+            return Float32Conv2d
+        few = positions <= _WORTH_PADDING and conv.padding != (0, 0)
+        return PaddedConv2d if few else None
     limit = _WORTH_POINTWISE if conv.kernel_size == (1, 1) else _WORTH_WINDOW
     return MatrixConv2d if conv.weight.numel() >= limit * positions * batch else None
 

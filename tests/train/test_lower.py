@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from medspark.models.backbones import ModelConfig, build
-from medspark.train.lower import MatrixConv2d, PaddedConv2d, lower
+from medspark.train.lower import Float32Conv2d, MatrixConv2d, PaddedConv2d, lower
 
 
 def gradients(model: nn.Module, images: Tensor) -> list[Tensor]:
@@ -48,8 +48,8 @@ def test_the_product_is_the_convolution(
     assert all(torch.allclose(a, b) for a, b in pairs)
 
 
-@pytest.mark.parametrize("stride", [1, 2])
-def test_padding_first_is_the_convolution(stride: int):
+@pytest.mark.parametrize(("stride", "kind"), [(1, PaddedConv2d), (2, Float32Conv2d)])
+def test_depthwise_layers_are_lowered_to_the_same_convolution(stride: int, kind: type[nn.Conv2d]):
     torch.manual_seed(0)
     plain = nn.Sequential(nn.Conv2d(16, 16, 3, stride=stride, padding=1, groups=16).double())
     images = torch.rand(2, 16, 2, 2, dtype=torch.float64)
@@ -57,9 +57,23 @@ def test_padding_first_is_the_convolution(stride: int):
 
     assert lower(lowered, images, batch_size=1) == 1
 
-    assert type(lowered[0]) is PaddedConv2d
+    assert type(lowered[0]) is kind
     pairs = zip(gradients(plain, images), gradients(lowered, images), strict=True)
     assert all(torch.allclose(a, b) for a, b in pairs)
+
+
+def test_a_strided_depthwise_layer_computes_in_float32_between_bf16_layers():
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Conv2d(16, 16, 3, stride=2, padding=1, groups=16))
+    images = torch.rand(2, 16, 8, 8).bfloat16()
+    lowered = copy.deepcopy(plain)
+    lower(lowered, images.float(), batch_size=2)
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = lowered(images)
+
+    assert output.dtype == torch.bfloat16
+    assert torch.equal(output, plain(images.float()).bfloat16())
 
 
 def test_only_layers_with_many_weights_for_few_positions_are_lowered():
