@@ -1,11 +1,8 @@
 """The evaluation job: the same report however it is cut, and one that goes on when killed."""
 
-import importlib.util
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -15,16 +12,6 @@ from medspark.models.backbones import ModelConfig, build
 from medspark.models.checkpoint import describe, save_classifier
 
 Run = Callable[..., tuple[int, dict[str, Any]]]
-
-
-def job_module() -> ModuleType:
-    path = Path(__file__).parents[2] / "jobs" / "evaluate.py"
-    spec = importlib.util.spec_from_file_location("evaluate_job", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -43,10 +30,9 @@ def model(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def run(tmp_path: Path, shards: Path, model: Path, monkeypatch) -> Run:
+def run(tmp_path: Path, shards: Path, model: Path, load_job) -> Run:
     """Return a function that runs the job with further arguments."""
-    module = job_module()
-    monkeypatch.setitem(sys.modules, "evaluate_job", module)
+    module = load_job("evaluate")
 
     def started(*more: str, folder: str = "work") -> tuple[int, dict[str, Any]]:
         output = tmp_path / f"{folder}.json"
