@@ -1,7 +1,10 @@
 """The evaluation job: the same report however it is cut, and one that goes on when killed."""
 
 import json
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +61,13 @@ def run(tmp_path: Path, shards: Path, model: Path, load_job) -> Run:
 
 @pytest.mark.spark
 @pytest.mark.slow
-def test_the_report_is_the_same_in_one_piece_in_many_and_after_a_kill(
+def test_the_report_is_the_same_however_it_is_shared_out_and_after_a_kill(
     spark, run: Run, tmp_path: Path
 ) -> None:
     _, whole = run("--piece=100")
     _, cut = run("--piece=5", "--batch_size=2", folder="cut")
+    with one_worker(spark, tmp_path):
+        _, alone = run("--piece=3", "--batch_size=5", folder="alone")
     (folder,) = (path for path in (tmp_path / "cut").iterdir() if path.is_dir())
     first, lost, last = sorted((folder / "pieces").iterdir())
     lost.unlink()
@@ -76,8 +81,33 @@ def test_the_report_is_the_same_in_one_piece_in_many_and_after_a_kill(
     assert whole["clean"]["accuracy"] == whole["attacks"][0]["accuracy"]
     for part in ("clean", "attacks", "worst_case"):
         assert without_sizes(cut[part]) == without_sizes(whole[part])
+        assert without_sizes(alone[part]) == without_sizes(whole[part])
         assert resumed[part] == cut[part]
     assert "data:image/png;base64," in Path(whole["report"]).read_text()
+
+
+@contextmanager
+def one_worker(spark, folder: Path) -> Iterator[None]:
+    """Leave one of Spark's two workers: the other has a task that does not end before."""
+    taken, freed = folder / "taken", folder / "freed"
+
+    def hold(_row: int) -> None:
+        taken.touch()
+        while not freed.exists():
+            time.sleep(0.05)
+
+    holding = threading.Thread(
+        target=lambda: spark.sparkContext.parallelize([0], 1).foreach(hold), daemon=True
+    )
+    holding.start()
+    while not taken.exists():
+        time.sleep(0.05)
+    try:
+        yield
+        assert holding.is_alive(), "both workers were free"
+    finally:
+        freed.touch()
+        holding.join()
 
 
 def without_sizes(part: Any) -> Any:
