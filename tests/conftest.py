@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow as pa
 import pytest
+from array_shards import write_arrays
 from hypothesis import HealthCheck, settings
 
-from medspark.shards.manifest import Manifest, Shard, Split, digest_of, sha256_of, write_manifest
-from medspark.shards.schema import PixelFormat, write_shard
+from medspark.shards.schema import SPLITS
 
 if TYPE_CHECKING:  # most tests do without torch, and its import takes a second
     from pyspark.sql import SparkSession
@@ -135,50 +138,32 @@ def write_shards(tmp_path: Path) -> WriteShards:
     """
 
     def write(*, rows: int = 50, shards: int = 3, side: int = 6, bits: int = 8) -> Path:
-        pixel_format = PixelFormat(side, side, 1, bits)
-        (tmp_path / "data").mkdir()
-        splits = {name: _split(tmp_path, name, rows, shards, pixel_format) for name in _SPLITS}
-        write_manifest(
-            tmp_path,
-            Manifest(
-                digest=digest_of(splits),
-                generation="0",
-                classes=("a", "b"),
-                height=side,
-                width=side,
-                channels=1,
-                bits=bits,
-                seed=0,
-                splits=splits,
-                leak_check={},
-                source={},
-            ),
-        )
-        return tmp_path
+        images = np.empty((rows, side, side, 1), dtype=f"<u{bits // 8}")
+        images[:] = (7 * np.arange(rows) % 251)[:, None, None, None]
+        images[:, 0, 0] = 255
+        split = images, np.arange(rows) % 2
+        splits = dict.fromkeys(SPLITS, split)
+        return write_arrays(tmp_path, splits, shards=shards, rows_per_group=8)
 
     return write
 
 
-_SPLITS = ("train", "val", "test")
+@pytest.fixture(scope="session")
+def load_job() -> Callable[[str], ModuleType]:
+    """Return the function that imports a script of jobs/ by its name; each is imported once."""
 
+    @cache
+    def load(name: str) -> ModuleType:
+        path = Path(__file__).parents[1] / "jobs" / f"{name}.py"
+        spec = importlib.util.spec_from_file_location(f"job_{name}", path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module  # run_job looks its caller up there
+        spec.loader.exec_module(module)
+        return module
 
-def _split(folder: Path, name: str, rows: int, shards: int, pixel_format: PixelFormat) -> Split:
-    images = np.empty((rows, *pixel_format.shape), dtype=pixel_format.dtype)
-    images[:] = (7 * np.arange(rows) % 251)[:, None, None, None]
-    images[:, 0, 0] = 255
-    labels = np.arange(rows) % 2
-    written = []
-    for number, part in enumerate(np.array_split(np.arange(rows), shards)):
-        path = f"data/{name}-{number:05d}.parquet"
-        names = [f"{name}-{row}" for row in part]
-        pixels = pa.array([images[row].tobytes() for row in part], pa.binary(pixel_format.nbytes))
-        columns = [names, names, pa.array(labels[part], pa.int32()), pixels]
-        table = pa.table(columns, schema=pixel_format.schema)
-        count = write_shard(folder / path, [table], pixel_format, rows_per_group=8)
-        size = (folder / path).stat().st_size
-        written.append(Shard(path=path, rows=count, bytes=size, sha256=sha256_of(folder / path)))
-    counts = tuple(int(n) for n in np.bincount(labels, minlength=2))
-    return Split(rows=rows, patients=rows, class_counts=counts, shards=tuple(written))
+    return load
 
 
 @pytest.fixture(scope="session")

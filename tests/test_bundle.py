@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
-import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -23,19 +23,13 @@ tasks = pytest.mark.parametrize(
 )
 
 
-def _config_of(job: Path) -> type[JobConfig]:
-    spec = importlib.util.spec_from_file_location(f"bundle_{job.stem}", job)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+def _config_of(job: ModuleType) -> type[JobConfig]:
     (found,) = [
         value
-        for value in vars(module).values()
+        for value in vars(job).values()
         if isinstance(value, type)
         and issubclass(value, JobConfig)
-        and value.__module__ == spec.name
+        and value.__module__ == job.__name__
     ]
     return found
 
@@ -46,11 +40,13 @@ def _parameters(task: dict[str, Any]) -> dict[str, str]:
 
 
 @tasks
-def test_a_task_runs_a_job_that_is_there_with_keys_that_it_has(task: dict[str, Any]) -> None:
+def test_a_task_runs_a_job_that_is_there_with_keys_that_it_has(
+    task: dict[str, Any], load_job: Callable[[str], ModuleType]
+) -> None:
     job = (CONF / task["spark_python_task"]["python_file"]).resolve()
 
     assert job.parent == CONF.parent / "jobs"
-    known = [*dotted_keys(_config_of(job)), "config", "profile"]
+    known = [*dotted_keys(_config_of(load_job(job.stem))), "config", "profile"]
     assert set(_parameters(task)) <= set(known)
 
 

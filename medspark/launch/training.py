@@ -44,6 +44,9 @@ from medspark.train.state import CheckpointConfig
 
 __all__ = ["TrainAtConfig", "check", "fetch_classifier", "summary", "train_at", "train_once"]
 
+# How a row of the table is called that no robustness was trained into.
+_NO_DEFENCE = {"standard": "undefended", "kd": "student (kd)", "defensive": "student (defensive)"}
+
 # What a run leaves in its folder; all of it goes when the run is begun anew.
 _PARTS = ("attempts", "checkpoints", "journal", "model", "plain", "report")
 
@@ -119,7 +122,8 @@ def check(config: TrainAtConfig) -> None:
 
 def summary(result: Mapping[str, Any]) -> str:
     """Return what a person wants to read at the end: robustness, the ingest sum, the dashboard."""
-    name = "undefended" if result["mode"] == "standard" else f"defended ({result['mode']})"
+    mode = result["mode"]
+    name = _NO_DEFENCE.get(mode, f"defended ({mode})")
     rows = {"undefended": result["baseline"]} if "baseline" in result else {}
     lines = ["", "Accuracy on the test images (%)", "", robustness_table(rows | {name: result}), ""]
     if "ingest" in result:

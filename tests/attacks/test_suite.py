@@ -70,9 +70,11 @@ def test_every_attack_does_what_an_attack_has_to(victim, images, labels, name: s
     assert right(victim, attacked, labels).sum() < 0.75 * clean
 
 
-@pytest.mark.parametrize("name", ["pgd", "apgd", "square", "fab"])
-def test_an_image_is_attacked_alike_in_any_batch(victim, images, labels, name: str) -> None:
-    attack = attacks_by_name([name], EFFORT)[name]
+@pytest.mark.parametrize("name", NAMES)
+def test_an_image_is_attacked_alike_in_any_batch(
+    victim, plain_network, images, labels, name: str
+) -> None:
+    attack = attacks_by_name([name], EFFORT, surrogates=[plain_network])[name]
     threat, chance = ThreatModel(eps=0.1), Chance.any(images)
     whole = attack(victim, images, labels, threat, chance)
 

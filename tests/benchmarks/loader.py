@@ -19,8 +19,8 @@ from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import torch
+from array_shards import write_arrays
 from PIL import Image
 from timing import Result, by_turns
 from torch import Tensor
@@ -32,15 +32,12 @@ from medspark.data.prefetch import Prefetcher
 from medspark.data.source import DataConfig, Source, open_source
 from medspark.models.backbones import ModelConfig, build
 from medspark.models.classifier import freeze_batch_norm
-from medspark.shards.manifest import Manifest, Shard, Split, digest_of, sha256_of, write_manifest
-from medspark.shards.schema import PixelFormat, write_shard
 from medspark.train.config import TrainConfig
 from medspark.train.engine import Engine
 from medspark.train.objective import CrossEntropy
 from medspark.train.world import World
 
 ROWS, SIDE, BATCH, EPOCHS = 4096, 64, 32, 3
-FORMAT = PixelFormat(SIDE, SIDE, 1, 8)
 CPU = torch.device("cpu")
 
 
@@ -68,33 +65,8 @@ def pixels() -> np.ndarray:
 @cache
 def source() -> Source:
     """Return the images as shards of 1,024 rows."""
-    place = folder() / "shards"
-    (place / "data").mkdir(parents=True)
-    shards = []
-    for number in range(ROWS // 1024):
-        part = pixels()[number * 1024 : (number + 1) * 1024]
-        names = [str(number * 1024 + row) for row in range(1024)]
-        columns = [
-            names,
-            names,
-            pa.array([row % 2 for row in range(1024)], pa.int32()),
-            pa.array([image.tobytes() for image in part], pa.binary(FORMAT.nbytes)),
-        ]
-        path = f"data/train-{number:05d}.parquet"
-        table = pa.table(columns, schema=FORMAT.schema)
-        rows = write_shard(place / path, [table], FORMAT, rows_per_group=256)
-        size = (place / path).stat().st_size
-        shards.append(Shard(path=path, rows=rows, bytes=size, sha256=sha256_of(place / path)))
-    half = ROWS // 2
-    split = Split(rows=ROWS, patients=ROWS, class_counts=(half, half), shards=tuple(shards))
-    splits = {"train": split}
-    write_manifest(
-        place,
-        Manifest(
-            digest=digest_of(splits), generation="0", classes=("a", "b"), height=SIDE, width=SIDE,
-            channels=1, bits=8, seed=0, splits=splits, leak_check={}, source={},
-        ),
-    )  # fmt: skip
+    split = pixels(), np.arange(ROWS) % 2
+    place = write_arrays(folder() / "shards", {"train": split}, shards=ROWS // 1024)
     return open_source(place, DataConfig(augment=AugmentConfig(flip=0)))
 
 
@@ -127,7 +99,7 @@ def petastorm() -> int:
 
         spec = TransformSpec(
             decode,
-            edit_fields=[("pixels", np.uint8, (FORMAT.nbytes,), False)],
+            edit_fields=[("pixels", np.uint8, (SIDE * SIDE,), False)],
             selected_fields=["pixels", "label"],
         )
         urls = [path.as_uri() for path in sorted((folder() / "shards/data").glob("*.parquet"))]

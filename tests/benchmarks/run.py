@@ -18,6 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent / "cluster"))
+sys.path.insert(0, str(HERE.parent / "shards"))
 sys.path.insert(0, str(HERE))
 
 from timing import Result  # noqa: E402 - beside this file, which is a script
@@ -27,7 +29,7 @@ def discover() -> dict[str, Callable[[], Result]]:
     """Return every benchmark by its name."""
     found: dict[str, Callable[[], Result]] = {}
     for path in sorted(HERE.glob("*.py")):
-        if path.stem in ("run", "timing"):
+        if path.stem in ("run", "timing") or path.stem.startswith("test_"):
             continue
         spec = importlib.util.spec_from_file_location(f"benchmark_{path.stem}", path)
         assert spec is not None

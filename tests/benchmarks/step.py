@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -26,6 +27,9 @@ from medspark.train.config import TrainConfig
 from medspark.train.engine import Engine
 from medspark.train.objective import CrossEntropy
 from medspark.train.world import World
+
+if TYPE_CHECKING:  # not everybody has it
+    from art.defences.trainer import AdversarialTrainer
 
 BATCH, EPS = 32, 2 / 255
 NETWORKS = ("densenet121", "mobilenetv2_100", "resnet50")
@@ -45,6 +49,15 @@ def images(side: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     stored = torch.randint(0, 256, (BATCH, side, side, 1), dtype=torch.uint8, generator=generator)
     return stored.permute(0, 3, 1, 2), torch.randint(0, 2, (BATCH,), generator=generator)
+
+
+def as_floats(stored: Tensor) -> Tensor:
+    """Return stored images as floats in [0, 1], contiguous.
+
+    ``contiguous()`` leaves images of one channel the strides of channels-last, which then is the
+    layout of the whole network.
+    """
+    return (stored.float() / 255).clone(memory_format=torch.contiguous_format)
 
 
 def ours(name: str, side: int, mode: str = "fused_noise") -> Callable[[], object]:
@@ -69,48 +82,64 @@ def textbook(name: str, side: int, *, attack: bool) -> Callable[[], object]:
     model = network(name)
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3)
     stored, labels = images(side)
-    x = (stored.float() / 255).contiguous()
+    x = as_floats(stored)
 
     def plain() -> None:
         optimiser.zero_grad()
         F.cross_entropy(model(x), labels).backward()
         optimiser.step()
 
-    def adversarial() -> None:
-        start = x.clone().requires_grad_(True)
-        F.cross_entropy(model(start), labels).backward()
-        assert start.grad is not None
-        attacked = (x + EPS * start.grad.sign()).clamp(0, 1)
-        optimiser.zero_grad()
-        loss = F.cross_entropy(model(x), labels) + F.cross_entropy(model(attacked), labels)
-        (loss / 2).backward()
-        optimiser.step()
-
-    return adversarial if attack else plain
+    return partial(adversarial_step, model, optimiser, x, labels) if attack else plain
 
 
-def art(name: str, side: int) -> Callable[[], object]:
-    """Return one batch of ART's AdversarialTrainer with FGSM, half of the batch attacked."""
+def adversarial_step(
+    model: nn.Module, optimiser: torch.optim.Optimizer, x: Tensor, labels: Tensor
+) -> None:
+    """Take the step of textbook adversarial training (Goodfellow et al. 2015)."""
+    start = x.clone().requires_grad_(True)
+    F.cross_entropy(model(start), labels).backward()
+    assert start.grad is not None
+    attacked = (x + EPS * start.grad.sign()).clamp(0, 1)
+    optimiser.zero_grad()
+    loss = F.cross_entropy(model(x), labels) + F.cross_entropy(model(attacked), labels)
+    (loss / 2).backward()
+    optimiser.step()
+
+
+def art_trainer(
+    model: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    shape: tuple[int, int, int],
+    *,
+    classes: int = 2,
+) -> AdversarialTrainer:
+    """Return ART's AdversarialTrainer with FGSM, half of each batch attacked."""
     from art.attacks.evasion import FastGradientMethod
     from art.defences.trainer import AdversarialTrainer
     from art.estimators.classification import PyTorchClassifier
 
-    model: nn.Module = network(name)
     classifier = PyTorchClassifier(
         model=model,
         loss=nn.CrossEntropyLoss(),
-        optimizer=torch.optim.AdamW(model.parameters(), lr=1e-3),
-        input_shape=(1, side, side),
-        nb_classes=2,
+        optimizer=optimiser,
+        input_shape=shape,
+        nb_classes=classes,
         clip_values=(0.0, 1.0),
         device_type="cpu",
     )
     attack = FastGradientMethod(classifier, eps=EPS, batch_size=BATCH)
-    trainer = AdversarialTrainer(classifier, attacks=attack, ratio=0.5)
+    return AdversarialTrainer(classifier, attacks=attack, ratio=0.5)
+
+
+def art(name: str, side: int) -> Callable[[], object]:
+    """Return one batch of ART's AdversarialTrainer."""
+    model = network(name)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    trainer = art_trainer(model, optimiser, (1, side, side))
     stored, labels = images(side)
     # It learns from one half of the images clean and from the other attacked: to learn from 32 of
     # each, as we do, it needs two batches of 32.
-    x = np.concatenate([(stored.float() / 255).numpy()] * 2)
+    x = np.concatenate([as_floats(stored).numpy()] * 2)
     y = np.eye(2, dtype=np.float32)[np.concatenate([labels.numpy()] * 2)]
 
     def one_pass() -> None:

@@ -16,8 +16,9 @@ from typing import Any
 
 import psutil
 import pyarrow.parquet as pq
-from lab import Lab, Verdict, kill, make_shards, small_disk
+from lab import Lab, Verdict, kill, make_shards
 from poison import write_bombs
+from small_disk import small_disk
 
 from medspark.images.phantom import ArchiveSummary, PhantomConfig, write_archive
 from medspark.ingest.write import SampleSet

@@ -18,15 +18,14 @@ from typing import Any
 
 import numpy as np
 import psutil
-import pyarrow as pa
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "cluster"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "shards"))
+from array_shards import write_arrays
 from mlflow.tracking import MlflowClient
 from standalone import StandaloneCluster
 
 from medspark.launch.reports import Reports, Started
-from medspark.shards.manifest import Manifest, Shard, Split, digest_of, sha256_of, write_manifest
-from medspark.shards.schema import PixelFormat, write_shard
 from medspark.track.journal import JournalReader, Record
 
 ROWS, EPOCHS, BATCH, EVERY = 320, 4, 32, 5
@@ -230,42 +229,18 @@ def make_shards(folder: Path, *, rows_per_group: int = 64, shards: int = 2) -> P
     """Write random images, 32 x 32, in ``shards`` files per split, and return the folder."""
     if (folder / "manifest.json").exists():
         return folder
-    pixel_format = PixelFormat(32, 32, 1, 8)
-    (folder / "data").mkdir(parents=True)
-    splits = {}
-    for name, rows in (("train", ROWS), ("val", 32), ("test", 32)):
-        generator = np.random.default_rng(len(name))
-        labels = np.arange(rows) % 2
-        images = generator.integers(0, 200, (rows, *pixel_format.shape)).astype(np.uint8)
-        images[labels == 1, 8:24, 8:24] += 50
-        written = []
-        for number, part in enumerate(np.array_split(np.arange(rows), shards)):
-            path = f"data/{name}-{number:05d}.parquet"
-            names = [f"{name}-{row}" for row in part]
-            pixels = pa.array([images[i].tobytes() for i in part], pa.binary(pixel_format.nbytes))
-            columns = [names, names, pa.array(labels[part], pa.int32()), pixels]
-            table = pa.table(columns, schema=pixel_format.schema)
-            count = write_shard(folder / path, [table], pixel_format, rows_per_group=rows_per_group)
-            size = (folder / path).stat().st_size
-            digest = sha256_of(folder / path)
-            written.append(Shard(path=path, rows=count, bytes=size, sha256=digest))
-        counts = (rows // 2, rows // 2)
-        splits[name] = Split(rows=rows, patients=rows, class_counts=counts, shards=tuple(written))
-    manifest = Manifest(
-        digest=digest_of(splits),
-        generation="0",
-        classes=("a", "b"),
-        height=32,
-        width=32,
-        channels=1,
-        bits=8,
-        seed=0,
-        splits=splits,
-        leak_check={},
-        source={},
-    )
-    write_manifest(folder, manifest)
-    return folder
+    splits = {
+        name: _images(name, rows) for name, rows in (("train", ROWS), ("val", 32), ("test", 32))
+    }
+    return write_arrays(folder, splits, shards=shards, rows_per_group=rows_per_group)
+
+
+def _images(split: str, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    labels = np.arange(rows) % 2
+    generator = np.random.default_rng(len(split))
+    images = generator.integers(0, 200, (rows, 32, 32, 1)).astype(np.uint8)
+    images[labels == 1, 8:24, 8:24] += 50
+    return images, labels
 
 
 def leftovers(*, seconds: float = 10) -> list[str]:
@@ -320,16 +295,3 @@ def mlflow_server(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
         with suppress(ProcessLookupError):
             os.killpg(server.pid, signal.SIGKILL)
         server.wait()
-
-
-@contextmanager
-def small_disk(folder: Path, size: int) -> Iterator[bool]:
-    """Mount a disk of ``size`` bytes at ``folder``; yield whether this machine allows it."""
-    folder.mkdir(parents=True)
-    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
-    mounted = subprocess.run(command, capture_output=True).returncode == 0
-    try:
-        yield mounted
-    finally:
-        if mounted:
-            subprocess.run(["umount", str(folder)], check=False)

@@ -25,9 +25,9 @@ from lab import (
     leftovers,
     make_shards,
     mlflow_server,
-    small_disk,
 )
 from mlflow.tracking import MlflowClient
+from small_disk import small_disk
 
 TWO = ("--launch.processes", 2)
 AGAIN = (*TWO, "--launch.max_restarts", 2)

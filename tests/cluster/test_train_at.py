@@ -11,14 +11,11 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
+from standalone import StandaloneCluster
 
 from medspark.track.journal import JournalReader
-
-if TYPE_CHECKING:
-    from standalone import StandaloneCluster
 
 pytestmark = [pytest.mark.slow, pytest.mark.spark, pytest.mark.ddp]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from small_disk import small_disk
 
 from medspark.config import load_config
 from medspark.errors import RunError, UsageError
@@ -197,8 +199,6 @@ def test_a_folder_without_samples_is_refused(tmp_path):
 
 @pytest.mark.spark
 def test_a_flipped_bit_in_the_samples_is_noticed_and_named(spark, samples, tmp_path):
-    import shutil
-
     copy = tmp_path / "samples"
     shutil.copytree(samples, copy)
     part = next((copy / "data").rglob("*.parquet"))
@@ -209,3 +209,26 @@ def test_a_flipped_bit_in_the_samples_is_noticed_and_named(spark, samples, tmp_p
     with pytest.raises(RunError, match=f"{part.name} .* has been damaged"):
         shard(spark, copy, tmp_path / "shards")
     assert not (tmp_path / "shards" / "manifest.json").exists()
+
+
+@pytest.mark.spark
+def test_a_full_disk_is_one_sentence_and_leaves_the_shards_that_were_there(
+    spark, samples, tmp_path
+):
+    with small_disk(tmp_path / "disk", 64 << 10) as mounted:
+        if not mounted:
+            pytest.skip("this machine does not let us mount a small disk")
+        shards = tmp_path / "disk" / "shards"
+        before = shard(spark, samples, shards)
+
+        (tmp_path / "disk" / "ballast").write_bytes(bytes(_free(tmp_path / "disk") - 8192))
+        with pytest.raises(RunError, match="No space left on device") as raised:
+            shard(spark, samples, shards, "--seed", "1")
+
+        assert "\n" not in str(raised.value)
+        assert read_manifest(shards) == before
+        verify(shards, before)
+
+
+def _free(disk: Path) -> int:
+    return shutil.disk_usage(disk).free

@@ -1,11 +1,11 @@
 """The evaluation job: the same report however it is cut, and one that goes on when killed."""
 
-import importlib.util
 import json
-import sys
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -15,16 +15,6 @@ from medspark.models.backbones import ModelConfig, build
 from medspark.models.checkpoint import describe, save_classifier
 
 Run = Callable[..., tuple[int, dict[str, Any]]]
-
-
-def job_module() -> ModuleType:
-    path = Path(__file__).parents[2] / "jobs" / "evaluate.py"
-    spec = importlib.util.spec_from_file_location("evaluate_job", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -43,10 +33,9 @@ def model(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def run(tmp_path: Path, shards: Path, model: Path, monkeypatch) -> Run:
+def run(tmp_path: Path, shards: Path, model: Path, load_job) -> Run:
     """Return a function that runs the job with further arguments."""
-    module = job_module()
-    monkeypatch.setitem(sys.modules, "evaluate_job", module)
+    module = load_job("evaluate")
 
     def started(*more: str, folder: str = "work") -> tuple[int, dict[str, Any]]:
         output = tmp_path / f"{folder}.json"
@@ -72,11 +61,13 @@ def run(tmp_path: Path, shards: Path, model: Path, monkeypatch) -> Run:
 
 @pytest.mark.spark
 @pytest.mark.slow
-def test_the_report_is_the_same_in_one_piece_in_many_and_after_a_kill(
+def test_the_report_is_the_same_however_it_is_shared_out_and_after_a_kill(
     spark, run: Run, tmp_path: Path
 ) -> None:
     _, whole = run("--piece=100")
     _, cut = run("--piece=5", "--batch_size=2", folder="cut")
+    with one_worker(spark, tmp_path):
+        _, alone = run("--piece=3", "--batch_size=5", folder="alone")
     (folder,) = (path for path in (tmp_path / "cut").iterdir() if path.is_dir())
     first, lost, last = sorted((folder / "pieces").iterdir())
     lost.unlink()
@@ -90,8 +81,33 @@ def test_the_report_is_the_same_in_one_piece_in_many_and_after_a_kill(
     assert whole["clean"]["accuracy"] == whole["attacks"][0]["accuracy"]
     for part in ("clean", "attacks", "worst_case"):
         assert without_sizes(cut[part]) == without_sizes(whole[part])
+        assert without_sizes(alone[part]) == without_sizes(whole[part])
         assert resumed[part] == cut[part]
     assert "data:image/png;base64," in Path(whole["report"]).read_text()
+
+
+@contextmanager
+def one_worker(spark, folder: Path) -> Iterator[None]:
+    """Leave one of Spark's two workers: the other has a task that does not end before."""
+    taken, freed = folder / "taken", folder / "freed"
+
+    def hold(_row: int) -> None:
+        taken.touch()
+        while not freed.exists():
+            time.sleep(0.05)
+
+    holding = threading.Thread(
+        target=lambda: spark.sparkContext.parallelize([0], 1).foreach(hold), daemon=True
+    )
+    holding.start()
+    while not taken.exists():
+        time.sleep(0.05)
+    try:
+        yield
+        assert holding.is_alive(), "both workers were free"
+    finally:
+        freed.touch()
+        holding.join()
 
 
 def without_sizes(part: Any) -> Any:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -21,15 +19,8 @@ Run = Callable[..., int]
 
 
 @pytest.fixture
-def job(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    path = Path(__file__).parents[2] / "jobs" / "paper_table.py"
-    spec = importlib.util.spec_from_file_location("paper_table_job", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "paper_table_job", module)
-    spec.loader.exec_module(module)
-    return module
+def job(load_job: Callable[[str], ModuleType]) -> ModuleType:
+    return load_job("paper_table")
 
 
 @pytest.fixture

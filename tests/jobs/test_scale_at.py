@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -19,18 +17,10 @@ from medspark.launch.grid import ScaleAtConfig
 from medspark.launch.scaling import scale_at, told
 from medspark.track.sweep import Measured
 
-ROOT = Path(__file__).parents[2]
-
 
 @pytest.fixture(scope="module")
-def job() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("scale_at", ROOT / "jobs" / "scale_at.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["scale_at"] = module
-    spec.loader.exec_module(module)
-    return module
+def job(load_job: Callable[[str], ModuleType]) -> ModuleType:
+    return load_job("scale_at")
 
 
 @pytest.fixture(scope="module")

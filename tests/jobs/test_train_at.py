@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -29,14 +28,8 @@ TINY = (
 
 
 @pytest.fixture(scope="module")
-def job() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("train_at", ROOT / "jobs" / "train_at.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["train_at"] = module
-    spec.loader.exec_module(module)
-    return module
+def job(load_job: Callable[[str], ModuleType]) -> ModuleType:
+    return load_job("train_at")
 
 
 @pytest.fixture(scope="module")

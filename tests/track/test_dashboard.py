@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
-import socket
 import subprocess
-import sys
-import time
-import urllib.request
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -55,29 +48,8 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 
 
 @pytest.fixture(scope="module")
-def server(sweep: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = ("ui", "--backend-store-uri", sweep[0], "--port", str(port), "--workers", "1")
-    with open(tmp_path_factory.mktemp("server") / "log", "wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", *command],
-            cwd=tmp_path_factory.mktemp("place"),
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-    address = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(240):
-            with suppress(OSError), urllib.request.urlopen(f"{address}/health", timeout=2):
-                break
-            time.sleep(0.25)
-        yield address
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+def server(sweep: tuple[str, str], serve: Callable[..., str]) -> str:
+    return serve("ui", "--backend-store-uri", sweep[0], page="health")
 
 
 def _browse(*options: object) -> str:

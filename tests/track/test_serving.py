@@ -6,15 +6,10 @@ import base64
 import io
 import json
 import os
-import signal
-import socket
-import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -68,36 +63,10 @@ def registered(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 
 
 @pytest.fixture(scope="module")
-def server(registered: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    with open(tmp_path_factory.mktemp("server") / "log", "wb") as log:
-        process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "mlflow", "models", "serve"),
-                *("-m", registered["registered"], "--env-manager", "local"),
-                *("--port", str(port), "--workers", "1"),
-            ],
-            env=os.environ | {"MLFLOW_TRACKING_URI": registered["uri"], "PATH": _path()},
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-    address = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(240):
-            with suppress(OSError), urllib.request.urlopen(f"{address}/ping", timeout=2):
-                break
-            time.sleep(0.25)
-        yield address
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def _path() -> str:
-    return f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+def server(registered: dict[str, Any], serve: Callable[..., str]) -> str:
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    command = ("models", "serve", "-m", registered["registered"], "--env-manager", "local")
+    return serve(*command, page="ping", MLFLOW_TRACKING_URI=registered["uri"], PATH=path)
 
 
 def _ask(server: str, *files: str) -> list[dict[str, Any]]:

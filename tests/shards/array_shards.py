@@ -1,0 +1,80 @@
+"""A folder of training shards made from arrays, as jobs/shard.py makes one from samples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from medspark.shards.manifest import Manifest, Shard, Split, digest_of, sha256_of, write_manifest
+from medspark.shards.schema import PixelFormat, write_shard
+
+Array = npt.NDArray[Any]
+CLASSES = ("a", "b")
+
+
+def write_arrays(
+    folder: Path,
+    splits: Mapping[str, tuple[Array, Array]],
+    *,
+    shards: int = 1,
+    rows_per_group: int = 256,
+) -> Path:
+    """Write images (N, H, W, C) and labels (N,) of each split, and return ``folder``.
+
+    Every image is a patient's only one. Sample and patient keys are the split and the row.
+    """
+    first, _ = next(iter(splits.values()))
+    pixel_format = PixelFormat(*first.shape[1:], bits=8 * first.dtype.itemsize)
+    (folder / "data").mkdir(parents=True)
+    written = {
+        name: Split(
+            rows=len(labels),
+            patients=len(labels),
+            class_counts=tuple(np.bincount(labels, minlength=len(CLASSES)).tolist()),
+            shards=tuple(
+                _shard(folder, name, number, rows, images, labels, pixel_format, rows_per_group)
+                for number, rows in enumerate(np.array_split(np.arange(len(labels)), shards))
+            ),
+        )
+        for name, (images, labels) in splits.items()
+    }
+    manifest = Manifest(
+        digest=digest_of(written),
+        generation="0",
+        classes=CLASSES,
+        height=pixel_format.height,
+        width=pixel_format.width,
+        channels=pixel_format.channels,
+        bits=pixel_format.bits,
+        seed=0,
+        splits=written,
+        leak_check={},
+        source={},
+    )
+    write_manifest(folder, manifest)
+    return folder
+
+
+def _shard(
+    folder: Path,
+    split: str,
+    number: int,
+    rows: Array,
+    images: Array,
+    labels: Array,
+    pixel_format: PixelFormat,
+    rows_per_group: int,
+) -> Shard:
+    path = f"data/{split}-{number:05d}.parquet"
+    names = [f"{split}-{row}" for row in rows]
+    pixels = pa.array([images[row].tobytes() for row in rows], pa.binary(pixel_format.nbytes))
+    columns = [names, names, pa.array(labels[rows], pa.int32()), pixels]
+    table = pa.table(columns, schema=pixel_format.schema)
+    count = write_shard(folder / path, [table], pixel_format, rows_per_group=rows_per_group)
+    size = (folder / path).stat().st_size
+    return Shard(path=path, rows=count, bytes=size, sha256=sha256_of(folder / path))
