@@ -10,7 +10,7 @@ The machine should be idle: two heavy torch processes at once slow each other te
 from __future__ import annotations
 
 import argparse
-import importlib.util
+import importlib
 import json
 import logging
 import sys
@@ -31,11 +31,7 @@ def discover() -> dict[str, Callable[[], Result]]:
     for path in sorted(HERE.glob("*.py")):
         if path.stem in ("run", "timing") or path.stem.startswith("test_"):
             continue
-        spec = importlib.util.spec_from_file_location(f"benchmark_{path.stem}", path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        module = importlib.import_module(path.stem)
         found |= getattr(module, "BENCHMARKS", {})
     return found
 
