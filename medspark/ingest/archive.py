@@ -24,6 +24,9 @@ from medspark.ingest import ledger, npz, storage
 from medspark.ingest.decode import OUTCOME_SPARK_SCHEMA, Decoding
 from medspark.ingest.discover import discover, from_inventory
 from medspark.ingest.labels import (
+    SPARK_SCHEMA as LABEL_SCHEMA,
+)
+from medspark.ingest.labels import (
     LabelConfig,
     LabelTable,
     coded_attribute,
@@ -35,6 +38,7 @@ from medspark.ingest.lock import locked
 from medspark.ingest.parts import Part
 from medspark.ingest.session import task_errors
 from medspark.ingest.tally import SUMS, Sums, WriteLedger, digest_of, total
+from medspark.ingest.task import map_batches
 from medspark.ingest.write import SampleSet, SamplesManifest
 
 _LOGGER = logging.getLogger(__name__)
@@ -228,14 +232,14 @@ class _Ingest:
         if archive.table is not None:
             listed = self._with_table(listed)
         annotate = _Annotate(archive.source, archive.pseudonyms, by_folder=by_folder)
-        return listed.mapInArrow(annotate, _ANNOTATED)
+        return map_batches(listed, annotate, _ANNOTATED)
 
     def _with_table(self, listed: DataFrame) -> DataFrame:
         table, path = self._archive.table, self._samples.path("staging", "labels.parquet")
         assert table is not None
         storage.make_folder(self._samples.path("staging"))
         table.write(path, self._archive.pseudonyms)
-        rows = self._spark.read.parquet(storage.for_spark(path))
+        rows = self._spark.read.schema(LABEL_SCHEMA).parquet(storage.for_spark(path))
         labels = (
             rows.where(F.col("match").isNotNull())
             .groupBy("match")
@@ -281,7 +285,7 @@ class _Ingest:
         )
         todo = files.where(F.col("status").isin(ledger.NEW, ledger.CHANGED))
         spread = todo.repartition(max(1, self._tasks(count)))
-        return self._staged("outcomes", spread.mapInArrow(decoding, OUTCOME_SPARK_SCHEMA))
+        return self._staged("outcomes", map_batches(spread, decoding, OUTCOME_SPARK_SCHEMA))
 
     def _tasks(self, files: int) -> int:
         # Some per core, so that one with slow files does not keep the others waiting.
@@ -302,7 +306,7 @@ class _Ingest:
                 fresh.withColumn("present", F.lit(True)).select(ledger.ROW_NAMES)
             )
         write = WriteLedger(self._samples.url, self._generation if decoded is not None else None)
-        return total(ledger.settle(rows).mapInArrow(write, SUMS).collect())
+        return total(map_batches(ledger.settle(rows), write, SUMS).collect())
 
     def _with_paths(self, elsewhere: DataFrame) -> DataFrame:
         """Return rows of other archives with the paths of the files that are in quarantine."""
