@@ -24,6 +24,9 @@ from medspark.ingest import ledger, npz, storage
 from medspark.ingest.decode import OUTCOME_SPARK_SCHEMA, Decoding
 from medspark.ingest.discover import discover, from_inventory
 from medspark.ingest.labels import (
+    SPARK_SCHEMA as LABEL_SCHEMA,
+)
+from medspark.ingest.labels import (
     LabelConfig,
     LabelTable,
     coded_attribute,
@@ -34,6 +37,8 @@ from medspark.ingest.labels import (
 from medspark.ingest.lock import locked
 from medspark.ingest.parts import Part
 from medspark.ingest.session import task_errors
+from medspark.ingest.tally import SUMS, Sums, WriteLedger, digest_of, total
+from medspark.ingest.task import map_batches
 from medspark.ingest.write import SampleSet, SamplesManifest
 
 _LOGGER = logging.getLogger(__name__)
@@ -168,7 +173,6 @@ class _Ingest:
     def __init__(self, spark: SparkSession, archive: Archive) -> None:
         self._spark, self._archive, self._samples = spark, archive, archive.samples
         self._manifest = archive.samples.manifest()
-        self._new_ledger: list[str] = []
         self._generation = f"{time.strftime('%Y%m%dT%H%M%S')}-{secrets.token_hex(3)}"
 
     def run(self) -> dict[str, Any]:
@@ -182,22 +186,20 @@ class _Ingest:
         result = {"files_seen": todo + counts[ledger.UNCHANGED], **counts, "deleted": gone}
         if self._archive.config.dry_run:
             return result | {"dry_run": True}
-        after, decoded = before, None
-        if todo or forgotten or self._manifest is None:
-            decoded = self._decoded(files, todo)
-            after = self._settled(before, files, decoded)
-        result |= self._outcomes(files, after)
+        changes = bool(todo or forgotten or self._manifest is None)
+        decoded = self._decoded(files, todo) if changes else None
+        sums = self._settled(before, files, decoded)
+        result |= _outcomes(sums) | {"added": 0, "removed": 0}
         if decoded is not None:
-            result |= self._exchanged(before, after, result)
-            self._commit(after, files, decoded, result)
-        return {"added": 0, "removed": 0} | result | {"samples_folder": self._samples.url}
+            result |= self._exchanged(before, sums)
+            self._commit(decoded, sums, result)
+        return result | {"samples_folder": self._samples.url}
 
-    def _exchanged(
-        self, before: DataFrame, after: DataFrame, result: dict[str, Any]
-    ) -> dict[str, int]:
-        added, removed = (
-            ledger.exchanged(before, after) if self._manifest else (result["frames"], 0)
-        )
+    def _exchanged(self, before: DataFrame, sums: Sums) -> dict[str, int]:
+        added, removed = sums["total"]["frames"], 0
+        if self._manifest:
+            after = read_ledger(self._spark, self._samples, list(sums["ledger"]))
+            added, removed = ledger.exchanged(before, after)
         return {"added": added, "removed": removed}
 
     def _changes(self, files: DataFrame) -> dict[str, int]:
@@ -214,9 +216,8 @@ class _Ingest:
     # --- what there is ---
 
     def _ledger(self) -> DataFrame:
-        if self._manifest is None:
-            return self._spark.createDataFrame(ledger.SCHEMA.empty_table())
-        return read_ledger(self._spark, self._samples, self._manifest.ledger)
+        files = self._manifest.ledger if self._manifest else ()
+        return read_ledger(self._spark, self._samples, files)
 
     def _annotated(self) -> DataFrame:
         """Return the files of the archive with label, patient, split and site, and their keys."""
@@ -231,14 +232,14 @@ class _Ingest:
         if archive.table is not None:
             listed = self._with_table(listed)
         annotate = _Annotate(archive.source, archive.pseudonyms, by_folder=by_folder)
-        return listed.mapInArrow(annotate, _ANNOTATED)
+        return map_batches(listed, annotate, _ANNOTATED)
 
     def _with_table(self, listed: DataFrame) -> DataFrame:
         table, path = self._archive.table, self._samples.path("staging", "labels.parquet")
         assert table is not None
         storage.make_folder(self._samples.path("staging"))
         table.write(path, self._archive.pseudonyms)
-        rows = self._spark.read.parquet(storage.for_spark(path))
+        rows = self._spark.read.schema(LABEL_SCHEMA).parquet(storage.for_spark(path))
         labels = (
             rows.where(F.col("match").isNotNull())
             .groupBy("match")
@@ -284,114 +285,67 @@ class _Ingest:
         )
         todo = files.where(F.col("status").isin(ledger.NEW, ledger.CHANGED))
         spread = todo.repartition(max(1, self._tasks(count)))
-        return self._staged("outcomes", spread.mapInArrow(decoding, OUTCOME_SPARK_SCHEMA))
+        return self._staged("outcomes", map_batches(spread, decoding, OUTCOME_SPARK_SCHEMA))
 
     def _tasks(self, files: int) -> int:
         # Some per core, so that one with slow files does not keep the others waiting.
         cores = self._spark.sparkContext.defaultParallelism
         return min(files, max(4 * cores, math.ceil(files / _FILES_PER_TASK)))
 
-    def _settled(self, before: DataFrame, files: DataFrame, decoded: DataFrame) -> DataFrame:
-        """Return the ledger to come, written down where it will lie if it is committed."""
-        elsewhere = before.where(F.col("source_key") != self._archive.source_key)
-        here = before.where(F.col("source_key") == self._archive.source_key)
-        fresh = decoded.where(F.col("part_sha256").isNull()).select(ledger.SCHEMA.names)
-        # What was just decoded is no sample yet: an older one with the same pixels has precedence.
-        first = F.when(F.col("outcome") == ledger.SAMPLE, "candidate").otherwise(F.col("outcome"))
-        rows = elsewhere.unionByName(ledger.remaining(here, files)).unionByName(
-            fresh.withColumn("outcome", first)
-        )
-        self._new_ledger = self._write("ledger", ledger.settle(rows))
-        return read_ledger(self._spark, self._samples, self._new_ledger)
+    def _settled(self, before: DataFrame, files: DataFrame, decoded: DataFrame | None) -> Sums:
+        """Write the ledger to come, if anything was decoded, and return what it adds up to."""
+        here = F.col("source_key") == self._archive.source_key
+        rows = ledger.remaining(before.where(here), files)
+        rows = rows.unionByName(self._with_paths(before.where(~here)))
+        if decoded is not None:
+            # What was just decoded is no sample yet: an older one with equal pixels has precedence.
+            sample = F.col("outcome") == ledger.SAMPLE
+            first = F.when(sample, "candidate").otherwise(F.col("outcome"))
+            fresh = decoded.where(F.col("part_sha256").isNull()).withColumn("outcome", first)
+            rows = rows.unionByName(
+                fresh.withColumn("present", F.lit(True)).select(ledger.ROW_NAMES)
+            )
+        write = WriteLedger(self._samples.url, self._generation if decoded is not None else None)
+        return total(map_batches(ledger.settle(rows), write, SUMS).collect())
 
-    def _outcomes(self, files: DataFrame, after: DataFrame) -> dict[str, Any]:
-        gone = F.col("status").isin(ledger.DELETED, ledger.FORGOTTEN)
-        present = files.where(~gone).select("file_key")
-        rows = after.join(present, "file_key", "left_semi")
-        counted = ledger.per_file(rows).groupBy("outcome", "reason")
-        table = counted.agg(F.count("*").alias("files"), F.sum("size").alias("bytes")).collect()
-        totals = {
-            outcome: sum(row["files"] for row in table if row["outcome"] == outcome)
-            for outcome in (ledger.SAMPLE, ledger.DUPLICATE, ledger.QUARANTINED)
-        }
-        reasons = {
-            row["reason"]: row["files"] for row in table if row["outcome"] == ledger.QUARANTINED
-        }
-        live = after.where(F.col("outcome") == ledger.SAMPLE).rollup("label")
-        labels = live.agg(
-            F.count("*").alias("rows"), F.countDistinct("patient_key").alias("patients")
-        ).collect()
-        return {
-            "samples": totals[ledger.SAMPLE],
-            "duplicates": totals[ledger.DUPLICATE],
-            "quarantined": totals[ledger.QUARANTINED],
-            "quarantine_reasons": dict(sorted(reasons.items())),
-            "frames": sum(row["rows"] for row in labels if row["label"] is None),
-            "labels": {
-                row["label"]: row["rows"]
-                for row in sorted(labels, key=lambda row: row["label"] or "")
-                if row["label"] is not None
-            },
-            "patients": sum(row["patients"] for row in labels if row["label"] is None),
-            "bytes_seen": sum(row["bytes"] or 0 for row in table),
-            "cross_patient_duplicates": ledger.cross_patient_duplicates(rows),
-        }
+    def _with_paths(self, elsewhere: DataFrame) -> DataFrame:
+        """Return rows of other archives with the paths of the files that are in quarantine."""
+        absent = elsewhere.withColumn("present", F.lit(False))
+        if not (self._manifest and self._manifest.quarantine):
+            return absent.withColumn("path", F.lit(None).cast("string"))
+        paths = [storage.for_spark(self._samples.path(path)) for path in self._manifest.quarantine]
+        known = self._spark.read.parquet(*paths).select("source_key", "file_key", "path")
+        return absent.join(known, ["source_key", "file_key"], "left")
 
     # --- what is kept ---
 
-    def _commit(
-        self, after: DataFrame, files: DataFrame, decoded: DataFrame, result: dict[str, Any]
-    ) -> None:
-        quarantine = self._write("quarantine", self._quarantine(after, files))
+    def _commit(self, decoded: DataFrame, sums: Sums, result: dict[str, Any]) -> None:
         self._samples.commit(
             SamplesManifest(
                 generation=self._generation,
                 previous=self._manifest.generation if self._manifest else None,
-                digest=_digest(after),
+                digest=digest_of(sums),
                 counts={k: v for k, v in result.items() if isinstance(v, int)},
                 rendering=self._archive.config.effective_rendering.model_dump(mode="json"),
                 key_check=_key_check(self._archive.pseudonyms),
-                parts=tuple(self._parts(after, decoded)),
-                ledger=tuple(self._new_ledger),
-                quarantine=tuple(quarantine),
+                parts=tuple(part for part in self._parts(decoded) if part.path in sums["part"]),
+                ledger=tuple(sorted(sums["ledger"])),
+                quarantine=tuple(sorted(sums["quarantine"])),
             )
         )
 
-    def _parts(self, after: DataFrame, decoded: DataFrame) -> Iterator[Part]:
-        """Yield every part of which a row is still of use."""
-        used = {
-            row["part"]
-            for row in after.where(F.col("part").isNotNull()).select("part").distinct().collect()
-        }
+    def _parts(self, decoded: DataFrame) -> Iterator[Part]:
+        """Yield every part that there is, of use or not."""
         if self._manifest:
-            yield from (part for part in self._manifest.parts if part.path in used)
-        for row in decoded.where(F.col("part_sha256").isNotNull()).orderBy("part").collect():
-            if row["part"] in used:
-                yield Part(
-                    path=row["part"],
-                    rows=row["part_rows"],
-                    bytes=row["part_bytes"],
-                    sha256=row["part_sha256"],
-                )
-
-    def _quarantine(self, after: DataFrame, files: DataFrame) -> DataFrame:
-        columns = ["path", "reason", "message", "size", "sha256", "file_key", "source_key"]
-        bad = ledger.per_file(after).where(F.col("outcome") == ledger.QUARANTINED)
-        here = bad.join(files.select("file_key", "path"), "file_key").select(columns)
-        if self._manifest is None:
-            return here
-        paths = [storage.for_spark(self._samples.path(path)) for path in self._manifest.quarantine]
-        old = self._spark.read.parquet(*paths)
-        others = old.where(F.col("source_key") != self._archive.source_key)
-        return here.unionByName(others.select(columns))
-
-    def _write(self, kind: str, rows: DataFrame) -> list[str]:
-        folder = self._samples.path(kind, self._generation)
-        rows.write.parquet(storage.for_spark(folder))
-        names = [entry.path.rpartition("/")[2] for entry in storage.children(folder)]
-        return sorted(
-            f"{kind}/{self._generation}/{name}" for name in names if name.endswith(".parquet")
-        )
+            yield from self._manifest.parts
+        rows = decoded.where(F.col("part_sha256").isNotNull()).collect()
+        for row in sorted(rows, key=lambda row: str(row["part"])):
+            yield Part(
+                path=row["part"],
+                rows=row["part_rows"],
+                bytes=row["part_bytes"],
+                sha256=row["part_sha256"],
+            )
 
     def _staged(self, name: str, rows: DataFrame) -> DataFrame:
         """Write rows down and return them read back: whatever made them is never run twice."""
@@ -399,6 +353,22 @@ class _Ingest:
         schema = rows.schema
         rows.write.parquet(path)
         return self._spark.read.schema(schema).parquet(path)
+
+
+def _outcomes(sums: Sums) -> dict[str, Any]:
+    """Return what the ledger adds up to, as users are told it."""
+    outcome, totals = sums["outcome"], sums["total"]
+    return {
+        "samples": outcome[ledger.SAMPLE],
+        "duplicates": outcome[ledger.DUPLICATE],
+        "quarantined": outcome[ledger.QUARANTINED],
+        "quarantine_reasons": dict(sorted(sums["reason"].items())),
+        "frames": totals["frames"],
+        "labels": dict(sorted(sums["label"].items())),
+        "patients": totals["patients"],
+        "bytes_seen": totals["bytes"],
+        "cross_patient_duplicates": totals["shared"],
+    }
 
 
 class _Annotate:
@@ -449,20 +419,8 @@ _ANNOTATED_ARROW = pa.schema(
 
 
 def read_ledger(spark: SparkSession, samples: SampleSet, files: Sequence[str]) -> DataFrame:
-    """Return the ledger that lies in ``files`` of a dataset."""
+    """Return the ledger that lies in ``files`` of a dataset, of which there may be none."""
+    if not files:
+        return spark.createDataFrame(ledger.SCHEMA.empty_table())
     paths = [storage.for_spark(samples.path(path)) for path in files]
     return spark.read.schema(ledger.SPARK_SCHEMA).parquet(*paths)
-
-
-def _digest(after: DataFrame) -> str:
-    """Return a digest of the samples that does not depend on their order, parts or file names."""
-    live = after.where(F.col("outcome") == ledger.SAMPLE)
-    line = F.concat_ws("\n", "sample_key", "pixel_sha256", "patient_key", "label", "split", "site")
-    # 60 bits a row, added up twice: sums do not mind the order in which rows come.
-    halves = [
-        F.sum(F.conv(F.substring(F.sha2(line, 256), start, 15), 16, 10).cast("decimal(38,0)"))
-        for start in (1, 16)
-    ]
-    row = live.agg(*[half.alias(f"half{i}") for i, half in enumerate(halves)]).first()
-    assert row is not None
-    return "".join(f"{int(row[f'half{i}'] or 0) % 16**16:016x}" for i in range(2))

@@ -40,7 +40,7 @@ _CHUNK = 1 << 20
 
 # Besides the ledger's rows, a task reports its part, in rows that have a ``part_sha256``.
 OUTCOME_SCHEMA = pa.schema(
-    [*ledger.SCHEMA, ("part_rows", pa.int64()), ("part_bytes", pa.int64()),
+    [*ledger.SCHEMA, ("path", pa.string()), ("part_rows", pa.int64()), ("part_bytes", pa.int64()),
      ("part_sha256", pa.string())]
 )  # fmt: skip
 OUTCOME_SPARK_SCHEMA = from_arrow_schema(OUTCOME_SCHEMA)
@@ -80,7 +80,7 @@ class Decoding:
 
     def _outcomes(self, row: dict[str, Any], writer: PartWriter) -> list[Outcome]:
         """Return one outcome per frame of a file, or one for the file if it cannot be used."""
-        known = {name: row[name] for name in ("file_key", "fingerprint", "size")}
+        known = {name: row[name] for name in ("file_key", "fingerprint", "size", "path")}
         known |= {"source_key": self.source_key, "sha256": None}
         try:
             with self._opened(row["path"], row["size"]) as (source, sha256):

@@ -11,6 +11,7 @@ from pyspark.sql import functions as F
 
 from medspark.errors import UsageError
 from medspark.ingest import storage
+from medspark.ingest.task import map_batches
 
 SCHEMA = pa.schema([("path", pa.string()), ("size", pa.int64()), ("modified", pa.int64())])
 _SPARK_SCHEMA = "path string, size bigint, modified bigint"
@@ -43,7 +44,7 @@ def discover(
     if folders:
         tasks = spark.createDataFrame([(folder,) for folder in folders], "folder string")
         tasks = tasks.repartition(min(len(folders), 8 * spark.sparkContext.defaultParallelism))
-        found = found.unionByName(tasks.mapInArrow(_Walker(source), _SPARK_SCHEMA))
+        found = found.unionByName(map_batches(tasks, _Walker(source), _SPARK_SCHEMA))
     return found.where(~F.col("path").isin(sorted(exclude))) if exclude else found
 
 

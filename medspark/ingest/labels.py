@@ -13,6 +13,7 @@ import pyarrow.csv
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from pydantic import Field
+from pyspark.sql.pandas.types import from_arrow_schema
 
 from medspark.config import Config
 from medspark.errors import UsageError
@@ -66,6 +67,7 @@ class LabelConfig(Config):
 SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("match", "label", "patient_key", "split", "site")]
 )
+SPARK_SCHEMA = from_arrow_schema(SCHEMA)
 
 
 def match_key(path: str, match: Match) -> str:

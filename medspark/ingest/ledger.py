@@ -46,6 +46,10 @@ SCHEMA = pa.schema(
 )
 SPARK_SCHEMA = from_arrow_schema(SCHEMA)
 
+# While an ingest works, a row also knows its file's path, where that is known, and whether the
+# file is there now. What it settles to has flags besides, of which each is set once per thing.
+ROW_NAMES = [*SCHEMA.names, "path", "present"]
+SETTLED_NAMES = [*ROW_NAMES, "shared", "first_of_patient", "speaks_for_file"]
 
 NEW, CHANGED, UNCHANGED, DELETED = "new", "changed", "unchanged", "deleted"
 # A file that is gone and was no sample: said once, and then the ledger does not know it any more.
@@ -78,9 +82,14 @@ def remaining(ledger: DataFrame, files: DataFrame) -> DataFrame:
 
     Of a deleted file the samples stay and nothing else does.
     """
-    status = files.where(F.col("status").isin(UNCHANGED, DELETED)).select("file_key", "status")
+    status = files.where(F.col("status").isin(UNCHANGED, DELETED))
     kept = (F.col("status") == UNCHANGED) | (F.col("outcome") == SAMPLE)
-    return ledger.join(status, "file_key").where(kept).select(SCHEMA.names)
+    return (
+        ledger.join(status.select("file_key", "status", "path"), "file_key")
+        .where(kept)
+        .withColumn("present", F.col("status") == UNCHANGED)
+        .select(ROW_NAMES)
+    )
 
 
 def settle(rows: DataFrame) -> DataFrame:
@@ -89,57 +98,67 @@ def settle(rows: DataFrame) -> DataFrame:
     A row that already was a sample stays one; else held-out hints come first, then the order of
     the file keys. Equal pixels with unequal labels are all quarantined. Rows without pixels
     pass unchanged. The answer depends on the set of rows only, so ingesting in several runs, or
-    again, settles the same.
+    again, settles the same. ``rows`` have ROW_NAMES; the answer says more, once per
+
+    - image: ``shared``, whether files that are present show it under more than one patient;
+    - patient with samples: ``first_of_patient``;
+    - file: ``speaks_for_file``, the best outcome of its frames (sample, duplicate, quarantined).
     """
-    pixels = rows.where(F.col("pixel_sha256").isNotNull())
-    same = Window.partitionBy("pixel_sha256")
+    return _with_verdicts(_with_outcomes(rows)).select(SETTLED_NAMES)
+
+
+def _with_outcomes(rows: DataFrame) -> DataFrame:
+    pixels = F.col("pixel_sha256")
+    same = Window.partitionBy("image")
     first = same.orderBy(
         F.when(F.col("outcome") == SAMPLE, 0).otherwise(1), _hint_rank(), "file_key", "frame"
     )
-    labels_differ = F.min("label").over(same) != F.max("label").over(same)
-    ranked = pixels.withColumn("rank", F.row_number().over(first))
-    ranked = ranked.withColumn("kept", F.first("sample_key").over(first))
-    ranked = ranked.withColumn("conflict", labels_differ)
-    duplicate = (F.col("rank") > 1) & ~F.col("conflict")
-    settled = (
-        ranked.withColumn(
-            "outcome",
-            F.when(F.col("conflict"), QUARANTINED).when(duplicate, DUPLICATE).otherwise(SAMPLE),
-        )
-        .withColumn("reason", F.when(F.col("conflict"), CONFLICTING_LABEL))
-        .withColumn("message", F.when(F.col("conflict"), "the same pixels carry another label"))
-        .withColumn("duplicate_of", F.when(duplicate, F.col("kept")))
+    patient = F.when(F.col("present"), F.col("patient_key"))
+    ranked = (
+        rows.withColumn("image", F.coalesce(pixels, F.col("file_key")))
+        .withColumn("rank", F.row_number().over(first))
+        .withColumn("kept", F.first("sample_key").over(first))
+        .withColumn("labels_differ", F.min("label").over(same) != F.max("label").over(same))
+        .withColumn("patients_differ", F.min(patient).over(same) != F.max(patient).over(same))
     )
-    without = rows.where(F.col("pixel_sha256").isNull())
-    return settled.select(SCHEMA.names).unionByName(without.select(SCHEMA.names))
+    conflict = pixels.isNotNull() & F.col("labels_differ")
+    duplicate = pixels.isNotNull() & ~F.col("labels_differ") & (F.col("rank") > 1)
+    outcome = (
+        F.when(pixels.isNull(), F.col("outcome"))
+        .when(conflict, QUARANTINED)
+        .when(duplicate, DUPLICATE)
+        .otherwise(SAMPLE)
+    )
+    once = pixels.isNotNull() & ~F.col("labels_differ") & (F.col("rank") == 1)
+    said = F.lit("the same pixels carry another label")
+    return (
+        ranked.withColumn("outcome", outcome)
+        .withColumn(
+            "reason", F.when(pixels.isNull(), F.col("reason")).when(conflict, CONFLICTING_LABEL)
+        )
+        .withColumn("message", F.when(pixels.isNull(), F.col("message")).when(conflict, said))
+        .withColumn("duplicate_of", F.when(duplicate, F.col("kept")))
+        .withColumn("shared", F.coalesce(once & F.col("patients_differ"), F.lit(False)))
+    )
+
+
+def _with_verdicts(rows: DataFrame) -> DataFrame:
+    # All rows of a file are one patient's, or it has but one: so both questions cost one shuffle.
+    sample = F.col("outcome") == SAMPLE
+    rank = F.when(sample, 0).when(F.col("outcome") == DUPLICATE, 1).otherwise(2)
+    owner = Window.partitionBy("owner").orderBy(rank)
+    file = Window.partitionBy("owner", "source_key", "file_key").orderBy(rank, "reason", "frame")
+    return (
+        rows.withColumn("owner", F.coalesce("patient_key", "file_key"))
+        .withColumn("first_of_patient", sample & (F.row_number().over(owner) == 1))
+        .withColumn("speaks_for_file", F.row_number().over(file) == 1)
+    )
 
 
 def _hint_rank() -> Column:
     # Of two copies, the one in a published test set is kept, so that the set stays whole.
     split = F.col("split")
     return F.when(split == "test", 0).when(split == "val", 1).when(split == "train", 2).otherwise(3)
-
-
-def per_file(ledger: DataFrame) -> DataFrame:
-    """Return one row per file: the best outcome among its frames, and the reason if there is none.
-
-    A file of which any frame is a sample is a sample; one whose frames all duplicate others is a
-    duplicate; so every file counts once.
-    """
-    rank = F.when(F.col("outcome") == SAMPLE, 0).when(F.col("outcome") == DUPLICATE, 1).otherwise(2)
-    best = F.min(F.struct(rank.alias("rank"), "outcome", "reason", "message", "size", "sha256"))
-    return (
-        ledger.groupBy("source_key", "file_key")
-        .agg(best.alias("best"))
-        .select("source_key", "file_key", "best.*")
-    )
-
-
-def cross_patient_duplicates(ledger: DataFrame) -> int:
-    """Return how many images were found under more than one patient."""
-    shared = ledger.where(F.col("outcome").isin(SAMPLE, DUPLICATE)).groupBy("pixel_sha256")
-    patients = shared.agg(F.min("patient_key").alias("low"), F.max("patient_key").alias("high"))
-    return patients.where(F.col("low") != F.col("high")).count()
 
 
 def exchanged(before: DataFrame, after: DataFrame) -> tuple[int, int]:

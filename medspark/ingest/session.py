@@ -25,6 +25,8 @@ _SETTINGS = {
     # A path is small but what comes back for it is not; pixels set a smaller number of their own.
     "spark.sql.execution.arrow.maxRecordsPerBatch": "256",
     "spark.sql.session.timeZone": "UTC",
+    # Rows of the ledger have more columns than Spark likes to print, of which it would warn.
+    "spark.sql.debug.maxToStringFields": "100",
     # Barrier stages refuse to run with it, and an ingest should not lose its workers' caches.
     "spark.dynamicAllocation.enabled": "false",
     "spark.speculation": "false",

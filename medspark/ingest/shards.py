@@ -22,6 +22,7 @@ from medspark.ingest.layout import Counts, Layout
 from medspark.ingest.lock import locked
 from medspark.ingest.reshape import PLACED, WRITTEN, ReadSamples, WriteShards
 from medspark.ingest.session import task_errors
+from medspark.ingest.task import map_batches
 from medspark.ingest.write import SampleSet, SamplesManifest
 from medspark.shards.manifest import Manifest, Shard, Split, digest_of, write_manifest
 from medspark.shards.schema import SPLITS, PixelFormat
@@ -145,7 +146,7 @@ class _Sharding:
         own = [row["split"] for row in live.select("split").distinct().collect() if row["split"]]
         hints = live.groupBy("patient_key").agg(F.collect_set("split").alias("hints"))
         deal = _Deal(self._config.split, self._config.seed, own)
-        patients = hints.mapInArrow(deal, "patient_key string, target string")
+        patients = map_batches(hints, deal, "patient_key string, target string")
         number = F.array_position(F.array(*[F.lit(name) for name in classes]), F.col("label")) - 1
         # SHA-256, so that anybody can repeat the shuffle without Spark.
         order = F.sha2(F.concat(F.lit(f"{self._config.seed}\n"), F.col("sample_key")), 256)
@@ -222,15 +223,11 @@ class _Sharding:
         before = self._spark.conf.get(_ARROW_ROWS)
         self._spark.conf.set(_ARROW_ROWS, str(rows))
         try:
-            written = (
-                placed.repartition(max(1, min(len(parts), 8 * cores)), "part")
-                .sortWithinPartitions("part", "row")
-                .mapInArrow(read, PLACED)
-                .repartition(layout.shards, "bucket")
-                .sortWithinPartitions("bucket", "position")
-                .mapInArrow(write, WRITTEN)
-                .collect()
-            )
+            by_part = placed.repartition(max(1, min(len(parts), 8 * cores)), "part")
+            pixels = map_batches(by_part.sortWithinPartitions("part", "row"), read, PLACED)
+            by_shard = pixels.repartition(layout.shards, "bucket")
+            sorted_rows = by_shard.sortWithinPartitions("bucket", "position")
+            written = map_batches(sorted_rows, write, WRITTEN).collect()
         finally:
             self._spark.conf.set(_ARROW_ROWS, str(before))
         return {

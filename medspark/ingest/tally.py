@@ -1,0 +1,159 @@
+"""Inside a Spark task: settled rows in; files of the ledger and the quarantine out, and sums."""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from medspark.ingest import ledger, storage
+from medspark.ingest.ledger import QUARANTINED, SAMPLE
+
+QUARANTINE_NAMES = ["path", "reason", "message", "size", "sha256", "file_key", "source_key"]
+# What a task reports: how many of which kind of what. Text, since some are beyond 64 bits.
+SUMS = "what string, kind string, number string"
+
+_GROUP_ROWS = 1 << 16
+_IDENTITY = ["sample_key", "pixel_sha256", "patient_key", "label", "split", "site"]
+
+Sums = dict[str, Counter[str]]
+
+
+@dataclass(frozen=True)
+class WriteLedger:
+    """Writes rows as ``ledger.settle`` leaves them, and reports sums of them.
+
+    Each task writes files with names of its own and reports these too, so that only the files of
+    attempts that succeeded are ever committed. Without a ``generation`` nothing is written.
+    """
+
+    samples: str
+    generation: str | None
+
+    def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Take rows with the names of ledger.SETTLED_NAMES and yield rows of SUMS."""
+        sums: Sums = defaultdict(Counter)
+        kept, bad = (self._file(kind) for kind in ("ledger", "quarantine"))
+        for batch in batches:
+            rows = pa.Table.from_batches([batch])
+            tally(rows, sums)
+            kept.add(rows.select(ledger.SCHEMA.names))
+            bad.add(_quarantined(rows).select(QUARANTINE_NAMES))
+        for file in (kept, bad):
+            sums[file.kind].update(file.close())
+        yield _batch(sums)
+
+    def _file(self, kind: str) -> _File:
+        return _File(self.samples, kind, self.generation)
+
+
+def tally(rows: pa.Table, sums: Sums) -> None:
+    """Add what ``rows`` are to ``sums``.
+
+    Of files that are there now: outcomes, reasons and bytes. Of samples: labels, patients, images
+    that several patients share, parts with rows of use, and two halves of the digest.
+    """
+    files = rows.filter(pc.and_(rows["present"], rows["speaks_for_file"]))
+    sums["outcome"].update(files["outcome"].to_pylist())
+    reasons = files.filter(pc.equal(files["outcome"], QUARANTINED))["reason"]
+    sums["reason"].update(reasons.to_pylist())
+    samples = rows.filter(pc.equal(rows["outcome"], SAMPLE))
+    sums["label"].update(samples["label"].to_pylist())
+    sums["part"].update(part for part in rows["part"].to_pylist() if part)
+    sums["total"].update(
+        bytes=pc.sum(files["size"]).as_py() or 0,
+        frames=len(samples),
+        patients=pc.sum(rows["first_of_patient"]).as_py() or 0,
+        shared=pc.sum(rows["shared"]).as_py() or 0,
+    )
+    sums["digest"].update(_digest(samples))
+
+
+def _digest(samples: pa.Table) -> Counter[str]:
+    """Return sums that do not depend on the order of samples, their parts or file names."""
+    halves: Counter[str] = Counter()
+    for row in zip(*(samples[name].to_pylist() for name in _IDENTITY), strict=True):
+        line = "\n".join(value for value in row if value is not None)
+        digest = hashlib.sha256(line.encode()).hexdigest()
+        # 60 bits a row, added up twice: sums do not mind the order in which rows come.
+        halves["low"] += int(digest[:15], 16)
+        halves["high"] += int(digest[15:30], 16)
+    return halves
+
+
+def digest_of(sums: Sums) -> str:
+    """Return the digest of a dataset, 32 hexadecimal digits: equal samples, equal digest."""
+    return "".join(f"{sums['digest'][half] % 16**16:016x}" for half in ("low", "high"))
+
+
+def total(rows: Iterable[tuple[str, str, str]]) -> Sums:
+    """Return the sum of what all tasks report."""
+    sums: Sums = defaultdict(Counter)
+    for what, kind, number in rows:
+        sums[what][kind] += int(number)
+    return sums
+
+
+def _quarantined(rows: pa.Table) -> pa.Table:
+    known = pc.and_(rows["speaks_for_file"], pc.is_valid(rows["path"]))
+    return rows.filter(pc.and_(known, pc.equal(rows["outcome"], QUARANTINED)))
+
+
+def _batch(sums: Sums) -> pa.RecordBatch:
+    rows = [
+        {"what": what, "kind": kind, "number": str(number)}
+        for what, counter in sums.items()
+        for kind, number in counter.items()
+    ]
+    text = pa.string()
+    return pa.RecordBatch.from_pylist(
+        rows, schema=pa.schema([("what", text), ("kind", text), ("number", text)])
+    )
+
+
+@dataclass
+class _File:
+    """A Parquet file that is made with its first row, in row groups of a good size."""
+
+    folder: str
+    kind: str
+    generation: str | None
+    pending: list[pa.Table] = field(default_factory=list)
+    writer: pq.ParquetWriter | None = None
+    rows: int = 0
+
+    def __post_init__(self) -> None:
+        self.name = f"{self.kind}/{self.generation}/{uuid.uuid4().hex}.parquet"
+
+    def add(self, table: pa.Table) -> None:
+        """Add rows, of the same columns each time."""
+        if self.generation is None or not len(table):
+            return
+        self.pending.append(table)
+        self.rows += len(table)
+        if sum(map(len, self.pending)) >= _GROUP_ROWS:
+            self._flush()
+
+    def close(self) -> dict[str, int]:
+        """Finish the file and return its name and rows; nothing where no row was added."""
+        if self.pending:
+            self._flush()
+        if self.writer is None:
+            return {}
+        self.writer.close()
+        return {self.name: self.rows}
+
+    def _flush(self) -> None:
+        table = pa.concat_tables(self.pending).combine_chunks()
+        if self.writer is None:
+            system, path = storage.filesystem(storage.join(self.folder, self.name))
+            system.makedirs(path.rpartition("/")[0], exist_ok=True)
+            self.writer = pq.ParquetWriter(path, table.schema, filesystem=system)
+        self.writer.write_table(table)
+        self.pending.clear()

@@ -1,0 +1,98 @@
+"""Sums of a ledger: the same however its rows are shared out among tasks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from medspark.ingest import ledger
+from medspark.ingest.tally import Sums, WriteLedger, digest_of, total
+
+FLAGS = {"present": True, "shared": False, "first_of_patient": True, "speaks_for_file": True}
+
+
+def row(number: int, outcome: str = "sample", **values: Any) -> dict[str, Any]:
+    known = {
+        "source_key": "s",
+        "file_key": f"f{number}",
+        "path": f"A/{number}",
+        "size": 10,
+        "outcome": outcome,
+        "label": "A",
+        "part": "data/g/p" if outcome == "sample" else None,
+        "sample_key": f"k{number}",
+    }
+    return dict.fromkeys(ledger.SETTLED_NAMES) | known | FLAGS | values
+
+
+ROWS = [
+    row(1),
+    row(2, label="B", shared=True),
+    row(2, frame=2, label="B", speaks_for_file=False, first_of_patient=False),
+    row(3, "duplicate", first_of_patient=False),
+    row(4, "quarantined", reason="truncated", message="m", first_of_patient=False),
+    row(5, "quarantined", path=None, present=False, reason="empty_file", first_of_patient=False),
+]
+SCHEMA = pa.schema([*ledger.SCHEMA, ("path", pa.string()), *[(flag, pa.bool_()) for flag in FLAGS]])
+
+
+def written(folder: Path, *tasks: list[dict[str, Any]], generation: str | None = "g") -> Sums:
+    """Return what tasks with these rows report, each in batches of two."""
+    write = WriteLedger(str(folder), generation)
+    reports: list[tuple[str, str, str]] = []
+    for rows in tasks:
+        batches = pa.Table.from_pylist(rows, schema=SCHEMA).to_batches(max_chunksize=2)
+        reports += [tuple(r.values()) for batch in write(batches) for r in batch.to_pylist()]
+    return total(reports)
+
+
+def test_files_count_once_and_samples_by_label(tmp_path: Path) -> None:
+    sums = written(tmp_path, ROWS)
+
+    assert sums["outcome"] == {"sample": 2, "duplicate": 1, "quarantined": 1}
+    assert sums["reason"] == {"truncated": 1}
+    assert sums["label"] == {"A": 1, "B": 2}
+    assert sums["part"] == {"data/g/p": 3}
+    assert sums["total"] == {"bytes": 40, "frames": 3, "patients": 2, "shared": 1}
+
+
+def test_sums_do_not_depend_on_who_adds_up_what(tmp_path: Path) -> None:
+    one = written(tmp_path, ROWS)
+    several = written(tmp_path, ROWS[4:], [], ROWS[:1], ROWS[1:4][::-1])
+
+    for what in ("outcome", "reason", "label", "part", "total"):
+        assert one[what] == several[what]
+    assert digest_of(one) == digest_of(several)
+
+
+@pytest.mark.parametrize("name", ["sample_key", "label", "split", "site"])
+def test_the_digest_tells_one_value_of_one_sample(tmp_path: Path, name: str) -> None:
+    changed = [ROWS[0] | {name: "other"}, *ROWS[1:]]
+
+    assert digest_of(written(tmp_path, ROWS)) != digest_of(written(tmp_path, changed))
+    assert digest_of(written(tmp_path, [])) == "0" * 32
+
+
+def test_tasks_write_files_of_their_own_and_say_which(tmp_path: Path) -> None:
+    sums = written(tmp_path, ROWS[:2], ROWS[2:], [])
+
+    stored = [pq.read_table(tmp_path / name) for name in sums["ledger"]]
+    assert [len(table) for table in stored] == list(sums["ledger"].values()) == [2, 4]
+    assert stored[0].schema.names == ledger.SCHEMA.names
+    (name,) = sums["quarantine"]
+    assert pq.read_table(tmp_path / name)["path"].to_pylist() == ["A/4"]
+    assert {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*.parquet")} == {
+        *sums["ledger"],
+        name,
+    }
+
+
+def test_without_a_generation_there_are_sums_and_no_files(tmp_path: Path) -> None:
+    sums = written(tmp_path, ROWS, generation=None)
+
+    assert sums["total"]["frames"] == 3
+    assert list(tmp_path.iterdir()) == []
