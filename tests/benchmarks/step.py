@@ -60,12 +60,12 @@ def as_floats(stored: Tensor) -> Tensor:
     return (stored.float() / 255).clone(memory_format=torch.contiguous_format)
 
 
-def ours(name: str, side: int, mode: str = "fused_noise") -> Callable[[], object]:
+def ours(name: str, side: int, config: TrainConfig | None = None) -> Callable[[], object]:
     """Return our step, the conversion of stored integers included."""
     stored, labels = images(side)
     engine = Engine(
         network(name),
-        config=TrainConfig(mode=mode),
+        config=config or TrainConfig(),
         threat=ThreatModel(eps=EPS),
         objective=CrossEntropy(),
         image_shape=(1, side, side),
@@ -155,6 +155,13 @@ def _against(
     return Result(samples, goal, higher_is_better=False)
 
 
+def exact(name: str, side: int) -> Result:
+    """Return what weights that do not depend on the number of processes cost, in one process."""
+    config = TrainConfig(elastic="exact")
+    samples = by_turns(ours(name, side, config), ours(name, side), turns=7)
+    return Result(samples, 1.05, higher_is_better=False)
+
+
 BENCHMARKS: dict[str, Callable[[], Result]] = {}
 for _name in NETWORKS:
     for _side in SIDES:
@@ -165,5 +172,6 @@ for _name in NETWORKS:
         BENCHMARKS[f"step_vs_textbook_at/{_row}"] = partial(
             _against, partial(textbook, attack=True), _name, _side, 0.4
         )
+        BENCHMARKS[f"exact_vs_ddp/{_row}"] = partial(exact, _name, _side)
         if importlib.util.find_spec("art") is not None:
             BENCHMARKS[f"step_vs_art/{_row}"] = partial(_against, art, _name, _side, 0.25)
