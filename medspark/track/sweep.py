@@ -163,13 +163,11 @@ class Price(Config):
     def sentence(self) -> str:
         """Say in a sentence whether the price shrinks with data."""
         sizes = sorted(self.by_images)
-        first, last = (statistics.fmean(self.by_images[size]) for size in (sizes[0], sizes[-1]))
-        seen = (
-            f"{self.model}: {self.mode} cost {_points(first)} of clean AUROC on {sizes[0]} images "
-            f"and {_points(last)} on {sizes[-1]}"
-        )
+        each = [f"{_price(self.by_images[size])} on {size} images" for size in sizes]
+        seen = f"{self.model}: of clean AUROC, {self.mode} {each[0]}"
         if self.trend is None:
             return f"{seen}; one size of data says nothing about a trend."
+        seen = f"{seen} and {each[-1]}"
         repeats = f"{self.trend.repeats} repeat{'s' if self.trend.repeats > 1 else ''}"
         if self.trend.interval is None:
             return f"{seen}; with {repeats} chance cannot be told from a trend."
@@ -312,5 +310,6 @@ def _grouped(cells: Iterable[Measured], key: Callable[[Measured], K]) -> dict[K,
     return groups
 
 
-def _points(loss: float) -> str:
-    return f"{loss:.3f}"
+def _price(losses: Sequence[float]) -> str:
+    lost = statistics.fmean(losses)
+    return f"{'gained' if lost < 0 else 'cost'} {abs(lost):.3f}"

@@ -9,7 +9,7 @@ import pytest
 from medspark.track.forecast import predictions, step_models
 from medspark.track.scale_report import compare_sweeps, summary_note, table, write_sweep
 from medspark.track.scaling import Cluster, project
-from medspark.track.sweep import Cell, Measured, Probe, Sweep, curves, prices
+from medspark.track.sweep import Cell, Measured, Price, Probe, Sweep, curves, prices
 
 PROBE = Probe(processes=2, latency=1e-4, bandwidth=1e9, loader_images_per_second=1e5)
 
@@ -90,7 +90,8 @@ def test_the_price_of_robustness_is_paired_by_repeat_and_said_in_a_sentence(
     assert price.by_images[1000] == pytest.approx([0.002, 0.003, 0.004])
     assert price.trend is not None
     assert price.trend.direction == "falls"
-    assert price.sentence.startswith("net: fused cost 0.021 of clean AUROC on 100 images and 0.003")
+    seen = "net: of clean AUROC, fused cost 0.021 on 100 images and cost 0.003 on 1000 images"
+    assert price.sentence.startswith(seen)
     assert price.sentence.endswith("the price of robustness shrank with data.")
 
 
@@ -98,6 +99,15 @@ def test_one_repeat_cannot_tell_a_trend_from_chance(cells: list[Measured]) -> No
     (price,) = prices([m for m in cells if m.cell.repeat == 0])
 
     assert "chance cannot be told from a trend" in price.sentence
+
+
+def test_a_gain_is_called_one_and_one_size_of_data_is_told_once() -> None:
+    price = Price(model="net", mode="fused", by_images={1000: [-0.02, -0.01]}, trend=None)
+
+    assert price.sentence == (
+        "net: of clean AUROC, fused gained 0.015 on 1000 images; one size of data says nothing "
+        "about a trend."
+    )
 
 
 def test_the_report_is_one_page_that_needs_nothing_else(
