@@ -15,9 +15,10 @@ from pydantic import BaseModel, ConfigDict
 from medspark.images.frame import Attributes, Rendered
 from medspark.ingest import storage
 
-# Rows wait in memory for a row group to fill: enough for good pages, little beside a worker.
+# Rows wait in memory for a row group to fill, and take three times their size when it is written:
+# enough for good pages, little beside a worker.
 _GROUP_BYTES = 8 << 20
-_GROUP_ROWS = 4096
+_GROUP_ROWS = 256
 
 
 class Part(BaseModel):

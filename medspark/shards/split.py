@@ -1,9 +1,10 @@
 """Which split a patient is in: a pure function of the patient, so that new data moves nobody.
 
-The price of that is that sizes are right on average, not exactly: with n patients, a share p is
-met within about sqrt(p (1 - p) / n), which is less than one percent from some 2,500 patients on,
-in every class and at every site alike because the hash knows nothing of them. Quotas by class
-would be exact today and would move patients tomorrow.
+The price of that is that sizes are right on average, not exactly: of n patients, a share p is
+met within about sqrt(p (1 - p) / n). That is a tenth of a percent of 100,000, and less than one
+percent from some 2,500 patients on, in every class and at every site alike because the hash knows
+nothing of them: at scale, a keyed hash is stratified by whatever there is. Quotas by class and
+site would be exact today and would move patients tomorrow.
 """
 
 from __future__ import annotations

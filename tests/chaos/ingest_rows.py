@@ -111,19 +111,12 @@ def killed_ingest(lab: Lab) -> Iterator[Verdict]:
     old = _digest(start)
     digests = {old, _digest(unbroken)}
     yield _killed_executor(lab, source, _copy(start, lab.folder / "c13-executor"), key, digests)
-    moments: dict[str, Callable[[Path], bool]] = {
-        "before-write": lambda s: (s / "staging" / "files").exists(),
-        "mid-write": lambda s: len(_generations(s)) > 1,
-        "ledger": lambda s: len(list((s / "ledger").iterdir())) > 1,
-        "before-commit": lambda s: len(list((s / "quarantine").iterdir())) > 1,
-        "after-commit": lambda s: _digest(s) != old,
-    }
-    for name, moment in moments.items():
+    for name, moment in _MOMENTS.items():
         samples = _copy(start, lab.folder / f"c13-{name}")
         verdict = Verdict(f"C13 driver {name}")
         with Reader(samples) as reader:
             job = Ingest(lab, source, samples)
-            job.wait_for(lambda m=moment, s=samples: m(s), name)
+            job.wait_for(lambda m=moment, s=samples: m(s, old), name)
             os.killpg(job.process.pid, 9)
             job.process.wait(60)
             again = Ingest(lab, source, samples)
@@ -131,6 +124,16 @@ def killed_ingest(lab: Lab) -> Iterator[Verdict]:
         if not verdict.problems:
             _judge(verdict, samples, key, again.result, digests, reader)
         yield verdict
+
+
+# When the driver is killed: told from the folder of the samples and the digest that it had.
+_MOMENTS: dict[str, Callable[[Path, str], bool]] = {
+    "before-write": lambda samples, _: (samples / "staging" / "files").exists(),
+    "mid-write": lambda samples, _: len(_generations(samples)) > 1,
+    "ledger": lambda samples, _: len(list((samples / "ledger").iterdir())) > 1,
+    "before-commit": lambda samples, _: len(list((samples / "quarantine").iterdir())) > 1,
+    "after-commit": lambda samples, old: _digest(samples) != old,
+}
 
 
 def _killed_executor(

@@ -235,12 +235,12 @@ def test_a_second_archive_is_added_beside_the_first(run, tmp_path):
     run(tmp_path / "one", samples)
     second = run(tmp_path / "two", samples)
     shutil.rmtree(tmp_path / "one" / "A")
-    (tmp_path / "one" / "A").mkdir()
+    put(tmp_path / "one", A__y=9)
     third = run(tmp_path / "one", samples)
 
     assert (second["samples"], second["quarantined"], second["deleted"]) == (1, 1, 0)
-    assert (third["files_seen"], third["deleted"]) == (0, 1)
-    assert values(samples) == [("A", 1), ("A", 2)]
+    assert (third["files_seen"], third["deleted"], third["added"]) == (1, 1, 1)
+    assert values(samples) == [("A", 1), ("A", 2), ("A", 9)]
     assert set(quarantine(samples)) == {"B/bad"}
 
 

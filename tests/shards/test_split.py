@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -44,6 +46,21 @@ def test_a_patient_of_the_test_set_is_tested_whatever_else_the_hints_say(patient
     assert all(splits[p] == "test" for p, hints in patients.items() if "test" in hints)
     if any("test" in hints for hints in patients.values()):
         assert all(splits[p] != "test" for p, hints in patients.items() if hints == {"train"})
+
+
+def test_every_class_at_every_site_has_its_shares_within_a_percent_at_scale():
+    splits = assign({f"p{i}": () for i in range(100_000)}, SplitConfig(val=0.1, test=0.2), seed=0)
+
+    # Two classes at three sites: to the hash they are as good as any other.
+    strata = Counter((i % 2, i // 2 % 3) for i in range(100_000))
+    dealt = Counter((splits[f"p{i}"], i % 2, i // 2 % 3) for i in range(100_000))
+
+    for stratum, patients in strata.items():
+        for split, share in (("train", 0.7), ("val", 0.1), ("test", 0.2)):
+            assert dealt[split, *stratum] / patients == pytest.approx(share, abs=0.01)
+    totals = Counter(splits.values())
+    assert totals["test"] / 100_000 == pytest.approx(0.2, abs=0.004)
+    assert totals["val"] / 100_000 == pytest.approx(0.1, abs=0.004)
 
 
 @pytest.mark.parametrize("own", [(), ("train", "test")])
