@@ -10,7 +10,7 @@ The machine should be idle: two heavy torch processes at once slow each other te
 from __future__ import annotations
 
 import argparse
-import importlib.util
+import importlib
 import json
 import logging
 import sys
@@ -29,14 +29,8 @@ def discover() -> dict[str, Callable[[], Result]]:
     """Return every benchmark by its name."""
     found: dict[str, Callable[[], Result]] = {}
     for path in sorted(HERE.glob("*.py")):
-        if path.stem in ("run", "timing") or path.stem.startswith("test_"):
-            continue
-        spec = importlib.util.spec_from_file_location(f"benchmark_{path.stem}", path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        found |= getattr(module, "BENCHMARKS", {})
+        if path.stem not in ("run", "timing") and not path.stem.startswith("test_"):
+            found |= getattr(importlib.import_module(path.stem), "BENCHMARKS", {})
     return found
 
 
