@@ -29,10 +29,8 @@ def discover() -> dict[str, Callable[[], Result]]:
     """Return every benchmark by its name."""
     found: dict[str, Callable[[], Result]] = {}
     for path in sorted(HERE.glob("*.py")):
-        if path.stem in ("run", "timing") or path.stem.startswith("test_"):
-            continue
-        module = importlib.import_module(path.stem)
-        found |= getattr(module, "BENCHMARKS", {})
+        if path.stem not in ("run", "timing") and not path.stem.startswith("test_"):
+            found |= getattr(importlib.import_module(path.stem), "BENCHMARKS", {})
     return found
 
 
