@@ -49,6 +49,12 @@ _PROBED_ROWS = 100_000
 
 Match = Literal["path", "name", "stem"]
 
+# What separates the findings of a sample, sorted, in its one label; no finding is the empty text.
+BETWEEN_FINDINGS = "|"
+
+
+_ROLES = ("path", "label", "patient_id", "split", "site")
+
 
 class LabelConfig(Config):
     """How a label table is read."""
@@ -61,6 +67,21 @@ class LabelConfig(Config):
     match: Match = Field(
         "path", description="what of the path names the file: all, its name, or name less extension"
     )
+    separator: str | None = Field(
+        None,
+        min_length=1,
+        description="what separates labels, such as |, where an image has any number of them; each "
+        "is then a finding that is there or not",
+    )
+    no_finding: str = Field(
+        "No Finding",
+        description="with a separator, the label of an image without any; an empty one says it too",
+    )
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """The columns of the table by what they hold."""
+        return {role: getattr(self, role) for role in _ROLES}
 
 
 # What is known of a file from outside it. A patient is a pseudonym from here on.
@@ -121,7 +142,7 @@ class LabelTable:
             if path.lower().endswith((".parquet", ".pq")):
                 return ds.dataset(path, filesystem=system, format="parquet")
             delimiter = "\t" if path.lower().endswith((".tsv", ".tab")) else ","
-            names = self._config.model_dump(exclude={"match"}).values()
+            names = self._config.columns.values()
             csv = ds.CsvFileFormat(
                 parse_options=pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
                 # Identifiers such as 007 are text, whatever they look like.
@@ -134,7 +155,7 @@ class LabelTable:
             raise UsageError(f"The label table {self.url} cannot be read: {error}") from None
 
     def _choose_columns(self) -> dict[str, str]:
-        wanted = self._config.model_dump(exclude={"match"})
+        wanted = self._config.columns
         there = {role: name for role, name in wanted.items() if name in self._dataset.schema.names}
         for role in ("path", "label"):
             if role not in there:
@@ -204,7 +225,7 @@ class LabelTable:
         keys = [None if patient is None else pseudonyms.patient(patient) for patient in patients]
         columns = {
             "match": pa.array(self._keys(batch.column("path").to_pylist()), pa.string()),
-            "label": self._text(batch, "label"),
+            "label": self._labels(self._text(batch, "label")),
             "patient_key": pa.array(keys, pa.string()),
             "split": self._splits(self._text(batch, "split")),
             "site": self._text(batch, "site"),
@@ -217,6 +238,13 @@ class LabelTable:
             return pa.nulls(batch.num_rows, pa.string())
         text = pc.utf8_trim_whitespace(batch.column(role).cast(pa.string()))
         return pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.string()), text)
+
+    def _labels(self, column: pa.Array) -> pa.Array:
+        separator, none = self._config.separator, self._config.no_finding
+        if separator is None:
+            return column
+        labels = [join_findings((cell or "").split(separator), none) for cell in column.to_pylist()]
+        return pa.array(labels, pa.string())
 
     def _keys(self, paths: Iterable[object]) -> Iterator[str | None]:
         for path in paths:
@@ -236,6 +264,20 @@ class LabelTable:
                     "a split is train, val or test."
                 )
         return pa.array([SPLIT_NAMES.get(value) for value in lower.to_pylist()], pa.string())
+
+
+def join_findings(names: Iterable[str], no_finding: str) -> str:
+    """Return the one label of an image with ``names``, in whatever order they are told.
+
+    Raises UsageError for a name that could not be told apart again.
+    """
+    found = {name.strip() for name in names} - {"", no_finding}
+    for name in found:
+        if BETWEEN_FINDINGS in name:
+            raise UsageError(
+                f"A finding cannot be called {name!r}: {BETWEEN_FINDINGS} separates findings."
+            )
+    return BETWEEN_FINDINGS.join(sorted(found))
 
 
 def coded_attribute(keyword: str) -> str:
