@@ -25,9 +25,6 @@ from medspark.ingest import ledger, npz, storage
 from medspark.ingest.decode import OUTCOME_SPARK_SCHEMA, Decoding
 from medspark.ingest.discover import discover, from_inventory
 from medspark.ingest.labels import (
-    SPARK_SCHEMA as LABEL_SCHEMA,
-)
-from medspark.ingest.labels import (
     BETWEEN_FINDINGS,
     LabelConfig,
     LabelTable,
@@ -35,6 +32,9 @@ from medspark.ingest.labels import (
     from_folders,
     has_class_folders,
     match_key,
+)
+from medspark.ingest.labels import (
+    SPARK_SCHEMA as LABEL_SCHEMA,
 )
 from medspark.ingest.lock import locked
 from medspark.ingest.parts import Part
