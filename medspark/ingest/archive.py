@@ -100,12 +100,8 @@ class Archive:
     source: str
     samples: SampleSet
     table: LabelTable | None
+    multi_label: bool  # whether a sample's label is any number of findings
     pseudonyms: Pseudonyms
-
-    @property
-    def multi_label(self) -> bool:
-        """Whether a sample's label is any number of findings."""
-        return self.config.label_table.separator is not None
 
     @property
     def source_key(self) -> str:
@@ -133,26 +129,30 @@ def open_archive(config: IngestConfig) -> Archive:
         raise UsageError(f"{source} carries its own labels: --labels has no meaning here.")
     elif config.label_attribute is None:
         table = LabelTable(config.labels, source, config.label_table)
-    if table is None and config.label_table.separator is not None:
-        raise UsageError("label_table.separator is about a table of labels: give it with --labels.")
+    several = config.label_table.several
+    if table is None and several:
+        raise UsageError("label_table is about a table of labels: give it with --labels.")
     manifest = samples.manifest()
     pseudonyms = Pseudonyms(load_key(config.privacy, dataset=samples.url))
+    multi_label = several or (npz.is_npz(source) and npz.has_findings(source))
+    archive = Archive(config, source, samples, table, multi_label, pseudonyms)
     if manifest:
-        _check_same(manifest, config, pseudonyms)
-    return Archive(config, source, samples, table, pseudonyms)
+        _check_same(manifest, archive)
+    return archive
 
 
-def _check_same(manifest: SamplesManifest, config: IngestConfig, pseudonyms: Pseudonyms) -> None:
+def _check_same(manifest: SamplesManifest, archive: Archive) -> None:
+    config, pseudonyms = archive.config, archive.pseudonyms
     if manifest.key_check != _key_check(pseudonyms):
         raise UsageError(
             f"{config.samples} was made with another pseudonym key; name that one with "
             "--privacy.key_file, or write to another folder."
         )
-    if manifest.multi_label != (config.label_table.separator is not None):
+    if manifest.multi_label != archive.multi_label:
         has = "any number of labels" if manifest.multi_label else "one label"
         raise UsageError(
-            f"Every image of {config.samples} has {has}, which label_table.separator decides; "
-            "write to another folder."
+            f"An image of {config.samples} has {has}, and one of {config.source} has not "
+            "(label_table decides); write to another folder."
         )
     rendering = config.effective_rendering.model_dump(mode="json")
     for key, value in rendering.items():

@@ -43,6 +43,11 @@ CODED_ATTRIBUTES = {
     "Manufacturer": "manufacturer",
 }
 
+# What a column of one finding says. Where some are missing, pandas writes 1 as 1.0.
+_PRESENT = {"1", "1.0", "true"}
+_UNCERTAIN = {"-1", "-1.0"}
+_ABSENT = {"0", "0.0", "false", None}
+
 # A label table up to this size is searched to its end for one file that exists, before Spark
 # starts; of a larger one only so many rows are tried, and the join tells.
 _PROBED_ROWS = 100_000
@@ -53,7 +58,8 @@ Match = Literal["path", "name", "stem"]
 BETWEEN_FINDINGS = "|"
 
 
-_ROLES = ("path", "label", "patient_id", "split", "site")
+_ROLES = frozenset({"path", "label", "patient_id", "split", "site"})
+_FINDING = "finding "
 
 
 class LabelConfig(Config):
@@ -77,11 +83,30 @@ class LabelConfig(Config):
         "No Finding",
         description="with a separator, the label of an image without any; an empty one says it too",
     )
+    findings: tuple[str, ...] = Field(
+        (),
+        description="in place of label, columns of one finding each: 1 where an image has it, "
+        "0 or nothing where not",
+    )
+    uncertain: Literal["absent", "present"] = Field(
+        "absent", description="what -1 in a column of a finding counts as"
+    )
+
+    @property
+    def several(self) -> bool:
+        """Whether an image may have any number of labels."""
+        return self.separator is not None or bool(self.findings)
 
     @property
     def columns(self) -> dict[str, str]:
         """The columns of the table by what they hold."""
-        return {role: getattr(self, role) for role in _ROLES}
+        roles = _ROLES - {"label"} if self.findings else _ROLES
+        own = {role: str(getattr(self, role)) for role in sorted(roles)}
+        return own | {_FINDING + name: name for name in self.findings}
+
+    def required(self, role: str) -> bool:
+        """Return whether a table without the column of ``role`` is of no use."""
+        return role in ("path", "label") or role.startswith(_FINDING)
 
 
 # What is known of a file from outside it. A patient is a pseudonym from here on.
@@ -157,11 +182,12 @@ class LabelTable:
     def _choose_columns(self) -> dict[str, str]:
         wanted = self._config.columns
         there = {role: name for role, name in wanted.items() if name in self._dataset.schema.names}
-        for role in ("path", "label"):
-            if role not in there:
+        for role in sorted(wanted.keys() - there.keys(), reverse=True):
+            if self._config.required(role):
+                key = "findings" if role.startswith(_FINDING) else role
                 raise UsageError(
                     f"The label table {self.url} has no column {wanted[role]!r}; it has "
-                    f"{', '.join(self._dataset.schema.names)} (--label_table.{role} names it)."
+                    f"{', '.join(self._dataset.schema.names)} (--label_table.{key} names it)."
                 )
         return there
 
@@ -225,7 +251,7 @@ class LabelTable:
         keys = [None if patient is None else pseudonyms.patient(patient) for patient in patients]
         columns = {
             "match": pa.array(self._keys(batch.column("path").to_pylist()), pa.string()),
-            "label": self._labels(self._text(batch, "label")),
+            "label": self._labels(batch),
             "patient_key": pa.array(keys, pa.string()),
             "split": self._splits(self._text(batch, "split")),
             "site": self._text(batch, "site"),
@@ -239,12 +265,30 @@ class LabelTable:
         text = pc.utf8_trim_whitespace(batch.column(role).cast(pa.string()))
         return pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.string()), text)
 
-    def _labels(self, column: pa.Array) -> pa.Array:
-        separator, none = self._config.separator, self._config.no_finding
-        if separator is None:
-            return column
-        labels = [join_findings((cell or "").split(separator), none) for cell in column.to_pylist()]
-        return pa.array(labels, pa.string())
+    def _labels(self, batch: pa.RecordBatch) -> pa.Array:
+        """Return the label of each row; findings as join_findings joins them."""
+        config = self._config
+        if not config.several:
+            return self._text(batch, "label")
+        if config.findings:
+            columns = [self._has(batch, name) for name in config.findings]
+            told = ([n for n, has in zip(config.findings, row, strict=True) if has]
+                    for row in zip(*columns, strict=True))  # fmt: skip
+        else:
+            cells = self._text(batch, "label").to_pylist()
+            told = ((cell or "").split(config.separator) for cell in cells)
+        return pa.array([join_findings(names, config.no_finding) for names in told], pa.string())
+
+    def _has(self, batch: pa.RecordBatch, finding: str) -> list[bool]:
+        present = _PRESENT | (_UNCERTAIN if self._config.uncertain == "present" else set())
+        cells = pc.utf8_lower(self._text(batch, _FINDING + finding))
+        for cell in pc.unique(cells).to_pylist():
+            if cell not in _PRESENT | _UNCERTAIN | _ABSENT:
+                raise UsageError(
+                    f"The label table {self.url} says {cell!r} in the column {finding!r}; a "
+                    "finding is 1, 0, -1 or nothing."
+                )
+        return [cell in present for cell in cells.to_pylist()]
 
     def _keys(self, paths: Iterable[object]) -> Iterator[str | None]:
         for path in paths:

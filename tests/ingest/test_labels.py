@@ -165,3 +165,30 @@ def test_a_finding_whose_name_would_fall_apart_is_refused(source):
 
     with pytest.raises(UsageError, match=r"'a\|c'"):
         rows(LabelTable(url, str(source), LabelConfig(separator=";")), source)
+
+
+@pytest.mark.parametrize("uncertain", ["absent", "present"])
+def test_findings_may_have_columns_of_their_own(source, uncertain):
+    text = (
+        "path,Edema,Pleural Other,No Finding\nimages/one.dcm,1.0,-1.0,\nimages/two.dcm,0.0,,1.0\n"
+    )
+    config = LabelConfig(findings=("Pleural Other", "Edema"), uncertain=uncertain)
+
+    found = rows(LabelTable(write(source, text), str(source), config), source)
+
+    both = "Edema|Pleural Other"
+    assert [row["label"] for row in found] == [both if uncertain == "present" else "Edema", ""]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("path,Edema\nimages/one.dcm,1\n", "no column 'Nodule'; .*--label_table.findings"),
+        ("path,Edema,Nodule\nimages/one.dcm,1,maybe\n", "'maybe' in the column 'Nodule'"),
+    ],
+)
+def test_columns_of_findings_that_cannot_be_meant_are_refused(source, text, said):
+    config = LabelConfig(findings=("Edema", "Nodule"))
+
+    with pytest.raises(UsageError, match=said):
+        rows(LabelTable(write(source, text), str(source), config), source)

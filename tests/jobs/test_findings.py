@@ -110,5 +110,5 @@ def test_a_separator_without_a_table_is_refused(tmp_path: Path) -> None:
         }
     )
 
-    with pytest.raises(UsageError, match="is about a table of labels"):
+    with pytest.raises(UsageError, match="label_table is about a table of labels"):
         open_archive(config)
