@@ -39,11 +39,11 @@ def intervals(
     """
     draws: dict[str, list[Array]] = {}
     answers = answers_of(labels, probabilities)
-    held = None if clean is None else answers_of(labels, clean).right
+    fooled, held = ~answers.right, None if clean is None else answers_of(labels, clean).right
     for weights in _resamples(groups, samples, seed):
         figures = _weighted(answers, weights, positive, per_class=per_class)
         if held is not None:
-            figures["success_rate"] = _share(~answers.right, held, weights)
+            figures["success_rate"] = _share(fooled, held, weights)
         for name, values in figures.items():
             draws.setdefault(name, []).append(values)
     tail = (1 - level) / 2 * 100
