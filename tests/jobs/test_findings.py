@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import json
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,24 +19,20 @@ from medspark.ingest.archive import IngestConfig, open_archive
 from medspark.models.predictor import Predictor
 from medspark.shards.manifest import read_manifest
 
-ROOT = Path(__file__).parents[2]
+Load = Callable[[str], ModuleType]
 
 
-def job(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"{name}_job", ROOT / "jobs" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def run(load_job: Load, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """Return a function that runs a job and returns its result document."""
 
+    def run(name: str, *argv: object) -> dict[str, Any]:
+        output = tmp_path / f"{name}.json"
+        assert load_job(name).main([*map(str, argv), f"--output={output}"]) == 0
+        result: dict[str, Any] = json.loads(output.read_text())
+        return result
 
-def run(name: str, folder: Path, *argv: object) -> dict[str, Any]:
-    output = folder / f"{name}.json"
-    assert job(name).main([*map(str, argv), f"--output={output}"]) == 0
-    result: dict[str, Any] = json.loads(output.read_text())
-    return result
+    return run
 
 
 def with_findings(table: Path) -> None:
@@ -59,25 +54,27 @@ def with_findings(table: Path) -> None:
 @pytest.mark.spark
 @pytest.mark.slow
 @pytest.mark.ddp
-def test_findings_go_all_the_way_from_a_table_to_an_attacked_network(spark, tmp_path: Path) -> None:
+def test_findings_go_all_the_way_from_a_table_to_an_attacked_network(
+    spark, run: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
     write_archive(tmp_path / "in", PhantomConfig(count=60, size=32, seed=5))
     with_findings(tmp_path / "in" / "labels.csv")
     (tmp_path / "key").write_text("22" * 32)
 
     ingested = run(
-        "ingest", tmp_path, "--source", tmp_path / "in", "--labels", tmp_path / "in" / "labels.csv",
+        "ingest", "--source", tmp_path / "in", "--labels", tmp_path / "in" / "labels.csv",
         "--label_table.separator", "|", "--samples", tmp_path / "samples",
         "--privacy.key_file", tmp_path / "key", "--guarded", "false",
     )  # fmt: skip
-    sharded = run("shard", tmp_path, "--samples", tmp_path / "samples", "--shards", tmp_path / "s")
+    sharded = run("shard", "--samples", tmp_path / "samples", "--shards", tmp_path / "s")
     trained = run(
-        "train_at", tmp_path, "--shards", tmp_path / "s", "--model.name", "mobilenetv2_050",
+        "train_at", "--shards", tmp_path / "s", "--model.name", "mobilenetv2_050",
         "--train.epochs", 1, "--train.class_weights", "balanced", "--evaluate.steps", 2,
         "--evaluate.eps", "[0.01]", "--launch.processes", 1, "--run_dir", tmp_path / "run",
         "--track.uri", f"sqlite:///{tmp_path / 'mlflow.db'}", "--track.log_model", "false",
     )  # fmt: skip
     report = run(
-        "evaluate", tmp_path, "--model", trained["model"], "--shards", tmp_path / "s",
+        "evaluate", "--model", trained["model"], "--shards", tmp_path / "s",
         "--attacks", "pgd,apgd", "--eps", "0,2", "--steps", 2, "--bootstrap", 20,
         "--folder", tmp_path / "work", "--track.uri", f"sqlite:///{tmp_path / 'mlflow.db'}",
     )  # fmt: skip

@@ -38,7 +38,9 @@ def write_arrays(
         name: Split(
             rows=len(labels),
             patients=len(labels),
-            class_counts=tuple((labels.sum(0) if several else np.bincount(labels)).tolist()),
+            class_counts=tuple(
+                (labels.sum(0) if several else np.bincount(labels, minlength=2)).tolist()
+            ),
             shards=tuple(
                 _shard(folder, name, number, rows, images, stored, pixel_format, rows_per_group)
                 for number, rows in enumerate(np.array_split(np.arange(len(labels)), shards))
