@@ -64,7 +64,7 @@ def test_findings_go_all_the_way_from_a_table_to_an_attacked_network(
     ingested = run(
         "ingest", "--source", tmp_path / "in", "--labels", tmp_path / "in" / "labels.csv",
         "--label_table.separator", "|", "--samples", tmp_path / "samples",
-        "--privacy.key_file", tmp_path / "key", "--guarded", "false",
+        "--image_size", 32, "--privacy.key_file", tmp_path / "key", "--guarded", "false",
     )  # fmt: skip
     sharded = run("shard", "--samples", tmp_path / "samples", "--shards", tmp_path / "s")
     trained = run(
