@@ -134,14 +134,18 @@ def write_shards(tmp_path: Path) -> WriteShards:
     """Return a function that writes a folder of shards and returns it.
 
     The pixels of row i of a split are all (7 i) mod 251 but for the first, which is 255, so that
-    an image tells its row and its orientation. The label is i mod 2.
+    an image tells its row and its orientation. The label is i mod 2; with ``findings`` it is the
+    bits of i, so many of them.
     """
 
-    def write(*, rows: int = 50, shards: int = 3, side: int = 6, bits: int = 8) -> Path:
+    def write(
+        *, rows: int = 50, shards: int = 3, side: int = 6, bits: int = 8, findings: int = 0
+    ) -> Path:
         images = np.empty((rows, side, side, 1), dtype=f"<u{bits // 8}")
         images[:] = (7 * np.arange(rows) % 251)[:, None, None, None]
         images[:, 0, 0] = 255
-        split = images, np.arange(rows) % 2
+        labels = np.arange(rows)[:, None] >> np.arange(findings) & 1
+        split = images, labels if findings else np.arange(rows) % 2
         splits = dict.fromkeys(SPLITS, split)
         return write_arrays(tmp_path, splits, shards=shards, rows_per_group=8)
 

@@ -58,13 +58,18 @@ def dlr(logits: Tensor, labels: Tensor) -> Tensor:
 def rescaled(loss: Loss) -> Loss:
     """Return ``loss`` of logits whose largest gap is scaled to one, image by image.
 
+    The gap of a finding is that between its logit and 0, where the answer changes.
+
     Undoes the temperature of defensive distillation, which only starves the cross-entropy
     of gradient (Carlini and Wagner 2016).
     """
 
     def of_unit_logits(logits: Tensor, labels: Tensor) -> Tensor:
-        spread = (logits.amax(1, keepdim=True) - logits.amin(1, keepdim=True)).detach()
-        return loss(logits / spread.clamp_min(1e-12), labels)
+        if labels.ndim == 2:
+            gap = logits.abs().amax(1, keepdim=True)
+        else:
+            gap = logits.amax(1, keepdim=True) - logits.amin(1, keepdim=True)
+        return loss(logits / gap.detach().clamp_min(1e-12), labels)
 
     return of_unit_logits
 
@@ -72,6 +77,12 @@ def rescaled(loss: Loss) -> Loss:
 def predictions(logits: Tensor, labels: Tensor) -> Tensor:
     """Return what the network says, in the form of ``labels``: classes, or findings."""
     return (logits > 0).to(labels.dtype) if labels.ndim == 2 else logits.argmax(1)
+
+
+def probabilities(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the probabilities (B, K) of classes that exclude each other, or of findings."""
+    # In float32 those of findings would be rounded to 1 early, and their order lost.
+    return logits.double().sigmoid() if labels.ndim == 2 else logits.softmax(1)
 
 
 def correct(logits: Tensor, labels: Tensor) -> Tensor:

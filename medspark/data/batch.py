@@ -4,23 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-__all__ = ["Batch", "Reader", "batch_of", "to_unit"]
+__all__ = ["Batch", "Reader", "Targets", "batch_of", "to_unit"]
 
 Pixels = npt.NDArray[np.generic]
 Integers = npt.NDArray[np.int64]
+# Classes (B,) as integers, or findings (B, K) as 0/1 floats: Manifest.targets makes them.
+Targets = npt.NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Images (B, C, H, W) as stored integers, their labels and their dataset rows, both (B,).
+    """Images (B, C, H, W) as stored integers, their labels, and their dataset rows (B,).
 
+    Labels are classes (B,), or findings (B, K) as 0/1 floats.
     ``weight`` is what to multiply this rank's mean loss by, so that the mean over ranks is the
     mean over the ``global_size`` images that all ranks together see in this step.
     """
@@ -47,7 +50,7 @@ class Reader(Protocol):
 
 def batch_of(
     images: Pixels,
-    labels: Integers,
+    labels: Targets,
     rows: Integers,
     *,
     weight: float,

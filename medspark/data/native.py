@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from medspark.data.augment import AugmentConfig, augment
-from medspark.data.batch import Batch, Integers, Pixels, batch_of
+from medspark.data.batch import Batch, Integers, Pixels, Targets, batch_of
 from medspark.shards.manifest import Manifest
 from medspark.shards.plan import EpochPlan
 from medspark.shards.schema import map_pixels, read_labels
@@ -31,7 +31,7 @@ class MappedSplit:
 
         With ``rows`` the split consists of those alone, numbered anew from 0.
         """
-        self._format = manifest.pixel_format
+        self._format, self._targets = manifest.pixel_format, manifest.targets
         shards = manifest.splits[split].shards
         paths = [folder / shard.path for shard in shards]
         self._pixels = _Window([g for path in paths for g in map_pixels(path, self._format)])
@@ -51,15 +51,16 @@ class MappedSplit:
         return self._format.nbytes
 
     @property
-    def labels(self) -> Integers:
-        """The labels of all rows, (N,)."""
-        return self._labels
+    def labels(self) -> Targets:
+        """The labels of all rows: classes (N,), or findings (N, K)."""
+        return self._targets(self._labels)
 
-    def gather(self, rows: Integers) -> tuple[Pixels, Integers]:
-        """Return a copy of the images (B, H, W, C) and the labels (B,) of ``rows``."""
+    def gather(self, rows: Integers) -> tuple[Pixels, Targets]:
+        """Return a copy of the images (B, H, W, C) of ``rows``, and their labels."""
         stored = rows if self._rows is None else self._rows[rows]
         images = self._pixels.take(stored).view(self._format.dtype)
-        return images.reshape(len(rows), *self._format.shape), self._labels[rows]
+        labels = self._targets(self._labels[rows])
+        return images.reshape(len(rows), *self._format.shape), labels
 
 
 class _Window:
@@ -141,7 +142,7 @@ class NativeReader:
                 )
                 first, step = mine.stop, step + 1
 
-    def _read(self, rows: Integers, epoch: int) -> tuple[Pixels, Integers]:
+    def _read(self, rows: Integers, epoch: int) -> tuple[Pixels, Targets]:
         images, labels = self._split.gather(rows)
         if self._augmentation is not None:
             images = augment(images, rows, config=self._augmentation, seed=self._seed, epoch=epoch)

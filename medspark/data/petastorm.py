@@ -27,7 +27,7 @@ from medspark.shards.schema import PixelFormat
 
 __all__ = ["PetastormReader", "check_petastorm", "refuse_pickles"]
 
-# Images (N, H, W, C), labels (N,), dataset rows (N,).
+# Images (N, H, W, C), labels as stored (N,), dataset rows (N,).
 Chunk = tuple[Pixels, Integers, Integers]
 
 
@@ -81,7 +81,7 @@ class PetastormReader:
         self._paths = [folder / shard.path for shard in shards]
         self._rows = [shard.rows for shard in shards]
         refuse_pickles(folder, self._paths)
-        self._format = manifest.pixel_format
+        self._format, self._targets = manifest.pixel_format, manifest.targets
         self._plan = EpochPlan(sum(self._rows), global_batch, seed)
         self._seed = seed
         self._rank, self._world = rank, world
@@ -110,7 +110,7 @@ class PetastormReader:
                 )
             yield batch_of(
                 images,
-                labels,
+                self._targets(labels),
                 rows,
                 weight=self._plan.weight(step, self._rank, self._world),
                 global_size=size,

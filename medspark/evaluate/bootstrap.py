@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from medspark.evaluate.metrics import log_odds
+from medspark.evaluate.answers import Answers, answers_of
 from medspark.seeding import derive
 
 Array = npt.NDArray[Any]
@@ -38,10 +38,12 @@ def intervals(
     that most resamples leave undefined has no interval.
     """
     draws: dict[str, list[Array]] = {}
+    answers = answers_of(labels, probabilities)
+    fooled, held = ~answers.right, None if clean is None else answers_of(labels, clean).right
     for weights in _resamples(groups, samples, seed):
-        figures = _weighted(labels, probabilities, weights, positive, per_class=per_class)
-        if clean is not None:
-            figures["success_rate"] = _success(labels, clean, probabilities, weights)
+        figures = _weighted(answers, weights, positive, per_class=per_class)
+        if held is not None:
+            figures["success_rate"] = _share(fooled, held, weights)
         for name, values in figures.items():
             draws.setdefault(name, []).append(values)
     tail = (1 - level) / 2 * 100
@@ -67,34 +69,37 @@ def _resamples(groups: Array, samples: int, seed: int) -> Iterator[Array]:
 
 
 def _weighted(
-    labels: Array, probabilities: Array, weights: Array, positive: int | None, *, per_class: bool
+    answers: Answers, weights: Array, positive: int | None, *, per_class: bool
 ) -> dict[str, Array]:
-    said, count = probabilities.argmax(1), probabilities.shape[1]
-    last = count - 1 if positive is None else positive
-    watched = [last] if positive is not None or count == 2 else list(range(count))
-    everything = np.ones(len(labels), dtype=bool)
-    recalls = np.stack([_share(said == k, labels == k, weights) for k in range(count)])
-    spared = np.stack([_share(said != k, labels != k, weights) for k in range(count)])
+    truth, said, every = answers.truth, answers.said, range(answers.count)
+    watched = answers.watched(positive)
+    recalls = np.stack([_share(said[:, k], truth[:, k], weights) for k in every])
+    spared = np.stack([_share(~said[:, k], ~truth[:, k], weights) for k in every])
     areas = {
-        k: weighted_auroc(labels == k, log_odds(probabilities, k), weights)
-        for k in (range(count) if per_class else watched)
+        k: weighted_auroc(truth[:, k], answers.log_odds(k), weights)
+        for k in (every if per_class else watched)
     }
     found = {
-        "accuracy": _share(said == labels, everything, weights),
-        "balanced_accuracy": recalls.mean(0),
+        "accuracy": _share(answers.right, np.ones(len(truth), dtype=bool), weights),
+        "balanced_accuracy": np.concatenate(
+            [recalls, spared] if answers.several else [recalls]
+        ).mean(0),
         "auroc": np.stack([areas[k] for k in watched]).mean(0),
         "sensitivity": recalls[watched].mean(0),
         "specificity": spared[watched].mean(0),
     }
+    if answers.several:
+        found["label_accuracy"] = _mean((said == truth).mean(1), weights)
     if per_class:
-        for k in range(count):
+        for k in every:
             found |= {f"sensitivity/{k}": recalls[k], f"specificity/{k}": spared[k]}
             found[f"auroc/{k}"] = areas[k]
     return found
 
 
-def _success(labels: Array, clean: Array, attacked: Array, weights: Array) -> Array:
-    return _share(attacked.argmax(1) != labels, clean.argmax(1) == labels, weights)
+def _mean(values: Array, weights: Array) -> Array:
+    mean: Array = (weights @ values.astype(np.float32)) / weights.sum(1)
+    return mean
 
 
 def _share(of: Array, among: Array, weights: Array) -> Array:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+
+from medspark.attacks.losses import cross_entropy
 
 __all__ = ["best_temperature"]
 
@@ -15,7 +16,7 @@ _GOLDEN = (math.sqrt(5) - 1) / 2
 
 
 def best_temperature(logits: Tensor, labels: Tensor) -> float:
-    """Return what to divide ``logits`` (N, K) by for the least cross-entropy with ``labels`` (N,).
+    """Return what to divide ``logits`` (N, K) by for the least cross-entropy with ``labels``.
 
     The order of the answers stays as it is. The loss is convex in the inverse of the temperature,
     so a golden-section search over that finds it.
@@ -26,8 +27,12 @@ def best_temperature(logits: Tensor, labels: Tensor) -> float:
     low, high = 1 / _HIGHEST, 1 / _LOWEST
     for _ in range(_TURNS):
         left, right = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
-        if cross_entropy(logits * left, labels) < cross_entropy(logits * right, labels):
+        if _loss(logits * left, labels) < _loss(logits * right, labels):
             high = right
         else:
             low = left
     return 2 / (low + high)
+
+
+def _loss(logits: Tensor, labels: Tensor) -> Tensor:
+    return cross_entropy(logits, labels).mean()

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from medspark.attacks.losses import probabilities
 from medspark.attacks.pgd import pgd
 from medspark.attacks.threat import ThreatModel
 from medspark.evaluate.gradcam import grad_cam
@@ -22,7 +23,7 @@ Array = npt.NDArray[Any]
 class Exhibit:
     """One image (H, W, C) in [0, 1], attacked, with answers and Grad-CAM maps (H, W)."""
 
-    label: int
+    label: Array  # a class (), or findings (K,)
     clean: Array
     attacked: Array
     clean_probabilities: Array
@@ -37,11 +38,11 @@ def exhibits(
     """Return ``images`` (B, C, H, W) beside what PGD makes of them."""
     with evaluating(model):
         attacked = pgd(model, images, labels, threat=threat, steps=steps)
-        looks = [_look(model, pixels) for pixels in (images, attacked)]
+        looks = [_look(model, pixels, labels) for pixels in (images, attacked)]
     (before, clean_maps), (after, attacked_maps) = looks
     return [
         Exhibit(
-            label=int(labels[i]),
+            label=labels[i].numpy(),
             clean=_channels_last(images[i]),
             attacked=_channels_last(attacked[i]),
             clean_probabilities=before[i],
@@ -54,18 +55,19 @@ def exhibits(
 
 
 def typical_rows(labels: Array, count: int) -> Array:
-    """Return ``count`` row numbers that show every class in turn, the first of each first."""
-    order = np.argsort(labels, kind="stable")
-    turn = np.concatenate([np.arange((labels == k).sum()) for k in np.unique(labels)])
+    """Return ``count`` row numbers that show every label in turn, the first of each first."""
+    _, kinds = np.unique(labels, axis=0, return_inverse=True)
+    order = np.argsort(kinds.reshape(-1), kind="stable")
+    turn = np.concatenate([np.arange(count) for count in np.bincount(kinds.reshape(-1))])
     chosen: Array = order[np.argsort(turn, kind="stable")][:count]
     return chosen
 
 
-def _look(model: Classifier, images: Tensor) -> tuple[Array, Array]:
+def _look(model: Classifier, images: Tensor, labels: Tensor) -> tuple[Array, Array]:
     with torch.no_grad():
-        probabilities = model(images).softmax(1)
-    maps = grad_cam(model, images, probabilities.argmax(1))
-    return probabilities.numpy(), maps.numpy()
+        answers = probabilities(model(images), labels)
+    maps = grad_cam(model, images, answers.argmax(1))
+    return answers.numpy(), maps.numpy()
 
 
 def _channels_last(image: Tensor) -> Array:

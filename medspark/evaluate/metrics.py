@@ -1,4 +1,4 @@
-"""How good predictions are: pure functions of labels (N,) and probabilities (N, K)."""
+"""How good predictions are: pure functions of labels (N,) or (N, K) and probabilities (N, K)."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pydantic import Field
 from sklearn.metrics import roc_auc_score
 
 from medspark.config import Config
+from medspark.evaluate.answers import Answers, answers_of
 
 Labels = npt.NDArray[Any]
 Probabilities = npt.NDArray[Any]
@@ -26,8 +27,20 @@ class Metrics(Config):
     specificity: float | None
 
 
+class FindingMetrics(Metrics):
+    """Figures where an image has any of K findings; ``accuracy`` asks for all of them at once.
+
+    So it is the share of images that hold, the same that success and worst case are about.
+    """
+
+    label_accuracy: float | None = Field(
+        description="share of right decisions over all findings of all images; attacks that stop "
+        "at an image's first wrong finding leave it high"
+    )
+
+
 class ClassMetrics(Config):
-    """The same figures for one class against all the others."""
+    """The same figures for one class against all the others, or for one finding."""
 
     name: str
     auroc: float | None
@@ -39,52 +52,43 @@ class ClassMetrics(Config):
 def metrics(
     labels: Labels, probabilities: Probabilities, *, positive: int | None = None
 ) -> Metrics:
-    """Return the figures of a classifier that answers with its most probable class.
+    """Return the figures of a classifier that answers with what is most probable.
 
     With two classes sensitivity, specificity and AUROC are those of class ``positive``, the
-    last one by default; with more they are means over the classes, each against the rest.
+    last one by default; with more they are means over the classes, each against the rest. With
+    findings (labels (N, K)) they are means over the findings, or those of ``positive``.
     """
-    said = probabilities.argmax(axis=1)
-    count = probabilities.shape[1]
-    if positive is not None or count == 2:
-        watched = [count - 1 if positive is None else positive]
-    else:
-        watched = list(range(count))
-    return Metrics(
-        accuracy=_mean(said == labels),
-        balanced_accuracy=_average([_recall(labels, said, k) for k in range(count)]),
-        auroc=_average([auroc(labels == k, log_odds(probabilities, k)) for k in watched]),
-        sensitivity=_average([_recall(labels, said, k) for k in watched]),
-        specificity=_average([_true_negative_rate(labels, said, k) for k in watched]),
-    )
+    answers = answers_of(labels, probabilities)
+    watched, every = answers.watched(positive), range(answers.count)
+    recalls = [_recall(answers, k) for k in every]
+    spared = [_true_negative_rate(answers, k) for k in every]
+    figures = {
+        "accuracy": _mean(answers.right),
+        # Of classes each one's negatives are the others' positives; of findings they are not.
+        "balanced_accuracy": _average([*recalls, *(spared if answers.several else ())]),
+        "auroc": _average([auroc(answers.truth[:, k], answers.log_odds(k)) for k in watched]),
+        "sensitivity": _average([recalls[k] for k in watched]),
+        "specificity": _average([spared[k] for k in watched]),
+    }
+    if answers.several:
+        return FindingMetrics(**figures, label_accuracy=_mean(answers.decisions[1]))
+    return Metrics(**figures)
 
 
 def class_metrics(
     labels: Labels, probabilities: Probabilities, *, classes: Sequence[str]
 ) -> list[ClassMetrics]:
-    """Return the figures of every class against all the others."""
-    said = probabilities.argmax(axis=1)
+    """Return the figures of every class against all the others, or of every finding."""
+    answers = answers_of(labels, probabilities)
     return [
         ClassMetrics(
             name=name,
-            auroc=auroc(labels == k, log_odds(probabilities, k)),
-            sensitivity=_recall(labels, said, k),
-            specificity=_true_negative_rate(labels, said, k),
+            auroc=auroc(answers.truth[:, k], answers.log_odds(k)),
+            sensitivity=_recall(answers, k),
+            specificity=_true_negative_rate(answers, k),
         )
         for k, name in enumerate(classes)
     ]
-
-
-def log_odds(probabilities: Probabilities, k: int) -> npt.NDArray[np.float64]:
-    """Return how much more probable class ``k`` is than all the others together (N,), as a log.
-
-    It ranks as the probability does, and goes on where that is rounded: of the images that a sure
-    network gives a probability of exactly 1, the others' share still tells which it is surer of.
-    """
-    likely = np.maximum(probabilities.astype(np.float64), np.finfo(np.float64).tiny)
-    others = np.delete(likely, k, axis=1).sum(axis=1)
-    odds: npt.NDArray[np.float64] = np.log(likely[:, k]) - np.log(others)
-    return odds
 
 
 def auroc(truth: npt.NDArray[np.bool_], score: npt.NDArray[Any]) -> float | None:
@@ -94,12 +98,12 @@ def auroc(truth: npt.NDArray[np.bool_], score: npt.NDArray[Any]) -> float | None
     return float(roc_auc_score(truth, score))
 
 
-def _recall(labels: Labels, said: Labels, k: int) -> float | None:
-    return _mean(said[labels == k] == k)
+def _recall(answers: Answers, k: int) -> float | None:
+    return _mean(answers.said[answers.truth[:, k], k])
 
 
-def _true_negative_rate(labels: Labels, said: Labels, k: int) -> float | None:
-    return _mean(said[labels != k] != k)
+def _true_negative_rate(answers: Answers, k: int) -> float | None:
+    return _mean(~answers.said[~answers.truth[:, k], k])
 
 
 def _mean(values: npt.NDArray[np.bool_]) -> float | None:

@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.metrics import roc_curve
 
+from medspark.evaluate.answers import Answers, answers_of
 from medspark.evaluate.gallery import Exhibit
-from medspark.evaluate.metrics import log_odds
 from medspark.evaluate.summary import WORST, AttackResult, RobustReport, grey_levels
 
 Array = npt.NDArray[Any]
@@ -45,7 +45,7 @@ def reliability_diagram(report: RobustReport) -> Figure:
     figure, axes = _blank(4.6, 4.2)
     axes.plot([0, 1], [0, 1], color="grey", lw=1, ls="--")
     for name, probabilities in _clean_and_worst(report):
-        sure, right = probabilities.max(1), probabilities.argmax(1) == report.labels
+        sure, right = answers_of(report.labels, probabilities).decisions
         bins = np.minimum((sure * _BINS).astype(int), _BINS - 1)
         filled = [k for k in range(_BINS) if (bins == k).any()]
         axes.plot(
@@ -62,7 +62,7 @@ def reliability_diagram(report: RobustReport) -> Figure:
 
 def calibration_error(probabilities: Array, labels: Array) -> float:
     """Return the expected calibration error in ten bins (Guo et al. 2017)."""
-    sure, right = probabilities.max(1), probabilities.argmax(1) == labels
+    sure, right = answers_of(labels, probabilities).decisions
     bins = np.minimum((sure * _BINS).astype(int), _BINS - 1)
     gaps = [
         (bins == k).mean() * abs(right[bins == k].mean() - sure[bins == k].mean())
@@ -72,17 +72,24 @@ def calibration_error(probabilities: Array, labels: Array) -> float:
     return float(sum(gaps))
 
 
-def roc_curves(report: RobustReport, *, classes: Sequence[str], positive: int) -> Figure:
-    """Draw the ROC curves of class ``positive``, clean and in the worst case of every eps."""
+def roc_curves(report: RobustReport, *, classes: Sequence[str], positive: int | None) -> Figure:
+    """Draw the ROC curves of class ``positive``, clean and in the worst case of every eps.
+
+    None pools the decisions on all of several findings.
+    """
     figure, axes = _blank(4.6, 4.2)
     axes.plot([0, 1], [0, 1], color="grey", lw=1, ls="--")
-    truth = report.labels == positive
-    if truth.any() and not truth.all():
-        for name, probabilities in _clean_and_worst(report):
-            false, true, _ = roc_curve(truth, log_odds(probabilities, positive))
+    for name, probabilities in _clean_and_worst(report):
+        answers = answers_of(report.labels, probabilities)
+        watched = answers.watched(positive)
+        truth = answers.truth[:, watched].ravel()
+        if truth.any() and not truth.all():
+            score = np.stack([answers.log_odds(k) for k in watched], axis=1)
+            false, true, _ = roc_curve(truth, score.ravel())
             axes.plot(false, true, label=name)
-        axes.legend(fontsize=8)
-    axes.set(xlabel="1 - specificity", ylabel="sensitivity", title=classes[positive])
+            axes.legend(fontsize=8)
+    title = "all findings" if positive is None else classes[positive]
+    axes.set(xlabel="1 - specificity", ylabel="sensitivity", title=title)
     return figure
 
 
@@ -98,8 +105,12 @@ def image_grid(shown: Sequence[Exhibit], *, classes: Sequence[str], eps: float) 
 def _draw_exhibit(row: Array, exhibit: Exhibit, classes: Sequence[str], eps: float) -> None:
     change = exhibit.attacked - exhibit.clean
     amplified = 0.5 + 0.5 * change / max(float(np.abs(change).max()), 1e-12)
-    before, after = exhibit.clean_probabilities, exhibit.attacked_probabilities
-    _draw(row[0], exhibit.clean, f"{classes[exhibit.label]}: {_answer(before, classes)}")
+    before, after = (
+        answers_of(exhibit.label[None], probabilities[None])
+        for probabilities in (exhibit.clean_probabilities, exhibit.attacked_probabilities)
+    )
+    true = ", ".join(classes[k] for k in before.truth[0].nonzero()[0]) or "none"
+    _draw(row[0], exhibit.clean, f"{true}: {_answer(before, classes)}")
     _draw(row[1], exhibit.clean, "Grad-CAM", exhibit.clean_map)
     _draw(row[2], amplified, f"change x{0.5 / max(eps, 1e-12):.0f}")
     _draw(row[3], exhibit.attacked, f"attacked: {_answer(after, classes)}")
@@ -114,9 +125,9 @@ def _draw(axes: Axes, pixels: Array, title: str, heat: Array | None = None) -> N
     axes.set_axis_off()
 
 
-def _answer(probabilities: Array, classes: Sequence[str]) -> str:
-    best = int(probabilities.argmax())
-    return f"{classes[best]} {probabilities[best]:.0%}"
+def _answer(answers: Answers, classes: Sequence[str]) -> str:
+    said = answers.said[0].nonzero()[0]
+    return ", ".join(f"{classes[k]} {answers.probabilities[0, k]:.0%}" for k in said) or "none"
 
 
 def _clean_and_worst(report: RobustReport) -> list[tuple[str, Array]]:

@@ -10,12 +10,12 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from medspark.evaluate.bootstrap import Interval
 from medspark.evaluate.gallery import Exhibit
+from medspark.evaluate.metrics import Metrics
 from medspark.evaluate.plots import accuracy_curves, image_grid, reliability_diagram, roc_curves
 from medspark.evaluate.sanity import Flag
 from medspark.evaluate.summary import AttackResult, RobustReport, grey_levels
-
-_FIGURES = ("accuracy", "balanced_accuracy", "auroc", "sensitivity", "specificity")
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;
@@ -37,7 +37,7 @@ def write_report(
     title: str,
     facts: Mapping[str, str],
     classes: Sequence[str],
-    positive: int,
+    positive: int | None,
     shown: Sequence[Exhibit] = (),
     shown_eps: float = 0.0,
 ) -> None:
@@ -70,10 +70,13 @@ def verdict(report: RobustReport) -> list[str]:
 
 def table(report: RobustReport) -> list[list[str]]:
     """Return the figures as rows of text, a heading first."""
-    head = ["attack", "eps/255", *(name.replace("_", " ") for name in _FIGURES), "success"]
-    clean = [_text(getattr(report.clean, k), report.clean_intervals.get(k)) for k in _FIGURES]
-    rows = [["clean", "0", *clean, ""]]
-    return [head, *rows, *(_row(result) for result in [*report.attacks, *report.worst])]
+    names = [name.replace("_", " ") for name in type(report.clean).model_fields]
+    rows = [["clean", "0", *_figures(report.clean, report.clean_intervals), ""]]
+    return [
+        ["attack", "eps/255", *names, "success"],
+        *rows,
+        *(_row(result) for result in [*report.attacks, *report.worst]),
+    ]
 
 
 def class_table(report: RobustReport) -> list[list[str]]:
@@ -134,13 +137,17 @@ def _page(
 
 
 def _row(result: AttackResult) -> list[str]:
-    figures = [_text(getattr(result.metrics, k), result.intervals.get(k)) for k in _FIGURES]
+    figures = _figures(result.metrics, result.intervals)
     success = _text(result.success_rate, result.intervals.get("success_rate"))
     name = result.name.replace("_", " ") + (f"-{result.steps}" if result.name == "pgd" else "")
     return [name, f"{grey_levels(result.eps):g}", *figures, success]
 
 
-def _text(value: float | None, interval: tuple[float, float] | None = None) -> str:
+def _figures(figures: Metrics, intervals: Mapping[str, Interval]) -> list[str]:
+    return [_text(value, intervals.get(name)) for name, value in figures.model_dump().items()]
+
+
+def _text(value: float | None, interval: Interval | None = None) -> str:
     if value is None:
         return "–"
     return f"{value:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")

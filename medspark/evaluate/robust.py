@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from medspark.attacks.chance import Chance
 from medspark.attacks.fgsm import one_step
 from medspark.attacks.gradient import input_gradient, zero_gradient
-from medspark.attacks.losses import correct, cross_entropy, margin, rescaled
+from medspark.attacks.losses import correct, cross_entropy, margin, probabilities, rescaled
 from medspark.attacks.pgd import pgd
 from medspark.attacks.suite import BLACK_BOX, Attack, AttackName, Effort, attacks_by_name
 from medspark.attacks.threat import Norm, ThreatModel, norms
@@ -42,7 +42,8 @@ __all__ = [
     "Array", "Batch", "EvaluateConfig", "Gather", "RobustReport", "attack_all", "evaluate",
 ]  # fmt: skip
 
-# Images (B, C, H, W) in [0, 1], labels (B,), and the images' numbers in the data set (B,).
+# Images (B, C, H, W) in [0, 1], labels, (B,) or for findings (B, K), and the images' numbers in
+# the data set (B,).
 Batch = tuple[Tensor, Tensor, Tensor]
 Gather = Callable[[Array], Array]
 
@@ -208,24 +209,23 @@ class _Attacker:
                 else:
                     attacked = batch.pixels.clone()
                     attacked[right] = self._run(attack, batch.of(right), threat)
-                answers = clean if eps == 0 else self._probabilities(attacked)
-                self._record(Trial(name, 0, eps).key, batch, attacked, threat, answers)
+                logits = clean if eps == 0 else self._logits(attacked)
+                self._record(Trial(name, 0, eps).key, batch, attacked, threat, logits)
         if self.config.sanity_images > 0 and max(self.config.eps, default=0.0) > 0:
             self._doubt(batch, clean)
 
     def _look(self, batch: _Images) -> tuple[Tensor, Tensor]:
-        """Return the clean probabilities and the gradient, which serves FGSM at every eps."""
+        """Return the clean logits and the gradient, which serves FGSM at every eps."""
         self.found.add("rows", batch.rows)
         self.found.add("labels", batch.labels)
         gradient = torch.zeros_like(batch.pixels)
         if _has_gradients(self.model):
             loss = cross_entropy
-            gradient, logits = input_gradient(self.model, batch.pixels, batch.labels, loss=loss)
+            gradient, clean = input_gradient(self.model, batch.pixels, batch.labels, loss=loss)
             self.found.add("zero_gradient", zero_gradient(gradient))
-            clean = logits.softmax(dim=1)
         else:
-            clean = self._probabilities(batch.pixels)
-        self.found.add("clean", clean)
+            clean = self._logits(batch.pixels)
+        self.found.add("clean", probabilities(clean, batch.labels))
         return clean, gradient
 
     def _run(self, attack: Attack, batch: _Images, threat: ThreatModel) -> Tensor:
@@ -235,10 +235,10 @@ class _Attacker:
         return attack(self.model, batch.pixels, batch.labels, threat, chance)
 
     def _record(
-        self, key: str, batch: _Images, attacked: Tensor, threat: ThreatModel, answers: Tensor
+        self, key: str, batch: _Images, attacked: Tensor, threat: ThreatModel, logits: Tensor
     ) -> None:
         change = attacked - batch.pixels
-        self.found.add(key, answers)
+        self.found.add(key, probabilities(logits, batch.labels))
         self.found.add(f"{key}/linf_255", 255 * change.abs().flatten(1).amax(1))
         self.found.add(f"{key}/rms_255", 255 * norms(change).flatten() / change[0].numel() ** 0.5)
         self.found.add(f"{key}/outside", ~threat.holds(attacked, batch.pixels))
@@ -247,7 +247,8 @@ class _Attacker:
         """Try on a few images what an honest network does not mind, at the largest eps."""
         # Not-a-number marks the images that are left out.
         margin_held = torch.full((len(batch.rows),), torch.nan)
-        unsteady, noisy = margin_held.clone(), torch.full_like(clean, torch.nan)
+        unsteady = margin_held.clone()
+        noisy = torch.full_like(probabilities(clean, batch.labels), torch.nan)
         chosen = (batch.rows < self.config.sanity_images).nonzero().flatten()
         if len(chosen) > 0:
             few, threat = batch.of(chosen), self.config.threat(max(self.config.eps))
@@ -256,8 +257,8 @@ class _Attacker:
             noise = Chance(self.config.seed, few.rows).noise(few.pixels, "noise")
             step = threat.eps * (2 * noise - 1).sign()
             pixels = threat.project(few.pixels + step, few.pixels)
-            noisy[chosen] = self._probabilities(pixels)
-            unsteady[chosen] = self._unsteadiness(few.pixels)
+            noisy[chosen] = probabilities(self._logits(pixels), few.labels)
+            unsteady[chosen] = self._unsteadiness(few)
         self.found.add("margin_held", margin_held)
         self.found.add("noise", noisy)
         self.found.add("unsteady", unsteady)
@@ -275,18 +276,19 @@ class _Attacker:
         return self._right(attacked, batch)
 
     def _right(self, pixels: Tensor, batch: _Images) -> Tensor:
-        return correct(self._probabilities(pixels), batch.labels).float().cpu()
+        return correct(self._logits(pixels), batch.labels).float().cpu()
 
-    def _unsteadiness(self, pixels: Tensor) -> Tensor:
+    def _unsteadiness(self, batch: _Images) -> Tensor:
         """Return how far each image's probabilities move when it comes in other company."""
-        together = self._probabilities(pixels)
-        halves = [self._probabilities(half) for half in pixels.chunk(2)]
-        return (together - torch.cat(halves)).abs().amax(1).cpu()
+        together = self._logits(batch.pixels)
+        halves = torch.cat([self._logits(half) for half in batch.pixels.chunk(2)])
+        apart = probabilities(together, batch.labels) - probabilities(halves, batch.labels)
+        return apart.abs().amax(1).float().cpu()
 
     @torch.no_grad()
-    def _probabilities(self, pixels: Tensor) -> Tensor:
+    def _logits(self, pixels: Tensor) -> Tensor:
         logits: Tensor = self.model(pixels)
-        return logits.softmax(dim=1)
+        return logits
 
 
 def _has_gradients(model: nn.Module) -> bool:

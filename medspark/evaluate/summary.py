@@ -1,7 +1,8 @@
 """From what happened to each image to the figures of a report; pure, and the same for any order.
 
-The arrays have one row per image: ``rows`` and ``labels`` (N,), probabilities (N, K) under
-``clean`` and under ``attack@eps`` (eps in grey levels), and what the sanity checks saw.
+The arrays have one row per image: ``rows`` (N,) and ``labels``, (N,) or for findings (N, K),
+probabilities (N, K) under ``clean`` and under ``attack@eps`` (eps in grey levels), and what the
+sanity checks saw.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy.typing as npt
 
 from medspark.attacks.suite import BLACK_BOX
 from medspark.evaluate import sanity
+from medspark.evaluate.answers import Answers, answers_of
 from medspark.evaluate.bootstrap import Interval, intervals
 from medspark.evaluate.metrics import ClassMetrics, Metrics, class_metrics, metrics
 from medspark.evaluate.sanity import Flag, SanityConfig
@@ -87,7 +89,7 @@ class RobustReport:
     flags: list[Flag] = field(default_factory=list)
     clean_intervals: dict[str, Interval] = field(default_factory=dict)
     clean_classes: list[ClassMetrics] = field(default_factory=list)
-    # Sorted by row: labels (N,), and probabilities (N, K) clean and by "attack@eps_255".
+    # Sorted by row: labels, and probabilities (N, K) clean and by "attack@eps_255".
     labels: Array = field(default_factory=lambda: np.empty(0), repr=False)
     probabilities: Arrays = field(default_factory=dict, repr=False)
 
@@ -178,8 +180,9 @@ class _Scoring:
         )
 
     def _success(self, attacked: Array) -> float | None:
-        right = self.clean.argmax(1) == self.labels
-        return float((attacked.argmax(1) != self.labels)[right].mean()) if right.any() else None
+        right = answers_of(self.labels, self.clean).right
+        still = answers_of(self.labels, attacked).right
+        return float((~still)[right].mean()) if right.any() else None
 
     def intervals(self, probabilities: Array, clean: Array | None) -> dict[str, Interval]:
         if self.detail is None or self.detail.samples == 0:
@@ -227,19 +230,11 @@ def worst_cases(arrays: Arrays, trials: Sequence[Trial]) -> list[tuple[Trial, Ar
     for eps in sorted({trial.eps for trial in trials}):
         for trial in trials:
             if trial.eps == eps:
-                harm = _lead(arrays[trial.key], labels) < _lead(worst, labels)
+                attacked = answers_of(labels, arrays[trial.key])
+                harm = attacked.lead < answers_of(labels, worst).lead
                 worst = np.where(harm[:, None], arrays[trial.key], worst)
         found.append((Trial(WORST, 0, eps), worst))
     return found
-
-
-def _lead(probabilities: Array, labels: Array) -> Array:
-    """Return by how much the true class leads the next one, (N,); negative is wrong."""
-    rows = np.arange(len(labels))
-    others = probabilities.copy()
-    others[rows, labels] = -1
-    lead: Array = probabilities[rows, labels] - others.max(1)
-    return lead
 
 
 def flags(arrays: Arrays, trials: Sequence[Trial], limits: SanityConfig) -> list[Flag]:
@@ -307,9 +302,11 @@ def _doubting_flags(view: _View, trials: Sequence[Trial], limits: SanityConfig) 
 class _View:
     arrays: Arrays
 
+    def answers(self, name: str, chosen: Array | slice = slice(None)) -> Answers:
+        return answers_of(self.arrays["labels"][chosen], self.arrays[name][chosen])
+
     def right(self, name: str) -> Array:
-        right: Array = self.arrays[name].argmax(1) == self.arrays["labels"]
-        return right
+        return self.answers(name).right
 
     def accuracy(self, name: str, chosen: Array | slice = slice(None)) -> float:
         return float(self.right(name)[chosen].mean())
@@ -317,29 +314,29 @@ class _View:
     def noise_wins(self, attack: str, chosen: Array) -> float:
         """Return the share of right answers that the attack does not harm more than noise."""
         among = chosen & self.right("clean")
-        labels = self.arrays["labels"][among]
-        attacked, noise = (_lead(self.arrays[k][among], labels) for k in (attack, "noise"))
+        attacked, noise = (self.answers(name, among).lead for name in (attack, "noise"))
         return float(((attacked >= noise) & (attacked > 0)).mean()) if among.any() else 0.0
 
     def same_answer(self) -> float:
         """Return the share of images with the commonest answer, those that saturate aside."""
         clean = self.arrays["clean"]
-        open_to_doubt = clean[clean.max(1) < 1.0]
+        open_to_doubt = clean[self.answers("clean").sure < 1.0]
         if len(open_to_doubt) < 2:
             return 0.0
         _, counts = np.unique(open_to_doubt, axis=0, return_counts=True)
         return float((counts.max() - 1) / len(clean))
 
     def same_class(self) -> float:
-        """Return the share of the other classes' images that are given the commonest answer."""
-        said, labels = self.arrays["clean"].argmax(1), self.arrays["labels"]
-        commonest = np.bincount(said).argmax()
-        others = labels != commonest
-        return float((said == commonest)[others].mean()) if others.any() else 0.0
+        """Return the share of the other images that are given the commonest answer."""
+        clean = self.answers("clean")
+        answers, counts = np.unique(clean.said, axis=0, return_counts=True)
+        commonest = answers[::-1][counts[::-1].argmax()]  # the first class of equally common ones
+        others = (clean.truth != commonest).any(1)
+        return float((clean.said == commonest).all(1)[others].mean()) if others.any() else 0.0
 
     def saturated(self) -> float:
         right = self.right("clean")
-        sure = self.arrays["clean"].max(1) >= 1.0
+        sure = self.answers("clean").sure >= 1.0
         return float(sure[right].mean()) if right.any() else 0.0
 
 

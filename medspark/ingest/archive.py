@@ -6,6 +6,7 @@ import logging
 import math
 import secrets
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,15 +25,16 @@ from medspark.ingest import ledger, npz, storage
 from medspark.ingest.decode import OUTCOME_SPARK_SCHEMA, Decoding
 from medspark.ingest.discover import discover, from_inventory
 from medspark.ingest.labels import (
-    SPARK_SCHEMA as LABEL_SCHEMA,
-)
-from medspark.ingest.labels import (
+    BETWEEN_FINDINGS,
     LabelConfig,
     LabelTable,
     coded_attribute,
     from_folders,
     has_class_folders,
     match_key,
+)
+from medspark.ingest.labels import (
+    SPARK_SCHEMA as LABEL_SCHEMA,
 )
 from medspark.ingest.lock import locked
 from medspark.ingest.parts import Part
@@ -98,6 +100,7 @@ class Archive:
     source: str
     samples: SampleSet
     table: LabelTable | None
+    multi_label: bool  # whether a sample's label is any number of findings
     pseudonyms: Pseudonyms
 
     @property
@@ -126,18 +129,30 @@ def open_archive(config: IngestConfig) -> Archive:
         raise UsageError(f"{source} carries its own labels: --labels has no meaning here.")
     elif config.label_attribute is None:
         table = LabelTable(config.labels, source, config.label_table)
+    several = config.label_table.several
+    if table is None and several:
+        raise UsageError("label_table is about a table of labels: give it with --labels.")
     manifest = samples.manifest()
     pseudonyms = Pseudonyms(load_key(config.privacy, dataset=samples.url))
+    multi_label = several or (npz.is_npz(source) and npz.has_findings(source))
+    archive = Archive(config, source, samples, table, multi_label, pseudonyms)
     if manifest:
-        _check_same(manifest, config, pseudonyms)
-    return Archive(config, source, samples, table, pseudonyms)
+        _check_same(manifest, archive)
+    return archive
 
 
-def _check_same(manifest: SamplesManifest, config: IngestConfig, pseudonyms: Pseudonyms) -> None:
+def _check_same(manifest: SamplesManifest, archive: Archive) -> None:
+    config, pseudonyms = archive.config, archive.pseudonyms
     if manifest.key_check != _key_check(pseudonyms):
         raise UsageError(
             f"{config.samples} was made with another pseudonym key; name that one with "
             "--privacy.key_file, or write to another folder."
+        )
+    if manifest.multi_label != archive.multi_label:
+        has = "any number of labels" if manifest.multi_label else "one label"
+        raise UsageError(
+            f"An image of {config.samples} has {has}, and one of {config.source} has not "
+            "(label_table decides); write to another folder."
         )
     rendering = config.effective_rendering.model_dump(mode="json")
     for key, value in rendering.items():
@@ -189,7 +204,8 @@ class _Ingest:
         changes = bool(todo or forgotten or self._manifest is None)
         decoded = self._decoded(files, todo) if changes else None
         sums = self._settled(before, files, decoded)
-        result |= _outcomes(sums) | {"added": 0, "removed": 0}
+        result |= _outcomes(sums) | {"labels": self._by_label(sums["label"])}
+        result |= {"added": 0, "removed": 0}
         if decoded is not None:
             result |= self._exchanged(before, sums)
             self._commit(decoded, sums, result)
@@ -317,6 +333,16 @@ class _Ingest:
         known = self._spark.read.parquet(*paths).select("source_key", "file_key", "path")
         return absent.join(known, ["source_key", "file_key"], "left")
 
+    def _by_label(self, images: Counter[str]) -> dict[str, int]:
+        """Return the samples that have each label; of several findings a sample has each counts."""
+        if not self._archive.multi_label:
+            return dict(sorted(images.items()))
+        found: Counter[str] = Counter()
+        for label, count in images.items():
+            found.update(dict.fromkeys(label.split(BETWEEN_FINDINGS), count))
+        found[self._archive.config.label_table.no_finding] = found.pop("", 0)
+        return dict(sorted(found.items()))
+
     # --- what is kept ---
 
     def _commit(self, decoded: DataFrame, sums: Sums, result: dict[str, Any]) -> None:
@@ -327,6 +353,7 @@ class _Ingest:
                 digest=digest_of(sums),
                 counts={k: v for k, v in result.items() if isinstance(v, int)},
                 rendering=self._archive.config.effective_rendering.model_dump(mode="json"),
+                multi_label=self._archive.multi_label,
                 key_check=_key_check(self._archive.pseudonyms),
                 parts=tuple(part for part in self._parts(decoded) if part.path in sums["part"]),
                 ledger=tuple(sorted(sums["ledger"])),
@@ -364,7 +391,6 @@ def _outcomes(sums: Sums) -> dict[str, Any]:
         "quarantined": outcome[ledger.QUARANTINED],
         "quarantine_reasons": dict(sorted(sums["reason"].items())),
         "frames": totals["frames"],
-        "labels": dict(sorted(sums["label"].items())),
         "patients": totals["patients"],
         "bytes_seen": totals["bytes"],
         "cross_patient_duplicates": totals["shared"],

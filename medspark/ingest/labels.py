@@ -43,11 +43,23 @@ CODED_ATTRIBUTES = {
     "Manufacturer": "manufacturer",
 }
 
+# What a column of one finding says. Where some are missing, pandas writes 1 as 1.0.
+_PRESENT = {"1", "1.0", "true"}
+_UNCERTAIN = {"-1", "-1.0"}
+_ABSENT = {"0", "0.0", "false", None}
+
 # A label table up to this size is searched to its end for one file that exists, before Spark
 # starts; of a larger one only so many rows are tried, and the join tells.
 _PROBED_ROWS = 100_000
 
 Match = Literal["path", "name", "stem"]
+
+# What separates the findings of a sample, sorted, in its one label; no finding is the empty text.
+BETWEEN_FINDINGS = "|"
+
+
+_ROLES = frozenset({"path", "label", "patient_id", "split", "site"})
+_FINDING = "finding "
 
 
 class LabelConfig(Config):
@@ -61,6 +73,40 @@ class LabelConfig(Config):
     match: Match = Field(
         "path", description="what of the path names the file: all, its name, or name less extension"
     )
+    separator: str | None = Field(
+        None,
+        min_length=1,
+        description="what separates labels, such as |, where an image has any number of them; each "
+        "is then a finding that is there or not",
+    )
+    no_finding: str = Field(
+        "No Finding",
+        description="with a separator, the label of an image without any; an empty one says it too",
+    )
+    findings: tuple[str, ...] = Field(
+        (),
+        description="in place of label, columns of one finding each: 1 where an image has it, "
+        "0 or nothing where not",
+    )
+    uncertain: Literal["absent", "present"] = Field(
+        "absent", description="what -1 in a column of a finding counts as"
+    )
+
+    @property
+    def several(self) -> bool:
+        """Whether an image may have any number of labels."""
+        return self.separator is not None or bool(self.findings)
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """The columns of the table by what they hold."""
+        roles = _ROLES - {"label"} if self.findings else _ROLES
+        own = {role: str(getattr(self, role)) for role in sorted(roles)}
+        return own | {_FINDING + name: name for name in self.findings}
+
+    def required(self, role: str) -> bool:
+        """Return whether a table without the column of ``role`` is of no use."""
+        return role in ("path", "label") or role.startswith(_FINDING)
 
 
 # What is known of a file from outside it. A patient is a pseudonym from here on.
@@ -121,7 +167,7 @@ class LabelTable:
             if path.lower().endswith((".parquet", ".pq")):
                 return ds.dataset(path, filesystem=system, format="parquet")
             delimiter = "\t" if path.lower().endswith((".tsv", ".tab")) else ","
-            names = self._config.model_dump(exclude={"match"}).values()
+            names = self._config.columns.values()
             csv = ds.CsvFileFormat(
                 parse_options=pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
                 # Identifiers such as 007 are text, whatever they look like.
@@ -134,13 +180,14 @@ class LabelTable:
             raise UsageError(f"The label table {self.url} cannot be read: {error}") from None
 
     def _choose_columns(self) -> dict[str, str]:
-        wanted = self._config.model_dump(exclude={"match"})
+        wanted = self._config.columns
         there = {role: name for role, name in wanted.items() if name in self._dataset.schema.names}
-        for role in ("path", "label"):
-            if role not in there:
+        for role in sorted(wanted.keys() - there.keys(), reverse=True):
+            if self._config.required(role):
+                key = "findings" if role.startswith(_FINDING) else role
                 raise UsageError(
                     f"The label table {self.url} has no column {wanted[role]!r}; it has "
-                    f"{', '.join(self._dataset.schema.names)} (--label_table.{role} names it)."
+                    f"{', '.join(self._dataset.schema.names)} (--label_table.{key} names it)."
                 )
         return there
 
@@ -204,7 +251,7 @@ class LabelTable:
         keys = [None if patient is None else pseudonyms.patient(patient) for patient in patients]
         columns = {
             "match": pa.array(self._keys(batch.column("path").to_pylist()), pa.string()),
-            "label": self._text(batch, "label"),
+            "label": self._labels(batch),
             "patient_key": pa.array(keys, pa.string()),
             "split": self._splits(self._text(batch, "split")),
             "site": self._text(batch, "site"),
@@ -217,6 +264,31 @@ class LabelTable:
             return pa.nulls(batch.num_rows, pa.string())
         text = pc.utf8_trim_whitespace(batch.column(role).cast(pa.string()))
         return pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.string()), text)
+
+    def _labels(self, batch: pa.RecordBatch) -> pa.Array:
+        """Return the label of each row; findings as join_findings joins them."""
+        config = self._config
+        if not config.several:
+            return self._text(batch, "label")
+        if config.findings:
+            columns = [self._has(batch, name) for name in config.findings]
+            told = ([n for n, has in zip(config.findings, row, strict=True) if has]
+                    for row in zip(*columns, strict=True))  # fmt: skip
+        else:
+            cells = self._text(batch, "label").to_pylist()
+            told = ((cell or "").split(config.separator) for cell in cells)
+        return pa.array([join_findings(names, config.no_finding) for names in told], pa.string())
+
+    def _has(self, batch: pa.RecordBatch, finding: str) -> list[bool]:
+        present = _PRESENT | (_UNCERTAIN if self._config.uncertain == "present" else set())
+        cells = pc.utf8_lower(self._text(batch, _FINDING + finding))
+        for cell in pc.unique(cells).to_pylist():
+            if cell not in _PRESENT | _UNCERTAIN | _ABSENT:
+                raise UsageError(
+                    f"The label table {self.url} says {cell!r} in the column {finding!r}; a "
+                    "finding is 1, 0, -1 or nothing."
+                )
+        return [cell in present for cell in cells.to_pylist()]
 
     def _keys(self, paths: Iterable[object]) -> Iterator[str | None]:
         for path in paths:
@@ -236,6 +308,20 @@ class LabelTable:
                     "a split is train, val or test."
                 )
         return pa.array([SPLIT_NAMES.get(value) for value in lower.to_pylist()], pa.string())
+
+
+def join_findings(names: Iterable[str], no_finding: str) -> str:
+    """Return the one label of an image with ``names``, in whatever order they are told.
+
+    Raises UsageError for a name that could not be told apart again.
+    """
+    found = {name.strip() for name in names} - {"", no_finding}
+    for name in found:
+        if BETWEEN_FINDINGS in name:
+            raise UsageError(
+                f"A finding cannot be called {name!r}: {BETWEEN_FINDINGS} separates findings."
+            )
+    return BETWEEN_FINDINGS.join(sorted(found))
 
 
 def coded_attribute(keyword: str) -> str:

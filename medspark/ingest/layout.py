@@ -11,15 +11,11 @@ from medspark.shards.schema import PixelFormat
 
 @dataclass(frozen=True)
 class Counts:
-    """What a split holds: images by class, and patients."""
+    """What a split holds: images, images of each class or with each finding, and patients."""
 
+    rows: int
     by_class: tuple[int, ...]
     patients: int
-
-    @property
-    def rows(self) -> int:
-        """The number of images."""
-        return sum(self.by_class)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from PIL import Image
 
 from medspark.errors import UsageError
 from medspark.ingest import storage
+from medspark.ingest.labels import join_findings
 
 _FORMAT: Any = np.lib.format  # untyped in numpy
 
@@ -45,7 +46,7 @@ def is_npz(source: str) -> bool:
 def list_images(source: str) -> pa.Table:
     """Return one row of SCHEMA per image. Raises UsageError where the archive is of another kind.
 
-    A label is the class number as text. Archives with several findings per image have no classes.
+    A label is the class number as text, or the numbers of an image's findings (ChestMNIST).
     """
     if not storage.is_file(source):
         raise UsageError(f"There is no source {source}.")
@@ -70,18 +71,36 @@ def _table(archive: zipfile.ZipFile, split: str) -> pa.Table:
         labels = _FORMAT.read_array(member, allow_pickle=False)
     if dtype != np.uint8 or not (len(shape) == 3 or (len(shape) == 4 and shape[3] == 3)):
         raise ValueError("its images are not 8-bit and of two dimensions")
-    if labels.reshape(len(labels), -1).shape[1] != 1 or len(labels) != shape[0]:
-        raise ValueError("its images have not one class each")
+    if labels.ndim > 2 or len(labels) != shape[0]:
+        raise ValueError("its images have not one row of labels each")
     count = shape[0]
     info = archive.getinfo(f"{split}_images.npy")
     columns = {
         "path": [f"{split}/{index}" for index in range(count)],
         "size": np.full(count, int(np.prod(shape[1:]))),
         "modified": np.full(count, info.CRC),
-        "label": [str(label) for label in labels.reshape(-1).tolist()],
+        "label": [_text(row) for row in labels.reshape(len(labels), -1)],
         "split": [split] * count,
     }
     return pa.table(columns, schema=SCHEMA)
+
+
+def _text(row: npt.NDArray[Any]) -> str:
+    if len(row) == 1:
+        return str(row[0])
+    return join_findings((f"{number:02d}" for number in row.nonzero()[0]), no_finding="")
+
+
+def has_findings(source: str) -> bool:
+    """Return whether the images of an archive have any number of findings, not one class each."""
+    system, path = storage.filesystem(source)
+    with (
+        system.open(path, "rb") as file,
+        zipfile.ZipFile(file) as archive,
+        archive.open(next(n for n in archive.namelist() if n.endswith("_labels.npy"))) as member,
+    ):
+        shape, _ = _header(member)
+        return len(shape) == 2 and shape[1] > 1
 
 
 def _header(member: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:

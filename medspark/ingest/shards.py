@@ -20,6 +20,7 @@ from medspark.ingest import ledger, storage
 from medspark.ingest.archive import read_ledger
 from medspark.ingest.layout import Counts, Layout
 from medspark.ingest.lock import locked
+from medspark.ingest.numbering import Classes, Findings
 from medspark.ingest.reshape import PLACED, WRITTEN, ReadSamples, WriteShards
 from medspark.ingest.session import task_errors
 from medspark.ingest.task import map_batches
@@ -47,7 +48,8 @@ class ShardConfig(Config):
     )
     classes: list[str] | None = Field(
         None,
-        description="the labels to keep, in the order of their numbers; by default all, sorted",
+        description="the labels to keep, in the order of their numbers; by default all, sorted. "
+        "Where an image has several they are the findings that are learnt, and every image is kept",
     )
     seed: int = Field(0, description="seed of the split and of the shuffle")
     split: SplitConfig = Field(default_factory=SplitConfig)
@@ -82,6 +84,7 @@ class _Sharding:
 
     def __init__(self, spark: SparkSession, config: ShardConfig, manifest: SamplesManifest) -> None:
         self._spark, self._config, self._source = spark, config, manifest
+        self._numbering = Findings() if manifest.multi_label else Classes()
         self._samples = SampleSet(config.samples)
         self._generation = f"{time.strftime('%Y%m%dT%H%M%S')}-{secrets.token_hex(3)}"
 
@@ -107,17 +110,20 @@ class _Sharding:
         rows = read_ledger(self._spark, self._samples, self._source.ledger)
         live = rows.where(F.col("outcome") == ledger.SAMPLE)
         if self._config.classes is not None:
-            live = live.where(F.col("label").isin(self._config.classes))
+            live = self._numbering.kept(live, self._config.classes)
         return live
 
     def _classes(self, live: DataFrame) -> list[str]:
-        found = sorted(row["label"] for row in live.select("label").distinct().collect())
+        labels = [row["label"] for row in live.select("label").distinct().collect()]
+        found = sorted(self._numbering.names(labels))
         missing = set(self._config.classes or []) - set(found)
         if missing:
             raise UsageError(f"No sample has the label {sorted(missing)[0]!r} of --classes.")
         if not found:
             raise UsageError(f"{self._config.samples} holds no samples to make shards of.")
-        return self._config.classes or found
+        classes = self._config.classes or found
+        self._numbering.check(classes)
+        return classes
 
     def _format(self, live: DataFrame) -> PixelFormat:
         names = ("height", "width", "channels", "bits")
@@ -147,13 +153,12 @@ class _Sharding:
         hints = live.groupBy("patient_key").agg(F.collect_set("split").alias("hints"))
         deal = _Deal(self._config.split, self._config.seed, own)
         patients = map_batches(hints, deal, "patient_key string, target string")
-        number = F.array_position(F.array(*[F.lit(name) for name in classes]), F.col("label")) - 1
         # SHA-256, so that anybody can repeat the shuffle without Spark.
         order = F.sha2(F.concat(F.lit(f"{self._config.seed}\n"), F.col("sample_key")), 256)
         shuffled = Window.partitionBy("target").orderBy(order, "sample_key")
         return (
             live.join(patients, "patient_key")
-            .withColumn("number", number.cast("int"))
+            .withColumn("number", self._numbering.number(classes))
             .withColumn("position", (F.row_number().over(shuffled) - 1).cast("bigint"))
             .select(
                 "target", "position", "sample_key", "patient_key", "number", "split",
@@ -162,10 +167,9 @@ class _Sharding:
         )  # fmt: skip
 
     def _counts(self, dealt: DataFrame, classes: list[str]) -> dict[str, Counts]:
-        by_class = {
-            (row["target"], row["number"]): row["count"]
-            for row in dealt.groupBy("target", "number").count().collect()
-        }
+        images: dict[str, dict[int, int]] = {split: {} for split in SPLITS}
+        for row in dealt.groupBy("target", "number").count().collect():
+            images[row["target"]][row["number"]] = row["count"]
         patients = {
             row["target"]: row["patients"]
             for row in dealt.groupBy("target")
@@ -174,7 +178,8 @@ class _Sharding:
         }
         counts = {
             split: Counts(
-                tuple(by_class.get((split, number), 0) for number in range(len(classes))),
+                sum(images[split].values()),
+                self._numbering.by_class(images[split], len(classes)),
                 patients.get(split, 0),
             )
             for split in SPLITS
@@ -262,9 +267,10 @@ class _Sharding:
         write_manifest(
             folder,
             Manifest(
-                digest=digest_of(splits),
+                digest=self._digest(splits),
                 generation=self._generation,
                 classes=tuple(classes),
+                multi_label=self._numbering.multi_label,
                 height=pixel_format.height,
                 width=pixel_format.width,
                 channels=pixel_format.channels,
@@ -279,6 +285,9 @@ class _Sharding:
             if generation.name != self._generation:
                 storage.remove(str(generation))
 
+    def _digest(self, splits: dict[str, Split]) -> str:
+        return digest_of(splits, multi_label=self._numbering.multi_label)
+
     def _result(
         self,
         splits: dict[str, Split],
@@ -288,8 +297,9 @@ class _Sharding:
     ) -> dict[str, Any]:
         return {
             "shards_folder": str(self._config.shards),
-            "digest": digest_of(splits),
+            "digest": self._digest(splits),
             "classes": classes,
+            "multi_label": self._numbering.multi_label,
             "pixels": {**vars(pixel_format)},
             "splits": {
                 name: split.model_dump(exclude={"shards"}) | {"shards": len(split.shards)}

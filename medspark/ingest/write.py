@@ -21,7 +21,9 @@ from medspark.errors import UsageError
 from medspark.ingest import storage
 from medspark.ingest.parts import Part
 
-SCHEMA_VERSION = 1
+# Version 2 added multi_label; what version 1 holds has one label each.
+SCHEMA_VERSION = 2
+_READ = (1, 2)
 MANIFEST = "manifest.json"
 
 
@@ -37,6 +39,8 @@ class SamplesManifest(BaseModel):
     digest: str
     counts: dict[str, int]
     rendering: dict[str, Any]
+    # Whether a sample's label is any number of findings, as medspark.ingest.labels joins them.
+    multi_label: bool = False
     # Proves that the next ingest uses the same key, and says nothing about it.
     key_check: str
     parts: tuple[Part, ...]
@@ -63,7 +67,7 @@ class SampleSet:
         try:
             record = json.loads(text)
             version = record.get("schema_version")
-            if version != SCHEMA_VERSION:
+            if version not in _READ:
                 raise UsageError(
                     f"{path} has schema version {version}; this medspark reads {SCHEMA_VERSION}."
                 )

@@ -34,6 +34,11 @@ from medspark.track.spool import DatasetEntry, RunEntry
 
 _LOGGER = logging.getLogger(__name__)
 
+_OF_FINDINGS = (
+    "of images of which every finding is right, at a probability of one half; label accuracy is of "
+    "single findings, and attacks that stop at an image's first wrong one leave it high"
+)
+
 
 def _grey_levels(value: object) -> object:
     if isinstance(value, str) and value.replace(" ", "").endswith("/255"):
@@ -189,15 +194,21 @@ class Evaluation:
             title=f"Robustness of {Path(self.config.model).name}",
             facts=self._facts(report),
             classes=classes,
-            positive=len(classes) - 1 if self.positive is None else self.positive,
+            positive=self._drawn(),
             shown=self._exhibits(report.labels, eps),
             shown_eps=eps,
         )
         return report
 
+    def _drawn(self) -> int | None:
+        """Return the class whose ROC curve is drawn: of findings all together, if none is named."""
+        if self.positive is None and not self.manifest.multi_label:
+            return len(self.manifest.classes) - 1
+        return self.positive
+
     def _facts(self, report: RobustReport) -> dict[str, str]:
         patients = self.manifest.splits[self.config.split].patients
-        return {
+        return ({"accuracy": _OF_FINDINGS} if self.manifest.multi_label else {}) | {
             "model": self.config.model,
             "shards": f"{self.config.shards}, digest {self.manifest.digest[:12]}",
             "images": f"{report.images} of {self._split_rows()} {self.config.split} images, "
@@ -303,13 +314,8 @@ def resolve_model(name: str, *, uri: str | None) -> Path:
 def _check_fit(path: Path, manifest: Manifest) -> None:
     if path.suffix == ".onnx":
         return
-    card = read_card(path)
-    if card.channels != manifest.channels or tuple(card.classes) != tuple(manifest.classes):
-        raise UsageError(
-            f"The model '{path}' tells {', '.join(card.classes)} apart in images of "
-            f"{card.channels} channels; the shards hold {', '.join(manifest.classes)} in "
-            f"{manifest.channels}."
-        )
+    if difference := read_card(path).misfit(manifest):
+        raise UsageError(f"The model '{path}' does not fit: {difference}.")
 
 
 def positive_class(name: str | None, classes: tuple[str, ...]) -> int | None:

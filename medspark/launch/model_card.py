@@ -30,7 +30,7 @@ def model_card(result: Mapping[str, Any], manifest: Manifest, card: ModelCard) -
     verdict = f"NOT to be believed: {'; '.join(doubts)}" if doubts else "no sanity check objects"
     return f"""# {card.architecture}, {result["mode"]}
 
-Tells {", ".join(manifest.classes)} apart in images of {manifest.height} x {manifest.width} pixels,
+{_purpose(card)} in images of {manifest.height} x {manifest.width} pixels,
 {manifest.channels} channel{"s" if manifest.channels > 1 else ""}, {manifest.bits} bits.
 
 ## Trained on
@@ -48,8 +48,22 @@ On {result["images"]} test images; {verdict}.
 ## How to ask it
 
 A DICOM, PNG, JPEG or TIFF file in base64, in the column `image`; it is brought to the training
-images' form (`{card.rendering or "size and depth alone"}`). The answer is the likeliest class and
-a probability for every class, with logits divided by {card.temperature:.3g}, which fits the
-validation images best (temperature scaling).
+images' form (`{card.rendering or "size and depth alone"}`). The answer is {_answer(card)}
+with logits divided by {card.temperature:.3g}, which fits the validation images best (temperature
+scaling).
 
 {_LIMITS}"""
+
+
+def _purpose(card: ModelCard) -> str:
+    names = ", ".join(card.classes)
+    return f"Finds any of {names}" if card.multi_label else f"Tells {names} apart"
+
+
+def _answer(card: ModelCard) -> str:
+    if card.multi_label:
+        return (
+            "the findings that are likelier than not\n(`a|b`) and a probability of its own for "
+            "every finding,"
+        )
+    return "the likeliest class and\na probability for every class,"

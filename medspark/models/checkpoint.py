@@ -20,6 +20,7 @@ from medspark.config import Config
 from medspark.errors import UsageError
 from medspark.models.backbones import ModelConfig, build
 from medspark.models.classifier import Classifier, Normalise
+from medspark.shards.manifest import Manifest
 
 WEIGHTS, CARD = "model.safetensors", "model.json"
 _PICKLED = {".pt", ".pth", ".pt2", ".pkl", ".pickle", ".bin", ".ckpt"}
@@ -31,6 +32,9 @@ class ModelCard(Config):
     schema_version: Literal[1] = 1
     architecture: str = Field(description="timm model name")
     classes: tuple[str, ...] = Field(min_length=2)
+    multi_label: bool = Field(
+        False, description="whether an image may have any of the classes, each with its own logit"
+    )
     channels: int = Field(ge=1)
     height: int = Field(ge=1, description="of the training images, in pixels")
     width: int = Field(ge=1, description="of the training images, in pixels")
@@ -44,6 +48,16 @@ class ModelCard(Config):
     rendering: dict[str, Any] = Field({}, description="how files became the training images")
     medspark: str = Field("", description="version that wrote the files")
 
+    def misfit(self, manifest: Manifest) -> str:
+        """Return what of the images or their labels the model is not for; nothing if it fits."""
+        mine, theirs = _what_it_tells(self), _what_it_tells(manifest)
+        return "" if mine == theirs else f"it tells {mine}, and the shards hold {theirs}"
+
+
+def _what_it_tells(of: ModelCard | Manifest) -> str:
+    kind = "any of" if of.multi_label else "one of"
+    return f"{kind} {', '.join(of.classes)} in images of {of.channels} channel(s)"
+
 
 def describe(
     model: Classifier,
@@ -51,6 +65,7 @@ def describe(
     classes: tuple[str, ...],
     height: int,
     width: int,
+    multi_label: bool = False,
     bits: int = 8,
     dropout: float = 0.0,
     rendering: dict[str, Any] | None = None,
@@ -59,6 +74,7 @@ def describe(
     return ModelCard(
         architecture=model.architecture,
         classes=classes,
+        multi_label=multi_label,
         channels=model.channels,
         height=height,
         width=width,

@@ -40,16 +40,23 @@ class FilePredictor:
     def __call__(self, files: Sequence[str]) -> list[dict[str, Any]]:
         """Return for each of ``files`` the likeliest class and the probability of every class.
 
+        Of findings the label names all that are likelier than not, as ``a|b``.
         Raises UsageError for what is not base64 or not an image that can be read; of several
         frames the middle one is taken.
         """
         images = np.stack([self._pixels(number, text) for number, text in enumerate(files)])
         classes = self._predictor.card.classes
         return [
-            {"label": classes[int(row.argmax())], "probability": float(row.max())}
+            {"label": self._label(row), "probability": float(row.max())}
             | {name: float(value) for name, value in zip(classes, row, strict=True)}
             for row in self._predictor(images)
         ]
+
+    def _label(self, row: npt.NDArray[np.float32]) -> str:
+        card = self._predictor.card
+        if not card.multi_label:
+            return card.classes[int(row.argmax())]
+        return "|".join(name for name, p in zip(card.classes, row, strict=True) if p > 0.5)
 
     def _pixels(self, number: int, text: str) -> npt.NDArray[np.generic]:
         try:

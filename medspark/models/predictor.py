@@ -14,7 +14,10 @@ from medspark.models.classifier import Classifier
 
 
 class Predictor:
-    """Class probabilities, calibrated where the card says how, of images as they are stored."""
+    """Class probabilities, calibrated where the card says how, of images as they are stored.
+
+    They add up to 1, or each finding has its own.
+    """
 
     def __init__(self, model: Classifier, card: ModelCard, *, batch_size: int = 64) -> None:
         self.model = model.eval()
@@ -43,7 +46,8 @@ class Predictor:
         tensor = torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
         with torch.inference_mode():
             logits = self.model(tensor) / self.card.temperature
-            probabilities: npt.NDArray[np.float32] = logits.softmax(dim=1).numpy()
+            shared = logits.sigmoid() if self.card.multi_label else logits.softmax(dim=1)
+            probabilities: npt.NDArray[np.float32] = shared.numpy()
         return probabilities
 
     def _to_unit_floats(self, images: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:

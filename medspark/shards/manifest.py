@@ -13,13 +13,17 @@ import os
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from medspark.errors import UsageError
-from medspark.shards.schema import PixelFormat
+from medspark.shards.schema import MOST_FINDINGS, PixelFormat, findings_of
 
 NAME = "manifest.json"
-SCHEMA_VERSION = 1
+# Version 2 added multi_label; what version 1 holds is one class each.
+SCHEMA_VERSION = 2
+_READ = (1, 2)
 
 
 class _Record(BaseModel):
@@ -36,7 +40,10 @@ class Shard(_Record):
 
 
 class Split(_Record):
-    """The shards of one split, in reading order; ``class_counts`` follows the classes."""
+    """The shards of one split, in reading order.
+
+    ``class_counts`` follows the classes: the images of each, or those that have each finding.
+    """
 
     rows: int
     patients: int
@@ -51,6 +58,8 @@ class Manifest(_Record):
     digest: str
     generation: str
     classes: tuple[str, ...]
+    # Whether an image may have any of the classes: its label is then a mask, bit k for class k.
+    multi_label: bool = False
     height: int
     width: int
     channels: int
@@ -62,15 +71,32 @@ class Manifest(_Record):
     # Where the samples came from and how they were rendered.
     source: dict[str, Any]
 
+    @model_validator(mode="after")
+    def _fits(self) -> Manifest:
+        if self.multi_label and len(self.classes) > MOST_FINDINGS:
+            raise ValueError(f"a mask holds at most {MOST_FINDINGS} findings")
+        return self
+
     @property
     def pixel_format(self) -> PixelFormat:
         """The size and depth of the images."""
         return PixelFormat(self.height, self.width, self.channels, self.bits)
 
+    def targets(self, stored: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+        """Return what the stored labels (N,) say: classes (N,), or 0/1 findings (N, K).
 
-def digest_of(splits: dict[str, Split]) -> str:
-    """Return the dataset's digest: the SHA-256 over every shard's split, place and SHA-256."""
-    lines = [
+        Everything that learns or judges tells by this shape what it has before it.
+        """
+        return findings_of(stored, len(self.classes)) if self.multi_label else stored
+
+
+def digest_of(splits: dict[str, Split], *, multi_label: bool = False) -> str:
+    """Return the dataset's digest: the SHA-256 over every shard's split, place and SHA-256.
+
+    Masks make another dataset than the same numbers as classes.
+    """
+    lines = ["multi_label\n"] if multi_label else []
+    lines += [
         f"{name} {number} {shard.sha256}\n"
         for name, split in sorted(splits.items())
         for number, shard in enumerate(split.shards)
@@ -103,7 +129,7 @@ def read_manifest(folder: str | Path) -> Manifest:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         version = record.get("schema_version")
-        if version != SCHEMA_VERSION:
+        if version not in _READ:
             raise UsageError(
                 f"{path} has schema version {version}; this medspark reads {SCHEMA_VERSION}."
             )

@@ -22,6 +22,9 @@ from medspark.errors import UsageError
 
 SPLITS = ("train", "val", "test")
 
+# Bits of an int32 that leave its sign alone.
+MOST_FINDINGS = 31
+
 # A data page's size is a signed 32-bit number in the format; half of that leaves room for all else.
 _LARGEST_GROUP = 2**30
 
@@ -152,10 +155,24 @@ def _page_body(
 
 
 def read_labels(path: str | Path) -> npt.NDArray[np.int64]:
-    """Return the labels of a shard, (N,), in the order of its rows."""
+    """Return the labels of a shard as they are stored, (N,), in the order of its rows."""
     column = pq.read_table(path, columns=["label"])["label"]
     labels: npt.NDArray[np.int64] = column.to_numpy().astype(np.int64)
     return labels
+
+
+def mask_of(findings: npt.NDArray[np.generic]) -> npt.NDArray[np.int32]:
+    """Return the stored label (N,) of images by their ``findings`` (N, K): bit k is finding k."""
+    bits = np.left_shift(np.int32(1), np.arange(findings.shape[1], dtype=np.int32))
+    masks: npt.NDArray[np.int32] = np.where(findings != 0, bits, 0).sum(axis=1, dtype=np.int32)
+    return masks
+
+
+def findings_of(masks: npt.NDArray[np.generic], count: int) -> npt.NDArray[np.float32]:
+    """Return which of ``count`` findings the stored labels (N,) tell of, (N, K) of 0 and 1."""
+    bits = np.arange(count, dtype=np.int64)
+    found: npt.NDArray[np.float32] = (masks.astype(np.int64)[:, None] >> bits & 1).astype("f4")
+    return found
 
 
 def read_patients(path: str | Path) -> npt.NDArray[np.str_]:

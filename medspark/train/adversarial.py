@@ -38,6 +38,7 @@ from medspark.config import Config
 from medspark.data.batch import Integers
 from medspark.train.dual_norm import for_attacked, idle_sum
 from medspark.train.noise import keyed_noise
+from medspark.train.objective import Objective, divergence
 
 __all__ = [
     "MODES",
@@ -112,9 +113,6 @@ class StepStats:
     clean: Tensor | None
     adversarial: Tensor | None
     attacked: Tensor | None = None
-
-
-Objective = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass
@@ -239,10 +237,10 @@ def madry(learner: Learner, sample: Sample) -> StepStats:
 def trades(learner: Learner, sample: Sample) -> StepStats:
     """Learn the clean loss plus ``beta`` times the divergence that the worst neighbour reaches."""
     with torch.no_grad():
-        target = learner.logits(learner.bare, sample.images).softmax(1)
+        answers = learner.logits(learner.bare, sample.images)
 
-    def divergence(logits: Tensor, _: Tensor) -> Tensor:
-        return F.kl_div(logits.log_softmax(1), target, reduction="none").sum(1)
+    def away(logits: Tensor, labels: Tensor) -> Tensor:
+        return divergence(answers, logits, labels)
 
     attacked = pgd(
         learner.bare,
@@ -251,12 +249,12 @@ def trades(learner: Learner, sample: Sample) -> StepStats:
         threat=sample.threat,
         steps=learner.config.inner_steps,
         start=random_start(sample),
-        loss=divergence,
+        loss=away,
     )
     clean = learner.logits(learner.model, sample.images)
     with for_attacked(learner.bare):
         adversarial = learner.logits(learner.model, attacked)
-    apart = F.kl_div(adversarial.log_softmax(1), clean.softmax(1), reduction="batchmean")
+    apart = divergence(clean, adversarial, sample.labels).mean()
     loss = learner.objective(clean, sample.labels) + learner.config.beta * apart
     loss = loss * sample.weight
     loss.backward()  # type: ignore[no-untyped-call]

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -24,8 +23,9 @@ from medspark.attacks.losses import cross_entropy
 from medspark.attacks.pgd import pgd
 from medspark.config import Config
 from medspark.train.adversarial import Learner, Sample, StepStats, random_start
+from medspark.train.objective import divergence, log_answers
 
-__all__ = ["DistillConfig", "lesson", "softened_divergence"]
+__all__ = ["DistillConfig", "lesson"]
 
 Method = Literal["kd", "defensive", "ard", "rslad"]
 
@@ -63,24 +63,27 @@ def lesson(config: DistillConfig, teacher: nn.Module) -> Callable[[Learner, Samp
         logits: Tensor = teacher(images)
         return logits
 
+    def softened(said: Tensor, heard: Tensor, labels: Tensor) -> Tensor:
+        return divergence(said / temperature, heard / temperature, labels).mean()
+
     def kd(learner: Learner, sample: Sample) -> StepStats:
         soft = answers(sample.images)
         logits = learner.logits(learner.model, sample.images)
-        apart = softened_divergence(soft, logits, temperature).mean() * temperature**2
+        apart = softened(soft, logits, sample.labels) * temperature**2
         loss = (1 - alpha) * learner.objective(logits, sample.labels) + alpha * apart
         return _learn(loss, sample, clean=logits)
 
     def defensive(learner: Learner, sample: Sample) -> StepStats:
         soft = answers(sample.images)
         logits = learner.logits(learner.model, sample.images)
-        targets = (soft / temperature).softmax(1)
-        return _learn(F.cross_entropy(logits / temperature, targets), sample, clean=logits)
+        said, heard = (log_answers(z / temperature, sample.labels) for z in (soft, logits))
+        return _learn(-(said.exp() * heard).sum(2).mean(), sample, clean=logits)
 
     def ard(learner: Learner, sample: Sample) -> StepStats:
         soft = answers(sample.images)
         attacked = _attack(learner, sample, None)
         adversarial = learner.logits(learner.model, attacked)
-        apart = softened_divergence(soft, adversarial, temperature).mean() * temperature**2
+        apart = softened(soft, adversarial, sample.labels) * temperature**2
         if alpha == 1:
             return _learn(apart, sample, adversarial=adversarial, attacked=attacked)
         clean = learner.logits(learner.model, sample.images)
@@ -92,25 +95,19 @@ def lesson(config: DistillConfig, teacher: nn.Module) -> Callable[[Learner, Samp
         attacked = _attack(learner, sample, soft)
         adversarial = learner.logits(learner.model, attacked)
         clean = learner.logits(learner.model, sample.images)
-        loss = alpha * softened_divergence(soft, adversarial, temperature).mean()
-        loss = loss + (1 - alpha) * softened_divergence(soft, clean, temperature).mean()
+        loss = alpha * softened(soft, adversarial, sample.labels)
+        loss = loss + (1 - alpha) * softened(soft, clean, sample.labels)
         return _learn(loss, sample, clean=clean, adversarial=adversarial, attacked=attacked)
 
     return {"kd": kd, "defensive": defensive, "ard": ard, "rslad": rslad}[config.method]
 
 
-def softened_divergence(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
-    """Return KL(teacher || student) of logits (B, K), each softened by ``temperature``; (B,)."""
-    target = (teacher / temperature).softmax(1)
-    return F.kl_div((student / temperature).log_softmax(1), target, reduction="none").sum(1)
-
-
 def _attack(learner: Learner, sample: Sample, soft: Tensor | None) -> Tensor:
     """Return PGD images against the cross-entropy, or against the teacher's ``soft`` answers."""
 
-    def away_from_teacher(logits: Tensor, _: Tensor) -> Tensor:
+    def away_from_teacher(logits: Tensor, labels: Tensor) -> Tensor:
         assert soft is not None
-        return softened_divergence(soft, logits, 1.0)
+        return divergence(soft, logits, labels)
 
     return pgd(
         learner.bare,

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from medspark.attacks.losses import correct
 from medspark.attacks.threat import ThreatModel
 from medspark.data.batch import Batch, to_unit
 from medspark.errors import RunError
@@ -24,7 +25,7 @@ from medspark.train.dual_norm import Dual, dual
 from medspark.train.fold import Folded, fold
 from medspark.train.gradients import Gradients, Overlapped, VirtualShards
 from medspark.train.lower import lower
-from medspark.train.objective import CrossEntropy
+from medspark.train.objective import Objective
 from medspark.train.optimise import Average, adamw, clip_gradients, set_rate
 from medspark.train.schedule import one_cycle, ramp
 from medspark.train.state import optimiser_tensors, restore_optimiser
@@ -61,7 +62,7 @@ class Engine:
         *,
         config: TrainConfig,
         threat: ThreatModel,
-        objective: CrossEntropy,
+        objective: Objective,
         image_shape: tuple[int, int, int],
         total_steps: int,
         seed: int,
@@ -275,7 +276,7 @@ def _figures(stats: StepStats, sample: Sample, scale: float) -> Tensor:
     def right(logits: Tensor | None) -> Tensor:
         if logits is None:
             return torch.zeros((), device=stats.loss.device)
-        return (logits.argmax(1) == sample.labels).sum()
+        return correct(logits, sample.labels).sum()
 
     count = torch.tensor(float(len(sample.labels)), device=stats.loss.device)
     return torch.stack([stats.loss * scale, right(stats.clean), right(stats.adversarial), count])

@@ -42,7 +42,13 @@ from medspark.train.config import TrainConfig
 from medspark.train.distill import DistillConfig, lesson
 from medspark.train.engine import Engine, Report
 from medspark.train.monitor import Monitor, look
-from medspark.train.objective import CrossEntropy, balanced_weights
+from medspark.train.objective import (
+    BinaryCrossEntropy,
+    CrossEntropy,
+    Objective,
+    balanced_positive_weights,
+    balanced_weights,
+)
 from medspark.train.state import CheckpointConfig, Checkpoints
 from medspark.train.timeline import Timeline, peak_memory_mb
 from medspark.train.validate import Validation, gatherer, slices, validate
@@ -262,6 +268,7 @@ class _Run:
             card = describe(
                 model,
                 classes=manifest.classes,
+                multi_label=manifest.multi_label,
                 height=manifest.height,
                 width=manifest.width,
                 bits=manifest.bits,
@@ -521,12 +528,8 @@ def _lesson(
         return None
     card = read_card(config.distill.teacher)
     manifest = source.manifest
-    if card.classes != manifest.classes or card.channels != manifest.channels:
-        raise UsageError(
-            f"The teacher in {config.distill.teacher} tells {', '.join(card.classes)} apart in "
-            f"{card.channels} channels; these shards hold {', '.join(manifest.classes)} in "
-            f"{manifest.channels}."
-        )
+    if difference := card.misfit(manifest):
+        raise UsageError(f"The teacher in {config.distill.teacher} does not fit: {difference}.")
     shape = (2, manifest.channels, manifest.height, manifest.width)
     teacher = load_classifier(config.distill.teacher).to(world.device)
     return lesson(config.distill, evaluation_copy(teacher, torch.rand(shape, device=world.device)))
@@ -542,13 +545,19 @@ def _watched(source: Source, config: FitConfig, world: World) -> tuple[Tensor, T
     return to_unit(pixels, world.device), torch.from_numpy(labels).to(world.device)
 
 
-def _objective(config: FitConfig, source: Source, world: World) -> CrossEntropy:
-    weights = None
+def _objective(config: FitConfig, source: Source, world: World) -> Objective:
+    """Return the loss that these labels are learnt by."""
+    several, weights = source.manifest.multi_label, None
     if config.train.class_weights == "balanced":
-        classes = len(source.manifest.classes)
-        counts = np.bincount(source.split("train").labels, minlength=classes)
-        weights = balanced_weights(counts.tolist()).to(world.device)
-    return CrossEntropy(weights, config.train.label_smoothing, config.train.temperature)
+        labels = source.split("train").labels
+        if several:
+            weights = balanced_positive_weights(labels.sum(0).tolist(), len(labels))
+        else:
+            counts = np.bincount(labels, minlength=len(source.manifest.classes))
+            weights = balanced_weights(counts.tolist())
+        weights = weights.to(world.device)
+    loss = BinaryCrossEntropy if several else CrossEntropy
+    return loss(weights, config.train.label_smoothing, config.train.temperature)
 
 
 def _digest(config: FitConfig) -> str:

@@ -1,15 +1,20 @@
-"""Cross-entropy with label smoothing and class weights, as a mean that ranks can combine."""
+"""Cross-entropies with label smoothing and class weights, as means that ranks can combine."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["CrossEntropy", "balanced_weights"]
+__all__ = [
+    "BinaryCrossEntropy", "CrossEntropy", "Objective", "balanced_positive_weights",
+    "balanced_weights", "divergence", "log_answers",
+]  # fmt: skip
+
+Objective = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,47 @@ class CrossEntropy:
             reduction="sum",
         )
         return total / len(labels)
+
+
+@dataclass(frozen=True)
+class BinaryCrossEntropy:
+    """Mean over images and findings of the cross-entropy of logits (B, K) and 0/1 labels (B, K).
+
+    Smoothing draws both answers towards one half.
+    """
+
+    positive_weights: Tensor | None = None
+    label_smoothing: float = 0.0
+    temperature: float = 1.0
+
+    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
+        target = labels.to(logits.dtype).lerp(torch.full_like(logits, 0.5), self.label_smoothing)
+        return F.binary_cross_entropy_with_logits(
+            logits / self.temperature, target, pos_weight=self.positive_weights
+        )
+
+
+def log_answers(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the log-probabilities (B, Q, A) of the A answers to each of an image's Q questions.
+
+    Classes are one question with K answers; findings, where the labels are (B, K), are K
+    questions that are answered with yes or no.
+    """
+    if labels.ndim == 2:
+        return F.logsigmoid(torch.stack([logits, -logits], dim=2))
+    return logits.log_softmax(1)[:, None]
+
+
+def divergence(teacher: Tensor, student: Tensor, labels: Tensor) -> Tensor:
+    """Return KL(teacher || student) of logits (B, K), (B,); of findings the mean of their KLs."""
+    said, heard = log_answers(teacher, labels), log_answers(student, labels)
+    return F.kl_div(heard, said, reduction="none", log_target=True).sum(2).mean(1)
+
+
+def balanced_positive_weights(positives: Sequence[int], images: int) -> Tensor:
+    """Return a weight (K,) per finding that makes its positives count like its negatives."""
+    counts = torch.tensor(positives, dtype=torch.float32)
+    return (images - counts).clamp_min(1) / counts.clamp_min(1)
 
 
 def balanced_weights(class_counts: Sequence[int]) -> Tensor:

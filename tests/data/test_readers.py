@@ -75,6 +75,16 @@ def test_images_and_labels_are_those_of_their_rows(
 
 
 @pytest.mark.parametrize("reader", READERS)
+def test_masks_are_delivered_as_findings(reader: str, write_shards: WriteShards):
+    (batches,) = read(write_shards(findings=3), reader)
+
+    for batch in batches:
+        bits = batch.rows[:, None] % 8 >> np.arange(3) & 1
+        assert batch.labels.dtype == torch.float32
+        assert np.array_equal(batch.labels.numpy(), bits)
+
+
+@pytest.mark.parametrize("reader", READERS)
 def test_the_same_seed_reads_in_the_same_order_and_another_epoch_in_another(
     reader: str, write_shards: WriteShards
 ):

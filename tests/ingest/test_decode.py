@@ -18,7 +18,7 @@ from medspark.images.rendering import Rendering
 from medspark.ingest import ledger
 from medspark.ingest.archive import _ANNOTATED_ARROW, _Annotate
 from medspark.ingest.decode import Decoding
-from medspark.ingest.npz import list_images
+from medspark.ingest.npz import has_findings, list_images
 
 PSEUDONYMS = Pseudonyms(b"k" * 32)
 
@@ -192,3 +192,16 @@ def test_the_images_of_a_medmnist_archive_are_files_of_their_own(tmp_path):
     ]
     assert stored["pixels"][2].as_py() == arrays["train_images"][2].tobytes()
     assert _ANNOTATED_ARROW.names[0] == "path"
+
+
+@pytest.mark.parametrize("several", [True, False])
+def test_an_archive_whose_images_have_several_findings_lists_them(tmp_path, several):
+    labels = np.zeros((3, 14 if several else 1), dtype=np.uint8)
+    labels[1:, 0] = labels[2, -1] = 1
+    images = np.zeros((3, 8, 8), dtype=np.uint8)
+    np.savez_compressed(tmp_path / "m.npz", train_images=images, train_labels=labels)
+
+    listed = list_images(str(tmp_path / "m.npz"))["label"].to_pylist()
+
+    assert listed == (["", "00", "00|13"] if several else ["0", "1", "1"])
+    assert has_findings(str(tmp_path / "m.npz")) == several

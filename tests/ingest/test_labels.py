@@ -7,6 +7,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from medspark.errors import UsageError
 from medspark.images.deidentify import Pseudonyms
@@ -15,6 +17,7 @@ from medspark.ingest.labels import (
     LabelTable,
     coded_attribute,
     from_folders,
+    join_findings,
     match_key,
 )
 
@@ -129,3 +132,63 @@ def test_only_coded_attributes_can_be_labels():
     assert coded_attribute("Modality") == "modality"
     with pytest.raises(UsageError, match="PatientName"):
         coded_attribute("PatientName")
+
+
+FINDINGS = LabelConfig(separator="|")
+
+
+@given(st.permutations(["Effusion", "Cardiomegaly", " No Finding ", "", "Effusion "]))
+def test_findings_are_the_same_in_whatever_order_they_are_told(names):
+    assert join_findings(names, "No Finding") == "Cardiomegaly|Effusion"
+
+
+def test_no_finding_and_an_empty_cell_say_the_same_and_a_missing_row_says_nothing(source):
+    (source / "images/three.dcm").write_bytes(b"")
+    text = "path,label\nimages/one.dcm,\nimages/two.dcm,No Finding\nimages/three.dcm,b|a\n"
+
+    found = rows(LabelTable(write(source, text), str(source), FINDINGS), source)
+
+    assert [row["label"] for row in found] == ["", "", "a|b"]
+
+
+def test_the_separator_and_the_name_of_no_finding_can_be_others(source):
+    url = write(source, 'path,label\nimages/one.dcm,"b, a"\nimages/two.dcm,none\n')
+    config = LabelConfig(separator=",", no_finding="none")
+
+    found = rows(LabelTable(url, str(source), config), source)
+
+    assert [row["label"] for row in found] == ["a|b", ""]
+
+
+def test_a_finding_whose_name_would_fall_apart_is_refused(source):
+    url = write(source, 'path,label\nimages/one.dcm,"b;a|c"\n')
+
+    with pytest.raises(UsageError, match=r"'a\|c'"):
+        rows(LabelTable(url, str(source), LabelConfig(separator=";")), source)
+
+
+@pytest.mark.parametrize("uncertain", ["absent", "present"])
+def test_findings_may_have_columns_of_their_own(source, uncertain):
+    text = (
+        "path,Edema,Pleural Other,No Finding\nimages/one.dcm,1.0,-1.0,\nimages/two.dcm,0.0,,1.0\n"
+    )
+    config = LabelConfig(findings=("Pleural Other", "Edema"), uncertain=uncertain)
+
+    found = rows(LabelTable(write(source, text), str(source), config), source)
+
+    both = "Edema|Pleural Other"
+    assert [row["label"] for row in found] == [both if uncertain == "present" else "Edema", ""]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("path,Edema\nimages/one.dcm,1\n", "no column 'Nodule'; .*--label_table.findings"),
+        ("path,Edema,Nodule\nimages/one.dcm,1,maybe\n", "'maybe' in the column 'Nodule'"),
+    ],
+)
+def test_columns_of_findings_that_cannot_be_meant_are_refused(source, text, said):
+    config = LabelConfig(findings=("Edema", "Nodule"))
+
+    with pytest.raises(UsageError, match=said):
+        rows(LabelTable(write(source, text), str(source), config), source)

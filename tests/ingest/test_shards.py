@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @given(st.dictionaries(st.sampled_from(["train", "val", "test"]), st.integers(0, 500)))
 def test_a_layout_deals_rows_to_files_that_differ_by_one_at_most(rows):
-    counts = {name: Counts((count,), 1) for name, count in rows.items()}
+    counts = {name: Counts(count, (count,), 1) for name, count in rows.items()}
 
     layout = Layout.of(counts, PixelFormat(4, 4, 1, 8), shard_bytes=40 * 16)
 

@@ -149,3 +149,13 @@ def test_a_lock_in_an_object_store_says_what_to_remove():
         pass
     with locked("memory://dataset"):
         pass
+
+
+def test_samples_of_the_first_version_have_one_label_each(tmp_path):
+    record = manifest().model_dump(mode="json", exclude={"multi_label"}) | {"schema_version": 1}
+    (tmp_path / "manifest.json").write_text(json.dumps(record))
+
+    kept = SampleSet(str(tmp_path)).manifest()
+
+    assert kept is not None
+    assert not kept.multi_label

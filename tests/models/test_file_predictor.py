@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from pydicom.data import get_testdata_file
 
@@ -76,3 +77,19 @@ def test_the_temperature_of_the_card_moves_the_probability_and_not_the_answer(fo
 def test_what_is_no_image_is_told_in_a_sentence(folder: Path, text: str, sentence: str) -> None:
     with pytest.raises(UsageError, match=sentence):
         FilePredictor.load(folder)([text])
+
+
+def test_findings_are_answered_each_for_itself(tmp_path: Path) -> None:
+    model = build(ModelConfig(name="resnet10t"), num_classes=3, channels=1).eval()
+    card = describe(model, classes=("a", "b", "c"), multi_label=True, height=32, width=32)
+    head = model.backbone.get_classifier()
+    torch.nn.init.zeros_(head.weight)
+    head.bias.data = torch.tensor([2.0, -2.0, 4.0])
+    save_classifier(tmp_path, model, card)
+    calibrate(tmp_path, 2.0)
+
+    (answer,) = FilePredictor.load(tmp_path)([_png(np.zeros((32, 32), np.uint8))])
+
+    expected = torch.tensor([1.0, -1.0, 2.0]).sigmoid().tolist()
+    assert [answer[name] for name in "abc"] == pytest.approx(expected)
+    assert (answer["label"], answer["probability"]) == ("a|c", pytest.approx(expected[2]))

@@ -11,10 +11,10 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from medspark.shards.manifest import Manifest, Shard, Split, digest_of, sha256_of, write_manifest
-from medspark.shards.schema import PixelFormat, write_shard
+from medspark.shards.schema import PixelFormat, mask_of, write_shard
 
 Array = npt.NDArray[Any]
-CLASSES = ("a", "b")
+CLASSES = "abcdefgh"
 
 
 def write_arrays(
@@ -24,29 +24,36 @@ def write_arrays(
     shards: int = 1,
     rows_per_group: int = 256,
 ) -> Path:
-    """Write images (N, H, W, C) and labels (N,) of each split, and return ``folder``.
+    """Write images (N, H, W, C) and labels of each split, and return ``folder``.
 
+    Labels are two classes (N,), or findings (N, K) as 0 and 1.
     Every image is a patient's only one. Sample and patient keys are the split and the row.
     """
-    first, _ = next(iter(splits.values()))
+    first, some = next(iter(splits.values()))
+    several = some.ndim == 2
+    classes = tuple(CLASSES[: some.shape[1] if several else 2])
     pixel_format = PixelFormat(*first.shape[1:], bits=8 * first.dtype.itemsize)
     (folder / "data").mkdir(parents=True)
     written = {
         name: Split(
             rows=len(labels),
             patients=len(labels),
-            class_counts=tuple(np.bincount(labels, minlength=len(CLASSES)).tolist()),
+            class_counts=tuple(
+                (labels.sum(0) if several else np.bincount(labels, minlength=2)).tolist()
+            ),
             shards=tuple(
-                _shard(folder, name, number, rows, images, labels, pixel_format, rows_per_group)
+                _shard(folder, name, number, rows, images, stored, pixel_format, rows_per_group)
                 for number, rows in enumerate(np.array_split(np.arange(len(labels)), shards))
             ),
         )
         for name, (images, labels) in splits.items()
+        for stored in [mask_of(labels) if several else labels]
     }
     manifest = Manifest(
-        digest=digest_of(written),
+        digest=digest_of(written, multi_label=several),
         generation="0",
-        classes=CLASSES,
+        classes=classes,
+        multi_label=several,
         height=pixel_format.height,
         width=pixel_format.width,
         channels=pixel_format.channels,

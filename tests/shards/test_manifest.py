@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from medspark.errors import UsageError
@@ -137,3 +138,30 @@ def test_the_digest_follows_the_content_and_not_the_folder(dataset: Path):
 
     assert digest_of(splits) == read_manifest(dataset).digest
     assert digest_of(swapped) != digest_of(splits)
+
+
+def test_a_manifest_of_the_first_version_has_one_class_for_each_image(dataset: Path):
+    record = json.loads((dataset / NAME).read_text()) | {"schema_version": 1}
+    del record["multi_label"]
+    (dataset / NAME).write_text(json.dumps(record))
+
+    manifest = read_manifest(dataset)
+
+    assert not manifest.multi_label
+    assert manifest.targets(np.array([1, 0])).tolist() == [1, 0]
+
+
+def test_masks_are_other_targets_and_another_digest_than_classes(dataset: Path):
+    manifest = read_manifest(dataset).model_copy(update={"multi_label": True})
+
+    assert manifest.targets(np.array([0, 1, 2, 3])).tolist() == [[0, 0], [1, 0], [0, 1], [1, 1]]
+    assert digest_of(manifest.splits, multi_label=True) != digest_of(manifest.splits)
+
+
+def test_more_findings_than_a_mask_holds_are_refused(dataset: Path):
+    record = json.loads((dataset / NAME).read_text())
+    record |= {"multi_label": True, "classes": [f"finding {k}" for k in range(32)]}
+    (dataset / NAME).write_text(json.dumps(record))
+
+    with pytest.raises(UsageError, match="is not a manifest"):
+        read_manifest(dataset)

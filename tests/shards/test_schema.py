@@ -9,9 +9,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from medspark.errors import UsageError
-from medspark.shards.schema import PixelFormat, map_pixels, read_labels, write_shard
+from medspark.shards.schema import (
+    MOST_FINDINGS,
+    PixelFormat,
+    findings_of,
+    map_pixels,
+    mask_of,
+    read_labels,
+    write_shard,
+)
 
 
 def images(count: int, pixel_format: PixelFormat) -> np.ndarray:
@@ -102,3 +113,16 @@ def test_an_empty_shard_has_no_pixels(tmp_path: Path):
     write_shard(tmp_path / "s.parquet", [], pixel_format, rows_per_group=8)
 
     assert map_pixels(tmp_path / "s.parquet", pixel_format) == []
+
+
+@given(
+    st.integers(1, MOST_FINDINGS).flatmap(
+        lambda k: arrays("f4", (3, k), elements=st.integers(0, 1))
+    )
+)
+def test_findings_survive_as_a_mask_and_bit_k_is_finding_k(findings):
+    masks = mask_of(findings)
+
+    assert masks.dtype == np.int32
+    assert masks.tolist() == [sum(int(f) << k for k, f in enumerate(row)) for row in findings]
+    assert np.array_equal(findings_of(masks, findings.shape[1]), findings)

@@ -1,0 +1,224 @@
+"""Images with several findings: figures as scikit-learn's, and one finding as two classes."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from sklearn import metrics as sklearn
+from torch import Tensor, nn
+
+from medspark.attacks.losses import correct, margin, probabilities
+from medspark.attacks.suite import AttackName
+from medspark.evaluate.answers import answers_of
+from medspark.evaluate.bootstrap import intervals
+from medspark.evaluate.metrics import class_metrics, metrics
+from medspark.evaluate.robust import Batch, EvaluateConfig, RobustReport, evaluate
+
+WHITE_BOX = tuple(name for name in get_args(AttackName) if name != "transfer")
+LOGITS = st.floats(-30, 30, width=32).filter(lambda z: abs(z) > 1e-3)
+
+
+class Groups(nn.Module):
+    """A network of classes as one of findings: whether the class is in each of some groups."""
+
+    def __init__(self, network: nn.Module, members: Tensor) -> None:
+        super().__init__()
+        self.network, self.members = network, members
+
+    def forward(self, images: Tensor) -> Tensor:
+        likely = self.network(images)[:, None]
+        inside = likely.masked_fill(self.members == 0, -torch.inf).logsumexp(2)
+        return inside - likely.masked_fill(self.members == 1, -torch.inf).logsumexp(2)
+
+
+class Pair(nn.Module):
+    """A network of one finding as one of two classes."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        logit = self.network(images)
+        return torch.cat([-logit / 2, logit / 2], dim=1)
+
+
+# Which of the ten digits are odd, are large, have a closed loop.
+MEMBERS = torch.tensor([[d % 2, int(d > 4), int(d in (0, 4, 6, 8, 9))] for d in range(10)]).T
+
+
+@pytest.fixture(scope="module")
+def findings(robust_network) -> nn.Module:
+    return Groups(robust_network, MEMBERS)
+
+
+@pytest.fixture(scope="module")
+def test_set(digits) -> Batch:
+    labels = MEMBERS.T[digits.test_labels[:60]].float()
+    return digits.test_images[:60], labels, torch.arange(60)
+
+
+@pytest.fixture(scope="module")
+def report(findings, test_set: Batch) -> RobustReport:
+    config = EvaluateConfig(
+        attacks=("fgsm", "pgd", "pgd_margin", "autoattack"), eps=(0, 0.1, 0.2), steps=5,
+        queries=50, sanity_images=30,
+    )  # fmt: skip
+    return evaluate(findings, [test_set], config)
+
+
+@given(st.integers(1, 5).flatmap(lambda k: arrays("f4", (4, k), elements=LOGITS)), st.randoms())
+def test_an_image_is_fooled_where_any_finding_is_wrong_and_all_forms_agree(logits, random):
+    labels = np.array([[random.randint(0, 1) for _ in row] for row in logits], dtype="f4")
+    by_hand = ((logits > 0) == (labels == 1)).all(1)
+
+    on_torch = torch.from_numpy(logits), torch.from_numpy(labels)
+    said = answers_of(labels, probabilities(*on_torch).numpy())
+
+    assert (correct(*on_torch).numpy() == by_hand).all()
+    assert ((margin(*on_torch) < 0).numpy() == by_hand).all()
+    assert (said.right == by_hand).all()
+    assert ((said.lead > 0) == by_hand).all()
+
+
+def sample(count: int = 200) -> tuple[np.ndarray, np.ndarray]:
+    random = np.random.default_rng(0)
+    labels = (random.random((count, 3)) < (0.1, 0.4, 0.7)).astype("f4")
+    noise = random.standard_normal(labels.shape)
+    return labels, 1 / (1 + np.exp(-(2 * labels - 1 + noise)))
+
+
+def test_figures_are_those_of_scikit_learn() -> None:
+    labels, likely = sample()
+    said = likely > 0.5
+    found = metrics(labels, likely)
+
+    recalls = sklearn.recall_score(labels, said, average=None)
+    spared = sklearn.recall_score(1 - labels, ~said, average=None)
+    assert found.model_dump() == pytest.approx(
+        {
+            "accuracy": sklearn.accuracy_score(labels, said),
+            "label_accuracy": 1 - sklearn.hamming_loss(labels, said),
+            "auroc": sklearn.roc_auc_score(labels, likely, average="macro"),
+            "balanced_accuracy": np.mean(
+                [sklearn.balanced_accuracy_score(labels[:, k], said[:, k]) for k in range(3)]
+            ),
+            "sensitivity": recalls.mean(),
+            "specificity": spared.mean(),
+        }
+    )
+    areas = sklearn.roc_auc_score(labels, likely, average=None)
+    for k, each in enumerate(class_metrics(labels, likely, classes="abc")):
+        assert (each.name, each.auroc) == ("abc"[k], pytest.approx(areas[k]))
+        assert (each.sensitivity, each.specificity) == pytest.approx((recalls[k], spared[k]))
+    assert metrics(labels, likely, positive=1).auroc == pytest.approx(areas[1])
+
+
+def test_intervals_hold_the_figures_themselves() -> None:
+    labels, likely = sample()
+
+    found = intervals(labels, likely, np.arange(200), samples=200, per_class=True, clean=likely)
+
+    assert found["success_rate"] == (0, 0)
+    for name, value in metrics(labels, likely).model_dump().items():
+        low, high = found[name]
+        assert low < value < high
+    for k, each in enumerate(class_metrics(labels, likely, classes="abc")):
+        low, high = found[f"auroc/{k}"]
+        assert low < each.auroc < high
+
+
+def test_a_finding_that_no_image_has_is_left_out_of_the_means() -> None:
+    labels, likely = sample()
+    without = labels.copy()
+    without[:, 0] = 0
+
+    found = metrics(without, likely)
+
+    assert found.auroc == pytest.approx(metrics(labels[:, 1:], likely[:, 1:]).auroc)
+    assert class_metrics(without, likely, classes="abc")[0].auroc is None
+
+
+@pytest.mark.parametrize("name", WHITE_BOX)
+def test_one_finding_is_attacked_and_judged_as_two_classes_are(
+    name, robust_network, digits
+) -> None:
+    odd = Groups(robust_network, MEMBERS[:1])
+    images, numbers, rows = digits.test_images[:40], digits.test_labels[:40] % 2, torch.arange(40)
+    config = EvaluateConfig(attacks=(name,), eps=(0.0, 0.15), steps=4, queries=30, sanity_images=20)
+
+    one = evaluate(odd, [(images, numbers[:, None].float(), rows)], config, positive=0)
+    two = evaluate(Pair(odd), [(images, numbers, rows)], config, positive=1)
+
+    for key, likely in two.probabilities.items():
+        np.testing.assert_allclose(one.probabilities[key][:, 0], likely[:, 1], atol=1e-3)
+    left, right = figures(one), figures(two)
+    assert left == pytest.approx(right, abs=1e-3)
+
+
+def figures(report: RobustReport) -> dict[str, float]:
+    found = {f"clean/{k}": v for k, v in report.clean.model_dump().items()}
+    for result in [*report.attacks, *report.worst]:
+        told = result.as_json()
+        names = ("accuracy", "auroc", "balanced_accuracy", "sensitivity", "specificity",
+                 "success_rate", "linf_255")  # fmt: skip
+        found |= {f"{result.name}/{result.eps}/{k}": told[k] for k in names if k in told}
+    found |= {flag.name: flag.value for flag in report.flags}
+    return {name: value for name, value in found.items() if name != "clean/label_accuracy"}
+
+
+def test_the_worst_case_of_an_image_is_at_most_each_attacks(report: RobustReport) -> None:
+    for eps in ("25.5", "51"):
+        worst = answers_of(report.labels, report.probabilities[f"worst_case@{eps}"])
+        for name in ("fgsm", "pgd", "pgd_margin", "autoattack"):
+            attacked = answers_of(report.labels, report.probabilities[f"{name}@{eps}"])
+            assert (worst.lead <= attacked.lead).all()
+            assert not (worst.right & ~attacked.right).any()
+    assert report.worst[-1].metrics.accuracy < report.clean.accuracy
+    assert report.believable
+
+
+def test_success_is_of_images_that_were_right_in_every_finding(report: RobustReport) -> None:
+    before = answers_of(report.labels, report.probabilities["clean"]).right
+    for result in report.attacks:
+        after = answers_of(
+            report.labels, report.probabilities[f"{result.name}@{result.eps * 255:g}"]
+        ).right
+        assert result.success_rate == pytest.approx((before & ~after).sum() / before.sum())
+        assert result.metrics.label_accuracy >= result.metrics.accuracy == after.mean()
+
+
+def test_an_eps_of_nothing_is_clean_exactly(report: RobustReport) -> None:
+    for name in ("fgsm", "pgd", "autoattack"):
+        np.testing.assert_array_equal(
+            report.probabilities[f"{name}@0"], report.probabilities["clean"]
+        )
+
+
+def test_a_saturated_network_is_flagged_and_still_ranked(findings, test_set: Batch) -> None:
+    class Hot(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return 50 * findings(images)
+
+    found = evaluate(Hot(), [test_set], EvaluateConfig(attacks=("fgsm",), eps=(0.1,)))
+    cool = evaluate(findings, [test_set], EvaluateConfig(attacks=("fgsm",), eps=(0.1,)))
+
+    assert "confidence_saturated" in {flag.name for flag in found.flags if flag.triggered}
+    assert not cool.flags[0].triggered
+    assert found.clean.accuracy == cool.clean.accuracy
+
+
+def test_a_network_that_finds_nothing_in_anybody_is_flagged(test_set: Batch) -> None:
+    class Blind(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return images.flatten(1)[:, :3] - 5
+
+    found = evaluate(Blind(), [test_set], EvaluateConfig(attacks=("fgsm",), eps=(0.1,)))
+
+    assert "same_class_for_all" in {flag.name for flag in found.flags if flag.triggered}
