@@ -141,10 +141,13 @@ def _measured(attack: str, eps: float, metric: str, figures: Mapping[str, Any]) 
     )
 
 
-def columns(eps: Iterable[float]) -> list[Column]:
-    """Return the columns of a table under budgets ``eps`` in grey levels of 255."""
-    budgets = sorted(set(eps))
-    attacked = [Column(attack, level) for level in budgets for attack in ("fgsm", WORST)]
+def columns(eps: Iterable[float], *, attacks: Iterable[str] = ("fgsm",)) -> list[Column]:
+    """Return the columns of a table under budgets ``eps`` in grey levels of 255.
+
+    Of the ``attacks`` those have one that are told apart; the others are in the worst case.
+    """
+    shown = [attack for attack in ("fgsm", "transfer") if attack in set(attacks)]
+    attacked = [Column(attack, level) for level in sorted(set(eps)) for attack in (*shown, WORST)]
     return [Column(CLEAN), *attacked]
 
 

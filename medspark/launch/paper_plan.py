@@ -33,11 +33,11 @@ from medspark.train.distill import DistillConfig
 
 __all__ = [
     "Dataset", "Network", "PaperTableConfig", "Recipe", "check", "check_data", "digest",
-    "distillation", "fingerprint", "networks", "recipe",
+    "distillation", "fingerprint", "networks", "recipe", "surrogates",
 ]  # fmt: skip
 
 TrainingName = Literal["original", "adversarial", "distillation", "robust_distillation"]
-TEACHER = "teacher"
+ORIGINAL, TEACHER = "original", "teacher"
 
 
 class PhantomSets(Config):
@@ -57,7 +57,8 @@ class TableScrutiny(Scrutiny):
     attacks: tuple[AttackName, ...] = Field(
         ("fgsm", "pgd", "pgd_margin"),
         description="what the worst case is taken over, separated by commas; autoattack is the "
-        "strongest and the slowest",
+        "strongest and the slowest; transfer, a column of its own, makes images for the other "
+        "networks' originals of the same data and seed",
     )
     eps: tuple[GreyLevels, ...] = Field(
         (2,), min_length=1, description="budgets in grey levels of 255, separated by commas"
@@ -133,7 +134,8 @@ def check(config: PaperTableConfig) -> None:
     attacked = {"adversarial", "robust_distillation"} & set(config.trainings)
     if attacked and not MODES[config.train.mode].attacks:
         raise UsageError(f"train.mode: {config.train.mode} is no adversarial training.")
-    check_attacks(config.evaluate.attacks, gradients=True, surrogates=0)
+    others = len(config.models) - 1 if ORIGINAL in config.trainings else 0
+    check_attacks(config.evaluate.attacks, gradients=True, surrogates=others)
     for folder in config.datasets.values():
         check_data(folder, config.evaluate)
     try:
@@ -208,6 +210,14 @@ def _network(dataset: Dataset, model: str, training: str, seed: int) -> Network:
     teacher = _TEACHERS.get(training)
     taught_by = None if teacher is None else _network(dataset, model, teacher, seed)
     return Network(dataset, model, training, seed, taught_by)
+
+
+def surrogates(config: PaperTableConfig, network: Network) -> tuple[Network, ...]:
+    """Return the networks that transfer makes images for, to show them to ``network``."""
+    if "transfer" not in config.evaluate.attacks:
+        return ()
+    others = (model for model in config.models if model != network.model)
+    return tuple(_network(network.dataset, model, ORIGINAL, network.seed) for model in others)
 
 
 class Recipe(TrainAtConfig):

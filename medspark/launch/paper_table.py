@@ -43,6 +43,7 @@ from medspark.launch.paper_plan import (
     fingerprint,
     networks,
     recipe,
+    surrogates,
 )
 from medspark.launch.training import train_once
 from medspark.shards.manifest import read_manifest
@@ -78,7 +79,7 @@ class _Table:
         self._datasets = list(self._find_datasets())
         self._networks = list(networks(config, self._datasets))
         self._cells = [self._kept(network) or self._blank(network) for network in self._networks]
-        self._columns: list[Column] = columns(config.evaluate.eps)
+        self._columns: list[Column] = columns(config.evaluate.eps, attacks=self._attacks())
 
     def fill(self) -> dict[str, Any]:
         """Do the cells that are missing and return the result document."""
@@ -169,11 +170,13 @@ class _Table:
         with tracked(self._cell_file(network).with_suffix(".mlflow"), track, entry) as run:
             below = self._track(run.reference["run_id"])
             model = self._trained(network, below)
+            others = [self._surrogate(other, below) for other in surrogates(self._config, network)]
             scrutiny = self._config.evaluate.model_dump() | {"attacks": self._attacks()}
             report = Evaluation(
                 EvaluationConfig(
                     **scrutiny,
                     model=str(model),
+                    surrogates=tuple(map(str, others)),
                     shards=network.dataset.folder,
                     folder=self._folder / "evaluations",
                     track=_named(below, f"attack {network}"),
@@ -213,9 +216,19 @@ class _Table:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         return folder / "model"
 
+    def _surrogate(self, network: Network, track: TrackConfig) -> Path:
+        """Return the folder of a ``network`` that is another cell's, trained if it is not there."""
+        try:
+            return self._trained(network, track)
+        except MedsparkError as error:
+            raise RunError(f"Its surrogate ({network}) failed: {error}") from error
+
     def _cell_file(self, network: Network) -> Path:
         scrutiny = self._config.evaluate.model_dump(mode="json") | {"attacks": self._attacks()}
         told = {"network": fingerprint(self._config, network), "evaluate": scrutiny}
+        others = surrogates(self._config, network)
+        if others:
+            told["surrogates"] = [fingerprint(self._config, other) for other in others]
         return self._folder / "cells" / f"{digest(told)}.json"
 
     def _kept(self, network: Network) -> Cell | None:
@@ -266,6 +279,8 @@ class _Table:
 
     def _facts(self) -> Mapping[str, str]:
         config, scrutiny = self._config, self._config.evaluate
+        transfers = "transfer" in scrutiny.attacks
+        from_others = "; transfer: from the other models' original networks" if transfers else ""
         return {
             "command": f"`{self._command}`",
             "hardware": f"{hardware(self._spark)}; torch {torch.__version__}, "
@@ -275,7 +290,7 @@ class _Table:
             f"adversarial: {config.train.mode} at {config.attack}; distillation: defensive, "
             f"teacher and student at temperature {config.temperature:g}",
             "attacks": f"{', '.join(self._attacks())}; {scrutiny.norm}, {scrutiny.steps} steps of "
-            f"PGD, random starts: {scrutiny.restarts}",
+            f"PGD, random starts: {scrutiny.restarts}{from_others}",
             "intervals": f"95 %, {scrutiny.bootstrap} bootstrap resamples of the patients",
             "seeds": ", ".join(map(str, config.seeds)),
         }

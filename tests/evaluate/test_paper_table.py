@@ -65,6 +65,12 @@ def test_the_columns_are_clean_and_then_fgsm_and_worst_case_of_every_budget():
     ]
 
 
+def test_transfer_has_a_column_where_it_is_among_the_attacks():
+    titles = [column.title for column in columns([2], attacks=["transfer", "pgd", "fgsm"])]
+
+    assert titles == ["clean", "FGSM 2/255", "transfer 2/255", "worst case 2/255"]
+
+
 @given(st.lists(SHARES, min_size=1, max_size=5))
 def test_seeds_are_one_row_whose_mean_lies_within_the_span_of_their_intervals(values):
     cells = [cell(seed=n, figures=figures(v, v, v)) for n, v in enumerate(values)]

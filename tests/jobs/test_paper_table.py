@@ -33,11 +33,15 @@ def run(job: ModuleType, tmp_path: Path, write_shards, store: str) -> Run:
     """Return a function that fills a table of two cells, with further arguments."""
     shards = write_shards(rows=16, shards=2, side=32)
 
-    def started(*more: str) -> int:
+    def started(
+        *more: str,
+        models: str = "resnet10t",
+        trainings: str = "adversarial,robust_distillation",
+    ) -> int:
         return job.main(
             [
-                *("--datasets.stripes", str(shards), "--models", "resnet10t"),
-                *("--trainings", "adversarial,robust_distillation", "--train.epochs", "1"),
+                *("--datasets.stripes", str(shards), "--models", models),
+                *("--trainings", trainings, "--train.epochs", "1"),
                 *("--train.inner_steps", "1", "--train.monitor.action", "off"),
                 *("--evaluate.steps", "2", "--evaluate.bootstrap", "20", "--evaluate.gallery", "0"),
                 *("--folder", str(tmp_path / "work"), "--launch.processes", "1"),
@@ -91,6 +95,33 @@ def test_a_failed_cell_is_shown_and_tried_again_and_a_finished_one_is_not(
     assert_nested(MlflowClient(store), result["mlflow"]["run_id"])
 
 
+@pytest.mark.spark
+@pytest.mark.ddp
+@pytest.mark.slow
+def test_transfer_is_a_column_made_for_networks_that_are_trained_once(
+    spark, run: Run, tmp_path: Path, monkeypatch
+) -> None:
+    trained: list[str] = []
+    really = paper_table.train_once
+
+    def train(config: Any, *rest: Any) -> dict[str, Any]:
+        trained.append(config.model.name)
+        return really(config, *rest)
+
+    monkeypatch.setattr(paper_table, "train_once", train)
+
+    given = ("--evaluate.attacks", "fgsm,transfer", "--evaluate.sanity_images", "0")
+    status = run(*given, models="resnet10t,test_resnet", trainings="original")
+
+    assert status == 0
+    assert sorted(trained) == ["resnet10t", "test_resnet"]
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert "| transfer 2/255 | worst case 2/255 |" in Path(result["table"]).read_text()
+    for cell in result["cells"]:
+        left = {f["attack"]: f["value"] for f in cell["figures"] if f["metric"] == "accuracy"}
+        assert left["worst_case"] <= min(left["fgsm"], left["transfer"])
+
+
 def assert_nested(client: MlflowClient, table: str) -> None:
     """Assert that each cell is one child of the table, and its runs are children of the cell."""
     (experiment,) = (e for e in client.search_experiments() if e.name == "medspark")
@@ -121,7 +152,14 @@ def assert_nested(client: MlflowClient, table: str) -> None:
         ("--phantom.counts 20 --data_share 0", "data_share: shares are above 0 and at most 1."),
         ("--phantom.counts 20 --trainings fast", "trainings.0 cannot be 'fast'"),
         ("--phantom.counts 20 --train.mode standard", "train.mode: standard is no adversarial"),
-        ("--phantom.counts 20 --evaluate.attacks transfer", "attacks: transfer needs a surrogate"),
+        (
+            "--phantom.counts 20 --models vgg11 --evaluate.attacks transfer",
+            "attacks: transfer needs",
+        ),
+        (
+            "--phantom.counts 20 --trainings adversarial --evaluate.attacks transfer",
+            "attacks: transfer needs a surrogate",
+        ),
         (
             "--phantom.counts 20 --launch.processes 3 --spark.master local[2]",
             "launch.processes is 3, but Spark's master local[2] has 2 slots",

@@ -14,6 +14,7 @@ from medspark.launch.paper_plan import (
     fingerprint,
     networks,
     recipe,
+    surrogates,
 )
 from medspark.shards.manifest import read_manifest
 
@@ -73,6 +74,18 @@ def test_every_network_has_a_fingerprint_of_its_own(dataset: Dataset):
     found = list(networks(config, [dataset]))
 
     assert len({fingerprint(config, network) for network in found}) == len(found)
+
+
+def test_transfer_comes_from_the_originals_of_the_other_models(dataset: Dataset):
+    transfer = table(models=["a", "b", "c"], seeds=[0, 1], evaluate={"attacks": ["transfer"]})
+    plain = table(models=["a", "b", "c"], seeds=[0, 1])
+    by_name = {str(network): network for network in networks(transfer, [dataset])}
+
+    found = surrogates(transfer, by_name["b, distillation, on cxr, seed 1"])
+
+    originals = ("a, original, on cxr, seed 1", "c, original, on cxr, seed 1")
+    assert found == tuple(by_name[name] for name in originals)
+    assert surrogates(plain, by_name["b, distillation, on cxr, seed 1"]) == ()
 
 
 @pytest.mark.parametrize(
