@@ -2,110 +2,109 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
+from medspark.config import load_config
 from medspark.data.native import MappedSplit
 from medspark.errors import UsageError
-from medspark.images.phantom import PhantomConfig, write_archive
-from medspark.ingest.archive import IngestConfig, open_archive
+from medspark.images.deidentify import Privacy
+from medspark.ingest.archive import IngestConfig, ingest, open_archive
+from medspark.ingest.labels import LabelConfig
+from medspark.ingest.shards import ShardConfig, make_shards, open_samples
+from medspark.launch.model_card import model_card
+from medspark.models.checkpoint import read_card
 from medspark.models.predictor import Predictor
 from medspark.shards.manifest import read_manifest
+from medspark.train.loop import FitConfig, fit
+from medspark.train.world import World
 
-Load = Callable[[str], ModuleType]
-
-
-@pytest.fixture
-def run(load_job: Load, tmp_path: Path) -> Callable[..., dict[str, Any]]:
-    """Return a function that runs a job and returns its result document."""
-
-    def run(name: str, *argv: object) -> dict[str, Any]:
-        output = tmp_path / f"{name}.json"
-        assert load_job(name).main([*map(str, argv), f"--output={output}"]) == 0
-        result: dict[str, Any] = json.loads(output.read_text())
-        return result
-
-    return run
+LABELS = ("Cardiomegaly|Effusion", "Effusion", "No Finding", "", "Mass|Effusion", "Mass")
+CLASSES = ["Cardiomegaly", "Effusion", "Mass"]
 
 
-def with_findings(table: Path) -> None:
-    """Give every image of a table, besides its class, findings by its number: copies the same."""
-    with table.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    for row in rows:
-        stem = Path(row["path"]).stem
-        number = int(stem) if stem.isdigit() else 0
-        ill = ["Pneumonia"] if row["label"] == "pneumonia" else []
-        more = ["Edema"] * (number % 2) + ["Atelectasis"] * (number % 5 == 0)
-        row["label"] = "|".join([*more, *ill]) or ("No Finding" if number % 3 else "")
-    with table.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0].keys())
-        writer.writeheader()
-        writer.writerows(rows)
+def write_images(folder: Path) -> IngestConfig:
+    """Write 36 images with their table and return how to ingest them, findings by ``|``."""
+    random = np.random.default_rng(0)
+    (folder / "in").mkdir()
+    rows = ["path,label"]
+    for number in range(36):
+        pixels = random.integers(0, 256, (32, 32), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "in" / f"{number}.png")
+        rows.append(f"{number}.png,{LABELS[number % len(LABELS)]}")
+    (folder / "labels.csv").write_text("\n".join(rows), encoding="utf-8")
+    (folder / "key").write_text("22" * 32)
+    return IngestConfig(
+        source=str(folder / "in"),
+        labels=str(folder / "labels.csv"),
+        samples=str(folder / "samples"),
+        label_table=LabelConfig(separator="|", match="name"),
+        privacy=Privacy(key_file=folder / "key"),
+        guarded=False,
+    )
+
+
+class Nobody:
+    def record(self, step: int, metrics: object) -> None:
+        """Keep nothing."""
 
 
 @pytest.mark.spark
 @pytest.mark.slow
-@pytest.mark.ddp
 def test_findings_go_all_the_way_from_a_table_to_an_attacked_network(
-    spark, run: Callable[..., dict[str, Any]], tmp_path: Path
+    spark, load_job: Callable[[str], ModuleType], tmp_path: Path
 ) -> None:
-    write_archive(tmp_path / "in", PhantomConfig(count=60, size=32, seed=5))
-    with_findings(tmp_path / "in" / "labels.csv")
-    (tmp_path / "key").write_text("22" * 32)
+    ingested = ingest(spark, open_archive(write_images(tmp_path)))
+    shards = tmp_path / "shards"
+    config = load_config(ShardConfig, [f"--samples={tmp_path / 'samples'}", f"--shards={shards}"])
+    make_shards(spark, config, open_samples(config))
+    training = FitConfig.model_validate(
+        {
+            "shards": shards,
+            "run_dir": tmp_path / "run",
+            "model": {"name": "test_efficientnet"},
+            "train": {"epochs": 1, "batch_size": 8, "class_weights": "balanced"},
+            "evaluate": {"attacks": ["fgsm"], "sanity_images": 0},
+        }
+    )
+    trained = fit(training, World(0, 0, 1, torch.device("cpu")), Nobody())
+    status = load_job("evaluate").main(
+        [
+            *(f"--model={trained['model']}", f"--shards={shards}", "--attacks=pgd", "--gallery=1"),
+            *("--eps=0,2", "--steps=2", "--bootstrap=20", f"--folder={tmp_path / 'work'}"),
+            f"--track.uri=sqlite:///{tmp_path / 'mlflow.db'}",
+            *("--track.system_metrics=false", f"--output={tmp_path / 'report.json'}"),
+        ]
+    )
 
-    ingested = run(
-        "ingest", "--source", tmp_path / "in", "--labels", tmp_path / "in" / "labels.csv",
-        "--label_table.separator", "|", "--samples", tmp_path / "samples",
-        "--image_size", 32, "--privacy.key_file", tmp_path / "key", "--guarded", "false",
-    )  # fmt: skip
-    sharded = run("shard", "--samples", tmp_path / "samples", "--shards", tmp_path / "s")
-    trained = run(
-        "train_at", "--shards", tmp_path / "s", "--model.name", "mobilenetv2_050",
-        "--train.epochs", 1, "--train.class_weights", "balanced", "--evaluate.steps", 2,
-        "--evaluate.eps", "[0.01]", "--launch.processes", 1, "--run_dir", tmp_path / "run",
-        "--track.uri", f"sqlite:///{tmp_path / 'mlflow.db'}", "--track.log_model", "false",
-    )  # fmt: skip
-    report = run(
-        "evaluate", "--model", trained["model"], "--shards", tmp_path / "s",
-        "--attacks", "pgd,apgd", "--eps", "0,2", "--steps", 2, "--bootstrap", 20,
-        "--folder", tmp_path / "work", "--track.uri", f"sqlite:///{tmp_path / 'mlflow.db'}",
-    )  # fmt: skip
-
-    classes = ["Atelectasis", "Edema", "Pneumonia"]
-    assert list(ingested["labels"]) == ["Atelectasis", "Edema", "No Finding", "Pneumonia"]
-    assert (sharded["classes"], sharded["multi_label"]) == (classes, True)
-    counts = np.sum([split["class_counts"] for split in sharded["splits"].values()], axis=0)
-    assert counts.tolist() == [ingested["labels"][name] for name in classes]
-    manifest = read_manifest(tmp_path / "s")
-    split = MappedSplit(tmp_path / "s", manifest, "test")
+    assert status == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert ingested["labels"] == {"Cardiomegaly": 6, "Effusion": 18, "Mass": 12, "No Finding": 12}
+    manifest = read_manifest(shards)
+    assert (list(manifest.classes), manifest.multi_label) == (CLASSES, True)
+    counts = np.sum([split.class_counts for split in manifest.splits.values()], axis=0)
+    assert counts.tolist() == [6, 18, 12]
+    split = MappedSplit(shards, manifest, "test")
     assert split.labels.sum(0).tolist() == list(manifest.splits["test"].class_counts)
     assert trained["clean"].keys() == report["clean"].keys() - {"intervals", "classes"}
-    assert [each["name"] for each in report["clean"]["classes"]] == classes
+    assert [each["name"] for each in report["clean"]["classes"]] == CLASSES
     assert report["attacks"][0]["accuracy"] == report["clean"]["accuracy"]
     assert report["worst_case"][-1]["accuracy"] <= report["clean"]["accuracy"]
-    card = (tmp_path / "run").rglob("MODEL_CARD.md")
-    assert "Finds any of Atelectasis, Edema, Pneumonia" in next(card).read_text()
+    told = model_card(trained, manifest, read_card(Path(trained["model"])))
+    assert "Finds any of Cardiomegaly, Effusion, Mass" in told
     answers = Predictor.load(Path(trained["model"]))(split.gather(np.arange(4))[0])
     assert not np.allclose(answers.sum(1), 1)
 
 
-def test_a_separator_without_a_table_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "in" / "NORMAL").mkdir(parents=True)
-    config = IngestConfig.model_validate(
-        {
-            "source": str(tmp_path / "in"),
-            "samples": str(tmp_path / "out"),
-            "label_table": {"separator": "|"},
-        }
-    )
+def test_samples_of_one_label_and_of_several_are_not_mixed(tmp_path: Path) -> None:
+    config = write_images(tmp_path).model_copy(update={"labels": None})
 
     with pytest.raises(UsageError, match="label_table is about a table of labels"):
-        open_archive(config)
+        open_archive(config.model_copy(update={"inventory": "somewhere"}))
