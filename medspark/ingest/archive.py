@@ -207,15 +207,15 @@ class _Ingest:
         result |= _outcomes(sums) | {"labels": self._by_label(sums["label"])}
         result |= {"added": 0, "removed": 0}
         if decoded is not None:
-            result |= self._exchanged(before, sums)
-            self._commit(decoded, sums, result)
+            after = read_ledger(self._spark, self._samples, list(sums["ledger"]))
+            result |= self._exchanged(before, after, sums)
+            self._commit(tuple(self._parts(after, decoded)), sums, result)
         return result | {"samples_folder": self._samples.url}
 
-    def _exchanged(self, before: DataFrame, sums: Sums) -> dict[str, int]:
-        added, removed = sums["total"]["frames"], 0
-        if self._manifest:
-            after = read_ledger(self._spark, self._samples, list(sums["ledger"]))
-            added, removed = ledger.exchanged(before, after)
+    def _exchanged(self, before: DataFrame, after: DataFrame, sums: Sums) -> dict[str, int]:
+        added, removed = (
+            ledger.exchanged(before, after) if self._manifest else (sums["total"]["frames"], 0)
+        )
         return {"added": added, "removed": removed}
 
     def _changes(self, files: DataFrame) -> dict[str, int]:
@@ -345,7 +345,7 @@ class _Ingest:
 
     # --- what is kept ---
 
-    def _commit(self, decoded: DataFrame, sums: Sums, result: dict[str, Any]) -> None:
+    def _commit(self, parts: tuple[Part, ...], sums: Sums, result: dict[str, Any]) -> None:
         self._samples.commit(
             SamplesManifest(
                 generation=self._generation,
@@ -355,16 +355,17 @@ class _Ingest:
                 rendering=self._archive.config.effective_rendering.model_dump(mode="json"),
                 multi_label=self._archive.multi_label,
                 key_check=_key_check(self._archive.pseudonyms),
-                parts=tuple(part for part in self._parts(decoded) if part.path in sums["part"]),
+                parts=parts,
                 ledger=tuple(sorted(sums["ledger"])),
                 quarantine=tuple(sorted(sums["quarantine"])),
             )
         )
 
-    def _parts(self, decoded: DataFrame) -> Iterator[Part]:
-        """Yield every part that there is, of use or not."""
+    def _parts(self, after: DataFrame, decoded: DataFrame) -> Iterator[Part]:
+        """Yield every new part, and every old one of which a row is still of use."""
         if self._manifest:
-            yield from self._manifest.parts
+            used = {row["part"] for row in after.select("part").distinct().collect()}
+            yield from (part for part in self._manifest.parts if part.path in used)
         rows = decoded.where(F.col("part_sha256").isNotNull()).collect()
         for row in sorted(rows, key=lambda row: str(row["part"])):
             yield Part(

@@ -57,7 +57,7 @@ def tally(rows: pa.Table, sums: Sums) -> None:
     """Add what ``rows`` are to ``sums``.
 
     Of files that are there now: outcomes, reasons and bytes. Of samples: labels, patients, images
-    that several patients share, parts with rows of use, and two halves of the digest.
+    that several patients share, and two halves of the digest.
     """
     files = rows.filter(pc.and_(rows["present"], rows["speaks_for_file"]))
     sums["outcome"].update(files["outcome"].to_pylist())
@@ -65,7 +65,6 @@ def tally(rows: pa.Table, sums: Sums) -> None:
     sums["reason"].update(reasons.to_pylist())
     samples = rows.filter(pc.equal(rows["outcome"], SAMPLE))
     sums["label"].update(samples["label"].to_pylist())
-    sums["part"].update(part for part in rows["part"].to_pylist() if part)
     sums["total"].update(
         bytes=pc.sum(files["size"]).as_py() or 0,
         frames=len(samples),

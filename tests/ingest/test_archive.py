@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow.parquet as pq
+import pydicom.data
 import pytest
 from PIL import Image
 
@@ -242,6 +243,19 @@ def test_a_second_archive_is_added_beside_the_first(run, tmp_path):
     assert (third["files_seen"], third["deleted"], third["added"]) == (1, 1, 1)
     assert values(samples) == [("A", 1), ("A", 2), ("A", 9)]
     assert set(quarantine(samples)) == {"B/bad"}
+
+
+def test_a_file_of_many_frames_counts_once(run, tmp_path):
+    found = pydicom.data.get_testdata_file("SC_rgb_rle_2frame.dcm", download=False)
+    (tmp_path / "in" / "A").mkdir(parents=True)
+    for name in ("one", "copy"):
+        shutil.copy(str(found), tmp_path / "in" / "A" / name)
+
+    result = run(tmp_path / "in", tmp_path / "out")
+
+    counts = {"files_seen": 2, "samples": 1, "duplicates": 1, "frames": 2, "patients": 1}
+    assert {name: result[name] for name in counts} == counts
+    assert len(live(tmp_path / "out")) == 2
 
 
 class _Killed(BaseException):

@@ -23,7 +23,6 @@ def row(number: int, outcome: str = "sample", **values: Any) -> dict[str, Any]:
         "size": 10,
         "outcome": outcome,
         "label": "A",
-        "part": "data/g/p" if outcome == "sample" else None,
         "sample_key": f"k{number}",
     }
     return dict.fromkeys(ledger.SETTLED_NAMES) | known | FLAGS | values
@@ -56,7 +55,6 @@ def test_files_count_once_and_samples_by_label(tmp_path: Path) -> None:
     assert sums["outcome"] == {"sample": 2, "duplicate": 1, "quarantined": 1}
     assert sums["reason"] == {"truncated": 1}
     assert sums["label"] == {"A": 1, "B": 2}
-    assert sums["part"] == {"data/g/p": 3}
     assert sums["total"] == {"bytes": 40, "frames": 3, "patients": 2, "shared": 1}
 
 
@@ -64,7 +62,7 @@ def test_sums_do_not_depend_on_who_adds_up_what(tmp_path: Path) -> None:
     one = written(tmp_path, ROWS)
     several = written(tmp_path, ROWS[4:], [], ROWS[:1], ROWS[1:4][::-1])
 
-    for what in ("outcome", "reason", "label", "part", "total"):
+    for what in ("outcome", "reason", "label", "total"):
         assert one[what] == several[what]
     assert digest_of(one) == digest_of(several)
 
