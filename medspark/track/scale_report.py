@@ -283,6 +283,10 @@ def _robustness(sweeps: Sequence[Sweep]) -> Figure | None:
     ):
         _style(axes, "training images", f"{title} on the test images")
         axes.set_xscale("log")
+        # Shares are of whole patients, so that repeats differ by a few images.
+        sizes = {m.cell.data_share: m.train_images for sweep in sweeps for m in sweep.finished}
+        axes.set_xticks(list(sizes.values()), [f"{size:,}" for size in sizes.values()])
+        axes.set_xticks([], minor=True)
         for sweep in sweeps:
             _draw_series(axes, sweep, name, several=len(sweeps) > 1)
     return _with_legend(figure, left)
