@@ -134,6 +134,24 @@ def test_intervals_hold_the_figures_themselves() -> None:
         assert low < each.auroc < high
 
 
+def test_resamples_of_a_single_group_are_the_figures_themselves() -> None:
+    labels, likely = sample()
+
+    found = intervals(labels, likely, np.zeros(200), samples=2)
+
+    for name, value in metrics(labels, likely).model_dump().items():
+        assert found[name] == pytest.approx((value, value))
+
+
+def test_an_image_is_as_sure_as_its_least_sure_decision_and_decisions_are_all_of_them() -> None:
+    answers = answers_of(np.array([[1, 0, 1]]), np.array([[1.0, 0.1, 0.4]]))
+
+    sure, right = answers.decisions
+    assert answers.sure == pytest.approx([0.6])
+    assert sure == pytest.approx([1, 0.9, 0.6])
+    assert right.tolist() == [True, True, False]
+
+
 def test_a_finding_that_no_image_has_is_left_out_of_the_means() -> None:
     labels, likely = sample()
     without = labels.copy()
@@ -214,11 +232,17 @@ def test_a_saturated_network_is_flagged_and_still_ranked(findings, test_set: Bat
     assert found.clean.accuracy == cool.clean.accuracy
 
 
-def test_a_network_that_finds_nothing_in_anybody_is_flagged(test_set: Batch) -> None:
+@pytest.mark.parametrize("said", [(0, 0, 0), (1, 0, 0)])
+def test_a_network_that_says_the_same_of_everybody_is_flagged(said, test_set: Batch) -> None:
+    images, labels, rows = test_set
+    labels = labels.clone()
+    labels[:, 0] = said[0]  # so that it is right in part
+
     class Blind(nn.Module):
         def forward(self, images: Tensor) -> Tensor:
-            return images.flatten(1)[:, :3] - 5
+            return images.flatten(1)[:, :3] - 5 + 10 * torch.tensor(said)
 
-    found = evaluate(Blind(), [test_set], EvaluateConfig(attacks=("fgsm",), eps=(0.1,)))
+    config = EvaluateConfig(attacks=("fgsm",), eps=(0.1,))
+    found = evaluate(Blind(), [(images, labels, rows)], config)
 
     assert "same_class_for_all" in {flag.name for flag in found.flags if flag.triggered}
