@@ -8,7 +8,7 @@ import re
 import time
 from typing import NamedTuple
 
-from pyspark import SparkConf
+from pyspark import SparkConf, SparkContext
 from pyspark.sql import SparkSession
 
 from medspark.errors import UsageError
@@ -53,6 +53,7 @@ def submitted_master(configured: str | None) -> str:
     if configured:
         return configured
     if "PYSPARK_GATEWAY_PORT" in os.environ:  # below spark-submit: its JVM is there already
+        SparkContext._ensure_initialized()  # a SparkConf without a JVM knows no setting at all
         return SparkConf().get("spark.master", "local[*]") or "local[*]"
     return "local[*]"
 

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from medspark.errors import UsageError
@@ -43,3 +48,21 @@ def test_only_a_single_process_can_do_without_ddp(processes: int) -> None:
         check_room(LaunchConfig(ddp=False, processes=processes), "local[2]")
 
     check_room(LaunchConfig(ddp=False, processes=1), "local[2]")
+
+
+@pytest.mark.spark
+def test_the_master_of_spark_submit_is_known_before_there_is_a_session(tmp_path: Path) -> None:
+    script = tmp_path / "ask.py"
+    script.write_text(
+        "from medspark.launch.slots import submitted_master\nprint(submitted_master(None))\n"
+    )
+    submit = str(Path(sys.executable).with_name("spark-submit"))
+    root = Path(__file__).parents[2]
+
+    said = subprocess.run(
+        [submit, "--master", "spark://nowhere:7077", str(script)],
+        capture_output=True, text=True, check=True,
+        env=os.environ | {"PYTHONPATH": str(root), "PYSPARK_PYTHON": sys.executable},
+    ).stdout  # fmt: skip
+
+    assert said.split() == ["spark://nowhere:7077"]
