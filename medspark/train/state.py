@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from pydantic import Field
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -96,7 +97,7 @@ class Checkpoints:
             shutil.rmtree(target, ignore_errors=True)
             self._check_fence()
             os.replace(scratch, target)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:  # its own for a full disk
             _LOGGER.warning("no checkpoint at step %d: %s", step, error)
             shutil.rmtree(scratch, ignore_errors=True)
             return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,20 @@ def test_a_checkpoint_that_cannot_be_written_does_not_end_the_run(tmp_path: Path
 
     assert not written
     assert latest_step(tmp_path / "run") == 1
+
+
+def test_a_disk_that_fills_up_below_the_tensors_does_not_end_the_run(tmp_path: Path):
+    kept = fill(tmp_path, [1])
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))  # no file may grow beyond a MiB
+    try:
+        written = kept.save(2, {"weights": torch.zeros(1 << 20)}, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    assert not written
+    assert latest_step(tmp_path) == 1
+    assert not list(tmp_path.glob(".step-*"))
 
 
 def test_clearing_removes_every_checkpoint(tmp_path: Path):
