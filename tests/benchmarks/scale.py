@@ -8,6 +8,8 @@ ranks are, and has torchrun start the same two ranks, with nothing of Spark abou
 ``weak_scaling_2`` holds two ranks against one with as many images each. It also prints what bounds
 it: the speed of two trainings side by side that know nothing of each other, which lose to each
 other what cores of one machine share, and the share of a step in which ranks wait for gradients.
+``startup_seconds`` is what a user waits longer for the first step after spark-submit than after
+torchrun: seconds, and no ratio.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
@@ -39,6 +42,7 @@ RECIPE = (
     *("--train.validation_images", 8, "--train.validation_steps", 1),
     *("--evaluate.attacks", "fgsm", "--evaluate.images", 8, "--evaluate.sanity_images", 0),
 )
+JOBS = Path(__file__).parents[2] / "jobs"
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -112,6 +116,51 @@ def on_executors(network: str, ranks: int) -> float:
         return speed(place)
 
 
+def startup_seconds(network: str = "mobilenetv2_100") -> Result:
+    """Return how many seconds later the first step ends under spark-submit than under torchrun."""
+
+    def bare_start(place: Path) -> subprocess.Popen[str]:
+        return torchrun(network, 2, place)
+
+    sides = (partial(first_step, job_here(network, 2)), partial(first_step, bare_start))
+    return Result(
+        tuple(ours - theirs for ours, theirs in _by_turns(sides, unit="seconds")),
+        goal=20,
+        higher_is_better=False,
+    )
+
+
+def job_here(network: str, ranks: int) -> Callable[[Path], subprocess.Popen[str]]:
+    """Return what submits the job to Spark on this machine, without a cluster."""
+
+    def submit(place: Path) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [
+                *(str(Path(sys.executable).with_name("spark-submit")), str(JOBS / "train_at.py")),
+                *("--profile", str(JOBS.parent / "conf/profiles/local.yaml")),
+                *options(network, ranks, place),
+                *("--launch.processes", str(ranks), "--launch.threads_per_process", "1"),
+                *("--output", str(place / "result.json"), "--track.log_model", "false"),
+                *("--track.uri", f"sqlite:///{place}/mlflow.db"),
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    return submit
+
+
+def first_step(start: Callable[[Path], subprocess.Popen[str]]) -> float:
+    """Return the seconds from ``start`` until rank 0 had done its first step."""
+    with tempfile.TemporaryDirectory(prefix="medspark-bench-") as scratch:
+        place = Path(scratch)
+        began = time.time()
+        _finish([start(place)])
+        written = next(place.glob("result.json"), place / "run" / "result.json")
+        return float(json.loads(written.read_text())["timeline"]["stepped"] - began)
+
+
 def _finish(processes: Sequence[subprocess.Popen[str]]) -> None:
     said = ["".join(filter(None, process.communicate())) for process in processes]
     for process, text in zip(processes, said, strict=True):
@@ -148,19 +197,22 @@ def weak_scaling(network: str) -> Result:
     return Result(tuple(ratios), goal=0.92, higher_is_better=True)
 
 
-def _by_turns(sides: Sequence[Callable[[], float]]) -> list[tuple[float, ...]]:
+def _by_turns(
+    sides: Sequence[Callable[[], float]], *, unit: str = "images per second"
+) -> list[tuple[float, ...]]:
     """Return what each of ``sides`` found in each turn; which goes first alternates."""
     turns = []
     for turn in range(TURNS):
         order = list(range(len(sides)))[:: 1 if turn % 2 == 0 else -1]
         found = {number: sides[number]() for number in order}
         turns.append(tuple(found[number] for number in range(len(sides))))
-        _LOGGER.info("images per second: %s", ", ".join(f"{s:.1f}" for s in turns[-1]))
+        _LOGGER.info("%s: %s", unit, ", ".join(f"{s:.1f}" for s in turns[-1]))
     return turns
 
 
 BENCHMARKS: dict[str, Callable[[], Result]] = {
     "executors_vs_torchrun": executors_vs_torchrun,
+    "startup_seconds": startup_seconds,
     "weak_scaling_2/mobilenetv2_100": partial(weak_scaling, "mobilenetv2_100"),
     "weak_scaling_2/resnet50": partial(weak_scaling, "resnet50"),
 }

@@ -8,11 +8,9 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-import torch
 from mlflow.tracking import MlflowClient
 
-from medspark.models.backbones import ModelConfig, build
-from medspark.models.checkpoint import describe, load_classifier, save_classifier
+from medspark.models.checkpoint import load_classifier
 
 
 @pytest.fixture(scope="module")
@@ -20,27 +18,27 @@ def job(load_job: Callable[[str], ModuleType]) -> ModuleType:
     return load_job("distill")
 
 
-@pytest.fixture
-def teacher(tmp_path: Path) -> Path:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        network = build(ModelConfig(name="test_resnet"), num_classes=2, channels=1)
-    card = describe(network, classes=("a", "b"), height=32, width=32)
-    save_classifier(tmp_path / "teacher", network, card)
-    return tmp_path / "teacher"
-
-
 @pytest.mark.spark
 @pytest.mark.ddp
 @pytest.mark.slow
 def test_a_small_student_learns_from_a_teacher_of_another_architecture(
-    spark, job: ModuleType, teacher: Path, write_shards: Callable[..., Path], tmp_path: Path, capsys
+    spark,
+    job: ModuleType,
+    network: Path,
+    write_shards: Callable[..., Path],
+    tmp_path: Path,
+    capsys,
 ) -> None:
     store, output = f"sqlite:///{tmp_path / 'mlflow.db'}", tmp_path / "result.json"
 
     status = job.main(
         [
-            *("--shards", str(write_shards(rows=16, side=32)), "--distill.teacher", str(teacher)),
+            *(
+                "--shards",
+                str(write_shards(rows=16, side=32)),
+                "--distill.teacher",
+                str(network),
+            ),
             *("--distill.method", "kd", "--model.name", "resnet10t", "--train.epochs", "2"),
             *("--train.batch_size", "8", "--evaluate.steps", "1", "--evaluate.sanity_images", "0"),
             *("--launch.processes", "1", "--track.uri", store, "--track.system_metrics", "false"),
@@ -71,11 +69,17 @@ def test_a_small_student_learns_from_a_teacher_of_another_architecture(
     ],
 )
 def test_a_mistake_is_one_sentence_and_status_2_before_spark_starts(
-    job: ModuleType, teacher: Path, argv: str, sentence: str, tmp_path: Path, monkeypatch, capsys
+    job: ModuleType,
+    network: Path,
+    argv: str,
+    sentence: str,
+    tmp_path: Path,
+    monkeypatch,
+    capsys,
 ) -> None:
     monkeypatch.chdir(tmp_path)
 
-    status = job.main(argv.format(teacher=teacher).split())
+    status = job.main(argv.format(teacher=network).split())
 
     said = capsys.readouterr().err.strip()
     assert status == 2

@@ -9,10 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-
-from medspark.models.backbones import ModelConfig, build
-from medspark.models.checkpoint import describe, save_classifier
 
 Run = Callable[..., tuple[int, dict[str, Any]]]
 
@@ -23,17 +19,7 @@ def shards(write_shards) -> Path:
 
 
 @pytest.fixture
-def model(tmp_path: Path) -> Path:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        network = build(ModelConfig(name="test_resnet"), num_classes=2, channels=1)
-    card = describe(network, classes=("a", "b"), height=32, width=32)
-    save_classifier(tmp_path / "model", network, card)
-    return tmp_path / "model"
-
-
-@pytest.fixture
-def run(tmp_path: Path, shards: Path, model: Path, load_job) -> Run:
+def run(tmp_path: Path, shards: Path, network: Path, load_job) -> Run:
     """Return a function that runs the job with further arguments."""
     module = load_job("evaluate")
 
@@ -41,7 +27,7 @@ def run(tmp_path: Path, shards: Path, model: Path, load_job) -> Run:
         output = tmp_path / f"{folder}.json"
         status = module.main(
             [
-                f"--model={model}",
+                f"--model={network}",
                 f"--shards={shards}",
                 "--attacks=fgsm,pgd",
                 "--eps=0,2/255,8",

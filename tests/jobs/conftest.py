@@ -1,0 +1,22 @@
+"""What tests of jobs share: a small network on disk, as a training leaves it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from medspark.models.backbones import ModelConfig, build
+from medspark.models.checkpoint import describe, save_classifier
+
+
+@pytest.fixture
+def network(tmp_path: Path) -> Path:
+    """A network of two classes for grey images of 32 x 32, which has learnt nothing."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = build(ModelConfig(name="test_resnet"), num_classes=2, channels=1)
+    card = describe(network, classes=("a", "b"), height=32, width=32)
+    save_classifier(tmp_path / "network", network, card)
+    return tmp_path / "network"
