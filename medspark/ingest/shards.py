@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import time
 from collections.abc import Iterable, Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 from pydantic import Field
 from pyspark.sql import DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
@@ -20,6 +22,13 @@ from medspark.ingest import ledger, storage
 from medspark.ingest.archive import read_ledger
 from medspark.ingest.layout import Counts, Layout
 from medspark.ingest.lock import locked
+from medspark.ingest.near import (
+    HashSamples,
+    Lookalike,
+    check_library,
+    lookalikes,
+    tied_patients,
+)
 from medspark.ingest.numbering import Classes, Findings
 from medspark.ingest.reshape import PLACED, WRITTEN, ReadSamples, WriteShards
 from medspark.ingest.session import task_errors
@@ -31,6 +40,11 @@ from medspark.shards.split import SplitConfig, patient_split
 
 # Pixels in an Arrow batch between the JVM and Python; more does not go faster.
 _BATCH_BYTES = 8 << 20
+# Beside the shards, where it is asked for: the samples that look like another patient's.
+NEAR_DUPLICATES = "near_duplicates.parquet"
+_NEAR_SCHEMA = pa.schema(
+    {"sample_key": pa.string(), "patient_key": pa.string(), "lookalike": pa.int64()}
+)
 _ARROW_ROWS = "spark.sql.execution.arrow.maxRecordsPerBatch"
 
 
@@ -53,12 +67,24 @@ class ShardConfig(Config):
     )
     seed: int = Field(0, description="seed of the split and of the shuffle")
     split: SplitConfig = Field(default_factory=SplitConfig)
+    near_duplicates: int | None = Field(
+        None,
+        ge=0,
+        le=15,
+        description="keep patients with images that look alike in one split: the bits, of the 64 "
+        "of a perceptual hash, that may differ; by default only equal pixels count. 4 is usual",
+    )
     shard_bytes: int = Field(64 << 20, ge=1 << 10, description="most pixels in one file, in bytes")
     rows_per_group: int = Field(256, ge=1, description="rows in a Parquet row group")
 
 
 def open_samples(config: ShardConfig) -> SamplesManifest:
-    """Return what the sample dataset holds. Raises UsageError where it holds nothing."""
+    """Return what the sample dataset holds.
+
+    Raises UsageError where it holds nothing, or a library that is asked for is missing.
+    """
+    if config.near_duplicates is not None:
+        check_library()
     if not storage.is_folder(config.samples):
         raise UsageError(f"There is no sample folder {config.samples}.")
     manifest = SampleSet(config.samples).manifest()
@@ -86,16 +112,17 @@ class _Sharding:
         self._spark, self._config, self._source = spark, config, manifest
         self._numbering = Findings() if manifest.multi_label else Classes()
         self._samples = SampleSet(config.samples)
+        self._parts = {part.path: (part.bytes, part.sha256) for part in manifest.parts}
         self._generation = f"{time.strftime('%Y%m%dT%H%M%S')}-{secrets.token_hex(3)}"
 
     def run(self) -> dict[str, Any]:
-        live = self._live()
+        live, alike = self._grouped(self._live())
         classes = self._classes(live)
         pixel_format = self._format(live)
         dealt = self._dealt(live, classes).persist()
         try:
             counts = self._counts(dealt, classes)
-            leak_check = self._leak_check(dealt)
+            leak_check = self._leak_check(dealt) | alike
             layout = Layout.of(counts, pixel_format, self._config.shard_bytes)
             written = self._write(dealt, layout, pixel_format)
         finally:
@@ -147,17 +174,35 @@ class _Sharding:
 
     # --- what goes where ---
 
+    def _grouped(self, live: DataFrame) -> tuple[DataFrame, dict[str, int]]:
+        """Return the samples with the group of their patient, and what was found alike.
+
+        Patients of one group go to one split. A patient is a group of its own, named by its key,
+        unless an image looks like another patient's.
+        """
+        bits = self._config.near_duplicates
+        if bits is None:
+            (self._config.shards / NEAR_DUPLICATES).unlink(missing_ok=True)
+            return live.withColumn("group", F.col("patient_key")), {}
+        found = lookalikes(live, HashSamples(self._samples.url, self._parts), bits=bits)
+        _write_table(found, self._config.shards / NEAR_DUPLICATES)
+        tied = tied_patients(found)
+        table = self._spark.createDataFrame(list(tied.items()), "patient_key string, tied string")
+        joined = live.join(F.broadcast(table), "patient_key", "left")
+        groups = joined.withColumn("group", F.coalesce("tied", "patient_key")).drop("tied")
+        return groups, {"near_duplicates": len(found), "patients_kept_together": len(tied)}
+
     def _dealt(self, live: DataFrame, classes: list[str]) -> DataFrame:
         """Return every sample with its split and its place in the shuffled split."""
         own = [row["split"] for row in live.select("split").distinct().collect() if row["split"]]
-        hints = live.groupBy("patient_key").agg(F.collect_set("split").alias("hints"))
+        hints = live.groupBy("group").agg(F.collect_set("split").alias("hints"))
         deal = _Deal(self._config.split, self._config.seed, own)
-        patients = map_batches(hints, deal, "patient_key string, target string")
+        groups = map_batches(hints, deal, "group string, target string")
         # SHA-256, so that anybody can repeat the shuffle without Spark.
         order = F.sha2(F.concat(F.lit(f"{self._config.seed}\n"), F.col("sample_key")), 256)
         shuffled = Window.partitionBy("target").orderBy(order, "sample_key")
         return (
-            live.join(patients, "patient_key")
+            live.join(groups, "group")
             .withColumn("number", self._numbering.number(classes))
             .withColumn("position", (F.row_number().over(shuffled) - 1).cast("bigint"))
             .select(
@@ -219,7 +264,7 @@ class _Sharding:
         placed = dealt.withColumn("bucket", bucket.cast("int")).select(
             "bucket", "position", "sample_key", "patient_key", "number", "part", "row"
         )
-        parts = {part.path: (part.bytes, part.sha256) for part in self._source.parts}
+        parts = self._parts
         cores = self._spark.sparkContext.defaultParallelism
         read = ReadSamples(self._samples.url, parts, pixel_format)
         write = WriteShards(str(self._config.shards), self._generation, layout, pixel_format,
@@ -311,7 +356,7 @@ class _Sharding:
 
 @dataclass(frozen=True)
 class _Deal:
-    """Gives patients their split, in a task."""
+    """Gives groups of patients their split, in a task."""
 
     config: SplitConfig
     seed: int
@@ -319,13 +364,21 @@ class _Deal:
 
     def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
-            patients = batch.column("patient_key").to_pylist()
+            groups = batch.column("group").to_pylist()
             hints = batch.column("hints").to_pylist()
             targets = [
-                patient_split(patient, hint, self.config, seed=self.seed, own=self.own)
-                for patient, hint in zip(patients, hints, strict=True)
+                patient_split(group, hint, self.config, seed=self.seed, own=self.own)
+                for group, hint in zip(groups, hints, strict=True)
             ]
-            yield pa.RecordBatch.from_pydict({"patient_key": patients, "target": targets})
+            yield pa.RecordBatch.from_pydict({"group": groups, "target": targets})
+
+
+def _write_table(found: list[Lookalike], path: Path) -> None:
+    table = pa.Table.from_pylist([row._asdict() for row in found], schema=_NEAR_SCHEMA)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}")
+    pq.write_table(table, scratch)
+    os.replace(scratch, path)
 
 
 def _in_two(dealt: DataFrame, column: str) -> int:

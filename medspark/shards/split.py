@@ -9,12 +9,15 @@ site would be exact today and would move patients tomorrow.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from typing import TypeVar
 
 from pydantic import Field, model_validator
 
 from medspark.config import Config
 from medspark.seeding import derive
+
+Member = TypeVar("Member", int, str)
 
 _RANGE = 2.0**64
 _HELD_OUT_FIRST = ("test", "val", "train")
@@ -60,6 +63,21 @@ def patient_split(
     if hint == "train" and "val" in own and config.folds is None:
         return "train"
     return "val" if _is_val(patient, config, seed) else "train"
+
+
+def together(pairs: Iterable[tuple[Member, Member]]) -> dict[Member, Member]:
+    """Return the smallest member of its group for everything that ``pairs`` connect."""
+    parents: dict[Member, Member] = {}
+
+    def root(member: Member) -> Member:
+        while (parent := parents.setdefault(member, member)) != member:
+            parents[member] = member = parents[parent]
+        return member
+
+    for one, other in pairs:
+        low, high = sorted((root(one), root(other)))
+        parents[high] = low
+    return {member: root(member) for member in parents}
 
 
 def _is_val(patient: str, config: SplitConfig, seed: int) -> bool:

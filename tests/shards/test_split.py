@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from medspark.config import load_config
 from medspark.errors import UsageError
-from medspark.shards.split import SplitConfig, assign, patient_split
+from medspark.shards.split import SplitConfig, assign, patient_split, together
 
 PATIENTS = st.dictionaries(
     st.text(min_size=1, max_size=8), st.sets(st.sampled_from(["train", "test"])), max_size=40
@@ -111,3 +111,14 @@ def test_another_seed_deals_otherwise():
 def test_shares_that_cannot_be_are_refused(argv, said):
     with pytest.raises(UsageError, match=said):
         load_config(SplitConfig, argv)
+
+
+@given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), max_size=40))
+def test_what_pairs_connect_is_together_under_its_smallest_member(pairs):
+    found = together(pairs)
+
+    groups = [{member} for member in {m for pair in pairs for m in pair}]
+    for pair in pairs:
+        touched = [group for group in groups if group & set(pair)]
+        groups = [group for group in groups if group not in touched] + [set.union(*touched)]
+    assert found == {member: min(group) for group in groups for member in group}
