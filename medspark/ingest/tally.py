@@ -19,7 +19,8 @@ QUARANTINE_NAMES = ["path", "reason", "message", "size", "sha256", "file_key", "
 # What a task reports: how many of which kind of what. Text, since some are beyond 64 bits.
 SUMS = "what string, kind string, number string"
 
-_GROUP_ROWS = 1 << 16
+# Rows wait in memory for a row group to fill: a few megabytes, whatever the archive holds.
+_GROUP_ROWS = 1 << 12
 _IDENTITY = ["sample_key", "pixel_sha256", "patient_key", "label", "split", "site"]
 
 Sums = dict[str, Counter[str]]
