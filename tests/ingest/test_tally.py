@@ -94,3 +94,13 @@ def test_without_a_generation_there_are_sums_and_no_files(tmp_path: Path) -> Non
 
     assert sums["total"]["frames"] == 3
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_task_of_many_rows_keeps_few_of_them_in_memory(tmp_path: Path) -> None:
+    sums = written(tmp_path, [row(number) for number in range(9_000)])
+
+    ((name, rows),) = sums["ledger"].items()
+    file = pq.ParquetFile(tmp_path / name).metadata
+    groups = [file.row_group(group).num_rows for group in range(file.num_row_groups)]
+    assert sum(groups) == rows == 9_000
+    assert max(groups) < 5_000
