@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -294,8 +295,9 @@ ROWS: dict[str, Callable[[Lab], Iterator[Verdict]]] = {
 
 def _driver_python(jvm: int) -> int:
     for child in psutil.Process(jvm).children():
-        if "train_at.py" in " ".join(child.cmdline()):
-            return int(child.pid)
+        with suppress(psutil.Error):  # one that has just ended
+            if "train_at.py" in " ".join(child.cmdline()):
+                return int(child.pid)
     raise RuntimeError("the driver has no Python")
 
 

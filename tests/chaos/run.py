@@ -16,6 +16,8 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+import psutil
+
 sys.path.insert(0, str(Path(__file__).parent))
 from ingest_rows import INGEST_ROWS
 from lab import Lab, Verdict
@@ -56,7 +58,7 @@ def _try(name: str, lab: Lab) -> list[Verdict]:
             for verdict in (ROWS | INGEST_ROWS)[name](lab):
                 verdicts.append(verdict)
                 _show(verdict, time.monotonic() - began)
-    except (AssertionError, OSError, RuntimeError) as error:
+    except (AssertionError, OSError, RuntimeError, psutil.Error) as error:
         verdicts.append(Verdict(name, problems=[f"{type(error).__name__}: {error}"]))
         _show(verdicts[-1], time.monotonic() - began)
     finally:
