@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field
-from sklearn.metrics import roc_auc_score
 
 from medspark.config import Config
 from medspark.evaluate.answers import Answers, answers_of
@@ -95,6 +94,9 @@ def auroc(truth: npt.NDArray[np.bool_], score: npt.NDArray[Any]) -> float | None
     """Return the area under the ROC curve, or None where only one class is there."""
     if truth.all() or not truth.any():
         return None
+    # Loaded when it is first asked for: it takes a rank as long as torch, before its first step.
+    from sklearn.metrics import roc_auc_score
+
     return float(roc_auc_score(truth, score))
 
 

@@ -11,9 +11,6 @@ from pydantic import Field
 from pyspark.sql import SparkSession
 
 from medspark.config import Config
-from medspark.images.phantom import PhantomConfig, write_archive
-from medspark.ingest.archive import IngestConfig, ingest, open_archive
-from medspark.ingest.shards import ShardConfig, make_shards, open_samples
 from medspark.job import write_result
 from medspark.launch.slots import available_cores
 from medspark.shards import manifest
@@ -48,6 +45,11 @@ def ingest_sum(ingested: dict[str, Any]) -> str:
 
 
 def _make(spark: SparkSession, config: DemoConfig, folder: Path, shards: Path, said: Path) -> None:
+    # What decodes DICOM is nothing that a training on somebody's own shards should wait for.
+    from medspark.images.phantom import PhantomConfig, write_archive
+    from medspark.ingest.archive import IngestConfig, ingest, open_archive
+    from medspark.ingest.shards import ShardConfig, make_shards, open_samples
+
     archive, samples = folder / "archive", str(folder / "samples")
     if not (archive / "labels.csv").exists():
         logger.info("writing %d synthetic radiographs to %s", config.count, archive)

@@ -36,6 +36,21 @@ def test_spark_and_torch_do_not_load_each_other(package: str, stranger: str):
     assert subprocess.run([sys.executable, "-c", probe], cwd=ROOT).returncode == 0
 
 
+@pytest.mark.parametrize(
+    ("module", "late"),
+    [
+        ("medspark.train.loop", ["sklearn", "scipy", "pandas", "matplotlib", "mlflow"]),
+        ("medspark.launch.training", ["sklearn", "pydicom", "matplotlib"]),
+    ],
+)
+def test_the_first_step_waits_for_no_library_of_the_end(module: str, late: list[str]):
+    probe = f"import sys, {module}; sys.exit(str(set({late!r}) & set(sys.modules) or ''))"
+
+    asked = subprocess.run([sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True)
+
+    assert asked.stderr.strip() == ""
+
+
 @pytest.mark.parametrize("job", JOBS, ids=lambda path: path.stem)
 def test_a_job_is_one_page_without_logic(job: Path):
     text = job.read_text()
