@@ -149,10 +149,13 @@ class Run:
         return hashlib.sha256(path.read_bytes()).hexdigest()
 
     def recovery_seconds(self, since_ms: float) -> float:
-        """Return how long after ``since_ms`` the restarted ranks did their first step."""
+        """Return how long after ``since_ms`` the restarted ranks did their first step.
+
+        Where no step was left for them it is when they began.
+        """
         began = 1000 * self.rank(0).time
         after = [r.time_ms for r in self.records() if r.time_ms >= began]
-        return (min(after) - since_ms) / 1000 if after else float("inf")
+        return (min(after, default=began) - since_ms) / 1000
 
 
 class Lab:
