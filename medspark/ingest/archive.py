@@ -177,7 +177,9 @@ def ingest(spark: SparkSession, archive: Archive) -> dict[str, Any]:
     with locked(archive.samples.url), task_errors():
         archive.samples.clean()
         try:
-            return _Ingest(spark, archive).run()
+            result = _Ingest(spark, archive).run()
+            archive.samples.clean_newest()
+            return result
         finally:
             storage.remove(archive.samples.path("staging"))
 

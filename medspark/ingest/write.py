@@ -95,6 +95,15 @@ class SampleSet:
         for generation in self._names("data"):
             self._clean_parts(generation, parts)
 
+    def clean_newest(self) -> None:
+        """Remove parts that killed tasks have left in the generation that was just committed.
+
+        The attempt that took a task's place wrote parts of its own, which the manifest names.
+        """
+        manifest = self.manifest()
+        if manifest is not None and self._names("data", manifest.generation):
+            self._clean_parts(manifest.generation, {part.path for part in manifest.parts})
+
     def _clean_parts(self, generation: str, parts: set[str]) -> None:
         names = self._names("data", generation)
         kept = [name for name in names if f"data/{generation}/{name}" in parts]

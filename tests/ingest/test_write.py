@@ -67,6 +67,21 @@ def test_a_part_without_rows_is_no_file(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_parts_that_killed_tasks_left_beside_the_committed_ones_are_removed(tmp_path):
+    named = "data/g2/kept.parquet"
+    for name in (named, "data/g2/of-a-killed-task.parquet", "data/g1/of-the-one-before.parquet"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    samples = SampleSet(str(tmp_path))
+    samples.commit(manifest(parts=[Part(path=named, rows=1, bytes=1, sha256="s")]))
+
+    samples.clean_newest()
+
+    left = {str(path.relative_to(tmp_path)) for path in (tmp_path / "data").rglob("*.parquet")}
+    # Of the generation before, a reader may still be at it.
+    assert left == {named, "data/g1/of-the-one-before.parquet"}
+
+
 def test_cleaning_leaves_what_manifests_name_and_nothing_else(tmp_path):
     files = [
         *("data/g1/kept.parquet", "data/g1/dead.parquet", "data/g3/orphan.parquet"),
