@@ -38,8 +38,8 @@ from medspark.shards.plan import EpochPlan
 from medspark.track.journal import JournalReader
 from medspark.track.runs import TrackConfig, fetch_model, tracked
 from medspark.track.spool import DatasetEntry, ModelEntry, RunEntry
-from medspark.train.config import TrainConfig
-from medspark.train.loop import FitConfig, fit
+from medspark.train.config import FitConfig, TrainConfig
+from medspark.train.loop import fit
 from medspark.train.state import CheckpointConfig
 
 __all__ = ["TrainAtConfig", "check", "fetch_classifier", "summary", "train_at", "train_once"]

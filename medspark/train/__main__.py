@@ -15,7 +15,8 @@ from medspark.config import load_config
 from medspark.errors import MedsparkError, UsageError
 from medspark.job import DONE, FAILED, MISUSED, write_result
 from medspark.track.journal import Journal
-from medspark.train.loop import FitConfig, fit
+from medspark.train.config import FitConfig
+from medspark.train.loop import fit
 from medspark.train.world import join
 
 

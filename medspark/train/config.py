@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
-from medspark.train.adversarial import AdversarialConfig
+from medspark.attacks.threat import ThreatModel
+from medspark.config import Config
+from medspark.data.source import DataConfig
+from medspark.evaluate.robust import EvaluateConfig
+from medspark.models.backbones import ModelConfig
+from medspark.train.adversarial import MODES, AdversarialConfig
+from medspark.train.distill import DistillConfig
 from medspark.train.monitor import MonitorConfig
+from medspark.train.state import CheckpointConfig
 
-__all__ = ["TrainConfig"]
+__all__ = ["FitConfig", "TrainConfig"]
 
 
 class TrainConfig(AdversarialConfig):
@@ -73,3 +83,46 @@ class TrainConfig(AdversarialConfig):
     validation_steps: int = Field(10, ge=1, description="steps of PGD on them")
     monitor: MonitorConfig = MonitorConfig()
     log_every: int = Field(20, ge=1, description="steps between reports")
+
+
+class FitConfig(Config):
+    """Fine-tune one classifier on one dataset of shards."""
+
+    shards: Path = Field(description="folder that jobs/shard.py wrote")
+    run_dir: Path = Field(
+        Path("build/runs/train"),
+        description="folder for checkpoints and the model; all ranks see it",
+    )
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    attack: ThreatModel = ThreatModel()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    distill: DistillConfig | None = Field(
+        None, description="a teacher to learn from, instead of train.mode"
+    )
+    seed: int = Field(0, ge=0, description="of the weights, the order of images and all noise")
+    resume: Literal["auto", "never"] = Field(
+        "auto", description="auto goes on from the newest checkpoint in run_dir, if there is one"
+    )
+    attempt: int = Field(
+        0, ge=0, description="number of this start of the run; a later one fences off earlier ones"
+    )
+
+    @property
+    def attacks(self) -> bool:
+        """Whether training learns from attacked images."""
+        if self.distill is not None:
+            return self.distill.robust
+        return MODES[self.train.mode].attacks
+
+    def digest(self) -> str:
+        """Return a hash of what decides the weights; paths, attempts and reports do not."""
+        decisive = self.model_dump(
+            mode="json", include={"attack", "train", "model", "seed", "distill"}
+        )
+        decisive["data"] = self.data.model_dump(
+            mode="json", include={"reader", "augment", "window", "share"}
+        )
+        return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()

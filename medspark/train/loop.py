@@ -2,97 +2,48 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field
-from torch import Tensor, nn
 
-from medspark.attacks.threat import ThreatModel
-from medspark.config import Config
-from medspark.data.batch import to_unit
-from medspark.data.native import MappedSplit
 from medspark.data.prefetch import Prefetcher
-from medspark.data.source import DataConfig, Source, open_source
+from medspark.data.source import Source, open_source
 from medspark.errors import UsageError
 from medspark.evaluate.calibrate import best_temperature
-from medspark.evaluate.deploy import evaluation_copy
-from medspark.evaluate.robust import EvaluateConfig, RobustReport, evaluate
-from medspark.models.backbones import ModelConfig, build
+from medspark.evaluate.robust import RobustReport, evaluate
 from medspark.models.checkpoint import (
     calibrate,
     describe,
     load_classifier,
-    read_card,
     save_classifier,
 )
-from medspark.models.classifier import Classifier, freeze_batch_norm
-from medspark.seeding import derive
-from medspark.shards.plan import permute
-from medspark.train.adversarial import MODES, Learner, Sample, StepStats
-from medspark.train.config import TrainConfig
-from medspark.train.distill import DistillConfig, lesson
-from medspark.train.engine import Engine, Report
+from medspark.train.config import FitConfig
+from medspark.train.engine import Engine
+from medspark.train.meter import Meter, Recorder
 from medspark.train.monitor import Monitor, look
-from medspark.train.objective import (
-    BinaryCrossEntropy,
-    CrossEntropy,
-    Objective,
-    balanced_positive_weights,
-    balanced_weights,
+from medspark.train.prepare import (
+    make_lesson,
+    make_network,
+    make_objective,
+    validation_split,
+    watched_images,
 )
-from medspark.train.state import CheckpointConfig, Checkpoints
+from medspark.train.state import Checkpoints
 from medspark.train.timeline import Timeline, peak_memory_mb
 from medspark.train.validate import Validation, gatherer, slices, validate
 from medspark.train.world import World
 
-__all__ = ["FitConfig", "Recorder", "fit"]
+__all__ = ["fit"]
 
 _LOGGER = logging.getLogger(__name__)
 
 # Answered once, clean, and as many as there are: a temperature fitted to a few is worth little.
 _CALIBRATION_IMAGES = 1024
-
-
-class FitConfig(Config):
-    """Fine-tune one classifier on one dataset of shards."""
-
-    shards: Path = Field(description="folder that jobs/shard.py wrote")
-    run_dir: Path = Field(
-        Path("build/runs/train"),
-        description="folder for checkpoints and the model; all ranks see it",
-    )
-    data: DataConfig = DataConfig()
-    model: ModelConfig = ModelConfig()
-    attack: ThreatModel = ThreatModel()
-    train: TrainConfig = TrainConfig()
-    evaluate: EvaluateConfig = EvaluateConfig()
-    checkpoint: CheckpointConfig = CheckpointConfig()
-    distill: DistillConfig | None = Field(
-        None, description="a teacher to learn from, instead of train.mode"
-    )
-    seed: int = Field(0, ge=0, description="of the weights, the order of images and all noise")
-    resume: Literal["auto", "never"] = Field(
-        "auto", description="auto goes on from the newest checkpoint in run_dir, if there is one"
-    )
-    attempt: int = Field(
-        0, ge=0, description="number of this start of the run; a later one fences off earlier ones"
-    )
-
-
-class Recorder(Protocol):
-    """Where metrics go; only rank 0's are kept."""
-
-    def record(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Keep ``metrics`` of ``step``."""
 
 
 def fit(config: FitConfig, world: World, journal: Recorder) -> dict[str, Any]:
@@ -137,12 +88,12 @@ class _Run:
             world=world.size,
         )
         self._total = config.train.epochs * self._reader.steps
-        self._model = _network(config, source, world)
+        self._model = make_network(config, source, world)
         self._engine = Engine(
             self._model,
             config=config.train,
             threat=config.attack,
-            objective=_objective(config, source, world),
+            objective=make_objective(config, source, world),
             image_shape=(
                 source.manifest.channels,
                 source.manifest.height,
@@ -152,19 +103,19 @@ class _Run:
             seed=config.seed,
             world=world,
             settle=config.train.batch_norm == "settle",
-            lesson=_lesson(config, source, world),
+            lesson=make_lesson(config, source, world),
         )
-        self._attacks = _attacks(config)
+        self._attacks = config.attacks
         self._checkpoints = Checkpoints(
             config.run_dir / "checkpoints", attempt=config.attempt, keep=config.checkpoint.keep
         )
-        self._validation_split = _validation_split(source)
+        self._validation_split = validation_split(source)
         self._test_split = source.split("test")
-        self._watched = _watched(source, config, world)
+        self._watched = watched_images(source, config, world)
         self._step = 0
         self._best: dict[str, Any] | None = None
         self._validations: list[dict[str, Any]] = []
-        self._meter = _Meter(world, journal)
+        self._meter = Meter(world, journal)
         self._saved_at = time.monotonic()
         self._monitor = Monitor(config.train.monitor)
         self._alarms: list[dict[str, Any]] = []
@@ -245,7 +196,10 @@ class _Run:
         self._engine.average_buffers()
         minutes = self._config.checkpoint.every_minutes
         late = 0 < 60 * minutes <= time.monotonic() - self._saved_at
-        if self._asked_to_save() or late:
+        # After its last step an epoch is saved when it has been validated: a run that went on
+        # from a checkpoint in between would never validate it.
+        ended = self._step % self._reader.steps == 0
+        if (self._asked_to_save() or late) and not ended:
             self._save()
 
     def _validate(self) -> Validation:
@@ -318,7 +272,7 @@ class _Run:
     def _fingerprint(self) -> dict[str, Any]:
         return {
             "dataset": self._source.manifest.digest,
-            "config": _digest(self._config),
+            "config": self._config.digest(),
             "precision": self._engine.precision,
             "torch": torch.__version__,
             "threads": torch.get_num_threads(),
@@ -391,184 +345,12 @@ class _Run:
         }
 
 
-class _Meter:
-    """Adds up what the ranks report and hands it to the journal, a few steps at a time.
-
-    Reports stay on the device until then, and the ranks' are summed in one go: a step pays for
-    no collective but that of its gradients.
-    """
-
-    def __init__(self, world: World, journal: Recorder) -> None:
-        self._world = world
-        self._journal = journal
-        self._reports: list[Report] = []
-        self._waited_before = 0.0
-        self._window_began = time.perf_counter()
-        self._right = torch.zeros(3)
-        self.images = self.steps = 0
-        self.seconds = 0.0
-        self.waited = 0.0
-
-    def begin(self) -> None:
-        """Start the clock; what came before, such as a validation, is not training."""
-        self._window_began = time.perf_counter()
-        self._waited_before = 0.0
-
-    def take_accuracies(self) -> tuple[float, float]:
-        """Return the accuracies on clean and on attacked training images since the last call."""
-        clean, attacked, images = self._right.tolist()
-        self._right = torch.zeros(3)
-        return clean / max(images, 1), attacked / max(images, 1)
-
-    def add(self, report: Report) -> None:
-        """Take the report of one step."""
-        self._reports.append(report)
-
-    def publish(self, step: int, epoch: int, *, waited: float = 0.0) -> None:
-        """Record the steps since the last time; ``step`` is how many have been taken in all."""
-        if not self._reports:
-            return
-        # Reading the figures waits for the device: it belongs to the time of the window.
-        figures = self._world.sum(torch.stack([report.figures for report in self._reports])).cpu()
-        now = time.perf_counter()
-        seconds, wait = now - self._window_began, waited - self._waited_before
-        images = int(figures[:, 3].sum())
-        self._right += figures[:, 1:].sum(0)
-        self.images, self.seconds = self.images + images, self.seconds + seconds
-        self.steps += len(self._reports)
-        self.waited += wait
-        speed = {"images_per_second": images / seconds, "data_wait_share": wait / seconds}
-        first = step - len(self._reports) + 1
-        for offset, (report, row) in enumerate(zip(self._reports, figures.tolist(), strict=True)):
-            last = first + offset == step
-            metrics = _step_metrics(report, row) | {"epoch": epoch}
-            self._journal.record(first + offset, metrics | (speed if last else {}))
-        self._reports = []
-        self._window_began, self._waited_before = now, waited
-
-    @property
-    def images_per_second(self) -> float:
-        """Images that all ranks trained on per second of training."""
-        return self.images / self.seconds if self.seconds else 0.0
-
-    def share_of_step(self, seconds: float) -> float:
-        """Return ``seconds`` as a share of what a step took."""
-        return seconds * self.steps / self.seconds if self.seconds else 0.0
-
-    @property
-    def wait_share(self) -> float:
-        """Share of this rank's training time that it waited for data."""
-        return self.waited / self.seconds if self.seconds else 0.0
-
-
-def _step_metrics(report: Report, figures: list[float]) -> dict[str, float]:
-    loss, clean, attacked, images = figures
-    return {
-        "loss": loss,
-        "train/clean_accuracy": clean / images,
-        "train/attacked_accuracy": attacked / images,
-        "lr": report.rate,
-        "eps_255": report.eps * 255,
-        "gradient_norm": report.gradient_norm,
-    }
-
-
-def _attacks(config: FitConfig) -> bool:
-    """Return whether training learns from attacked images."""
-    return MODES[config.train.mode].attacks if config.distill is None else config.distill.robust
-
-
-def _check_dual(config: FitConfig, *, frozen: bool) -> None:
-    mixed = ("naive", "fused", "fused_noise", "trades")
-    if config.train.dual_bn and (frozen or config.distill or config.train.mode not in mixed):
-        raise UsageError(
-            f"train.dual_bn needs one of the modes {', '.join(mixed)}, which learn from clean and "
-            "attacked images, and batch norm that is not frozen."
-        )
-
-
-def _network(config: FitConfig, source: Source, world: World) -> Classifier:
-    manifest = source.manifest
-    torch.manual_seed(derive(config.seed, "weights"))
-    model = build(config.model, num_classes=len(manifest.classes), channels=manifest.channels)
-    given = config.model.weights is not None and not config.train.dual_bn
-    frozen = config.train.batch_norm == "frozen" or (
-        config.train.batch_norm == "auto" and given and _attacks(config)
-    )
-    _check_dual(config, frozen=frozen)
-    if frozen:
-        freeze_batch_norm(model)
-    elif config.train.sync_batch_norm:
-        if world.device.type != "cuda":
-            raise UsageError("train.sync_batch_norm works between GPUs only.")
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
-    return model
-
-
-def _validation_split(source: Source) -> MappedSplit:
-    held_out = source.manifest.splits.get("val")
-    if held_out is None or held_out.rows == 0:
-        _LOGGER.warning("there is no validation split: epochs are compared on training images")
-        return source.split("train")
-    return source.split("val")
-
-
 def _masking(report: RobustReport) -> str:
     seen = "; ".join(flag.sentence for flag in report.flags if flag.triggered)
     return (
         "defensive distillation hides gradients and makes no network robust: figures under FGSM "
         f"and PGD are not to be believed. Seen here: {seen or 'no sign at these settings'}."
     )
-
-
-def _lesson(
-    config: FitConfig, source: Source, world: World
-) -> Callable[[Learner, Sample], StepStats] | None:
-    if config.distill is None:
-        return None
-    card = read_card(config.distill.teacher)
-    manifest = source.manifest
-    if difference := card.misfit(manifest):
-        raise UsageError(f"The teacher in {config.distill.teacher} does not fit: {difference}.")
-    shape = (2, manifest.channels, manifest.height, manifest.width)
-    teacher = load_classifier(config.distill.teacher).to(world.device)
-    return lesson(config.distill, evaluation_copy(teacher, torch.rand(shape, device=world.device)))
-
-
-def _watched(source: Source, config: FitConfig, world: World) -> tuple[Tensor, Tensor]:
-    """Return the fixed training images that the monitor attacks, and their labels."""
-    split = source.split("train")
-    count = min(config.train.monitor.images, len(split))
-    rows = permute(np.arange(count), len(split), derive(config.seed, "monitor"))
-    images, labels = split.gather(rows)
-    pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
-    return to_unit(pixels, world.device), torch.from_numpy(labels).to(world.device)
-
-
-def _objective(config: FitConfig, source: Source, world: World) -> Objective:
-    """Return the loss that these labels are learnt by."""
-    several, weights = source.manifest.multi_label, None
-    if config.train.class_weights == "balanced":
-        labels = source.split("train").labels
-        if several:
-            weights = balanced_positive_weights(labels.sum(0).tolist(), len(labels))
-        else:
-            counts = np.bincount(labels, minlength=len(source.manifest.classes))
-            weights = balanced_weights(counts.tolist())
-        weights = weights.to(world.device)
-    loss = BinaryCrossEntropy if several else CrossEntropy
-    return loss(weights, config.train.label_smoothing, config.train.temperature)
-
-
-def _digest(config: FitConfig) -> str:
-    """Return a hash of what decides the weights; paths, attempts and reports do not."""
-    decisive = config.model_dump(
-        mode="json", include={"attack", "train", "model", "seed", "distill"}
-    )
-    decisive["data"] = config.data.model_dump(
-        mode="json", include={"reader", "augment", "window", "share"}
-    )
-    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
 def _flat(prefix: str, figures: Mapping[str, Any]) -> dict[str, float]:

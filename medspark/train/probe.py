@@ -13,7 +13,7 @@ from pydantic import Field
 
 from medspark.config import Config
 from medspark.data.source import DataConfig, open_source
-from medspark.train.loop import Recorder
+from medspark.train.meter import Recorder
 from medspark.train.world import World
 
 __all__ = ["ProbeConfig", "probe"]

@@ -23,7 +23,8 @@ from medspark.launch.model_card import model_card
 from medspark.models.checkpoint import read_card
 from medspark.models.predictor import Predictor
 from medspark.shards.manifest import read_manifest
-from medspark.train.loop import FitConfig, fit
+from medspark.train.config import FitConfig
+from medspark.train.loop import fit
 from medspark.train.world import World
 
 LABELS = ("Cardiomegaly|Effusion", "Effusion", "No Finding", "", "Mass|Effusion", "Mass")

@@ -20,9 +20,9 @@ from medspark.attacks.threat import ThreatModel
 from medspark.data.batch import Batch
 from medspark.shards.plan import EpochPlan
 from medspark.train.adversarial import MODES
-from medspark.train.config import TrainConfig
+from medspark.train.config import FitConfig, TrainConfig
 from medspark.train.engine import Engine
-from medspark.train.loop import FitConfig, fit
+from medspark.train.loop import fit
 from medspark.train.objective import CrossEntropy
 from medspark.train.world import World, join
 

@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import load_file
 
 from medspark.train.adversarial import MODES
-from medspark.train.loop import FitConfig, fit
+from medspark.train.config import FitConfig
+from medspark.train.loop import fit
 from medspark.train.world import World
 
 pytestmark = pytest.mark.ddp

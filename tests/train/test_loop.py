@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 
 from medspark.errors import UsageError
 from medspark.models.checkpoint import load_classifier
-from medspark.train.loop import FitConfig, fit
+from medspark.train.config import FitConfig
+from medspark.train.loop import fit
 from medspark.train.world import World
 
 ALONE = World(0, 0, 1, torch.device("cpu"))
@@ -27,14 +28,14 @@ class CrashError(Exception):
 class Losses:
     """Keeps the loss of every step, and may end the process that reports one of them."""
 
-    def __init__(self, *, crash_at: int = -1) -> None:
+    def __init__(self, *, crash_at: int = -1, crash_on: str = "loss") -> None:
         self.by_step: dict[int, float] = {}
-        self._crash_at = crash_at
+        self._crash = crash_at, crash_on
 
     def record(self, step: int, metrics: Mapping[str, float]) -> None:
         if "loss" in metrics:
             self.by_step[step] = metrics["loss"]
-        if step == self._crash_at:
+        if step == self._crash[0] and self._crash[1] in metrics:
             raise CrashError
 
 
@@ -70,6 +71,27 @@ def test_a_resumed_run_ends_with_the_weights_of_the_unbroken_one(
     left, right = load_file(expected), load_file(found)
     assert left.keys() == right.keys()
     assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+@pytest.mark.parametrize("at", [3, 6])
+def test_an_epoch_whose_validation_was_interrupted_is_validated_when_the_run_goes_on(
+    at: int, write_shards: WriteShards, tmp_path: Path
+):
+    shards = write_shards(rows=30, side=32)  # epochs of three steps, and a checkpoint every three
+    whole = fit(configure(shards, tmp_path / "whole"), ALONE, Losses())
+    with pytest.raises(CrashError):
+        broken = configure(shards, tmp_path / "broken")
+        fit(broken, ALONE, Losses(crash_at=at, crash_on="val/score"))
+
+    resumed = fit(configure(shards, tmp_path / "broken"), ALONE, Losses())
+
+    assert resumed["validation"] == whole["validation"]
+    records = [
+        json.loads(next((tmp_path / run / "checkpoints").glob("step-*/state.json")).read_text())
+        for run in ("whole", "broken")
+    ]
+    assert len(records[0]["validations"]) == 2
+    assert records[0]["validations"] == records[1]["validations"]
 
 
 def test_the_result_says_what_was_done(write_shards: WriteShards, tmp_path: Path):

@@ -1,0 +1,103 @@
+"""What training steps report, added up over ranks and handed to the journal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+
+from medspark.train.engine import Report
+from medspark.train.world import World
+
+__all__ = ["Meter", "Recorder"]
+
+
+class Recorder(Protocol):
+    """Where metrics go; only rank 0's are kept."""
+
+    def record(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Keep ``metrics`` of ``step``."""
+
+
+class Meter:
+    """Adds up what the ranks report and hands it to the journal, a few steps at a time.
+
+    Reports stay on the device until then, and the ranks' are summed in one go: a step pays for
+    no collective but that of its gradients.
+    """
+
+    def __init__(self, world: World, journal: Recorder) -> None:
+        self._world = world
+        self._journal = journal
+        self._reports: list[Report] = []
+        self._waited_before = 0.0
+        self._window_began = time.perf_counter()
+        self._right = torch.zeros(3)
+        self.images = self.steps = 0
+        self.seconds = 0.0
+        self.waited = 0.0
+
+    def begin(self) -> None:
+        """Start the clock; what came before, such as a validation, is not training."""
+        self._window_began = time.perf_counter()
+        self._waited_before = 0.0
+
+    def take_accuracies(self) -> tuple[float, float]:
+        """Return the accuracies on clean and on attacked training images since the last call."""
+        clean, attacked, images = self._right.tolist()
+        self._right = torch.zeros(3)
+        return clean / max(images, 1), attacked / max(images, 1)
+
+    def add(self, report: Report) -> None:
+        """Take the report of one step."""
+        self._reports.append(report)
+
+    def publish(self, step: int, epoch: int, *, waited: float = 0.0) -> None:
+        """Record the steps since the last time; ``step`` is how many have been taken in all."""
+        if not self._reports:
+            return
+        # Reading the figures waits for the device: it belongs to the time of the window.
+        figures = self._world.sum(torch.stack([report.figures for report in self._reports])).cpu()
+        now = time.perf_counter()
+        seconds, wait = now - self._window_began, waited - self._waited_before
+        images = int(figures[:, 3].sum())
+        self._right += figures[:, 1:].sum(0)
+        self.images, self.seconds = self.images + images, self.seconds + seconds
+        self.steps += len(self._reports)
+        self.waited += wait
+        speed = {"images_per_second": images / seconds, "data_wait_share": wait / seconds}
+        first = step - len(self._reports) + 1
+        for offset, (report, row) in enumerate(zip(self._reports, figures.tolist(), strict=True)):
+            last = first + offset == step
+            metrics = _step_metrics(report, row) | {"epoch": epoch}
+            self._journal.record(first + offset, metrics | (speed if last else {}))
+        self._reports = []
+        self._window_began, self._waited_before = now, waited
+
+    @property
+    def images_per_second(self) -> float:
+        """Images that all ranks trained on per second of training."""
+        return self.images / self.seconds if self.seconds else 0.0
+
+    def share_of_step(self, seconds: float) -> float:
+        """Return ``seconds`` as a share of what a step took."""
+        return seconds * self.steps / self.seconds if self.seconds else 0.0
+
+    @property
+    def wait_share(self) -> float:
+        """Share of this rank's training time that it waited for data."""
+        return self.waited / self.seconds if self.seconds else 0.0
+
+
+def _step_metrics(report: Report, figures: list[float]) -> dict[str, float]:
+    loss, clean, attacked, images = figures
+    return {
+        "loss": loss,
+        "train/clean_accuracy": clean / images,
+        "train/attacked_accuracy": attacked / images,
+        "lr": report.rate,
+        "eps_255": report.eps * 255,
+        "gradient_norm": report.gradient_norm,
+    }

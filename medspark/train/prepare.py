@@ -1,0 +1,116 @@
+"""What a training is made of before its first step: network, loss, lesson, held-out images."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from medspark.data.batch import to_unit
+from medspark.data.native import MappedSplit
+from medspark.data.source import Source
+from medspark.errors import UsageError
+from medspark.evaluate.deploy import evaluation_copy
+from medspark.models.backbones import build
+from medspark.models.checkpoint import load_classifier, read_card
+from medspark.models.classifier import Classifier, freeze_batch_norm
+from medspark.seeding import derive
+from medspark.shards.plan import permute
+from medspark.train.adversarial import Learner, Sample, StepStats
+from medspark.train.config import FitConfig
+from medspark.train.distill import lesson
+from medspark.train.objective import (
+    BinaryCrossEntropy,
+    CrossEntropy,
+    Objective,
+    balanced_positive_weights,
+    balanced_weights,
+)
+from medspark.train.world import World
+
+__all__ = ["make_lesson", "make_network", "make_objective", "validation_split", "watched_images"]
+
+_LOGGER = logging.getLogger(__name__)
+
+
+def make_network(config: FitConfig, source: Source, world: World) -> Classifier:
+    """Return the network to train, with what the configuration says of its batch norm.
+
+    Raises UsageError where that cannot be had.
+    """
+    manifest = source.manifest
+    torch.manual_seed(derive(config.seed, "weights"))
+    model = build(config.model, num_classes=len(manifest.classes), channels=manifest.channels)
+    given = config.model.weights is not None and not config.train.dual_bn
+    frozen = config.train.batch_norm == "frozen" or (
+        config.train.batch_norm == "auto" and given and config.attacks
+    )
+    _check_dual(config, frozen=frozen)
+    if frozen:
+        freeze_batch_norm(model)
+    elif config.train.sync_batch_norm:
+        if world.device.type != "cuda":
+            raise UsageError("train.sync_batch_norm works between GPUs only.")
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+    return model
+
+
+def make_objective(config: FitConfig, source: Source, world: World) -> Objective:
+    """Return the loss that these labels are learnt by."""
+    several, weights = source.manifest.multi_label, None
+    if config.train.class_weights == "balanced":
+        labels = source.split("train").labels
+        if several:
+            weights = balanced_positive_weights(labels.sum(0).tolist(), len(labels))
+        else:
+            counts = np.bincount(labels, minlength=len(source.manifest.classes))
+            weights = balanced_weights(counts.tolist())
+        weights = weights.to(world.device)
+    loss = BinaryCrossEntropy if several else CrossEntropy
+    return loss(weights, config.train.label_smoothing, config.train.temperature)
+
+
+def make_lesson(
+    config: FitConfig, source: Source, world: World
+) -> Callable[[Learner, Sample], StepStats] | None:
+    """Return what a teacher teaches, None without one; raise UsageError for a misfit."""
+    if config.distill is None:
+        return None
+    card = read_card(config.distill.teacher)
+    manifest = source.manifest
+    if difference := card.misfit(manifest):
+        raise UsageError(f"The teacher in {config.distill.teacher} does not fit: {difference}.")
+    shape = (2, manifest.channels, manifest.height, manifest.width)
+    teacher = load_classifier(config.distill.teacher).to(world.device)
+    return lesson(config.distill, evaluation_copy(teacher, torch.rand(shape, device=world.device)))
+
+
+def validation_split(source: Source) -> MappedSplit:
+    """Return the split that epochs are compared on."""
+    held_out = source.manifest.splits.get("val")
+    if held_out is None or held_out.rows == 0:
+        _LOGGER.warning("there is no validation split: epochs are compared on training images")
+        return source.split("train")
+    return source.split("val")
+
+
+def watched_images(source: Source, config: FitConfig, world: World) -> tuple[Tensor, Tensor]:
+    """Return the fixed training images that the monitor attacks, and their labels."""
+    split = source.split("train")
+    count = min(config.train.monitor.images, len(split))
+    rows = permute(np.arange(count), len(split), derive(config.seed, "monitor"))
+    images, labels = split.gather(rows)
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
+    return to_unit(pixels, world.device), torch.from_numpy(labels).to(world.device)
+
+
+def _check_dual(config: FitConfig, *, frozen: bool) -> None:
+    mixed = ("naive", "fused", "fused_noise", "trades")
+    if config.train.dual_bn and (frozen or config.distill or config.train.mode not in mixed):
+        raise UsageError(
+            f"train.dual_bn needs one of the modes {', '.join(mixed)}, which learn from clean and "
+            "attacked images, and batch norm that is not frozen."
+        )
