@@ -17,7 +17,7 @@ from pyspark.sql import SparkSession
 
 from medspark.config import Config
 from medspark.errors import RunError
-from medspark.ingest.ship import package_zip
+from medspark.ingest.ship import package_file
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ def spark_session(config: SparkConfig, *, name: str = "medspark") -> Iterator[Sp
     spark = running or _start(config, name)
     spark.sparkContext.setLogLevel(config.log_level)
     if not is_local(spark):
-        spark.sparkContext.addPyFile(str(package_zip()))
+        spark.sparkContext.addPyFile(str(package_file()))
     try:
         yield spark
     finally:

@@ -2,25 +2,55 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
+import importlib.util
+import io
+import marshal
+import shutil
 import tempfile
 import zipfile
 from pathlib import Path
 
 import medspark
 
-# Zip entries carry a time; a fixed one gives the same bytes, so the same hash, for the same code.
-_EPOCH = (1980, 1, 1, 0, 0, 0)
+__all__ = ["package_file", "package_zip"]
+
+# PEP 552: a hash-based .pyc file that is not compared with its source.
+_UNCHECKED_HASH = (1).to_bytes(4, "little")
 
 
-def package_zip(folder: str | Path | None = None) -> Path:
-    """Write the source of medspark as ``medspark.zip`` into ``folder`` and return its path.
+@functools.cache
+def package_zip() -> bytes:
+    """Return medspark as a zip file that Python imports from as it is.
 
-    A new temporary folder is made where none is given. The same code gives the same bytes.
+    Beside every module lies its byte code, so that not every process of a worker compiles it
+    again; a worker with another version of Python reads the source.
     """
-    target = Path(folder or tempfile.mkdtemp(prefix="medspark-ship-")) / "medspark.zip"
     root = Path(medspark.__file__).parent
-    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
-        for source in sorted(root.rglob("*.py")):
-            entry = zipfile.ZipInfo(str(source.relative_to(root.parent)), _EPOCH)
-            archive.writestr(entry, source.read_bytes(), zipfile.ZIP_DEFLATED)
+    whole = io.BytesIO()
+    with zipfile.ZipFile(whole, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in sorted(root.rglob("*.py")):
+            name, source = str(path.relative_to(root.parent)), path.read_bytes()
+            archive.writestr(name, source)
+            archive.writestr(f"{name}c", _byte_code(source, name))
+    return whole.getvalue()
+
+
+@functools.cache
+def package_file() -> Path:
+    """Return the path of a file ``medspark.zip``, which is removed when this process ends.
+
+    It is the same for every session: Spark refuses a second file of one name.
+    """
+    folder = tempfile.mkdtemp(prefix="medspark-ship-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    target = Path(folder) / "medspark.zip"
+    target.write_bytes(package_zip())
     return target
+
+
+def _byte_code(source: bytes, name: str) -> bytes:
+    code = compile(source, name, "exec", dont_inherit=True)
+    header = importlib.util.MAGIC_NUMBER + _UNCHECKED_HASH + importlib.util.source_hash(source)
+    return header + marshal.dumps(code)

@@ -18,14 +18,14 @@ from pyspark.sql import SparkSession
 from medspark.config import Config
 from medspark.errors import MedsparkError, RunError, UsageError
 from medspark.ingest.ship import package_zip
-from medspark.launch.attempt import Attempt, Interrupted, new_nonce
-from medspark.launch.rank import Order
-from medspark.launch.reports import Failure
+from medspark.launch.ranks.attempt import Attempt, Interrupted, new_nonce
+from medspark.launch.ranks.rank import Order
+from medspark.launch.ranks.reports import Failure
 from medspark.launch.slots import (
     Slots,
+    available_cores,
     check_settings,
     local_slots,
-    slots_of,
     submitted_master,
     wait_for,
 )
@@ -104,18 +104,20 @@ class Launched(Config):
 
 
 def check_room(launch: LaunchConfig, master: str | None) -> None:
-    """Raise UsageError if a local master has fewer slots than ranks are wanted.
+    """Raise UsageError if this machine, where it is to run them, has fewer slots than ranks.
 
     Needs no Spark session; a cluster's room is only known once there is one.
     """
     if not launch.ddp and launch.processes != 1:
         raise UsageError("launch.ddp false is for one process: give --launch.processes 1.")
     where = submitted_master(master)
-    slots = local_slots(where)
+    slots, whose = local_slots(where), f"Spark's master {where}"
+    if slots is None and launch.where == "driver":
+        slots, whose = available_cores(), "the driver"
     if slots is not None and launch.processes > slots:
         raise UsageError(
-            f"launch.processes is {launch.processes}, but Spark's master {where} has "
-            f"{_count(slots, 'slot')} on this machine."
+            f"launch.processes is {launch.processes}, but {whose} has {_count(slots, 'slot')} on "
+            "this machine."
         )
 
 
@@ -138,7 +140,7 @@ class _Supervisor:
         self._task = task
         self._spark = spark
         self._launch = launch
-        self._package = package_zip().read_bytes()
+        self._package = package_zip()
         local = local_slots(str(spark.sparkContext.master)) is not None
         self._on_executors = launch.where == "executors" or (launch.where == "auto" and not local)
         if self._on_executors:
@@ -149,7 +151,7 @@ class _Supervisor:
 
     def run(self) -> tuple[dict[str, Any], Launched]:
         """Return the outcome of the attempt that succeeds."""
-        slots = wait_for(self._spark, self._wanted, seconds=_ROOM_SECONDS)
+        slots = self._room(_ROOM_SECONDS)
         if self._launch.processes == 0:
             self._wanted = max(1, min(self._wanted, slots.tasks))
         if slots.tasks < self._wanted:
@@ -171,9 +173,12 @@ class _Supervisor:
                     return outcome, self._launched(attempt, processes, threads)
                 self._count_failure(outcome, attempt, stuck=self._newest_checkpoint() == failed_at)
                 failed_at = self._newest_checkpoint()
-            slots = wait_for(self._spark, self._wanted, seconds=_ROOM_AFTER_FAILURE_SECONDS)
+            slots = self._room(_ROOM_AFTER_FAILURE_SECONDS)
             if slots.tasks < self._launch.min_processes:
                 raise RunError(f"{_count(slots.tasks, 'slot')} left, too few to go on.")
+
+    def _room(self, seconds: float) -> Slots:
+        return wait_for(self._spark, self._wanted, on_executors=self._on_executors, seconds=seconds)
 
     def _prepare(self, processes: int, slots: Slots) -> tuple[Attempt, int]:
         self._attempts += 1
@@ -220,7 +225,7 @@ class _Supervisor:
         if processes == self._wanted or now - self._growth_checked < _GROWTH_CHECK_SECONDS:
             return False
         self._growth_checked = now
-        room = slots_of(self._spark).tasks >= self._wanted
+        room = self._room(0).tasks >= self._wanted
         return room and self._newest_checkpoint() != began_at
 
     def _newest_checkpoint(self) -> str:

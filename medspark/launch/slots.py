@@ -58,10 +58,13 @@ def submitted_master(configured: str | None) -> str:
     return "local[*]"
 
 
-def slots_of(spark: SparkSession) -> Slots:
-    """Return the room that the executors of ``spark`` offer at this moment."""
+def slots_of(spark: SparkSession, *, on_executors: bool = True) -> Slots:
+    """Return the room that the executors of ``spark``, or else its driver, offer at this moment."""
     context = spark.sparkContext
     local = local_slots(str(context.master))
+    if local is None and not on_executors:
+        cores = available_cores()
+        return Slots(cores, 1, cores)
     task_cpus = int(str(spark.conf.get("spark.task.cpus", "1")))
     if local is not None:
         return Slots(local // task_cpus, 1, local)
@@ -75,17 +78,16 @@ def slots_of(spark: SparkSession) -> Slots:
     )
 
 
-def wait_for(spark: SparkSession, tasks: int, *, seconds: float) -> Slots:
+def wait_for(spark: SparkSession, tasks: int, *, on_executors: bool, seconds: float) -> Slots:
     """Return the room as soon as it is enough for ``tasks``, or what there is after ``seconds``.
 
-    Executors register one after the other when a cluster starts them; a local master is whole.
+    Executors register one after the other when a cluster starts them; this machine is whole.
     """
-    if local_slots(str(spark.sparkContext.master)) is not None:
-        return slots_of(spark)
+    grows = on_executors and local_slots(str(spark.sparkContext.master)) is None
     deadline = time.monotonic() + seconds
     while True:
-        slots = slots_of(spark)
-        if slots.tasks >= tasks or time.monotonic() > deadline:
+        slots = slots_of(spark, on_executors=on_executors)
+        if slots.tasks >= tasks or not grows or time.monotonic() > deadline:
             return slots
         time.sleep(0.5)
 

@@ -25,7 +25,7 @@ from array_shards import write_arrays
 from mlflow.tracking import MlflowClient
 from standalone import StandaloneCluster
 
-from medspark.launch.reports import Reports, Started
+from medspark.launch.ranks.reports import Reports, Started
 from medspark.track.journal import JournalReader, Record
 
 ROWS, EPOCHS, BATCH, EVERY = 320, 4, 32, 5

@@ -31,7 +31,7 @@ from lab import RECIPE, STEPS, Verdict, make_shards
 from network import Network, NotAllowed
 from standalone import ROOT, SPARK_HOME, python_without_medspark
 
-from medspark.launch.reports import Reports
+from medspark.launch.ranks.reports import Reports
 from medspark.track.journal import JournalReader
 
 WORKERS = ("worker-1", "worker-2")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
-import zipfile
+from pathlib import Path
 
 import pytest
 
@@ -24,8 +25,27 @@ Caused by: org.apache.spark.SparkException: Job aborted
 """
 
 
-def test_the_shipped_package_imports_where_nothing_is_installed(tmp_path):
-    archive = package_zip(tmp_path)
+def test_the_shipped_package_imports_from_its_byte_code_where_nothing_is_installed(tmp_path):
+    archive = tmp_path / "medspark.zip"
+    archive.write_bytes(package_zip())
+
+    code = (
+        f"import sys; sys.path = [{str(archive)!r}, *sys.path]; "
+        "import medspark.errors; print(medspark.errors.__cached__)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/"
+    )
+
+    assert done.stdout.strip() == f"{archive}/medspark/errors.pyc"
+
+
+def test_a_worker_with_another_python_reads_the_shipped_source(tmp_path, monkeypatch):
+    archive = tmp_path / "medspark.zip"
+    package_zip.cache_clear()
+    monkeypatch.setattr(importlib.util, "MAGIC_NUMBER", b"\0\0\r\n")
+    archive.write_bytes(package_zip())
+    package_zip.cache_clear()
 
     code = (
         f"import sys; sys.path = [{str(archive)!r}, *sys.path]; "
@@ -35,18 +55,16 @@ def test_the_shipped_package_imports_where_nothing_is_installed(tmp_path):
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/"
     )
 
-    assert done.stdout.startswith(str(archive))
+    assert done.stdout.strip() == f"{archive}/medspark/errors.py"
 
 
-def test_the_same_code_is_shipped_as_the_same_bytes(tmp_path):
-    (tmp_path / "again").mkdir()
+def test_what_was_shipped_is_removed_when_the_driver_ends():
+    code = "from medspark.ingest.ship import package_file; print(package_file(), package_file())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
-    first, second = package_zip(tmp_path), package_zip(tmp_path / "again")
-
-    assert first.read_bytes() == second.read_bytes()
-    names = zipfile.ZipFile(first).namelist()
-    assert "medspark/images/decode.py" in names
-    assert all(name.startswith("medspark/") and name.endswith(".py") for name in names)
+    first, second = done.stdout.split()
+    assert first == second
+    assert not Path(first).parent.exists()
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import psutil
 
-from medspark.launch.network import choose_interface
+from medspark.launch.ranks.network import choose_interface
 
 
 def _loopback() -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from medspark.launch.reports import Ended, Kind, Reports, Started, diagnose, lost_its_peers
+from medspark.launch.ranks.reports import Ended, Kind, Reports, Started, diagnose, lost_its_peers
 
 
 def _began(reports: Reports, *ranks: int) -> None:

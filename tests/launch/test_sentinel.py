@@ -14,7 +14,7 @@ import pytest
 
 SCRIPT = """
 import os, signal, sys, time
-from medspark.launch.sentinel import watch
+from medspark.launch.ranks.sentinel import watch
 
 class Witness:
     def ended(self, kind, cause): print(kind, cause, flush=True)

@@ -42,6 +42,15 @@ def test_a_clusters_room_is_not_guessed() -> None:
     check_room(LaunchConfig(processes=300), "spark://host:7077")
 
 
+@pytest.mark.usefixtures("no_session")
+def test_ranks_on_the_driver_of_a_cluster_are_held_against_its_own_cores() -> None:
+    cores = available_cores()
+    check_room(LaunchConfig(processes=cores, where="driver"), "spark://host:7077")
+
+    with pytest.raises(UsageError, match=rf"the driver has {cores} slot"):
+        check_room(LaunchConfig(processes=cores + 1, where="driver"), "spark://host:7077")
+
+
 @pytest.mark.parametrize("processes", [0, 2])
 def test_only_a_single_process_can_do_without_ddp(processes: int) -> None:
     with pytest.raises(UsageError, match=r"launch\.ddp false is for one process"):

@@ -16,9 +16,9 @@ import psutil
 from pyspark.ml.torch.distributor import TorchDistributor
 from pyspark.sql import SparkSession
 
-from medspark.launch.rank import NONCE, Order
-from medspark.launch.reports import Failure, Reports, diagnose, write_whole
-from medspark.launch.trampoline import trampoline
+from medspark.launch.ranks.rank import NONCE, Order
+from medspark.launch.ranks.reports import Failure, Reports, diagnose, write_whole
+from medspark.launch.ranks.trampoline import trampoline
 
 __all__ = ["Attempt", "Interrupted"]
 

@@ -17,10 +17,10 @@ from typing import Any
 
 from medspark.config import Config
 from medspark.errors import RunError, UsageError
-from medspark.launch.network import choose_interface
-from medspark.launch.reports import Ended, Kind, Reports, Started, end_now, lost_its_peers
-from medspark.launch.reports import write_whole as write
-from medspark.launch.sentinel import watch
+from medspark.launch.ranks.network import choose_interface
+from medspark.launch.ranks.reports import Ended, Kind, Reports, Started, end_now, lost_its_peers
+from medspark.launch.ranks.reports import write_whole as write
+from medspark.launch.ranks.sentinel import watch
 from medspark.track.journal import Journal
 
 __all__ = ["NONCE", "Order", "main"]

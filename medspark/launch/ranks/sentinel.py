@@ -16,7 +16,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn, Protocol
 
-from medspark.launch.reports import Kind
+from medspark.launch.ranks.reports import Kind
 
 __all__ = ["Witness", "watch"]
 

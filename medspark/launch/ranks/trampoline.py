@@ -17,18 +17,17 @@ def trampoline() -> Callable[[bytes, dict[str, Any]], None]:
     """
 
     def start(package: bytes, order: dict[str, Any]) -> None:
-        import io
         import os
         import sys
         import tempfile
-        import zipfile
 
         # The folder of TorchDistributor's own script: it is removed with it.
         beside = os.path.dirname(os.path.abspath(sys.argv[0]))
-        folder = tempfile.mkdtemp(prefix="medspark-", dir=beside)
-        zipfile.ZipFile(io.BytesIO(package)).extractall(folder)
-        sys.path.insert(0, folder)
-        from medspark.launch.rank import main
+        number, path = tempfile.mkstemp(prefix="medspark-", suffix=".zip", dir=beside)
+        with os.fdopen(number, "wb") as file:
+            file.write(package)
+        sys.path.insert(0, path)
+        from medspark.launch.ranks.rank import main
 
         main(order)
 
