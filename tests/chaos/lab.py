@@ -218,14 +218,20 @@ class Lab:
         history = client.get_metric_history(runs[0].info.run_id, "loss")
         losses = {metric.step: metric.value for metric in history}
         verdict.expect(len(history) == len(losses) == STEPS, f"{len(history)} losses in MLflow")
-        # The loss of a step is a function of the weights and of the samples that were seen.
+        # The loss of a step is a function of the weights and of the samples that were seen. Where
+        # ranks add up in another order, rounding grows from step to step.
         expected = {r.step: r.metrics["loss"] for r in self.unbroken.records()}
-        close = np.allclose(
-            [losses.get(step, np.nan) for step in expected],
-            list(expected.values()),
-            rtol=0 if exact else 0.05,
+        close = all(
+            np.isclose(losses.get(step, np.nan), loss, rtol=_tolerance(step, exact=exact), atol=0)
+            for step, loss in expected.items()
         )
-        verdict.expect(bool(close), "the losses differ: other samples were seen")
+        verdict.expect(close, "the losses differ: other samples were seen")
+
+
+def _tolerance(step: int, *, exact: bool) -> float:
+    if exact:
+        return 0.0
+    return 1e-4 if step <= EVERY else 0.25
 
 
 def make_shards(folder: Path, *, rows_per_group: int = 64, shards: int = 2) -> Path:
