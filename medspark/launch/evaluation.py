@@ -29,7 +29,8 @@ from medspark.evaluate.summary import Array, Detail, summarise
 from medspark.ingest.session import is_local, task_errors
 from medspark.models.checkpoint import load_classifier, read_card
 from medspark.shards.manifest import Manifest, read_manifest, verify
-from medspark.track.runs import TrackConfig, fetch_model, tracked
+from medspark.track.models import fetch_model
+from medspark.track.runs import TrackConfig, tracked
 from medspark.track.spool import DatasetEntry, RunEntry
 
 _LOGGER = logging.getLogger(__name__)

@@ -36,7 +36,8 @@ from medspark.models.classifier import Classifier
 from medspark.shards.manifest import Manifest, read_manifest, verify
 from medspark.shards.plan import EpochPlan
 from medspark.track.journal import JournalReader
-from medspark.track.runs import TrackConfig, fetch_model, tracked
+from medspark.track.models import fetch_model
+from medspark.track.runs import TrackConfig, tracked
 from medspark.track.spool import DatasetEntry, ModelEntry, RunEntry
 from medspark.train.config import FitConfig, TrainConfig
 from medspark.train.loop import fit

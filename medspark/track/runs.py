@@ -8,47 +8,39 @@ and no metric, and a resumed run goes on under the run id that its spool holds.
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
-import os
 import threading
 import time
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
 import mlflow
-import numpy as np
 import yaml
-from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModel, Metric, Param
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 from mlflow.exceptions import MlflowException
-from mlflow.models import ModelSignature
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking import MlflowClient
-from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 from pydantic import Field
 
 from medspark.config import Config
 from medspark.errors import UsageError
 from medspark.track.journal import JournalReader, Record
+from medspark.track.models import log_model, register_model
 from medspark.track.spool import DatasetEntry, Ending, ModelEntry, RunEntry, Spool, State, Status
+from medspark.track.store import first_line, quieten, tracking_uri
 
-__all__ = ["TrackConfig", "TrackedRun", "fetch_artifact", "fetch_model", "tracked", "tracking_uri"]
+__all__ = ["TrackConfig", "TrackedRun", "fetch_artifact", "tracked"]
 
 logger = logging.getLogger(__name__)
 
-_LOCAL_STORE = Path("mlruns")
 # MLflow's limits for one request (mlflow/utils/validation.py).
 _METRICS_PER_BATCH, _PARAMS_PER_BATCH, _PARAM_LENGTH, _DIGEST_LENGTH = 1000, 100, 6000, 36
 _TAG_LENGTH = 8000
-# What opens DICOM and picture files.
-_READ_FILES = (
-    "pandas", "pillow", "pydicom", "python-gdcm", "pyjpegls", "pylibjpeg", "pylibjpeg-openjpeg",
-)  # fmt: skip
 
 
 class TrackConfig(Config):
@@ -78,21 +70,32 @@ class TrackConfig(Config):
 class TrackedRun:
     """One run: its spool on disk, and the thread that publishes it while it grows."""
 
-    def __init__(self, spool: Spool) -> None:
-        _quieten()
+    def __init__(self, spool: Spool, *, system_metrics: bool = False) -> None:
+        quieten()
         self.spool = spool
-        self._client = MlflowClient(spool.state.uri)
         self._reader = JournalReader(spool.journal)
         self._pending: list[Metric] = []
         self._counted = dict(spool.state.published)
         self._away = False
         self._lock = threading.Lock()
+        self._system_metrics = system_metrics
+        self._offered = threading.Event()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="mlflow", daemon=True)
 
+    @functools.cached_property
+    def _client(self) -> MlflowClient:
+        # Made in the background: a local store that is new makes its tables now, for seconds.
+        return MlflowClient(self.spool.state.uri)
+
     @property
     def reference(self) -> dict[str, str | None]:
-        """Where the run is found; ``run_id`` is None while MLflow has not taken it."""
+        """Where the run is found; ``run_id`` is None while MLflow has not taken it.
+
+        Waits until it has been offered the run.
+        """
+        if self._thread.is_alive():
+            self._offered.wait()
         state = self.spool.state
         return {
             "run_id": state.run_id,
@@ -120,8 +123,7 @@ class TrackedRun:
         return f"#/experiments/{experiment}/runs?{urlencode(query, quote_via=quote)}"
 
     def start(self) -> None:
-        """Create the run, so that no rank ever has to, then publish in the background."""
-        self.publish()
+        """Begin to publish in the background, the run itself first: training waits for nothing."""
         self._thread.start()
 
     def end(
@@ -165,9 +167,10 @@ class TrackedRun:
                 self._describe()
                 self._publish_metrics()
                 self._finish()
-            except (MlflowException, OSError) as error:
+            except Exception as error:  # noqa: BLE001 - whatever MLflow's store says: it is away
                 if not self._away:
-                    logger.warning("MLflow is away, training goes on: %s", _first_line(error))
+                    logger.warning("MLflow is away, training goes on: %s", first_line(error))
+                    logger.debug("what MLflow's store raised", exc_info=error)
                 self._away = True
                 return False
             if self._away:
@@ -182,8 +185,35 @@ class TrackedRun:
         return run_id
 
     def _follow(self) -> None:
-        while not self._stop.wait(2.0):
+        try:
             self.publish()
+        finally:
+            self._offered.set()
+        with self._watched_machine():
+            while not self._stop.wait(2.0):
+                self.publish()
+
+    @contextmanager
+    def _watched_machine(self) -> Iterator[None]:
+        """Have MLflow record what processor and memory do, if that is wanted."""
+        state = self.spool.state
+        if not self._system_metrics or state.run_id is None:
+            yield
+            return
+        monitor = SystemMetricsMonitor(  # type: ignore[no-untyped-call]
+            state.run_id,
+            # The default of 10 s leaves a short run without any.
+            sampling_interval=2,
+            samples_before_logging=2,
+            resume_logging=bool(state.published),
+            node_id="driver",
+            tracking_uri=state.uri,
+        )
+        monitor.start()  # type: ignore[no-untyped-call]
+        try:
+            yield
+        finally:
+            monitor.finish()  # type: ignore[no-untyped-call]
 
     def _halt(self) -> None:
         self._stop.set()
@@ -239,68 +269,24 @@ class TrackedRun:
         if ending.artifacts is not None and ending.artifacts.is_dir():
             self._client.log_artifacts(self._run_id, str(ending.artifacts))
         if ending.model is not None and self.spool.state.model_uri is None:
-            self.spool.update(model_uri=self._log_model(ending.model))
+            self.spool.update(
+                model_uri=log_model(ending.model, run_id=self._run_id, uri=self.spool.state.uri)
+            )
         if (
             ending.model is not None
             and ending.model.register_as
             and not self.spool.state.registered
         ):
-            self.spool.update(registered=self._register(ending.model, ending.model.register_as))
+            self.spool.update(
+                registered=register_model(
+                    ending.model,
+                    ending.model.register_as,
+                    run_id=self._run_id,
+                    uri=self.spool.state.uri,
+                )
+            )
         self._client.set_terminated(self._run_id, ending.status)
         self.spool.update(complete=True)
-
-    def _log_model(self, model: ModelEntry) -> str:
-        rows = (1, *model.input_shape)
-        info = self._logged(
-            "model",
-            model,
-            source="served_model.py",
-            model_config={"loader": model.loader},
-            signature=ModelSignature(
-                Schema([TensorSpec(np.dtype("f4"), (-1, *model.input_shape))]),
-                Schema([TensorSpec(np.dtype("f4"), (-1, model.outputs))]),
-            ),
-            # Made up: an example cut from the data would publish a patient's image.
-            input_example=np.linspace(0, 1, int(np.prod(rows)), dtype="f4").reshape(rows),
-            pip_requirements=_requirements(),
-        )
-        uri: str = info.model_uri
-        return uri
-
-    def _logged(self, name: str, model: ModelEntry, *, source: str, **told: Any) -> Any:
-        """Log ``model`` as what the file ``source`` makes of it, so that nothing is pickled."""
-        mlflow.set_tracking_uri(self.spool.state.uri)
-        with mlflow.start_run(run_id=self._run_id), warnings.catch_warnings():
-            # MLflow warns about the type hints of its own modules.
-            warnings.simplefilter("ignore", UserWarning)
-            return mlflow.pyfunc.log_model(
-                name=name,
-                python_model=str(Path(__file__).with_name(source)),
-                artifacts={"model": str(model.folder)},
-                code_paths=[str(Path(__file__).parents[1])],
-                **told,
-            )
-
-    def _register(self, model: ModelEntry, name: str) -> str:
-        """Log the model as one that answers files, and give it ``name``, a version and an alias."""
-        probabilities = [ColSpec(DataType.double, each) for each in ("probability", *model.classes)]
-        info = self._logged(
-            "served",
-            model,
-            source="served_files.py",
-            model_config={"file_loader": model.file_loader},
-            signature=ModelSignature(
-                Schema([ColSpec(DataType.string, "image")]),
-                Schema([ColSpec(DataType.string, "label"), *probabilities]),
-            ),
-            pip_requirements=_requirements(*_READ_FILES),
-            registered_model_name=name,
-            await_registration_for=60,
-        )
-        version = str(info.registered_model_version)
-        self._client.update_model_version(name, version, model.card)
-        self._client.set_registered_model_alias(name, model.alias, version)
-        return f"models:/{name}@{model.alias}"
 
 
 @contextmanager
@@ -309,116 +295,35 @@ def tracked(folder: Path, config: TrackConfig, entry: RunEntry) -> Iterator[Trac
 
     A ``folder`` that holds the spool of an interrupted run continues that run.
     """
-    uri = tracking_uri(config)
+    uri = tracking_uri(config.uri)
     state = State(
         entry=entry.model_copy(update={"name": config.run_name or entry.name}),
         uri=uri,
         experiment=_experiment_name(config.experiment, uri),
         parent_run_id=config.parent_run_id,
     )
-    run = TrackedRun(Spool.open(folder, state))
+    run = TrackedRun(Spool.open(folder, state), system_metrics=config.system_metrics)
     run.start()
     try:
-        with _system_metrics(run, wanted=config.system_metrics):
-            yield run
+        yield run
     except KeyboardInterrupt:
         run.end("KILLED")
         raise
     except BaseException as error:
-        why = {"medspark.error": f"{type(error).__name__}: {_first_line(error)}"}
+        why = {"medspark.error": f"{type(error).__name__}: {first_line(error)}"}
         run.end("FAILED", tags=why, patience_seconds=config.patience_seconds)
         raise
-
-
-def tracking_uri(config: TrackConfig) -> str:
-    """Return the tracking URI that ``config`` means; the local database's folder is created."""
-    uri = config.uri or os.environ.get("MLFLOW_TRACKING_URI")
-    if uri:
-        return uri
-    if "DATABRICKS_RUNTIME_VERSION" in os.environ:
-        return "databricks"
-    _LOCAL_STORE.mkdir(parents=True, exist_ok=True)
-    return f"sqlite:///{(_LOCAL_STORE / 'mlflow.db').resolve()}"
-
-
-def fetch_model(model_uri: str, *, uri: str | None = None) -> Path:
-    """Download a model from the store ``uri``, the default one where none is given.
-
-    ``model_uri`` is ``models:/m-…``, ``models:/NAME/VERSION``, ``models:/NAME@ALIAS`` or
-    ``runs:/RUN/NAME``. Returns the folder that was logged. Raises UsageError for a model that the
-    store has not, or a store that does not answer.
-    """
-    uri = tracking_uri(TrackConfig(uri=uri))
-    _quieten()
-    try:
-        # The registry too: MLflow would else ask the store that was used last.
-        found = _logged_model(MlflowClient(uri, registry_uri=uri), model_uri)
-        folder = mlflow.artifacts.download_artifacts(found.artifact_location, tracking_uri=uri)
-    except (MlflowException, OSError) as error:
-        raise UsageError(
-            f"The model {model_uri} cannot be had from MLflow at {uri}: "
-            f"{_first_line(error).rstrip('.')}."
-        ) from error
-    return Path(folder) / "artifacts" / "model"
-
-
-def _logged_model(client: MlflowClient, model_uri: str) -> LoggedModel:
-    """Return what ``model_uri`` names. Raises MlflowException where there is nothing."""
-    scheme, _, place = model_uri.partition(":/")
-    name, _, rest = place.partition("/")
-    if scheme == "runs":
-        return _model_of_run(client, name, rest)
-    if rest:
-        return _logged_model(client, str(client.get_model_version(name, rest).source))
-    name, _, alias = name.partition("@")
-    if alias:
-        version = client.get_model_version_by_alias(name, alias)
-        return _logged_model(client, str(version.source))
-    return client.get_logged_model(name)
-
-
-def _model_of_run(client: MlflowClient, run_id: str, name: str) -> LoggedModel:
-    outputs = client.get_run(run_id).outputs
-    logged = (outputs.model_outputs if outputs else None) or []
-    models = [client.get_logged_model(output.model_id) for output in logged]
-    named = [model for model in models if model.name == name or not name]
-    if not named:
-        names = ", ".join(model.name for model in models) or "none at all"
-        raise MlflowException(f"the run {run_id} logged no model '{name}'; it logged {names}")
-    return named[-1]
 
 
 def fetch_artifact(run_id: str, path: str, config: TrackConfig) -> Path:
     """Download the file ``path`` of a run. Raises UsageError where there is none."""
     try:
         found = mlflow.artifacts.download_artifacts(
-            run_id=run_id, artifact_path=path, tracking_uri=tracking_uri(config)
+            run_id=run_id, artifact_path=path, tracking_uri=tracking_uri(config.uri)
         )
     except (MlflowException, OSError) as error:
-        raise UsageError(f"There is no run {run_id} with {path}: {_first_line(error)}") from None
+        raise UsageError(f"There is no run {run_id} with {path}: {first_line(error)}") from None
     return Path(found)
-
-
-@contextmanager
-def _system_metrics(run: TrackedRun, *, wanted: bool) -> Iterator[None]:
-    state = run.spool.state
-    if not wanted or state.run_id is None:
-        yield
-        return
-    monitor = SystemMetricsMonitor(  # type: ignore[no-untyped-call]
-        state.run_id,
-        # The default of 10 s leaves a short run without any.
-        sampling_interval=2,
-        samples_before_logging=2,
-        resume_logging=bool(state.published),
-        node_id="driver",
-        tracking_uri=state.uri,
-    )
-    monitor.start()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        monitor.finish()  # type: ignore[no-untyped-call]
 
 
 def _experiment_id(client: MlflowClient, state: State) -> str:
@@ -471,25 +376,3 @@ def _dataset_input(dataset: DatasetEntry) -> DatasetInput:
         source=json.dumps({"uri": dataset.source}),
     )
     return DatasetInput(dataset=entity, tags=[InputTag("mlflow.data.context", "training")])
-
-
-def _requirements(*more: str) -> list[str]:
-    names = ("mlflow", "torch", "timm", "safetensors", "numpy", "pydantic", "pydantic-settings")
-    found = []
-    for name in (*names, "pyyaml", *more):
-        with suppress(PackageNotFoundError):
-            found.append(f"{name}=={version(name).split('+')[0]}")
-    return found
-
-
-def _quieten() -> None:
-    """Keep a server that is away from blocking for minutes, and migrations from chattering."""
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    for name in ("alembic", "mlflow", "urllib3"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -16,7 +18,8 @@ from medspark.models.backbones import ModelConfig, build
 from medspark.models.checkpoint import describe, load_classifier, same_weights, save_classifier
 from medspark.track.__main__ import main as publish_later
 from medspark.track.journal import Journal
-from medspark.track.runs import TrackConfig, fetch_model, tracked
+from medspark.track.models import fetch_model
+from medspark.track.runs import TrackConfig, tracked
 from medspark.track.spool import DatasetEntry, ModelEntry, RunEntry, Spool
 
 ENTRY = RunEntry(
@@ -121,6 +124,30 @@ def test_a_server_that_is_down_costs_nothing_but_a_later_publish(
 
     run_id = Spool.reopen(tmp_path / "run").state.run_id
     assert len(_history(store, run_id, "loss")) == 50
+
+
+def test_training_does_not_wait_for_a_server_that_is_slow_to_answer(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        began = time.monotonic()
+        with tracked(tmp_path / "run", TrackConfig(uri=uri, **QUIET), ENTRY) as run:
+            trained_after = time.monotonic() - began
+            silent.close()
+            run.end("FINISHED")
+
+    assert trained_after < 8  # MLflow gives up after 10 s
+    assert run.reference["run_id"] is None
+
+
+def test_a_store_that_cannot_be_opened_costs_no_training(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/missing/mlflow.db"
+    (tmp_path / "missing").write_text("a file where a folder should be")
+
+    with tracked(tmp_path / "run", TrackConfig(uri=uri, **QUIET), ENTRY) as run:
+        run.end("FINISHED")
+
+    assert run.reference["run_id"] is None
+    assert Spool.reopen(tmp_path / "run").state.ending is not None
 
 
 def test_publishing_a_folder_without_a_run_says_so(

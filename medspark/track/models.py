@@ -1,0 +1,146 @@
+"""Networks in MLflow: logged with a run, registered under a name, fetched by either."""
+
+from __future__ import annotations
+
+import warnings
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+from mlflow.entities import LoggedModel
+from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
+from mlflow.tracking import MlflowClient
+from mlflow.types import ColSpec, DataType, Schema, TensorSpec
+
+from medspark.errors import UsageError
+from medspark.track.spool import ModelEntry
+from medspark.track.store import first_line, quieten, tracking_uri
+
+__all__ = ["fetch_model", "log_model", "register_model"]
+
+# What opens DICOM and picture files.
+_READ_FILES = (
+    "pandas", "pillow", "pydicom", "python-gdcm", "pyjpegls", "pylibjpeg", "pylibjpeg-openjpeg",
+)  # fmt: skip
+
+
+def log_model(model: ModelEntry, *, run_id: str, uri: str) -> str:
+    """Log ``model`` as one that answers arrays, and return its URI."""
+    rows = (1, *model.input_shape)
+    info = _logged(
+        "model",
+        model,
+        run_id=run_id,
+        uri=uri,
+        source="served_model.py",
+        model_config={"loader": model.loader},
+        signature=ModelSignature(
+            Schema([TensorSpec(np.dtype("f4"), (-1, *model.input_shape))]),
+            Schema([TensorSpec(np.dtype("f4"), (-1, model.outputs))]),
+        ),
+        # Made up: an example cut from the data would publish a patient's image.
+        input_example=np.linspace(0, 1, int(np.prod(rows)), dtype="f4").reshape(rows),
+        pip_requirements=_requirements(),
+    )
+    return str(info.model_uri)
+
+
+def register_model(model: ModelEntry, name: str, *, run_id: str, uri: str) -> str:
+    """Log the model as one that answers files, and give it ``name``, a version and an alias."""
+    probabilities = [ColSpec(DataType.double, each) for each in ("probability", *model.classes)]
+    info = _logged(
+        "served",
+        model,
+        run_id=run_id,
+        uri=uri,
+        source="served_files.py",
+        model_config={"file_loader": model.file_loader},
+        signature=ModelSignature(
+            Schema([ColSpec(DataType.string, "image")]),
+            Schema([ColSpec(DataType.string, "label"), *probabilities]),
+        ),
+        pip_requirements=_requirements(*_READ_FILES),
+        registered_model_name=name,
+        await_registration_for=60,
+    )
+    version, client = str(info.registered_model_version), MlflowClient(uri)
+    client.update_model_version(name, version, model.card)
+    client.set_registered_model_alias(name, model.alias, version)
+    return f"models:/{name}@{model.alias}"
+
+
+def fetch_model(model_uri: str, *, uri: str | None = None) -> Path:
+    """Download a model from the store ``uri``, the default one where none is given.
+
+    ``model_uri`` is ``models:/m-…``, ``models:/NAME/VERSION``, ``models:/NAME@ALIAS`` or
+    ``runs:/RUN/NAME``. Returns the folder that was logged. Raises UsageError for a model that the
+    store has not, or a store that does not answer.
+    """
+    uri = tracking_uri(uri)
+    quieten()
+    try:
+        # The registry too: MLflow would else ask the store that was used last.
+        found = _logged_model(MlflowClient(uri, registry_uri=uri), model_uri)
+        folder = mlflow.artifacts.download_artifacts(found.artifact_location, tracking_uri=uri)
+    except (MlflowException, OSError) as error:
+        raise UsageError(
+            f"The model {model_uri} cannot be had from MLflow at {uri}: "
+            f"{first_line(error).rstrip('.')}."
+        ) from error
+    return Path(folder) / "artifacts" / "model"
+
+
+def _logged(
+    name: str, model: ModelEntry, *, run_id: str, uri: str, source: str, **told: Any
+) -> Any:
+    """Log ``model`` as what the file ``source`` makes of it, so that nothing is pickled."""
+    mlflow.set_tracking_uri(uri)
+    with mlflow.start_run(run_id=run_id), warnings.catch_warnings():
+        # MLflow warns about the type hints of its own modules.
+        warnings.simplefilter("ignore", UserWarning)
+        return mlflow.pyfunc.log_model(
+            name=name,
+            python_model=str(Path(__file__).with_name(source)),
+            artifacts={"model": str(model.folder)},
+            code_paths=[str(Path(__file__).parents[1])],
+            **told,
+        )
+
+
+def _logged_model(client: MlflowClient, model_uri: str) -> LoggedModel:
+    """Return what ``model_uri`` names. Raises MlflowException where there is nothing."""
+    scheme, _, place = model_uri.partition(":/")
+    name, _, rest = place.partition("/")
+    if scheme == "runs":
+        return _model_of_run(client, name, rest)
+    if rest:
+        return _logged_model(client, str(client.get_model_version(name, rest).source))
+    name, _, alias = name.partition("@")
+    if alias:
+        version = client.get_model_version_by_alias(name, alias)
+        return _logged_model(client, str(version.source))
+    return client.get_logged_model(name)
+
+
+def _model_of_run(client: MlflowClient, run_id: str, name: str) -> LoggedModel:
+    outputs = client.get_run(run_id).outputs
+    logged = (outputs.model_outputs if outputs else None) or []
+    models = [client.get_logged_model(output.model_id) for output in logged]
+    named = [model for model in models if model.name == name or not name]
+    if not named:
+        names = ", ".join(model.name for model in models) or "none at all"
+        raise MlflowException(f"the run {run_id} logged no model '{name}'; it logged {names}")
+    return named[-1]
+
+
+def _requirements(*more: str) -> list[str]:
+    names = ("mlflow", "torch", "timm", "safetensors", "numpy", "pydantic", "pydantic-settings")
+    found = []
+    for name in (*names, "pyyaml", *more):
+        with suppress(PackageNotFoundError):
+            found.append(f"{name}=={version(name).split('+')[0]}")
+    return found

@@ -1,0 +1,36 @@
+"""Which MLflow store is meant, and how it is kept from chattering and from blocking."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+__all__ = ["first_line", "quieten", "tracking_uri"]
+
+_LOCAL_STORE = Path("mlruns")
+
+
+def tracking_uri(uri: str | None) -> str:
+    """Return the tracking URI that ``uri`` means; the local database's folder is created."""
+    uri = uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if uri:
+        return uri
+    if "DATABRICKS_RUNTIME_VERSION" in os.environ:
+        return "databricks"
+    _LOCAL_STORE.mkdir(parents=True, exist_ok=True)
+    return f"sqlite:///{(_LOCAL_STORE / 'mlflow.db').resolve()}"
+
+
+def quieten() -> None:
+    """Keep a server that is away from blocking for minutes, and migrations from chattering."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    for name in ("alembic", "mlflow", "urllib3"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def first_line(error: BaseException) -> str:
+    """Return what an error says, in one line."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
