@@ -26,9 +26,9 @@ _EXTREMES = (b"\xff" * 4, b"\0" * 4, b"\xff\xff\xff\x7f", b"\xfe\xff\x00\xe0")
 
 def _real_files() -> Iterator[bytes]:
     """Yield pydicom's own small files: many vendors, transfer syntaxes and faults."""
-    for name in sorted(pydicom.data.get_testdata_files("*.dcm")):
-        if Path(name).stat().st_size < 200_000:
-            yield Path(name).read_bytes()
+    for path in sorted(Path(pydicom.data.__file__).with_name("test_files").glob("*.dcm")):
+        if path.stat().st_size < 200_000:
+            yield path.read_bytes()
 
 
 def _damaged(data: bytes, chance: random.Random) -> bytes:
