@@ -167,7 +167,7 @@ class TrackedRun:
                 self._describe()
                 self._publish_metrics()
                 self._finish()
-            except Exception as error:  # noqa: BLE001 - whatever MLflow's store says: it is away
+            except Exception as error:  # whatever the store says, it is away
                 if not self._away:
                     logger.warning("MLflow is away, training goes on: %s", first_line(error))
                     logger.debug("what MLflow's store raised", exc_info=error)
