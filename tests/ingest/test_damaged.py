@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.spark
 
-# MEDSPARK_FUZZ=50000 ingests that many, in about four minutes.
+# MEDSPARK_FUZZ=50000 ingests that many, in about two minutes.
 COUNT = int(os.environ.get("MEDSPARK_FUZZ", "100"))
 _EXTREMES = (b"\xff" * 4, b"\0" * 4, b"\xff\xff\xff\x7f", b"\xfe\xff\x00\xe0")
 
