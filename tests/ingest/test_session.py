@@ -25,28 +25,9 @@ Caused by: org.apache.spark.SparkException: Job aborted
 """
 
 
-def test_the_shipped_package_imports_from_its_byte_code_where_nothing_is_installed(tmp_path):
-    archive = tmp_path / "medspark.zip"
+def imported(archive: Path) -> str:
+    """Return the file that medspark.errors comes from where only ``archive`` is there first."""
     archive.write_bytes(package_zip())
-
-    code = (
-        f"import sys; sys.path = [{str(archive)!r}, *sys.path]; "
-        "import medspark.errors; print(medspark.errors.__cached__)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/"
-    )
-
-    assert done.stdout.strip() == f"{archive}/medspark/errors.pyc"
-
-
-def test_a_worker_with_another_python_reads_the_shipped_source(tmp_path, monkeypatch):
-    archive = tmp_path / "medspark.zip"
-    package_zip.cache_clear()
-    monkeypatch.setattr(importlib.util, "MAGIC_NUMBER", b"\0\0\r\n")
-    archive.write_bytes(package_zip())
-    package_zip.cache_clear()
-
     code = (
         f"import sys; sys.path = [{str(archive)!r}, *sys.path]; "
         "import medspark.errors; print(medspark.errors.__file__)"
@@ -54,8 +35,24 @@ def test_a_worker_with_another_python_reads_the_shipped_source(tmp_path, monkeyp
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/"
     )
+    return done.stdout.strip()
 
-    assert done.stdout.strip() == f"{archive}/medspark/errors.py"
+
+def test_the_shipped_package_imports_from_its_byte_code_where_nothing_is_installed(tmp_path):
+    archive = tmp_path / "medspark.zip"
+
+    assert imported(archive) == f"{archive}/medspark/errors.pyc"
+
+
+def test_a_worker_with_another_python_reads_the_shipped_source(tmp_path, monkeypatch):
+    archive = tmp_path / "medspark.zip"
+    package_zip.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(importlib.util, "MAGIC_NUMBER", b"\0\0\r\n")
+        found = imported(archive)
+    package_zip.cache_clear()
+
+    assert found == f"{archive}/medspark/errors.py"
 
 
 def test_what_was_shipped_is_removed_when_the_driver_ends():
