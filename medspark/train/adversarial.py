@@ -37,6 +37,7 @@ from medspark.attacks.threat import ThreatModel
 from medspark.config import Config
 from medspark.data.batch import Integers
 from medspark.train.dual_norm import for_attacked, idle_sum
+from medspark.train.lower import same_weights
 from medspark.train.noise import keyed_noise
 from medspark.train.objective import Objective, divergence
 
@@ -294,11 +295,12 @@ def take_step(learner: Learner, sample: Sample) -> StepStats:
 
 def _fused_from(learner: Learner, sample: Sample, start: Tensor) -> StepStats:
     x = start.detach().requires_grad_(True)
-    # Around the forward pass too: DDP decides there whether the backward pass will all-reduce.
-    with learner.quiet():
-        clean, logits = _learn(learner, sample, x, learner.config.clean_share)
-    assert x.grad is not None
-    return _learn_attacked(learner, sample, x.detach(), x.grad, clean, logits)
+    with same_weights(x.device.type, learner.autocast):
+        # Around the forward pass too: DDP decides there whether the backward pass will all-reduce.
+        with learner.quiet():
+            clean, logits = _learn(learner, sample, x, learner.config.clean_share)
+        assert x.grad is not None
+        return _learn_attacked(learner, sample, x.detach(), x.grad, clean, logits)
 
 
 def _learn(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from medspark.models.backbones import ModelConfig, build
-from medspark.train.lower import Float32Conv2d, MatrixConv2d, PaddedConv2d, lower
+from medspark.train.lower import Float32Conv2d, MatrixConv2d, PaddedConv2d, lower, same_weights
 
 
 def gradients(model: nn.Module, images: Tensor) -> list[Tensor]:
@@ -46,6 +46,63 @@ def test_the_product_is_the_convolution(
     assert type(lowered[0]) is MatrixConv2d
     pairs = zip(gradients(plain, images), gradients(lowered, images), strict=True)
     assert all(torch.allclose(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_the_gradient_of_its_gradient_is_that_of_the_convolution(kernel: int):
+    torch.manual_seed(0)
+    conv = nn.Conv2d(32, 64, kernel, padding=kernel // 2).double()
+    plain = nn.Sequential(conv, nn.Softplus())
+    images = torch.rand(2, 32, 2, 2, dtype=torch.float64)
+    lowered = copy.deepcopy(plain)
+    lower(lowered, images, batch_size=1)
+
+    def steepness(model: nn.Module) -> list[Tensor]:
+        x = images.clone().requires_grad_(True)
+        (slope,) = torch.autograd.grad(model(x).sum(), x, create_graph=True)
+        slope.square().sum().backward()
+        return [slope, *(p.grad for p in model.parameters() if p.grad is not None)]
+
+    assert type(lowered[0]) is MatrixConv2d
+    pairs = zip(steepness(plain), steepness(lowered), strict=True)
+    assert all(torch.allclose(a, b) for a, b in pairs)
+
+
+def test_two_passes_over_the_same_weights_cast_them_once_and_the_next_step_anew():
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Conv2d(64, 96, 1))
+    images = torch.rand(2, 64, 2, 2)
+    lowered = copy.deepcopy(plain)
+    lower(lowered, images, batch_size=1)
+    casts = []
+    lowered[0]._cast = lambda dtype: casts.append(dtype) or MatrixConv2d._cast(lowered[0], dtype)
+    for model in (plain, lowered):
+        optimiser = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
+        for _ in range(3):
+            optimiser.zero_grad()
+            with same_weights("cpu", torch.bfloat16):
+                for _ in range(2):
+                    model(images).float().square().sum().backward()
+            optimiser.step()
+
+    assert casts == 3 * [torch.bfloat16]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.allclose(plain(images), lowered(images), rtol=0.02, atol=0.02)
+
+
+def test_gradients_before_an_activation_in_place_stay_channels_last():
+    torch.manual_seed(0)
+    images = torch.rand(2, 64, 2, 2).contiguous(memory_format=torch.channels_last)
+    lowered = nn.Sequential(nn.Conv2d(64, 96, 3, padding=1), nn.ReLU(inplace=True))
+    lower(lowered, images, batch_size=1)
+    x = images.requires_grad_(True)
+
+    output = lowered(x)
+    output.square().sum().backward()
+
+    assert x.grad is not None
+    assert not output._is_view()
+    assert x.grad.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize(("stride", "kind"), [(1, PaddedConv2d), (2, Float32Conv2d)])
