@@ -27,7 +27,7 @@ __all__ = ["Float32Conv2d", "MatrixConv2d", "PaddedConv2d", "lower", "same_weigh
 
 # Weights per position from which the product is the faster one; a 3 x 3 layer has to copy its
 # input nine times first.
-_WORTH_POINTWISE, _WORTH_WINDOW = 100, 1000
+_WORTH_POINTWISE, _WORTH_WINDOW = 16, 1000
 # Positions up to which a depthwise layer is better off without padding of its own.
 _WORTH_PADDING = 4
 
@@ -131,7 +131,7 @@ class _Product(torch.autograd.Function):
             product = torch.mm(flat.t(), rows).view(out, kh, kw, channels)
             for_weight = product.permute(0, 3, 1, 2).to(weight.dtype)
         if wanted[2]:
-            for_bias = flat.sum(0, dtype=weight.dtype)
+            for_bias = flat.sum(0).to(weight.dtype)
         return for_x, for_weight, for_bias, None, None, None
 
 

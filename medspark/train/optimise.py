@@ -18,7 +18,8 @@ def adamw(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
 
     Norms and biases are not decayed. With ``layer_decay`` the rate falls from the head down,
     stage by stage in the order in which the network defines its layers. Each group's ``scale``
-    is what ``set_rate`` multiplies the rate by.
+    is what ``set_rate`` multiplies the rate by. The fused update reads gradients and moments as
+    they lie in memory (torch 2.13): they have to lie like their parameter.
     """
     depths = _depths(name for name, _ in model.named_parameters())
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
@@ -46,9 +47,10 @@ def clip_gradients(parameters: Iterable[nn.Parameter], largest: float) -> float:
     """Scale the gradients to a norm of at most ``largest`` (0: no limit); return their norm."""
     kept = list(parameters)
     norm = nn.utils.get_total_norm([p.grad for p in kept if p.grad is not None])
-    if largest > 0:
+    found = float(norm)
+    if 0 < largest < found:
         nn.utils.clip_grads_with_norm_(kept, largest, norm)
-    return float(norm)
+    return found
 
 
 class Average:

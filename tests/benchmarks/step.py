@@ -151,6 +151,7 @@ def art(name: str, side: int) -> Callable[[], object]:
 def _against(
     theirs: Callable[[str, int], Callable[[], object]], name: str, side: int, goal: float
 ) -> Result:
+    torch.set_flush_denormal(True)  # before torch starts its threads, which inherit it
     samples = by_turns(ours(name, side), theirs(name, side), turns=7 if side < 100 else 3)
     return Result(samples, goal, higher_is_better=False)
 
