@@ -3,7 +3,9 @@
 The textbook trains in float32, contiguous, with torch's default AdamW: plain, or with an attack
 by ``loss.backward()`` and the sum of the clean and the attacked loss. Batch norm is frozen on
 both sides, as our recipe has it. ART's AdversarialTrainer runs FGSM on half of each batch, as
-its documentation shows it.
+its documentation shows it. Denormal numbers count as zero on both sides: a network that sees the
+same batch again and again has such gradients, and some steps of the textbook's DenseNet121 at
+224 px then take ten times as long.
 """
 
 from __future__ import annotations
