@@ -41,7 +41,7 @@ def test_all_trainers_train_for_the_time_and_what_is_done_is_not_done_again(
 
     cells = json.loads(output.read_text())["cells"]
     assert [(cell["trainer"], cell["seed"]) for cell in cells] == [(name, 3) for name in TRAINERS]
-    assert all(cell["steps"] > 0 and 0.5 <= cell["seconds"] < 2 for cell in cells)
+    assert all(cell["steps"] > 0 and cell["seconds"] >= 0.5 for cell in cells)
     assert len(kept) == len(TRAINERS)
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     last = capsys.readouterr().out.split("| trainer |")[-1]
