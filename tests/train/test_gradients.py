@@ -22,9 +22,9 @@ from medspark.train.world import World
 ALONE = World(0, 0, 1, torch.device("cpu"))
 
 
-def trained(model: Classifier, given: Sample, *, steps: int = 3, **chosen: object) -> list:
-    """Return the losses of a few steps and the weights after them."""
-    engine = Engine(
+def engine_of(model: Classifier, *, steps: int = 3, **chosen: object) -> Engine:
+    """Return what trains ``model`` alone, in float32."""
+    return Engine(
         model,
         config=TrainConfig.model_validate({"precision": "fp32", "batch_size": 10} | chosen),
         threat=ThreatModel(eps=8 / 255),
@@ -34,8 +34,17 @@ def trained(model: Classifier, given: Sample, *, steps: int = 3, **chosen: objec
         seed=0,
         world=ALONE,
     )
+
+
+def batch_of(given: Sample) -> Batch:
+    """Return ``given`` as the reader delivers it."""
     images = (given.images * 255).to(torch.uint8)
-    batch = Batch(images, given.labels, np.arange(10), 1.0, 10, 0, 0)
+    return Batch(images, given.labels, np.arange(10), 1.0, 10, 0, 0)
+
+
+def trained(model: Classifier, given: Sample, *, steps: int = 3, **chosen: object) -> list:
+    """Return the losses of a few steps and the weights after them."""
+    engine, batch = engine_of(model, steps=steps, **chosen), batch_of(given)
     losses = [float(engine.step(batch, step).figures[0]) for step in range(steps)]
     return [torch.tensor(losses), *engine.model.state_dict().values()]
 
@@ -53,6 +62,28 @@ def test_a_batch_in_pieces_trains_as_the_whole_batch(
 
     pairs = zip(whole, pieces, strict=True)
     assert all(torch.allclose(a.float(), b.float(), atol=2e-4) for a, b in pairs)
+
+
+@pytest.mark.parametrize(
+    "chosen", [{}, {"accumulate": 3}, {"elastic": "exact"}, {"gradalign": 0.2}], ids=str
+)
+def test_gradients_lie_in_memory_like_their_weights(
+    chosen: dict[str, object], tiny: Callable[..., Classifier], sample: Callable[..., Sample]
+):
+    # Torch's fused AdamW takes the elements of any other gradient in the wrong order, silently.
+    engine, seen = engine_of(tiny(), **chosen), []
+
+    def lies(tensor: torch.Tensor) -> list[tuple[int, int]]:
+        return [pair for pair in zip(tensor.shape, tensor.stride(), strict=True) if pair[0] > 1]
+
+    def note(*_: object) -> None:
+        seen.extend((lies(p), lies(p.grad)) for p in engine.model.parameters())
+
+    engine.optimiser.register_step_pre_hook(note)
+    engine.step(batch_of(sample()), 0)
+
+    assert seen
+    assert all(weight == gradient for weight, gradient in seen)
 
 
 def test_more_virtual_shards_than_images_are_no_harm(
