@@ -295,7 +295,7 @@ def take_step(learner: Learner, sample: Sample) -> StepStats:
 
 def _fused_from(learner: Learner, sample: Sample, start: Tensor) -> StepStats:
     x = start.detach().requires_grad_(True)
-    with same_weights(x.device.type, learner.autocast):
+    with same_weights(x.device.type):
         # Around the forward pass too: DDP decides there whether the backward pass will all-reduce.
         with learner.quiet():
             clean, logits = _learn(learner, sample, x, learner.config.clean_share)

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from medspark.attacks.threat import ThreatModel
 from medspark.config import Config
@@ -76,11 +76,6 @@ class TrainConfig(AdversarialConfig):
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="of the passes; auto takes bf16 where it is the faster on this machine"
     )
-    exchange: Literal["fp32", "bf16"] = Field(
-        "fp32",
-        description="of the gradients between processes; bf16 halves what slow networks carry, but "
-        "is rounded anew for every process that adds to a sum",
-    )
     compile: bool = Field(False, description="whether to use torch.compile")
     validation_images: int = Field(
         512, ge=1, description="images of the validation split that are attacked after each epoch"
@@ -88,12 +83,6 @@ class TrainConfig(AdversarialConfig):
     validation_steps: int = Field(10, ge=1, description="steps of PGD on them")
     monitor: MonitorConfig = MonitorConfig()
     log_every: int = Field(20, ge=1, description="steps between reports")
-
-    @model_validator(mode="after")
-    def _exact_is_fp32(self) -> TrainConfig:
-        if self.elastic == "exact" and self.exchange != "fp32":
-            raise ValueError("elastic exact adds gradients in float32: leave exchange at fp32.")
-        return self
 
 
 class FitConfig(Config):

@@ -84,9 +84,7 @@ class Engine:
         self._gradients: Gradients = (
             VirtualShards(passed, count=config.virtual_shards, world=world)
             if exact
-            else Overlapped(
-                passed, count=config.accumulate, world=world, bf16=config.exchange == "bf16"
-            )
+            else Overlapped(passed, count=config.accumulate, world=world)
         )
         self.optimiser = adamw(self.model, config)
         self.average = Average(self.model, config.ema) if config.ema > 0 else None

@@ -65,9 +65,8 @@ class Gradients(Protocol):
 class Overlapped:
     """Torch's DDP: one all-reduce per bucket, with the last piece, while its backward pass runs."""
 
-    def __init__(self, model: nn.Module, *, count: int, world: World, bf16: bool = False) -> None:
-        """With ``bf16`` gradients travel as such: half the bytes, rounded at every hop."""
-        self.model = _distributed(model, world, bf16=bf16)
+    def __init__(self, model: nn.Module, *, count: int, world: World) -> None:
+        self.model = _distributed(model, world)
         self._count = count
         self._world = world
 
@@ -197,7 +196,7 @@ def tree_sum(values: Sequence[Tensor]) -> Tensor:
     return values[0]
 
 
-def _distributed(model: nn.Module, world: World, *, bf16: bool) -> nn.Module:
+def _distributed(model: nn.Module, world: World) -> nn.Module:
     if not world.distributed:
         return model
     # Buffers are not broadcast at every pass: frozen statistics never differ, and moving ones are
@@ -205,20 +204,9 @@ def _distributed(model: nn.Module, world: World, *, bf16: bool) -> nn.Module:
     known = inspect.signature(DistributedDataParallel.__init__).parameters
     renamed = "forward_sync_buffers" in known
     switch: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
-    wrapped = DistributedDataParallel(
+    return DistributedDataParallel(
         model,
         device_ids=[world.device] if world.device.type == "cuda" else None,
         gradient_as_bucket_view=True,
         **switch,
     )
-    if bf16:
-        wrapped.register_comm_hook(None, _mean_in_bf16)
-    return wrapped
-
-
-def _mean_in_bf16(_, bucket):  # type: ignore[no-untyped-def]  # DDP refuses annotations as text
-    """Do what torch's bf16_compress_hook does, which refuses gloo."""
-    gradients = bucket.buffer()
-    sent = gradients.to(torch.bfloat16).div_(dist.get_world_size())
-    summed = dist.all_reduce(sent, async_op=True).get_future()
-    return summed.then(lambda done: gradients.copy_(done.value()[0]))

@@ -4,10 +4,12 @@ oneDNN's convolutions are made for large images. At 64 pixels the last stages of
 2 x 2 or 4 x 4 positions through half a million weights and more, and there its weight gradient
 takes up to eight times as long as the same sum written as a matrix product (measured, one thread,
 batch 32: ResNet50's 1024 -> 2048 stride-2 layer 59.6 ms in bf16 forward and backward, 7.2 as a
-product; its 512 -> 512 3 x 3 layer 48.4 and 10.5). Depthwise layers over 2 x 2 positions are as
-slow with padding of their own, and are given padded images instead (MobileNet-V2's last: 7.9 ms
-and 1.2). Depthwise layers with a stride have no fast bf16 kernel for the gradient of their input
-(MobileNet-V2's first: 54.8 ms, 1.6 in float32) and stay in float32.
+product; its 512 -> 512 3 x 3 layer 48.4 and 10.5). For 1 x 1 layers the product pays from some 16
+weights per position on (DenseNet121's 256 -> 128 over 8 x 8, two passes: 4.7 ms and 4.4).
+Depthwise layers over 2 x 2 positions are as slow with padding of their own, and are given padded
+images instead (MobileNet-V2's last: 7.9 ms and 1.2). Depthwise layers with a stride have no fast
+bf16 kernel for the gradient of their input (MobileNet-V2's first: 54.8 ms, 1.6 in float32) and
+stay in float32.
 """
 
 from __future__ import annotations
@@ -31,7 +33,6 @@ _WORTH_POINTWISE, _WORTH_WINDOW = 16, 1000
 # Positions up to which a depthwise layer is better off without padding of its own.
 _WORTH_PADDING = 4
 
-
 # What matrices hold while nobody changes the weights. The version that torch counts for a tensor
 # does not tell: the fused AdamW leaves it as it is.
 _CASTS: ContextVar[dict[tuple[nn.Module, torch.dtype], Tensor] | None] = ContextVar(
@@ -40,14 +41,12 @@ _CASTS: ContextVar[dict[tuple[nn.Module, torch.dtype], Tensor] | None] = Context
 
 
 @contextmanager
-def same_weights(device: str, dtype: torch.dtype | None) -> Iterator[None]:
-    """Cast each weight once for all passes within, which run in ``dtype`` (None: in float32).
-
-    No weight may change before it ends.
-    """
+def same_weights(device: str) -> Iterator[None]:
+    """Have each weight cast once for all passes within; none may change before it ends."""
     token = _CASTS.set({})
     try:
-        with torch.autocast(device, dtype=dtype, enabled=dtype is not None):
+        # Autocast keeps its casts until the outermost one ends, though that one casts nothing.
+        with torch.autocast(device, enabled=False):
             yield
     finally:
         _CASTS.reset(token)

@@ -8,7 +8,6 @@ ranks are, and has torchrun start the same two ranks, with nothing of Spark abou
 ``weak_scaling_2`` holds two ranks against one with as many images each. It also prints what bounds
 it: the speed of two trainings side by side that know nothing of each other, which lose to each
 other what cores of one machine share, and the share of a step in which ranks wait for gradients.
-``exchange_bf16`` holds two ranks whose gradients travel in bf16 against two of float32.
 ``startup_seconds`` is what a user waits longer for the first step after spark-submit than after
 torchrun: seconds, and no ratio.
 """
@@ -79,14 +78,13 @@ def speed(place: Path) -> float:
     return found.images_per_second
 
 
-def torchrun(network: str, ranks: int, place: Path, *more: str) -> subprocess.Popen[str]:
-    """Start ``ranks`` without Spark; they are told ``more``."""
+def torchrun(network: str, ranks: int, place: Path) -> subprocess.Popen[str]:
+    """Start ``ranks`` without Spark."""
     return subprocess.Popen(
         [
             *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
             *("--nproc_per_node", str(ranks), "-m", "medspark.train"),
             *options(network, ranks, place),
-            *more,
         ],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
@@ -95,11 +93,11 @@ def torchrun(network: str, ranks: int, place: Path, *more: str) -> subprocess.Po
     )
 
 
-def bare(network: str, ranks: int, *more: str, trainings: int = 1) -> tuple[float, float]:
+def bare(network: str, ranks: int, *, trainings: int = 1) -> tuple[float, float]:
     """Return the images per second of ``trainings`` at once, and the share that ranks wait."""
     with tempfile.TemporaryDirectory(prefix="medspark-bench-") as scratch:
         places = [Path(scratch, str(number)) for number in range(trainings)]
-        _finish([torchrun(network, ranks, place, *more) for place in places])
+        _finish([torchrun(network, ranks, place) for place in places])
         results = [json.loads((place / "run" / "result.json").read_text()) for place in places]
         waits = statistics.fmean(result["communication_share"] for result in results)
         return sum(map(speed, places)), waits
@@ -208,16 +206,6 @@ def weak_scaling(network: str) -> Result:
     return Result(tuple(ratios), goal=0.92, higher_is_better=True)
 
 
-def exchange_bf16(network: str) -> Result:
-    """Return the speed of two ranks that exchange gradients in bf16 over that in float32."""
-    sides = (
-        lambda: bare(network, 2, "--train.exchange", "bf16")[0],
-        lambda: bare(network, 2)[0],
-    )
-    ratios = [ours / theirs for ours, theirs in _by_turns(sides)]
-    return Result(tuple(ratios), goal=1.0, higher_is_better=True)
-
-
 def _by_turns(
     sides: Sequence[Callable[[], float]], *, unit: str = "images per second"
 ) -> list[tuple[float, ...]]:
@@ -233,7 +221,6 @@ def _by_turns(
 
 BENCHMARKS: dict[str, Callable[[], Result]] = {
     "executors_vs_torchrun": executors_vs_torchrun,
-    "exchange_bf16/resnet50": partial(exchange_bf16, "resnet50"),
     "startup_seconds": startup_seconds,
     "weak_scaling_2/mobilenetv2_100": partial(weak_scaling, "mobilenetv2_100"),
     "weak_scaling_2/resnet50": partial(weak_scaling, "resnet50"),

@@ -94,8 +94,6 @@ def test_two_processes_train_as_one_does(
         list(alone.by_step.values()), rel=1e-3
     )
     assert len(alone.by_step) == 6
-    assert first["bf16"] == second["bf16"] == 2 * ["torch.bfloat16"]
-    assert first["weights"] == second["weights"]
     for mode in ("fused_noise", "free"):
         names = [f"exact-{mode}-{who}.safetensors" for who in ("alone", "0", "1")]
         single, *both = [load_file(folder / name) for name in names]

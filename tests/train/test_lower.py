@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 from medspark.models.backbones import ModelConfig, build
 from medspark.train.lower import Float32Conv2d, MatrixConv2d, PaddedConv2d, lower, same_weights
@@ -80,14 +81,31 @@ def test_two_passes_over_the_same_weights_cast_them_once_and_the_next_step_anew(
         optimiser = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
         for _ in range(3):
             optimiser.zero_grad()
-            with same_weights("cpu", torch.bfloat16):
+            with same_weights("cpu"):
                 for _ in range(2):
-                    model(images).float().square().sum().backward()
+                    with torch.autocast("cpu", dtype=torch.bfloat16):
+                        output = model(images)
+                    output.float().square().sum().backward()
             optimiser.step()
 
     assert casts == 3 * [torch.bfloat16]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.allclose(plain(images), lowered(images), rtol=0.02, atol=0.02)
+
+
+def test_torch_casts_a_weight_once_for_all_passes_over_the_same_weights():
+    conv, images = nn.Conv2d(3, 5, 3), torch.rand(2, 3, 8, 8)
+
+    with (
+        profile(activities=[ProfilerActivity.CPU], record_shapes=True) as seen,
+        same_weights("cpu"),
+    ):
+        for _ in range(2):
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                conv(images)
+
+    casts = [e for e in seen.key_averages(group_by_input_shape=True) if e.key == "aten::_to_copy"]
+    assert [e.count for e in casts if e.input_shapes[0] == list(conv.weight.shape)] == [1]
 
 
 def test_gradients_before_an_activation_in_place_stay_channels_last():
