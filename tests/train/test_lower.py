@@ -93,6 +93,17 @@ def test_two_passes_over_the_same_weights_cast_them_once_and_the_next_step_anew(
         assert torch.allclose(plain(images), lowered(images), rtol=0.02, atol=0.02)
 
 
+def test_the_compiler_takes_it_whole():
+    torch.manual_seed(0)
+    lowered = nn.Sequential(nn.Conv2d(64, 96, 1), nn.ReLU(inplace=True))
+    images = torch.rand(2, 64, 2, 2)
+    lower(lowered, images, batch_size=1)
+    compiled = torch.compile(lowered, backend="aot_eager", fullgraph=True)
+
+    with same_weights("cpu"):
+        assert torch.allclose(compiled(images), lowered(images), atol=1e-6)
+
+
 def test_torch_casts_a_weight_once_for_all_passes_over_the_same_weights():
     conv, images = nn.Conv2d(3, 5, 3), torch.rand(2, 3, 8, 8)
 
