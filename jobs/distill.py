@@ -17,8 +17,8 @@ from typing import Any
 
 from medspark.job import run_job
 from medspark.launch.training import TrainAtConfig, summary, train_at
-from medspark.models.checkpoint import read_card
-from medspark.train.distill import DistillConfig
+from medspark.models.card import read_card
+from medspark.train.config import DistillConfig
 
 
 class DistillJob(TrainAtConfig):

@@ -18,7 +18,7 @@ from pydantic import Field
 
 from medspark.ingest.session import SparkConfig, spark_session
 from medspark.job import JobConfig, run_job
-from medspark.launch.evaluation import Evaluation, EvaluationConfig
+from medspark.launch.scrutiny import EvaluationConfig
 
 
 class EvaluateJob(JobConfig, EvaluationConfig):
@@ -29,6 +29,8 @@ class EvaluateJob(JobConfig, EvaluationConfig):
 
 def work(config: EvaluateJob) -> dict[str, Any]:
     """Attack the model, print the table and the verdict, and return the result."""
+    from medspark.launch.evaluation import Evaluation  # torch: not for --help
+
     evaluation = Evaluation(config)
     with spark_session(config.spark, name="medspark evaluate") as spark:
         result = evaluation.run(spark)

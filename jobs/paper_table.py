@@ -19,7 +19,6 @@ from typing import Any
 
 from medspark.job import run_job
 from medspark.launch.paper_plan import PaperTableConfig
-from medspark.launch.paper_table import paper_table
 
 
 class PaperTableJob(PaperTableConfig):
@@ -30,6 +29,8 @@ def main(argv: Sequence[str]) -> int:
     """Run the job; return its exit status."""
 
     def work(config: PaperTableJob) -> dict[str, Any]:
+        from medspark.launch.paper_table import paper_table  # torch: not for --help
+
         command = shlex.join(["spark-submit", "jobs/paper_table.py", *argv])
         result = paper_table(config, command=command)
         print(Path(result["table"]).read_text(encoding="utf-8"))

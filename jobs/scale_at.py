@@ -19,7 +19,6 @@ from typing import Any
 
 from medspark.job import run_job
 from medspark.launch.grid import ScaleAtConfig
-from medspark.launch.scaling import scale_at, told
 
 
 class ScaleAtJob(ScaleAtConfig):
@@ -28,6 +27,8 @@ class ScaleAtJob(ScaleAtConfig):
 
 def work(config: ScaleAtJob) -> dict[str, Any]:
     """Run the sweep, print what came of it, and return it."""
+    from medspark.launch.scaling import scale_at, told  # torch: not for --help
+
     result = scale_at(config)
     print(told(result))
     return result

@@ -17,7 +17,8 @@ from medspark.data.batch import to_unit
 from medspark.data.native import MappedSplit
 from medspark.evaluate.gallery import exhibits, typical_rows
 from medspark.evaluate.plots import accuracy_curves, image_grid
-from medspark.evaluate.robust import EvaluateConfig, evaluate
+from medspark.evaluate.robust import evaluate
+from medspark.evaluate.config import EvaluateConfig
 from medspark.launch.notebook import parameters, show
 from medspark.models.checkpoint import load_classifier
 from medspark.shards.manifest import read_manifest

@@ -8,9 +8,7 @@ what they find is projected into it, and fools the model still if it was near en
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +16,7 @@ from torch import Tensor, nn
 from medspark.attacks.apgd import apgd
 from medspark.attacks.carlini_wagner import carlini_wagner
 from medspark.attacks.chance import Chance
+from medspark.attacks.config import Effort
 from medspark.attacks.deepfool import deepfool
 from medspark.attacks.fab import fab
 from medspark.attacks.fgsm import fgsm
@@ -28,29 +27,6 @@ from medspark.attacks.threat import ThreatModel
 from medspark.attacks.transfer import transfer
 
 Attack = Callable[[nn.Module, Tensor, Tensor, ThreatModel, Chance], Tensor]
-AttackName = Literal[
-    "fgsm", "pgd", "pgd_margin", "pgd_rescaled", "apgd", "apgd_ce", "apgd_dlr", "fab",
-    "deepfool", "cw", "square", "transfer", "autoattack",
-]  # fmt: skip
-
-# These ask the model for its answers only.
-BLACK_BOX = frozenset({"square", "transfer"})
-
-
-@dataclass(frozen=True)
-class Effort:
-    """How hard the attacks try."""
-
-    steps: int = 20  # of PGD and transfer; APGD takes five times, FAB two and a half times as many
-    restarts: int = 1  # of PGD
-    queries: int = 1000  # of Square
-
-    def steps_of(self, name: str) -> int:
-        """Return how many gradients (or queries) per image attack ``name`` may ask for."""
-        factors = {"apgd": 5, "apgd_ce": 5, "apgd_dlr": 5, "autoattack": 5, "fab": 2.5}
-        if name == "fgsm":
-            return 1
-        return self.queries if name == "square" else round(factors.get(name, 1) * self.steps)
 
 
 def attacks_by_name(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
 from medspark.config import Config, Eps
+
+if TYPE_CHECKING:  # a threat model is also chosen and checked where torch is not imported
+    from torch import Tensor
 
 Norm = Literal["linf", "l2"]
 
@@ -38,8 +39,7 @@ class ThreatModel(Config):
     def project(self, perturbed: Tensor, clean: Tensor) -> Tensor:
         """Return the images next to ``perturbed`` that are allowed in place of ``clean``."""
         if self.norm == "linf":
-            nearest = torch.minimum(torch.maximum(perturbed, clean - self.eps), clean + self.eps)
-            return nearest.clamp(0, 1)
+            return perturbed.maximum(clean - self.eps).minimum(clean + self.eps).clamp(0, 1)
         change = perturbed - clean
         scale = (self.radius(clean) / norms(change).clamp_min(1e-12)).clamp(max=1)
         return (clean + change * scale).clamp(0, 1)
@@ -72,5 +72,7 @@ class ThreatModel(Config):
 
 def norms(change: Tensor) -> Tensor:
     """Return the Euclidean norm of each image as (B, 1, 1, 1)."""
-    size: Tensor = torch.linalg.vector_norm(change, dim=(1, 2, 3), keepdim=True)
+    from torch.linalg import vector_norm
+
+    size: Tensor = vector_norm(change, dim=(1, 2, 3), keepdim=True)
     return size

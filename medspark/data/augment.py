@@ -7,24 +7,14 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
 
-from medspark.config import Config
 from medspark.data.batch import Integers, Pixels
+from medspark.data.config import AugmentConfig
 from medspark.seeding import derive, uniform
 
-__all__ = ["AugmentConfig", "augment"]
+__all__ = ["augment"]
 
 Floats = npt.NDArray[np.float64]
-
-
-class AugmentConfig(Config):
-    """How training images are varied; validation and test images never are."""
-
-    flip: float = Field(0.5, ge=0, le=1, description="share of images mirrored left to right")
-    shift: float = Field(
-        0.0, ge=0, le=0.5, description="largest shift either way, as a part of the image's side"
-    )
 
 
 def augment(

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from medspark.data.augment import AugmentConfig, augment
+from medspark.data.augment import augment
 from medspark.data.batch import Batch, Integers, Pixels, Targets, batch_of
+from medspark.data.config import AugmentConfig
 from medspark.shards.manifest import Manifest
 from medspark.shards.plan import EpochPlan
 from medspark.shards.schema import map_pixels, read_labels

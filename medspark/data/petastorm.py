@@ -17,8 +17,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from medspark.data.augment import AugmentConfig, augment
+from medspark.data.augment import augment
 from medspark.data.batch import Batch, Integers, Pixels, batch_of
+from medspark.data.config import AugmentConfig
 from medspark.errors import UsageError
 from medspark.seeding import derive, hash64
 from medspark.shards.manifest import Manifest

@@ -6,49 +6,22 @@ import hashlib
 import logging
 import os
 from pathlib import Path
-from typing import Literal
 
 import fsspec
 import numpy as np
-from pydantic import Field
 
-from medspark.config import Config
-from medspark.data.augment import AugmentConfig
 from medspark.data.batch import Reader
+from medspark.data.config import DataConfig, check_data
 from medspark.data.native import MappedSplit, NativeReader
-from medspark.data.petastorm import PetastormReader, check_petastorm
+from medspark.data.petastorm import PetastormReader
 from medspark.errors import UsageError
 from medspark.shards.manifest import NAME, Manifest, read_manifest, verify, write_atomically
 from medspark.shards.portion import portion
 from medspark.shards.schema import read_patients
 
-__all__ = ["DataConfig", "Source", "check_data", "localise", "open_source"]
+__all__ = ["Source", "localise", "open_source"]
 
 _LOGGER = logging.getLogger(__name__)
-
-
-class DataConfig(Config):
-    """How shards are read."""
-
-    reader: Literal["native", "petastorm"] = Field(
-        "native", description="what reads the shards; native is the faster one by far"
-    )
-    augment: AugmentConfig = AugmentConfig()
-    share: float = Field(
-        1.0,
-        gt=0,
-        le=1,
-        description="part of the training images, by whole patients, that is trained on; the seed "
-        "says which, a smaller part lies in a larger one, and epochs are shorter",
-    )
-    verify: Literal["contents", "size"] = Field(
-        "contents", description="what is checked before the first step; contents means SHA-256"
-    )
-    prefetch: int = Field(4, ge=1, description="batches that are prepared ahead")
-    window: int = Field(2048, ge=1, description="rows that the petastorm reader shuffles at a time")
-    cache_dir: Path | None = Field(
-        None, description="local folder that remote shards are copied to"
-    )
 
 
 class Source:
@@ -111,14 +84,6 @@ def open_source(shards: str | Path, config: DataConfig, *, seed: int = 0) -> Sou
     manifest = read_manifest(folder)
     verify(folder, manifest, contents=config.verify == "contents")
     return Source(folder, manifest, config, seed=seed)
-
-
-def check_data(config: DataConfig) -> None:
-    """Raise UsageError for a reader that is not installed or cannot do what is asked."""
-    if config.reader == "petastorm":
-        check_petastorm()
-        if config.share < 1:
-            raise UsageError("data.share needs the native reader, which reads images by number.")
 
 
 def localise(shards: str, cache_dir: Path | None) -> Path:

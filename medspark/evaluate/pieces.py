@@ -21,9 +21,11 @@ from torch import nn
 
 from medspark.data.batch import to_unit
 from medspark.data.native import MappedSplit
-from medspark.evaluate.robust import Batch, EvaluateConfig, attack_all
+from medspark.evaluate.config import EvaluateConfig
+from medspark.evaluate.robust import Batch, attack_all
 from medspark.evaluate.summary import Arrays, joined
-from medspark.models.checkpoint import CARD, WEIGHTS, load_classifier
+from medspark.models.card import CARD, WEIGHTS
+from medspark.models.checkpoint import load_classifier
 from medspark.models.onnx import OnnxClassifier
 from medspark.shards.manifest import read_manifest
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from medspark.attacks.chance import Chance
@@ -20,12 +19,11 @@ from medspark.attacks.fgsm import one_step
 from medspark.attacks.gradient import input_gradient, zero_gradient
 from medspark.attacks.losses import correct, cross_entropy, margin, probabilities, rescaled
 from medspark.attacks.pgd import pgd
-from medspark.attacks.suite import BLACK_BOX, Attack, AttackName, Effort, attacks_by_name
-from medspark.attacks.threat import Norm, ThreatModel, norms
-from medspark.config import Config, Eps
+from medspark.attacks.suite import Attack, attacks_by_name
+from medspark.attacks.threat import ThreatModel, norms
 from medspark.errors import UsageError
+from medspark.evaluate.config import EvaluateConfig, check_attacks
 from medspark.evaluate.deploy import evaluation_copy
-from medspark.evaluate.sanity import SanityConfig
 from medspark.evaluate.summary import (
     Array,
     Arrays,
@@ -35,11 +33,9 @@ from medspark.evaluate.summary import (
     each_once,
     summarise,
 )
-from medspark.seeding import derive
-from medspark.shards.plan import permute
 
 __all__ = [
-    "Array", "Batch", "EvaluateConfig", "Gather", "RobustReport", "attack_all", "evaluate",
+    "Array", "Batch", "Gather", "RobustReport", "attack_all", "evaluate",
 ]  # fmt: skip
 
 # Images (B, C, H, W) in [0, 1], labels, (B,) or for findings (B, K), and the images' numbers in
@@ -50,50 +46,6 @@ Gather = Callable[[Array], Array]
 # Attacks whose attacked images also say how sure the network is of them, so that AUROC under
 # attack is that of an attacker who harms every image, not only those that are right.
 _ATTACK_EVERY_IMAGE = frozenset({"fgsm", "pgd", "pgd_margin", "pgd_rescaled"})
-
-
-class EvaluateConfig(Config):
-    """Which attacks a classifier has to stand."""
-
-    attacks: tuple[AttackName, ...] = Field(("fgsm", "pgd"), description="by name")
-    norm: Norm = Field("linf", description="how a perturbation is measured")
-    eps: tuple[Eps, ...] = Field(
-        (1 / 255, 2 / 255, 4 / 255), description="budgets in [0, 1] pixels, as 2/255"
-    )
-    steps: int = Field(
-        20, ge=1, description="steps of PGD; APGD takes five times as many, FAB 2.5 times"
-    )
-    restarts: int = Field(1, ge=1, description="random starts of PGD; more only for images held")
-    queries: int = Field(1000, ge=1, description="answers that Square may ask for per image")
-    images: int | None = Field(
-        None, ge=1, description="attack only so many images, always the same; all by default"
-    )
-    batch_size: int = Field(128, ge=1, description="images attacked together")
-    seed: int = Field(0, ge=0, description="of the random starts and the choice of images")
-    sanity_images: int = Field(
-        128, ge=0, description="images that the sanity checks attack once more, 0 for no checks"
-    )
-    sanity: SanityConfig = SanityConfig()
-
-    def rows(self, total: int) -> Array:
-        """Return which of ``total`` images are attacked, in order."""
-        if self.images is None or self.images >= total:
-            return np.arange(total)
-        return np.sort(permute(np.arange(self.images), total, derive(self.seed, "test")))
-
-    @property
-    def effort(self) -> Effort:
-        """How hard the attacks try."""
-        return Effort(steps=self.steps, restarts=self.restarts, queries=self.queries)
-
-    def threat(self, eps: float) -> ThreatModel:
-        """Return the threat model of one budget."""
-        return ThreatModel(norm=self.norm, eps=eps)
-
-    def trials(self, own: Iterable[str] = ()) -> list[Trial]:
-        """Return every attack at every budget, those of ``own`` names last."""
-        names = [*self.attacks, *own]
-        return [Trial(name, self.effort.steps_of(name), eps) for name in names for eps in self.eps]
 
 
 def evaluate(
@@ -150,18 +102,6 @@ def attack_all(
     if attacker is None:
         raise UsageError("There are no images to evaluate.")
     return found.arrays()
-
-
-def check_attacks(attacks: Sequence[str], *, gradients: bool, surrogates: int) -> None:
-    """Raise UsageError for an attack that cannot run on such a model."""
-    if "transfer" in attacks and surrogates == 0:
-        raise UsageError("attacks: transfer needs a surrogate, another model to make images for.")
-    blocked = [name for name in attacks if name not in BLACK_BOX]
-    if not gradients and blocked:
-        raise UsageError(
-            f"attacks: {', '.join(blocked)} cannot run on a model without gradients; square and "
-            "transfer can."
-        )
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from medspark.attacks.suite import BLACK_BOX
+from medspark.attacks.config import BLACK_BOX
 from medspark.evaluate import sanity
 from medspark.evaluate.answers import Answers, answers_of
 from medspark.evaluate.bootstrap import Interval, intervals

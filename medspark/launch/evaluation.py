@@ -7,30 +7,29 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from pydantic import BeforeValidator, Field
 from pyspark.sql import SparkSession
 from tqdm import tqdm
 
-from medspark.attacks.suite import AttackName
-from medspark.attacks.threat import Norm
-from medspark.config import Config
 from medspark.data.native import MappedSplit
 from medspark.errors import RunError, UsageError
+from medspark.evaluate.config import check_attacks
 from medspark.evaluate.gallery import Exhibit, exhibits, typical_rows
 from medspark.evaluate.pieces import Job, fingerprint, load_batch
 from medspark.evaluate.report import write_report
-from medspark.evaluate.robust import EvaluateConfig, RobustReport, check_attacks
+from medspark.evaluate.robust import RobustReport
 from medspark.evaluate.summary import Array, Detail, summarise
 from medspark.ingest.session import is_local, task_errors
-from medspark.models.checkpoint import load_classifier, read_card
+from medspark.launch.scrutiny import EvaluationConfig, positive_class
+from medspark.models.card import read_card
+from medspark.models.checkpoint import load_classifier
 from medspark.shards.manifest import Manifest, read_manifest, verify
 from medspark.track.models import fetch_model
-from medspark.track.runs import TrackConfig, tracked
+from medspark.track.runs import tracked
 from medspark.track.spool import DatasetEntry, RunEntry
 
 _LOGGER = logging.getLogger(__name__)
@@ -39,76 +38,6 @@ _OF_FINDINGS = (
     "of images of which every finding is right, at a probability of one half; label accuracy is of "
     "single findings, and attacks that stop at an image's first wrong one leave it high"
 )
-
-
-def _grey_levels(value: object) -> object:
-    if isinstance(value, str) and value.replace(" ", "").endswith("/255"):
-        return value.replace(" ", "").removesuffix("/255")
-    return value
-
-
-GreyLevels = Annotated[float, BeforeValidator(_grey_levels), Field(ge=0, le=255)]
-
-
-class Scrutiny(Config):
-    """How a model is attacked, whichever it is."""
-
-    split: Literal["train", "val", "test"] = Field("test", description="which images")
-    attacks: tuple[AttackName, ...] = Field(
-        ("fgsm", "pgd", "pgd_margin", "autoattack"),
-        description="by name, separated by commas",
-    )
-    norm: Norm = Field("linf", description="how a perturbation is measured")
-    eps: tuple[GreyLevels, ...] = Field(
-        (1, 2, 4), description="budgets in grey levels of 255, separated by commas"
-    )
-    steps: int = Field(20, ge=1, description="steps of PGD; APGD takes five times as many")
-    restarts: int = Field(1, ge=1, description="random starts of PGD")
-    queries: int = Field(1000, ge=1, description="answers that Square may ask for per image")
-    images: int | None = Field(
-        None, ge=1, description="evaluate the first so many (shards are shuffled), all by default"
-    )
-    positive: str | None = Field(
-        None, description="class that sensitivity is about; the last of two by default"
-    )
-    bootstrap: int = Field(1000, ge=0, description="resamples of the patients for the intervals")
-    sanity_images: int = Field(256, ge=0, description="images that the sanity checks attack again")
-    piece: int = Field(64, ge=1, description="images that a Spark task attacks")
-    batch_size: int = Field(64, ge=1, description="images attacked together")
-    gallery: int = Field(6, ge=0, description="images shown in the report")
-    seed: int = Field(0, ge=0, description="of the random starts and the resamples")
-
-    def attack_config(self) -> EvaluateConfig:
-        """Return what each piece is attacked with."""
-        return EvaluateConfig(
-            attacks=self.attacks,
-            norm=self.norm,
-            eps=tuple(levels / 255 for levels in self.eps),
-            steps=self.steps,
-            restarts=self.restarts,
-            queries=self.queries,
-            batch_size=self.batch_size,
-            seed=self.seed,
-            sanity_images=self.sanity_images,
-        )
-
-
-class EvaluationConfig(Scrutiny):
-    """Attack one model on one split of training shards."""
-
-    model: str = Field(
-        description="folder with model.safetensors, an .onnx file (black-box attacks only), or an "
-        "MLflow model or run: models:/NAME/1, runs:/ID/model"
-    )
-    shards: Path = Field(description="folder that jobs/shard.py wrote")
-    surrogates: tuple[str, ...] = Field(
-        (), description="other models, for transfer: the attacker's own; named as model is"
-    )
-    folder: Path = Field(
-        Path("build/evaluations"),
-        description="for the pieces that are done and the report; every Spark worker sees it",
-    )
-    track: TrackConfig = TrackConfig()
 
 
 class Evaluation:
@@ -317,15 +246,6 @@ def _check_fit(path: Path, manifest: Manifest) -> None:
         return
     if difference := read_card(path).misfit(manifest):
         raise UsageError(f"The model '{path}' does not fit: {difference}.")
-
-
-def positive_class(name: str | None, classes: tuple[str, ...]) -> int | None:
-    """Return the number of the class ``name``. Raises UsageError where there is none such."""
-    if name is None:
-        return None
-    if name not in classes:
-        raise UsageError(f"positive: there is no class '{name}'; there are {', '.join(classes)}.")
-    return classes.index(name)
 
 
 def _summary(report: RobustReport) -> dict[str, float]:

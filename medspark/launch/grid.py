@@ -5,28 +5,28 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, Field
 
-from medspark.attacks.suite import AttackName
+from medspark.attacks.config import AttackName
 from medspark.attacks.threat import ThreatModel
 from medspark.config import Config
-from medspark.data.source import DataConfig
+from medspark.data.config import DataConfig
 from medspark.errors import UsageError
-from medspark.evaluate.robust import EvaluateConfig
+from medspark.evaluate.config import EvaluateConfig
 from medspark.ingest.session import SparkConfig
 from medspark.job import JobConfig
 from medspark.launch.demo import DemoConfig
 from medspark.launch.distributor import LaunchConfig
 from medspark.launch.slots import local_slots, submitted_master
 from medspark.launch.training import TrainAtConfig, check
-from medspark.models.backbones import ModelConfig
+from medspark.models.config import ModelConfig, check_model
 from medspark.shards.manifest import Manifest, read_manifest
-from medspark.track.runs import TrackConfig
+from medspark.track.config import TrackConfig
 from medspark.track.scaling import Cluster
 from medspark.track.sweep import ALONE, Cell, Scaling
-from medspark.train.adversarial import MODES
+from medspark.train.config import ModeName as TrainMode
 from medspark.train.config import TrainConfig
 
 __all__ = [
@@ -35,11 +35,12 @@ __all__ = [
 ]  # fmt: skip
 
 _DUAL = "+dual_bn"
+_MODES = get_args(TrainMode)
 
 
 def _known_mode(mode: str) -> str:
-    if mode.removesuffix(_DUAL) not in MODES:
-        raise ValueError(f"there is no mode '{mode}'; there are {', '.join(MODES)}.")
+    if mode.removesuffix(_DUAL) not in _MODES:
+        raise ValueError(f"there is no mode '{mode}'; there are {', '.join(_MODES)}.")
     return mode
 
 
@@ -165,6 +166,7 @@ def check_grid(config: ScaleAtConfig) -> None:
             cell = training_of(config, cells_of(config, 1, model=model, mode=mode)[0])
             # Its processes find room in the session that the sweep makes.
             check(cell.model_copy(update={"launch": LaunchConfig(processes=1)}))
+            check_model(cell.model)
             train = cell.train
             if train.dual_bn and train.mode not in ("naive", "fused", "fused_noise", "trades"):
                 raise UsageError(f"grid.mode: {mode} learns from one kind of image alone.")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from medspark.launch.table import robustness_table
-from medspark.models.checkpoint import ModelCard
+from medspark.models.card import ModelCard
 from medspark.shards.manifest import Manifest
 
 __all__ = ["model_card"]

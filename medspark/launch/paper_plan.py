@@ -11,28 +11,25 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from medspark.attacks.suite import AttackName
+from medspark.attacks.config import AttackName
 from medspark.attacks.threat import ThreatModel
 from medspark.config import Config
-from medspark.data import source
-from medspark.data.source import DataConfig
+from medspark.data.config import DataConfig, check_data
 from medspark.errors import UsageError
+from medspark.evaluate.config import EvaluateConfig, check_attacks
 from medspark.evaluate.paper_table import MetricName
-from medspark.evaluate.robust import EvaluateConfig, check_attacks
 from medspark.ingest.session import SparkConfig
 from medspark.job import JobConfig
 from medspark.launch.distributor import LaunchConfig, check_room
-from medspark.launch.evaluation import GreyLevels, Scrutiny, positive_class
+from medspark.launch.scrutiny import GreyLevels, Scrutiny, positive_class
 from medspark.launch.training import TrainAtConfig
-from medspark.models.backbones import PRETRAINED, ModelConfig, check_model
+from medspark.models.config import PRETRAINED, ModelConfig, check_model
 from medspark.shards.manifest import Manifest, read_manifest, verify
-from medspark.track.runs import TrackConfig
-from medspark.train.adversarial import MODES
-from medspark.train.config import TrainConfig
-from medspark.train.distill import DistillConfig
+from medspark.track.config import TrackConfig
+from medspark.train.config import DistillConfig, TrainConfig
 
 __all__ = [
-    "Dataset", "Network", "PaperTableConfig", "Recipe", "check", "check_data", "digest",
+    "Dataset", "Network", "PaperTableConfig", "Recipe", "check", "check_shards", "digest",
     "distillation", "fingerprint", "networks", "recipe", "surrogates",
 ]  # fmt: skip
 
@@ -120,7 +117,7 @@ def check(config: PaperTableConfig) -> None:
         raise UsageError("phantom.counts: a synthetic archive has at least 10 images.")
     if not config.data_share or not all(0 < share <= 1 for share in config.data_share):
         raise UsageError("data_share: shares are above 0 and at most 1.")
-    source.check_data(config.data.model_copy(update={"share": min(config.data_share)}))
+    check_data(config.data.model_copy(update={"share": min(config.data_share)}))
     for name, values in _lists(config).items():
         if len(set(values)) < len(values):
             raise UsageError(f"{name}: {', '.join(map(str, values))} names one of them twice.")
@@ -132,12 +129,12 @@ def check(config: PaperTableConfig) -> None:
     for name in config.models:
         check_model(ModelConfig(name=name, weights=config.weights.get(name)))
     attacked = {"adversarial", "robust_distillation"} & set(config.trainings)
-    if attacked and not MODES[config.train.mode].attacks:
+    if attacked and not config.train.attacks:
         raise UsageError(f"train.mode: {config.train.mode} is no adversarial training.")
     others = len(config.models) - 1 if ORIGINAL in config.trainings else 0
     check_attacks(config.evaluate.attacks, gradients=True, surrogates=others)
     for folder in config.datasets.values():
-        check_data(folder, config.evaluate)
+        check_shards(folder, config.evaluate)
     try:
         config.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -154,7 +151,7 @@ def _lists(config: PaperTableConfig) -> dict[str, tuple[Any, ...]]:
     }
 
 
-def check_data(folder: Path, scrutiny: Scrutiny) -> None:
+def check_shards(folder: Path, scrutiny: Scrutiny) -> None:
     """Raise UsageError for shards that cannot be trained on and attacked so."""
     manifest = read_manifest(folder)
     verify(folder, manifest, contents=False)

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from pyspark.sql import SparkSession
 
 from medspark import __version__
-from medspark.attacks.suite import AttackName
+from medspark.attacks.config import AttackName
 from medspark.errors import MedsparkError, RunError
 from medspark.evaluate.paper_figure import paper_figure
 from medspark.evaluate.paper_table import (
@@ -30,14 +30,14 @@ from medspark.ingest.session import spark_session
 from medspark.job import write_result
 from medspark.launch.demo import DemoConfig, demo_shards
 from medspark.launch.distributor import SPARK_SETTINGS
-from medspark.launch.evaluation import Evaluation, EvaluationConfig
+from medspark.launch.evaluation import Evaluation
 from medspark.launch.hardware import hardware
 from medspark.launch.paper_plan import (
     Dataset,
     Network,
     PaperTableConfig,
     check,
-    check_data,
+    check_shards,
     digest,
     distillation,
     fingerprint,
@@ -45,9 +45,11 @@ from medspark.launch.paper_plan import (
     recipe,
     surrogates,
 )
+from medspark.launch.scrutiny import EvaluationConfig
 from medspark.launch.training import train_once
 from medspark.shards.manifest import read_manifest
-from medspark.track.runs import TrackConfig, tracked
+from medspark.track.config import TrackConfig
+from medspark.track.runs import tracked
 from medspark.track.spool import DatasetEntry, RunEntry
 
 __all__ = ["paper_table"]
@@ -131,7 +133,7 @@ class _Table:
                 seed=phantom.seed,
             )
             shards, _ = demo_shards(self._spark, demo)
-            check_data(shards, self._config.evaluate)
+            check_shards(shards, self._config.evaluate)
             yield f"phantom {count}", shards.resolve()
 
     def _tell(self, number: int) -> None:

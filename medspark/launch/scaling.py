@@ -38,7 +38,8 @@ from medspark.models.backbones import build
 from medspark.shards.manifest import Manifest, read_manifest
 from medspark.track.forecast import predictions, step_models
 from medspark.track.journal import JournalReader
-from medspark.track.runs import TrackedRun, fetch_artifact, tracked
+from medspark.track.models import fetch_artifact
+from medspark.track.runs import TrackedRun, tracked
 from medspark.track.scale_report import compare_sweeps, summary_note, table, write_sweep
 from medspark.track.scaling import (
     Cluster,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import psutil
@@ -14,8 +16,8 @@ from pydantic import Field
 from pyspark.sql import SparkSession
 
 from medspark.attacks.threat import ThreatModel
-from medspark.data.source import DataConfig, check_data
-from medspark.evaluate.robust import EvaluateConfig
+from medspark.data.config import DataConfig, check_data
+from medspark.evaluate.config import EvaluateConfig
 from medspark.ingest.session import SparkConfig, spark_session
 from medspark.job import JobConfig
 from medspark.launch.demo import DemoConfig, demo_shards, ingest_sum
@@ -30,23 +32,28 @@ from medspark.launch.distributor import (
 from medspark.launch.model_card import model_card
 from medspark.launch.progress import progress
 from medspark.launch.table import robustness_table
-from medspark.models.backbones import PRETRAINED, ModelConfig, check_model
-from medspark.models.checkpoint import load_classifier, read_card
-from medspark.models.classifier import Classifier
+from medspark.models.card import read_card
+from medspark.models.config import PRETRAINED, ModelConfig, check_model
 from medspark.shards.manifest import Manifest, read_manifest, verify
 from medspark.shards.plan import EpochPlan
+from medspark.track.config import TrackConfig
 from medspark.track.journal import JournalReader
-from medspark.track.models import fetch_model
-from medspark.track.runs import TrackConfig, tracked
+from medspark.track.runs import tracked
 from medspark.track.spool import DatasetEntry, ModelEntry, RunEntry
-from medspark.train.config import FitConfig, TrainConfig
-from medspark.train.loop import fit
-from medspark.train.state import CheckpointConfig
+from medspark.train.config import CheckpointConfig, FitConfig, TrainConfig
+
+# Torch, timm and MLflow take seconds to import: only where they are needed, beside the start of
+# Spark and of the ranks, and never for --help.
+if TYPE_CHECKING:
+    from medspark.models.classifier import Classifier
 
 __all__ = ["TrainAtConfig", "check", "fetch_classifier", "summary", "train_at", "train_once"]
 
 # How a row of the table is called that no robustness was trained into.
 _NO_DEFENCE = {"standard": "undefended", "kd": "student (kd)", "defensive": "student (defensive)"}
+
+# What every rank runs, by name.
+_FIT = "medspark.train.loop:fit"
 
 # What a run leaves in its folder; all of it goes when the run is begun anew.
 _PARTS = ("attempts", "checkpoints", "journal", "model", "plain", "report")
@@ -85,8 +92,9 @@ class TrainAtConfig(JobConfig):
 def train_at(config: TrainAtConfig) -> dict[str, Any]:
     """Train as ``config`` says and return the result document.
 
-    Raises UsageError, before Spark starts, for whatever is wrong with the configuration or the
-    shards, and RunError, naming the rank and the cause, for training that failed.
+    Raises UsageError for whatever is wrong with the configuration or the shards before Spark
+    starts, with the network while it starts, and RunError, naming the rank and the cause, for
+    training that failed.
     """
     check(config)
     folder = config.run_dir or (config.output or Path("build/results/train_at.json"))
@@ -95,7 +103,12 @@ def train_at(config: TrainAtConfig) -> dict[str, Any]:
         _clear(folder)
     settings = SPARK_SETTINGS | config.spark.settings
     spark_config = config.spark.model_copy(update={"settings": settings})
-    with spark_session(spark_config, name="medspark train_at") as spark:
+    # To import timm takes as long as Spark to start.
+    with (
+        beside(lambda: check_model(config.model)) as checked,
+        spark_session(spark_config, name="medspark train_at") as spark,
+    ):
+        checked()
         before: dict[str, Any] = {}
         if config.shards is None:
             shards, before["ingest"] = demo_shards(spark, config.demo)
@@ -113,12 +126,18 @@ def train_at(config: TrainAtConfig) -> dict[str, Any]:
 
 
 def check(config: TrainAtConfig) -> None:
-    """Raise UsageError for what can be found wrong before Spark starts."""
+    """Raise UsageError for what can be found wrong before Spark starts, and without timm."""
     check_room(config.launch, config.spark.master)
     if config.shards is not None:
         verify(config.shards, read_manifest(config.shards), contents=False)
     check_data(config.data)
-    check_model(config.model)
+
+
+@contextmanager
+def beside(work: Callable[[], None]) -> Iterator[Callable[[], None]]:
+    """Do ``work`` in a thread; what is yielded waits for its end, and raises what it raised."""
+    with ThreadPoolExecutor(1) as pool:
+        yield pool.submit(work).result
 
 
 def summary(result: Mapping[str, Any]) -> str:
@@ -143,6 +162,9 @@ def summary(result: Mapping[str, Any]) -> str:
 
 def fetch_classifier(model_uri: str, *, uri: str | None = None) -> Classifier:
     """Return the classifier that a run logged as ``models:/…``, to be trained on or asked."""
+    from medspark.models.checkpoint import load_classifier
+    from medspark.track.models import fetch_model
+
     return load_classifier(fetch_model(model_uri, uri=uri))
 
 
@@ -171,7 +193,7 @@ def train_once(
     )
     with tracked(folder, config.track, entry) as run:
         task = Task(
-            function=f"{fit.__module__}:{fit.__qualname__}",
+            function=_FIT,
             config=fit_config,
             run_dir=folder,
             journal=run.spool.journal,

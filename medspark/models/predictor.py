@@ -9,7 +9,8 @@ import numpy.typing as npt
 import torch
 
 from medspark.errors import UsageError
-from medspark.models.checkpoint import ModelCard, load_classifier, read_card
+from medspark.models.card import ModelCard, read_card
+from medspark.models.checkpoint import load_classifier
 from medspark.models.classifier import Classifier
 
 

@@ -17,6 +17,7 @@ from mlflow.tracking import MlflowClient
 from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 
 from medspark.errors import UsageError
+from medspark.track.config import TrackConfig
 from medspark.track.spool import ModelEntry
 from medspark.track.store import first_line, quieten, tracking_uri
 
@@ -144,3 +145,14 @@ def _requirements(*more: str) -> list[str]:
         with suppress(PackageNotFoundError):
             found.append(f"{name}=={version(name).split('+')[0]}")
     return found
+
+
+def fetch_artifact(run_id: str, path: str, config: TrackConfig) -> Path:
+    """Download the file ``path`` of a run. Raises UsageError where there is none."""
+    try:
+        found = mlflow.artifacts.download_artifacts(
+            run_id=run_id, artifact_path=path, tracking_uri=tracking_uri(config.uri)
+        )
+    except (MlflowException, OSError) as error:
+        raise UsageError(f"There is no run {run_id} with {path}: {first_line(error)}") from None
+    return Path(found)

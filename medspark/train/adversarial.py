@@ -23,19 +23,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from medspark.attacks.fgsm import one_step
 from medspark.attacks.pgd import pgd
 from medspark.attacks.threat import ThreatModel
-from medspark.config import Config
 from medspark.data.batch import Integers
+from medspark.train.config import AdversarialConfig, ModeName
 from medspark.train.dual_norm import for_attacked, idle_sum
 from medspark.train.lower import same_weights
 from medspark.train.noise import keyed_noise
@@ -43,47 +41,12 @@ from medspark.train.objective import Objective, divergence
 
 __all__ = [
     "MODES",
-    "AdversarialConfig",
     "Learner",
-    "Mode",
     "Sample",
     "StepStats",
     "random_start",
     "take_step",
 ]
-
-ModeName = Literal[
-    "standard", "naive", "fused", "fused_noise", "nfgsm", "rs_fgsm", "free", "pgd", "trades"
-]
-
-
-class AdversarialConfig(Config):
-    """What each batch is attacked with, and what is learnt from it."""
-
-    mode: ModeName = Field("fused_noise", description="how a step attacks and learns")
-    clean_share: float = Field(
-        0.5, ge=0, le=1, description="weight of the clean loss in naive, fused and fused_noise"
-    )
-    noise: float = Field(
-        2.0, ge=0, description="reach of the noise in fused_noise and nfgsm, in units of eps"
-    )
-    step_length: float | None = Field(
-        None,
-        gt=0,
-        description="length of the attack's step in units of eps; 1, and 1.25 in rs_fgsm",
-    )
-    inner_steps: int = Field(7, ge=1, description="steps of the attack in pgd and trades")
-    replays: int = Field(4, ge=1, description="updates made from each batch in free")
-    beta: float = Field(6.0, ge=0, description="weight of the divergence in trades")
-    dual_bn: bool = Field(
-        False, description="give attacked images batch norms of their own; not for frozen ones"
-    )
-    deploy_norm: Literal["main", "auxiliary"] = Field(
-        "auxiliary", description="with dual_bn, what is kept: main for accuracy on clean images"
-    )
-    gradalign: float = Field(
-        0.0, ge=0, description="weight of the gradient-alignment penalty; .2 is usual for 8/255"
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,25 +225,16 @@ def trades(learner: Learner, sample: Sample) -> StepStats:
     return StepStats(loss.detach(), clean.detach(), adversarial.detach(), attacked)
 
 
-@dataclass(frozen=True)
-class Mode:
-    """A way to take one step; ``replays`` says whether a batch may be used several times."""
-
-    step: Callable[[Learner, Sample], StepStats]
-    attacks: bool = True
-    replays: bool = False
-
-
-MODES: dict[str, Mode] = {
-    "standard": Mode(standard, attacks=False),
-    "naive": Mode(naive),
-    "fused": Mode(fused),
-    "fused_noise": Mode(fused_noise),
-    "nfgsm": Mode(nfgsm),
-    "rs_fgsm": Mode(rs_fgsm),
-    "free": Mode(free, replays=True),
-    "pgd": Mode(madry),
-    "trades": Mode(trades),
+MODES: dict[ModeName, Callable[[Learner, Sample], StepStats]] = {
+    "standard": standard,
+    "naive": naive,
+    "fused": fused,
+    "fused_noise": fused_noise,
+    "nfgsm": nfgsm,
+    "rs_fgsm": rs_fgsm,
+    "free": free,
+    "pgd": madry,
+    "trades": trades,
 }
 
 
@@ -289,7 +243,7 @@ def take_step(learner: Learner, sample: Sample) -> StepStats:
     if learner.config.gradalign > 0:
         with learner.quiet():
             _align(learner, sample)
-    step = learner.lesson or MODES[learner.config.mode].step
+    step = learner.lesson or MODES[learner.config.mode]
     return step(learner, sample)
 
 

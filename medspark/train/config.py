@@ -1,4 +1,4 @@
-"""What can be chosen about training."""
+"""What can be chosen about training; read long before torch is imported."""
 
 from __future__ import annotations
 
@@ -11,15 +11,65 @@ from pydantic import Field
 
 from medspark.attacks.threat import ThreatModel
 from medspark.config import Config
-from medspark.data.source import DataConfig
-from medspark.evaluate.robust import EvaluateConfig
-from medspark.models.backbones import ModelConfig
-from medspark.train.adversarial import MODES, AdversarialConfig
-from medspark.train.distill import DistillConfig
-from medspark.train.monitor import MonitorConfig
-from medspark.train.state import CheckpointConfig
+from medspark.data.config import DataConfig
+from medspark.evaluate.config import EvaluateConfig
+from medspark.models.config import ModelConfig
 
-__all__ = ["FitConfig", "TrainConfig"]
+__all__ = [
+    "AdversarialConfig", "CheckpointConfig", "DistillConfig", "FitConfig", "ModeName",
+    "MonitorConfig", "TrainConfig",
+]  # fmt: skip
+
+ModeName = Literal[
+    "standard", "naive", "fused", "fused_noise", "nfgsm", "rs_fgsm", "free", "pgd", "trades"
+]
+
+
+class AdversarialConfig(Config):
+    """What each batch is attacked with, and what is learnt from it."""
+
+    mode: ModeName = Field("fused_noise", description="how a step attacks and learns")
+    clean_share: float = Field(
+        0.5, ge=0, le=1, description="weight of the clean loss in naive, fused and fused_noise"
+    )
+    noise: float = Field(
+        2.0, ge=0, description="reach of the noise in fused_noise and nfgsm, in units of eps"
+    )
+    step_length: float | None = Field(
+        None,
+        gt=0,
+        description="length of the attack's step in units of eps; 1, and 1.25 in rs_fgsm",
+    )
+    inner_steps: int = Field(7, ge=1, description="steps of the attack in pgd and trades")
+    replays: int = Field(4, ge=1, description="updates made from each batch in free")
+    beta: float = Field(6.0, ge=0, description="weight of the divergence in trades")
+    dual_bn: bool = Field(
+        False, description="give attacked images batch norms of their own; not for frozen ones"
+    )
+    deploy_norm: Literal["main", "auxiliary"] = Field(
+        "auxiliary", description="with dual_bn, what is kept: main for accuracy on clean images"
+    )
+    gradalign: float = Field(
+        0.0, ge=0, description="weight of the gradient-alignment penalty; .2 is usual for 8/255"
+    )
+
+
+class MonitorConfig(Config):
+    """What is watched, and what happens when it is seen."""
+
+    action: Literal["off", "warn", "restore", "noise"] = Field(
+        "warn",
+        description="restore stops and keeps the best epoch; noise doubles train.noise and goes on",
+    )
+    images: int = Field(64, ge=1, description="training images that are attacked after each epoch")
+    steps: int = Field(10, ge=1, description="steps of PGD on them")
+    gap: float = Field(
+        0.25, description="FGSM accuracy above PGD accuracy that counts as overfitting to FGSM"
+    )
+    drop: float = Field(0.2, description="fall of PGD accuracy below its best that counts as well")
+    leak: float = Field(
+        0.05, description="accuracy on attacked above clean training images that counts as leaking"
+    )
 
 
 class TrainConfig(AdversarialConfig):
@@ -84,6 +134,46 @@ class TrainConfig(AdversarialConfig):
     monitor: MonitorConfig = MonitorConfig()
     log_every: int = Field(20, ge=1, description="steps between reports")
 
+    @property
+    def attacks(self) -> bool:
+        """Whether the mode learns from attacked images."""
+        return self.mode != "standard"
+
+
+Method = Literal["kd", "defensive", "ard", "rslad"]
+
+
+class DistillConfig(Config):
+    """Who teaches, and what is learnt from it."""
+
+    teacher: Path = Field(description="folder of a trained model, as train_at leaves it")
+    method: Method = Field(
+        "kd", description="kd compresses; ard and rslad carry robustness over; defensive hides"
+    )
+    temperature: float | None = Field(
+        None, gt=0, description="of the softened answers; kd 4, defensive 50, ard 30, rslad 1"
+    )
+    alpha: float | None = Field(
+        None, ge=0, le=1, description="weight of the teacher's part; kd .7, ard 1, rslad 5/6"
+    )
+
+    @property
+    def robust(self) -> bool:
+        """Whether the student learns from attacked images."""
+        return self.method in ("ard", "rslad")
+
+
+class CheckpointConfig(Config):
+    """When checkpoints are written, and which are kept."""
+
+    every_steps: int = Field(0, ge=0, description="steps between checkpoints; 0: by time alone")
+    every_minutes: float = Field(
+        5.0,
+        ge=0,
+        description="minutes between checkpoints, also written after each epoch; 0: never",
+    )
+    keep: int = Field(2, ge=1, description="newest checkpoints that are kept")
+
 
 class FitConfig(Config):
     """Fine-tune one classifier on one dataset of shards."""
@@ -115,7 +205,7 @@ class FitConfig(Config):
         """Whether training learns from attacked images."""
         if self.distill is not None:
             return self.distill.robust
-        return MODES[self.train.mode].attacks
+        return self.train.attacks
 
     def digest(self) -> str:
         """Return a hash of what decides the weights; paths, attempts and reports do not."""

@@ -12,45 +12,20 @@ ard and rslad carry over what robustness the teacher has: it has to be adversari
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
-from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from medspark.attacks.losses import cross_entropy
 from medspark.attacks.pgd import pgd
-from medspark.config import Config
 from medspark.train.adversarial import Learner, Sample, StepStats, random_start
+from medspark.train.config import DistillConfig
 from medspark.train.objective import divergence, log_answers
 
-__all__ = ["DistillConfig", "lesson"]
-
-Method = Literal["kd", "defensive", "ard", "rslad"]
+__all__ = ["lesson"]
 
 _TEMPERATURE: dict[str, float] = {"kd": 4.0, "defensive": 50.0, "ard": 30.0, "rslad": 1.0}
 _ALPHA: dict[str, float] = {"kd": 0.7, "defensive": 1.0, "ard": 1.0, "rslad": 5 / 6}
-
-
-class DistillConfig(Config):
-    """Who teaches, and what is learnt from it."""
-
-    teacher: Path = Field(description="folder of a trained model, as train_at leaves it")
-    method: Method = Field(
-        "kd", description="kd compresses; ard and rslad carry robustness over; defensive hides"
-    )
-    temperature: float | None = Field(
-        None, gt=0, description="of the softened answers; kd 4, defensive 50, ard 30, rslad 1"
-    )
-    alpha: float | None = Field(
-        None, ge=0, le=1, description="weight of the teacher's part; kd .7, ard 1, rslad 5/6"
-    )
-
-    @property
-    def robust(self) -> bool:
-        """Whether the student learns from attacked images."""
-        return self.method in ("ard", "rslad")
 
 
 def lesson(config: DistillConfig, teacher: nn.Module) -> Callable[[Learner, Sample], StepStats]:

@@ -19,7 +19,7 @@ from medspark.data.batch import Batch, to_unit
 from medspark.errors import RunError
 from medspark.models.classifier import Classifier, batch_norms, freeze_batch_norm
 from medspark.seeding import derive
-from medspark.train.adversarial import MODES, Learner, Sample, StepStats, take_step
+from medspark.train.adversarial import Learner, Sample, StepStats, take_step
 from medspark.train.config import TrainConfig
 from medspark.train.dual_norm import Dual, dual
 from medspark.train.fold import Folded, fold
@@ -93,7 +93,7 @@ class Engine:
         self._seed = seed
         self._world = world
         self._device = world.device
-        self._replays = config.replays if MODES[config.mode].replays else 1
+        self._replays = config.replays if config.mode == "free" else 1
         self._total = total_steps * self._replays
         self._lost = 0
         self._settles_at = math.ceil(config.eps_warmup * total_steps) if settle else None

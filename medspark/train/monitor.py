@@ -13,39 +13,20 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from medspark.attacks.fgsm import fgsm
 from medspark.attacks.losses import correct
 from medspark.attacks.pgd import pgd
 from medspark.attacks.threat import ThreatModel
-from medspark.config import Config
 from medspark.models.classifier import evaluating
+from medspark.train.config import MonitorConfig
 
-__all__ = ["Alarm", "Monitor", "MonitorConfig", "Sight", "look"]
+__all__ = ["Alarm", "Monitor", "Sight", "look"]
 
 _LOGGER = logging.getLogger(__name__)
 
 Cause = Literal["catastrophic overfitting", "label leaking"]
-
-
-class MonitorConfig(Config):
-    """What is watched, and what happens when it is seen."""
-
-    action: Literal["off", "warn", "restore", "noise"] = Field(
-        "warn",
-        description="restore stops and keeps the best epoch; noise doubles train.noise and goes on",
-    )
-    images: int = Field(64, ge=1, description="training images that are attacked after each epoch")
-    steps: int = Field(10, ge=1, description="steps of PGD on them")
-    gap: float = Field(
-        0.25, description="FGSM accuracy above PGD accuracy that counts as overfitting to FGSM"
-    )
-    drop: float = Field(0.2, description="fall of PGD accuracy below its best that counts as well")
-    leak: float = Field(
-        0.05, description="accuracy on attacked above clean training images that counts as leaking"
-    )
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from medspark.data.source import Source
 from medspark.errors import UsageError
 from medspark.evaluate.deploy import evaluation_copy
 from medspark.models.backbones import build
-from medspark.models.checkpoint import load_classifier, read_card
+from medspark.models.card import read_card
+from medspark.models.checkpoint import load_classifier
 from medspark.models.classifier import Classifier, freeze_batch_norm
 from medspark.seeding import derive
 from medspark.shards.plan import permute

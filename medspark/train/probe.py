@@ -12,7 +12,8 @@ import torch
 from pydantic import Field
 
 from medspark.config import Config
-from medspark.data.source import DataConfig, open_source
+from medspark.data.config import DataConfig
+from medspark.data.source import open_source
 from medspark.train.meter import Recorder
 from medspark.train.world import World
 

@@ -18,16 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from medspark.config import Config
 from medspark.errors import RunError
 
 __all__ = [
-    "CheckpointConfig",
     "Checkpoints",
     "Saved",
     "optimiser_tensors",
@@ -37,18 +34,6 @@ __all__ = [
 _LOGGER = logging.getLogger(__name__)
 
 TENSORS, RECORD, FENCE = "state.safetensors", "state.json", "attempt"
-
-
-class CheckpointConfig(Config):
-    """When checkpoints are written, and which are kept."""
-
-    every_steps: int = Field(0, ge=0, description="steps between checkpoints; 0: by time alone")
-    every_minutes: float = Field(
-        5.0,
-        ge=0,
-        description="minutes between checkpoints, also written after each epoch; 0: never",
-    )
-    keep: int = Field(2, ge=1, description="newest checkpoints that are kept")
 
 
 @dataclass(frozen=True)

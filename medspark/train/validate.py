@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from medspark.attacks.threat import ThreatModel
 from medspark.data.batch import Integers, to_unit
 from medspark.data.native import MappedSplit
+from medspark.evaluate.config import EvaluateConfig
 from medspark.evaluate.metrics import Metrics
-from medspark.evaluate.robust import Array, EvaluateConfig, evaluate
+from medspark.evaluate.robust import Array, evaluate
 from medspark.seeding import derive
 from medspark.shards.plan import permute, share
 from medspark.train.world import World

@@ -44,11 +44,21 @@ def test_spark_and_torch_do_not_load_each_other(package: str, stranger: str):
     ],
 )
 def test_the_first_step_waits_for_no_library_of_the_end(module: str, late: list[str]):
-    probe = f"import sys, {module}; sys.exit(str(set({late!r}) & set(sys.modules) or ''))"
+    assert _loaded_by(f"import {module}", late) == ""
 
+
+@pytest.mark.parametrize("job", JOBS, ids=lambda path: path.stem)
+def test_a_job_is_configured_before_what_takes_seconds_is_imported(job: Path):
+    load = f"import runpy; runpy.run_path({str(job)!r}, run_name='job')"
+
+    assert _loaded_by(load, ["torch", "timm", "mlflow", "sklearn", "matplotlib"]) == ""
+
+
+def _loaded_by(statement: str, modules: list[str]) -> str:
+    """Return which of ``modules`` are loaded in a new process after ``statement``."""
+    probe = f"import sys; {statement}; sys.exit(str(set({modules!r}) & set(sys.modules) or ''))"
     asked = subprocess.run([sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True)
-
-    assert asked.stderr.strip() == ""
+    return asked.stderr.strip()
 
 
 @pytest.mark.parametrize("job", JOBS, ids=lambda path: path.stem)

@@ -17,7 +17,8 @@ from medspark.attacks.fgsm import fgsm
 from medspark.attacks.losses import correct
 from medspark.attacks.pgd import pgd
 from medspark.attacks.threat import ThreatModel
-from medspark.models.backbones import ModelConfig, build
+from medspark.models.backbones import build
+from medspark.models.config import ModelConfig
 
 # Steps of PGD by the budget, and how many.
 STEP, STEPS = 0.25, 10

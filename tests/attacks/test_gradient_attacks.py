@@ -11,7 +11,8 @@ from medspark.attacks.gradient import input_gradient, zero_gradient
 from medspark.attacks.losses import correct, cross_entropy, dlr, margin, rescaled
 from medspark.attacks.pgd import pgd
 from medspark.attacks.threat import ThreatModel
-from medspark.models.backbones import ModelConfig, build
+from medspark.models.backbones import build
+from medspark.models.config import ModelConfig
 
 THREAT = ThreatModel(eps=0.1)
 

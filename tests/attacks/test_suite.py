@@ -11,11 +11,12 @@ from medspark.attacks.apgd import apgd
 from medspark.attacks.boundary import nearby_planes, project_onto_plane
 from medspark.attacks.carlini_wagner import carlini_wagner
 from medspark.attacks.chance import Chance
+from medspark.attacks.config import AttackName, Effort
 from medspark.attacks.deepfool import deepfool
 from medspark.attacks.fab import fab
 from medspark.attacks.losses import correct, cross_entropy
 from medspark.attacks.pgd import pgd
-from medspark.attacks.suite import AttackName, Effort, attacks_by_name, one_after_another
+from medspark.attacks.suite import attacks_by_name, one_after_another
 from medspark.attacks.threat import Norm, ThreatModel, norms
 
 NAMES = get_args(AttackName)

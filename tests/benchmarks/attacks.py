@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from medspark.attacks.pgd import pgd
 from medspark.attacks.threat import ThreatModel
 from medspark.evaluate.deploy import evaluation_copy
-from medspark.models.backbones import ModelConfig, build
+from medspark.models.backbones import build
+from medspark.models.config import ModelConfig
 
 _STEPS, _BATCH, _SIDE = 20, 32, 64
 _THREAT = ThreatModel(eps=2 / 255)

@@ -33,12 +33,15 @@ from step import BATCH, EPS, adversarial_step, art_trainer, as_floats
 
 from medspark.attacks.threat import ThreatModel
 from medspark.data.batch import Batch, Reader
+from medspark.data.config import DataConfig
 from medspark.data.prefetch import Prefetcher
-from medspark.data.source import DataConfig, Source, open_source
-from medspark.evaluate.robust import EvaluateConfig, evaluate
+from medspark.data.source import Source, open_source
+from medspark.evaluate.config import EvaluateConfig
+from medspark.evaluate.robust import evaluate
 from medspark.job import write_result
-from medspark.models.backbones import ModelConfig, build
+from medspark.models.backbones import build
 from medspark.models.classifier import Classifier, freeze_batch_norm
+from medspark.models.config import ModelConfig
 from medspark.seeding import derive
 from medspark.train.config import TrainConfig
 from medspark.train.engine import Engine

@@ -26,12 +26,13 @@ from timing import Result, by_turns
 from torch import Tensor
 
 from medspark.attacks.threat import ThreatModel
-from medspark.data.augment import AugmentConfig
 from medspark.data.batch import to_unit
+from medspark.data.config import AugmentConfig, DataConfig
 from medspark.data.prefetch import Prefetcher
-from medspark.data.source import DataConfig, Source, open_source
-from medspark.models.backbones import ModelConfig, build
+from medspark.data.source import Source, open_source
+from medspark.models.backbones import build
 from medspark.models.classifier import freeze_batch_norm
+from medspark.models.config import ModelConfig
 from medspark.train.config import TrainConfig
 from medspark.train.engine import Engine
 from medspark.train.objective import CrossEntropy

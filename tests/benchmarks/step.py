@@ -23,8 +23,9 @@ from torch import Tensor, nn
 
 from medspark.attacks.threat import ThreatModel
 from medspark.data.batch import Batch
-from medspark.models.backbones import ModelConfig, build
+from medspark.models.backbones import build
 from medspark.models.classifier import Classifier, freeze_batch_norm
+from medspark.models.config import ModelConfig
 from medspark.train.config import TrainConfig
 from medspark.train.engine import Engine
 from medspark.train.objective import CrossEntropy

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from medspark.data.augment import AugmentConfig, augment
+from medspark.data.augment import augment
+from medspark.data.config import AugmentConfig
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 2), dtype=np.uint8)
 ROWS = np.arange(40, dtype=np.int64)

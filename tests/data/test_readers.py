@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from medspark.data.augment import AugmentConfig
 from medspark.data.batch import Batch
-from medspark.data.source import DataConfig, open_source
+from medspark.data.config import AugmentConfig, DataConfig
+from medspark.data.source import open_source
 
 WriteShards = Callable[..., Path]
 READERS = ["native", "petastorm"]

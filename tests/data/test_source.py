@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from medspark.data import petastorm
-from medspark.data.source import DataConfig, localise, open_source
+from medspark.data.config import DataConfig
+from medspark.data.source import localise, open_source
 from medspark.errors import UsageError
 
 WriteShards = Callable[..., Path]

@@ -13,12 +13,13 @@ from hypothesis.extra.numpy import arrays
 from sklearn import metrics as sklearn
 from torch import Tensor, nn
 
+from medspark.attacks.config import AttackName
 from medspark.attacks.losses import correct, margin, probabilities
-from medspark.attacks.suite import AttackName
 from medspark.evaluate.answers import answers_of
 from medspark.evaluate.bootstrap import intervals
+from medspark.evaluate.config import EvaluateConfig
 from medspark.evaluate.metrics import class_metrics, metrics
-from medspark.evaluate.robust import Batch, EvaluateConfig, RobustReport, evaluate
+from medspark.evaluate.robust import Batch, RobustReport, evaluate
 
 WHITE_BOX = tuple(name for name in get_args(AttackName) if name != "transfer")
 LOGITS = st.floats(-30, 30, width=32).filter(lambda z: abs(z) > 1e-3)

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from medspark.evaluate.deploy import evaluation_copy, fold_batch_norm
-from medspark.models.backbones import ModelConfig, build
+from medspark.models.backbones import build
 from medspark.models.classifier import Classifier, batch_norms
+from medspark.models.config import ModelConfig
 
 
 def trained(name: str) -> Classifier:

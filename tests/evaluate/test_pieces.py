@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from medspark.evaluate.config import EvaluateConfig
 from medspark.evaluate.pieces import Job, fingerprint
-from medspark.evaluate.robust import EvaluateConfig
-from medspark.models.backbones import ModelConfig, build
+from medspark.models.backbones import build
 from medspark.models.checkpoint import describe, save_classifier
+from medspark.models.config import ModelConfig
 
 ROWS, SIDE = 10, 32
 

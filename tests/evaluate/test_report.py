@@ -13,7 +13,8 @@ from medspark.evaluate.plots import calibration_error
 from medspark.evaluate.report import class_table, markdown, table, verdict, write_report
 from medspark.evaluate.sanity import SanityConfig
 from medspark.evaluate.summary import Detail, RobustReport, Trial, summarise
-from medspark.models.backbones import ModelConfig, build
+from medspark.models.backbones import build
+from medspark.models.config import ModelConfig
 
 CLASSES = ("NORMAL", "PNEUMONIA")
 TRIAL = Trial("pgd", 20, 2 / 255)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from medspark.errors import UsageError
-from medspark.evaluate.robust import Batch, EvaluateConfig, RobustReport, evaluate
+from medspark.evaluate.config import EvaluateConfig
+from medspark.evaluate.robust import Batch, RobustReport, evaluate
 
 CONFIG = EvaluateConfig(eps=(0.05, 0.1, 0.2), steps=10)
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from medspark.models.backbones import ModelConfig, build
+from medspark.models.backbones import build
 from medspark.models.checkpoint import describe, save_classifier
+from medspark.models.config import ModelConfig
 
 
 @pytest.fixture

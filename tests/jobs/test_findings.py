@@ -20,7 +20,7 @@ from medspark.ingest.archive import IngestConfig, ingest, open_archive
 from medspark.ingest.labels import LabelConfig
 from medspark.ingest.shards import ShardConfig, make_shards, open_samples
 from medspark.launch.model_card import model_card
-from medspark.models.checkpoint import read_card
+from medspark.models.card import read_card
 from medspark.models.predictor import Predictor
 from medspark.shards.manifest import read_manifest
 from medspark.train.config import FitConfig

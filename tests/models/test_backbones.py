@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from medspark.errors import UsageError
-from medspark.models.backbones import ModelConfig, build, check_model, import_timm
+from medspark.models.backbones import build, import_timm
+from medspark.models.config import ModelConfig, check_model
 
 
 @pytest.mark.parametrize("name", ["densenet121", "mobilenet_v2", "resnet50"])

@@ -7,17 +7,11 @@ import pytest
 import torch
 
 from medspark.errors import UsageError
-from medspark.models.backbones import ModelConfig, build
-from medspark.models.checkpoint import (
-    CARD,
-    WEIGHTS,
-    describe,
-    load_classifier,
-    read_card,
-    same_weights,
-    save_classifier,
-)
+from medspark.models.backbones import build
+from medspark.models.card import CARD, WEIGHTS, read_card
+from medspark.models.checkpoint import describe, load_classifier, same_weights, save_classifier
 from medspark.models.classifier import Classifier
+from medspark.models.config import ModelConfig
 from medspark.models.predictor import Predictor
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from medspark.models.backbones import ModelConfig, build
+from medspark.models.backbones import build
 from medspark.models.classifier import (
     Classifier,
     Normalise,
@@ -11,6 +11,7 @@ from medspark.models.classifier import (
     evaluating,
     freeze_batch_norm,
 )
+from medspark.models.config import ModelConfig
 
 
 @pytest.fixture

@@ -13,8 +13,9 @@ from PIL import Image
 from pydicom.data import get_testdata_file
 
 from medspark.errors import UsageError
-from medspark.models.backbones import ModelConfig, build
+from medspark.models.backbones import build
 from medspark.models.checkpoint import calibrate, describe, save_classifier
+from medspark.models.config import ModelConfig
 from medspark.models.file_predictor import FilePredictor
 from medspark.models.predictor import Predictor
 

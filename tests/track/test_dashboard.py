@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from medspark.track.runs import TrackConfig, tracked
+from medspark.track.config import TrackConfig
+from medspark.track.runs import tracked
 from medspark.track.spool import RunEntry
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

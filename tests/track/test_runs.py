@@ -14,12 +14,14 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from medspark.errors import UsageError
-from medspark.models.backbones import ModelConfig, build
+from medspark.models.backbones import build
 from medspark.models.checkpoint import describe, load_classifier, same_weights, save_classifier
+from medspark.models.config import ModelConfig
 from medspark.track.__main__ import main as publish_later
+from medspark.track.config import TrackConfig
 from medspark.track.journal import Journal
 from medspark.track.models import fetch_model
-from medspark.track.runs import TrackConfig, tracked
+from medspark.track.runs import tracked
 from medspark.track.spool import DatasetEntry, ModelEntry, RunEntry, Spool
 
 ENTRY = RunEntry(

@@ -19,10 +19,12 @@ from mlflow.tracking import MlflowClient
 from PIL import Image
 from pydicom.data import get_testdata_file
 
-from medspark.models.backbones import ModelConfig, build
+from medspark.models.backbones import build
 from medspark.models.checkpoint import calibrate, describe, save_classifier
+from medspark.models.config import ModelConfig
 from medspark.models.file_predictor import FilePredictor
-from medspark.track.runs import TrackConfig, tracked
+from medspark.track.config import TrackConfig
+from medspark.track.runs import tracked
 from medspark.track.spool import ModelEntry, RunEntry
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]

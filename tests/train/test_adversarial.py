@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medspark.models.classifier import Classifier, freeze_batch_norm
-from medspark.train.adversarial import MODES, AdversarialConfig, Learner, Sample, take_step
+from medspark.train.adversarial import MODES, Learner, Sample, take_step
+from medspark.train.config import AdversarialConfig
 from medspark.train.objective import CrossEntropy
 
 Tiny = Callable[..., Classifier]

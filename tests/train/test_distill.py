@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from medspark.models.classifier import Classifier
-from medspark.train.adversarial import AdversarialConfig, Learner, Sample, StepStats, take_step
-from medspark.train.distill import DistillConfig, lesson
+from medspark.train.adversarial import Learner, Sample, StepStats, take_step
+from medspark.train.config import AdversarialConfig, DistillConfig
+from medspark.train.distill import lesson
 from medspark.train.objective import CrossEntropy
 
 Tiny = Callable[..., Classifier]

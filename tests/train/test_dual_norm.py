@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from medspark.models.classifier import Classifier
-from medspark.train.adversarial import AdversarialConfig, Learner, Sample, take_step
+from medspark.train.adversarial import Learner, Sample, take_step
+from medspark.train.config import AdversarialConfig
 from medspark.train.dual_norm import DualNorm, dual
 from medspark.train.objective import CrossEntropy
 

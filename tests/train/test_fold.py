@@ -7,8 +7,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from medspark.models.backbones import ModelConfig, build
+from medspark.models.backbones import build
 from medspark.models.classifier import Classifier, batch_norms, freeze_batch_norm
+from medspark.models.config import ModelConfig
 from medspark.train.fold import fold
 
 IMAGES = torch.rand(4, 1, 32, 32, generator=torch.Generator().manual_seed(0))

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from medspark.models.backbones import ModelConfig, build
+from medspark.models.backbones import build
+from medspark.models.config import ModelConfig
 from medspark.train.lower import Float32Conv2d, MatrixConv2d, PaddedConv2d, lower, same_weights
 
 

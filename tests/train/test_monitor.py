@@ -9,7 +9,8 @@ import torch
 
 from medspark.models.classifier import Classifier
 from medspark.train.adversarial import Sample
-from medspark.train.monitor import Monitor, MonitorConfig, Sight, look
+from medspark.train.config import MonitorConfig
+from medspark.train.monitor import Monitor, Sight, look
 
 
 def judged(*sights: Sight, clean: float = 0.9, attacked: float = 0.8) -> str | None:

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medspark.models.classifier import Classifier
-from medspark.train.adversarial import MODES, AdversarialConfig, Learner, Sample, take_step
-from medspark.train.distill import DistillConfig, lesson
+from medspark.train.adversarial import MODES, Learner, Sample, take_step
+from medspark.train.config import AdversarialConfig, DistillConfig
+from medspark.train.distill import lesson
 from medspark.train.objective import (
     BinaryCrossEntropy,
     CrossEntropy,

@@ -1,0 +1,32 @@
+"""Which attacks there are, and how hard they try."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["BLACK_BOX", "AttackName", "Effort"]
+
+AttackName = Literal[
+    "fgsm", "pgd", "pgd_margin", "pgd_rescaled", "apgd", "apgd_ce", "apgd_dlr", "fab",
+    "deepfool", "cw", "square", "transfer", "autoattack",
+]  # fmt: skip
+
+# These ask the model for its answers only.
+BLACK_BOX = frozenset({"square", "transfer"})
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How hard the attacks try."""
+
+    steps: int = 20  # of PGD and transfer; APGD takes five times, FAB two and a half times as many
+    restarts: int = 1  # of PGD
+    queries: int = 1000  # of Square
+
+    def steps_of(self, name: str) -> int:
+        """Return how many gradients (or queries) per image attack ``name`` may ask for."""
+        factors = {"apgd": 5, "apgd_ce": 5, "apgd_dlr": 5, "autoattack": 5, "fab": 2.5}
+        if name == "fgsm":
+            return 1
+        return self.queries if name == "square" else round(factors.get(name, 1) * self.steps)

@@ -1,0 +1,96 @@
+"""How a trained model is attacked: what can be chosen about an evaluation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field
+
+from medspark.attacks.config import AttackName
+from medspark.attacks.threat import Norm
+from medspark.config import Config
+from medspark.errors import UsageError
+from medspark.evaluate.config import EvaluateConfig
+from medspark.track.config import TrackConfig
+
+__all__ = ["EvaluationConfig", "GreyLevels", "Scrutiny", "positive_class"]
+
+
+def _grey_levels(value: object) -> object:
+    if isinstance(value, str) and value.replace(" ", "").endswith("/255"):
+        return value.replace(" ", "").removesuffix("/255")
+    return value
+
+
+GreyLevels = Annotated[float, BeforeValidator(_grey_levels), Field(ge=0, le=255)]
+
+
+class Scrutiny(Config):
+    """How a model is attacked, whichever it is."""
+
+    split: Literal["train", "val", "test"] = Field("test", description="which images")
+    attacks: tuple[AttackName, ...] = Field(
+        ("fgsm", "pgd", "pgd_margin", "autoattack"),
+        description="by name, separated by commas",
+    )
+    norm: Norm = Field("linf", description="how a perturbation is measured")
+    eps: tuple[GreyLevels, ...] = Field(
+        (1, 2, 4), description="budgets in grey levels of 255, separated by commas"
+    )
+    steps: int = Field(20, ge=1, description="steps of PGD; APGD takes five times as many")
+    restarts: int = Field(1, ge=1, description="random starts of PGD")
+    queries: int = Field(1000, ge=1, description="answers that Square may ask for per image")
+    images: int | None = Field(
+        None, ge=1, description="evaluate the first so many (shards are shuffled), all by default"
+    )
+    positive: str | None = Field(
+        None, description="class that sensitivity is about; the last of two by default"
+    )
+    bootstrap: int = Field(1000, ge=0, description="resamples of the patients for the intervals")
+    sanity_images: int = Field(256, ge=0, description="images that the sanity checks attack again")
+    piece: int = Field(64, ge=1, description="images that a Spark task attacks")
+    batch_size: int = Field(64, ge=1, description="images attacked together")
+    gallery: int = Field(6, ge=0, description="images shown in the report")
+    seed: int = Field(0, ge=0, description="of the random starts and the resamples")
+
+    def attack_config(self) -> EvaluateConfig:
+        """Return what each piece is attacked with."""
+        return EvaluateConfig(
+            attacks=self.attacks,
+            norm=self.norm,
+            eps=tuple(levels / 255 for levels in self.eps),
+            steps=self.steps,
+            restarts=self.restarts,
+            queries=self.queries,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            sanity_images=self.sanity_images,
+        )
+
+
+class EvaluationConfig(Scrutiny):
+    """Attack one model on one split of training shards."""
+
+    model: str = Field(
+        description="folder with model.safetensors, an .onnx file (black-box attacks only), or an "
+        "MLflow model or run: models:/NAME/1, runs:/ID/model"
+    )
+    shards: Path = Field(description="folder that jobs/shard.py wrote")
+    surrogates: tuple[str, ...] = Field(
+        (), description="other models, for transfer: the attacker's own; named as model is"
+    )
+    folder: Path = Field(
+        Path("build/evaluations"),
+        description="for the pieces that are done and the report; every Spark worker sees it",
+    )
+    track: TrackConfig = TrackConfig()
+
+
+def positive_class(name: str | None, classes: tuple[str, ...]) -> int | None:
+    """Return the number of the class ``name``. Raises UsageError where there is none such."""
+    if name is None:
+        return None
+    if name not in classes:
+        raise UsageError(f"positive: there is no class '{name}'; there are {', '.join(classes)}.")
+    return classes.index(name)
