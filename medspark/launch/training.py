@@ -33,7 +33,7 @@ from medspark.launch.model_card import model_card
 from medspark.launch.progress import progress
 from medspark.launch.table import robustness_table
 from medspark.models.card import read_card
-from medspark.models.config import PRETRAINED, ModelConfig, check_model
+from medspark.models.config import PRETRAINED, ModelConfig, check_model, check_weights
 from medspark.shards.manifest import Manifest, read_manifest, verify
 from medspark.shards.plan import EpochPlan
 from medspark.track.config import TrackConfig
@@ -131,6 +131,7 @@ def check(config: TrainAtConfig) -> None:
     if config.shards is not None:
         verify(config.shards, read_manifest(config.shards), contents=False)
     check_data(config.data)
+    check_weights(config.model)
 
 
 @contextmanager

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import struct
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,7 +11,7 @@ from torch import nn
 
 from medspark.errors import UsageError
 from medspark.models.classifier import Classifier
-from medspark.models.config import PRETRAINED, ModelConfig, check_model, timm_name
+from medspark.models.config import PRETRAINED, ModelConfig, check_model, tensor_names, timm_name
 from medspark.models.torchvision_ops import declare_missing_operators
 
 _LOGGER = logging.getLogger(__name__)
@@ -49,30 +47,6 @@ def import_timm() -> ModuleType:
     import timm
 
     return timm
-
-
-def tensor_names(path: Path) -> set[str]:
-    """Return the names of the tensors in a safetensors file, from its header alone.
-
-    Raises UsageError if there is no such file or it is of another kind. Other formats are
-    refused unopened: torch's own unpickle, and unpickling runs code.
-    """
-    if path.suffix != ".safetensors":
-        raise UsageError(
-            f"model.weights: '{path}' is not a .safetensors file; other formats are not loaded "
-            "because opening them can run code."
-        )
-    try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            if length > path.stat().st_size:
-                raise ValueError("the header is longer than the file")
-            header = json.loads(file.read(length))
-    except OSError as error:
-        raise UsageError(f"model.weights: cannot read '{path}': {error.strerror}.") from error
-    except (ValueError, struct.error) as error:
-        raise UsageError(f"model.weights: '{path}' is not a safetensors file: {error}.") from error
-    return set(header) - {"__metadata__"}
 
 
 def _create(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import json
+import struct
 from pathlib import Path
 
 from pydantic import Field
@@ -10,7 +12,7 @@ from pydantic import Field
 from medspark.config import Config
 from medspark.errors import UsageError
 
-__all__ = ["PRETRAINED", "ModelConfig", "check_model", "timm_name"]
+__all__ = ["PRETRAINED", "ModelConfig", "check_model", "check_weights", "tensor_names", "timm_name"]
 
 PRETRAINED = "pretrained"
 ALIASES = {"mobilenet_v2": "mobilenetv2_100", "mobilenetv2": "mobilenetv2_100"}
@@ -33,7 +35,7 @@ class ModelConfig(Config):
 
 def check_model(config: ModelConfig) -> None:
     """Raise UsageError if ``config`` names an unknown model or a weights file that is unfit."""
-    from medspark.models.backbones import import_timm, tensor_names  # with torch and timm
+    from medspark.models.backbones import import_timm  # with torch and timm
 
     name = timm_name(config.name)
     timm = import_timm()
@@ -45,10 +47,39 @@ def check_model(config: ModelConfig) -> None:
     if config.weights == PRETRAINED:
         if not timm.is_model_pretrained(name):
             raise UsageError(f"model.weights: timm has no pretrained weights for '{name}'.")
-    elif config.weights is not None:
-        tensor_names(Path(config.weights))
+    check_weights(config)
+
+
+def check_weights(config: ModelConfig) -> None:
+    """Raise UsageError for a file of weights that is missing or of another kind; without timm."""
+    if config.weights not in (None, PRETRAINED):
+        tensor_names(Path(str(config.weights)))
 
 
 def timm_name(name: str) -> str:
     """Return the name by which timm knows ``name``."""
     return ALIASES.get(name, name)
+
+
+def tensor_names(path: Path) -> set[str]:
+    """Return the names of the tensors in a safetensors file, from its header alone.
+
+    Raises UsageError if there is no such file or it is of another kind. Other formats are
+    refused unopened: torch's own unpickle, and unpickling runs code.
+    """
+    if path.suffix != ".safetensors":
+        raise UsageError(
+            f"model.weights: '{path}' is not a .safetensors file; other formats are not loaded "
+            "because opening them can run code."
+        )
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > path.stat().st_size:
+                raise ValueError("the header is longer than the file")
+            header = json.loads(file.read(length))
+    except OSError as error:
+        raise UsageError(f"model.weights: cannot read '{path}': {error.strerror}.") from error
+    except (ValueError, struct.error) as error:
+        raise UsageError(f"model.weights: '{path}' is not a safetensors file: {error}.") from error
+    return set(header) - {"__metadata__"}

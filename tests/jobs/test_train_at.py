@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
 
@@ -127,10 +128,6 @@ def _cores() -> int:
         ("--shards /nowhere", "There is no shard folder /nowhere."),
         ("--shards {tmp}", "{tmp} holds no manifest.json: jobs/shard.py has not finished there."),
         (
-            "--model.name mobilnetv2_100",
-            "model.name: timm has no model 'mobilnetv2_100'; did you mean mobilenetv2_100",
-        ),
-        (
             "--model.weights /nowhere.safetensors",
             "model.weights: cannot read '/nowhere.safetensors': No such file or directory.",
         ),
@@ -161,6 +158,27 @@ def test_a_mistake_is_one_sentence_and_status_2_before_spark_starts(
     said = capsys.readouterr().err.strip()
     assert status == 2
     assert said.startswith("train_at: " + sentence.format(tmp=tmp_path))
+    assert "\n" not in said
+
+
+@pytest.mark.usefixtures("no_session")
+def test_a_network_that_timm_does_not_have_is_one_sentence_and_status_2(
+    job: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    # It is told while Spark starts, which takes as long as to import timm.
+    monkeypatch.setattr(training, "spark_session", lambda *_, **__: nullcontext())
+    monkeypatch.chdir(tmp_path)
+
+    status = job.main(["--model.name", "mobilnetv2_100"])
+
+    said = capsys.readouterr().err.strip()
+    assert status == 2
+    assert said.startswith(
+        "train_at: model.name: timm has no model 'mobilnetv2_100'; did you mean mobilenetv2_100"
+    )
     assert "\n" not in said
 
 
