@@ -44,9 +44,8 @@ def check_model(config: ModelConfig) -> None:
         close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
         hint = f"did you mean {', '.join(close)}?" if close else "see timm.list_models()."
         raise UsageError(f"model.name: timm has no model '{config.name}'; {hint}")
-    if config.weights == PRETRAINED:
-        if not timm.is_model_pretrained(name):
-            raise UsageError(f"model.weights: timm has no pretrained weights for '{name}'.")
+    if config.weights == PRETRAINED and not timm.is_model_pretrained(name):
+        raise UsageError(f"model.weights: timm has no pretrained weights for '{name}'.")
     check_weights(config)
 
 
