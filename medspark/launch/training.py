@@ -99,16 +99,16 @@ def train_at(config: TrainAtConfig) -> dict[str, Any]:
     check(config)
     folder = config.run_dir or (config.output or Path("build/results/train_at.json"))
     folder = (folder if config.run_dir else folder.with_suffix(".run")).resolve()
-    if config.resume == "never":
-        _clear(folder)
     settings = SPARK_SETTINGS | config.spark.settings
     spark_config = config.spark.model_copy(update={"settings": settings})
     # To import timm takes as long as Spark to start.
     with (
-        beside(lambda: check_model(config.model)) as checked,
+        _beside(lambda: check_model(config.model)) as checked,
         spark_session(spark_config, name="medspark train_at") as spark,
     ):
         checked()
+        if config.resume == "never":
+            _clear(folder)
         before: dict[str, Any] = {}
         if config.shards is None:
             shards, before["ingest"] = demo_shards(spark, config.demo)
@@ -135,7 +135,7 @@ def check(config: TrainAtConfig) -> None:
 
 
 @contextmanager
-def beside(work: Callable[[], None]) -> Iterator[Callable[[], None]]:
+def _beside(work: Callable[[], None]) -> Iterator[Callable[[], None]]:
     """Do ``work`` in a thread; what is yielded waits for its end, and raises what it raised."""
     with ThreadPoolExecutor(1) as pool:
         yield pool.submit(work).result

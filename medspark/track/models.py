@@ -21,7 +21,7 @@ from medspark.track.config import TrackConfig
 from medspark.track.spool import ModelEntry
 from medspark.track.store import first_line, quieten, tracking_uri
 
-__all__ = ["fetch_model", "log_model", "register_model"]
+__all__ = ["fetch_artifact", "fetch_model", "log_model", "register_model"]
 
 # What opens DICOM and picture files.
 _READ_FILES = (
