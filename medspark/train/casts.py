@@ -7,13 +7,15 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 __all__ = ["cast_once", "same_weights"]
 
+Form = Callable[[Tensor], Tensor]
+
 # The version that torch counts for a tensor does not tell whether it has changed: the fused AdamW
 # leaves it as it is.
-_CASTS: ContextVar[dict[tuple[nn.Module, torch.dtype], Tensor] | None] = ContextVar(
+_CASTS: ContextVar[dict[tuple[Tensor, torch.dtype, Form | None], Tensor] | None] = ContextVar(
     "casts", default=None
 )
 
@@ -30,13 +32,13 @@ def same_weights(device: str) -> Iterator[None]:
         _CASTS.reset(token)
 
 
-def cast_once(
-    module: nn.Module, dtype: torch.dtype, cast: Callable[[torch.dtype], Tensor]
-) -> Tensor:
-    """Return what ``cast`` makes of the weight of ``module``, without gradient."""
+def cast_once(weight: Tensor, dtype: torch.dtype, form: Form | None = None) -> Tensor:
+    """Return ``weight`` as ``dtype``, in another form if one is given, without gradient."""
     casts = _CASTS.get()
-    if casts is None:
-        return cast(dtype)
-    if (module, dtype) not in casts:
-        casts[module, dtype] = cast(dtype)
-    return casts[module, dtype]
+    if casts is not None and (weight, dtype, form) in casts:
+        return casts[weight, dtype, form]
+    cast = weight.detach().to(dtype)
+    cast = cast if form is None else form(cast)
+    if casts is not None:
+        casts[weight, dtype, form] = cast
+    return cast

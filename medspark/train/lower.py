@@ -1,4 +1,4 @@
-"""Convolutions over few positions, computed in ways that the CPU is faster at.
+"""Parts of a network, computed in ways that the CPU is faster at: convolutions, dense blocks.
 
 oneDNN's convolutions are made for large images. At 64 pixels the last stages of a network look at
 2 x 2 or 4 x 4 positions through half a million weights and more, and there its weight gradient
@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medspark.models.classifier import evaluating
+from medspark.train.dense_block import BufferedDenseBlock, can_be_buffered
 from medspark.train.matrix_conv import MatrixConv2d, padding_of
 
 __all__ = ["Float32Conv2d", "PaddedConv2d", "lower"]
@@ -51,7 +52,7 @@ class Float32Conv2d(nn.Conv2d):
 
 
 def lower(model: nn.Module, images: Tensor, *, batch_size: int) -> int:
-    """Replace convolutions of ``model`` by equal ones that are faster here; say how many.
+    """Replace parts of ``model`` by equal ones that are faster here; say how many.
 
     The sizes are found by watching one pass of ``images`` (B, C, H, W); ``batch_size`` is how many
     images a pass will hold. Names and parameters stay as they are.
@@ -75,9 +76,12 @@ def lower(model: nn.Module, images: Tensor, *, batch_size: int) -> int:
         model(images)
     for handle in handles:
         handle.remove()
+    blocks = [name for name, module in model.named_modules() if can_be_buffered(module)]
+    for name in blocks:
+        model.set_submodule(name, BufferedDenseBlock(model.get_submodule(name)))
     for name, better in chosen.items():
         model.set_submodule(name, _rebuilt(model.get_submodule(name), better))
-    return len(chosen)
+    return len(chosen) + len(blocks)
 
 
 def _better(conv: nn.Conv2d, *, positions: int, batch: int) -> type[nn.Conv2d] | None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from medspark.train.casts import cast_once
 
-__all__ = ["MatrixConv2d", "padding_of"]
+__all__ = ["MatrixConv2d", "as_matrix", "padding_of", "rows_of"]
 
 
 class MatrixConv2d(nn.Conv2d):
@@ -23,14 +23,16 @@ class MatrixConv2d(nn.Conv2d):
         device = input.device.type
         if torch.is_autocast_enabled(device):
             input = input.to(torch.get_autocast_dtype(device))
-        matrix = cast_once(self, input.dtype, self._cast)
+        matrix = cast_once(self.weight, input.dtype, as_matrix)
         product: Tensor = _Product.apply(  # type: ignore[no-untyped-call]
             input, self.weight, self.bias, matrix, self.stride, padding_of(self)
         )
         return product
 
-    def _cast(self, dtype: torch.dtype) -> Tensor:
-        return self.weight.detach().to(dtype).permute(0, 2, 3, 1).flatten(1)
+
+def as_matrix(weight: Tensor) -> Tensor:
+    """Return a convolution's ``weight`` (O, C, kh, kw) as the matrix (O, kh * kw * C)."""
+    return weight.permute(0, 2, 3, 1).flatten(1)
 
 
 class _Product(torch.autograd.Function):
@@ -59,7 +61,7 @@ class _Product(torch.autograd.Function):
             device=x.device,
             memory_format=torch.channels_last,
         )
-        rows, products = windows.reshape(-1, length), _rows(output)
+        rows, products = windows.reshape(-1, length), rows_of(output)
         if bias is None:
             torch.mm(rows, matrix.t(), out=products)
         else:
@@ -90,7 +92,7 @@ class _Product(torch.autograd.Function):
         return for_x, for_weight, for_bias, None, None, None
 
 
-def _rows(image: Tensor) -> Tensor:
+def rows_of(image: Tensor) -> Tensor:
     """Return a channels-last ``image`` (B, C, H, W) as the matrix (B * H * W, C) that it is."""
     return image.permute(0, 2, 3, 1).view(-1, image.shape[1])
 
