@@ -33,9 +33,9 @@ from medspark.attacks.fgsm import one_step
 from medspark.attacks.pgd import pgd
 from medspark.attacks.threat import ThreatModel
 from medspark.data.batch import Integers
+from medspark.train.casts import same_weights
 from medspark.train.config import AdversarialConfig, ModeName
 from medspark.train.dual_norm import for_attacked, idle_sum
-from medspark.train.lower import same_weights
 from medspark.train.noise import keyed_noise
 from medspark.train.objective import Objective, divergence
 
@@ -240,21 +240,21 @@ MODES: dict[ModeName, Callable[[Learner, Sample], StepStats]] = {
 
 def take_step(learner: Learner, sample: Sample) -> StepStats:
     """Leave in ``.grad`` what the configured mode and its penalty learn from ``sample``."""
-    if learner.config.gradalign > 0:
-        with learner.quiet():
-            _align(learner, sample)
-    step = learner.lesson or MODES[learner.config.mode]
-    return step(learner, sample)
+    with same_weights(sample.images.device.type):
+        if learner.config.gradalign > 0:
+            with learner.quiet():
+                _align(learner, sample)
+        step = learner.lesson or MODES[learner.config.mode]
+        return step(learner, sample)
 
 
 def _fused_from(learner: Learner, sample: Sample, start: Tensor) -> StepStats:
     x = start.detach().requires_grad_(True)
-    with same_weights(x.device.type):
-        # Around the forward pass too: DDP decides there whether the backward pass will all-reduce.
-        with learner.quiet():
-            clean, logits = _learn(learner, sample, x, learner.config.clean_share)
-        assert x.grad is not None
-        return _learn_attacked(learner, sample, x.detach(), x.grad, clean, logits)
+    # Around the forward pass too: DDP decides there whether the backward pass will all-reduce.
+    with learner.quiet():
+        clean, logits = _learn(learner, sample, x, learner.config.clean_share)
+    assert x.grad is not None
+    return _learn_attacked(learner, sample, x.detach(), x.grad, clean, logits)
 
 
 def _learn(
@@ -308,5 +308,7 @@ def _align(learner: Learner, sample: Sample) -> None:
 
 @contextmanager
 def _precision(device: str, dtype: torch.dtype | None) -> Iterator[None]:
-    with torch.autocast(device, dtype=dtype, enabled=dtype is not None):
+    # Older versions of torch keep casts made without gradient for passes that need one.
+    keep = torch.is_grad_enabled()
+    with torch.autocast(device, dtype=dtype, enabled=dtype is not None, cache_enabled=keep):
         yield

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from medspark.attacks.threat import ThreatModel
 from medspark.models.classifier import Classifier
@@ -59,3 +59,18 @@ def tiny() -> Callable[..., Classifier]:
 def sample() -> Callable[..., Sample]:
     """Return the function that builds a step's images."""
     return build_sample
+
+
+def both_ways(model: nn.Module, images: Tensor) -> list[Tensor]:
+    """Return the output of a pass, and the gradients of the images and of the parameters."""
+    x = images.clone().requires_grad_(True)
+    output = model(x)
+    output.square().sum().backward()
+    assert x.grad is not None
+    return [output.detach(), x.grad, *(p.grad for p in model.parameters() if p.grad is not None)]
+
+
+@pytest.fixture
+def gradients() -> Callable[..., list[Tensor]]:
+    """Return the function that makes one pass forward and backward."""
+    return both_ways
