@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from medspark.attacks.fgsm import one_step
+from medspark.attacks.losses import Loss, cross_entropy
 from medspark.attacks.pgd import pgd
 from medspark.attacks.threat import ThreatModel
 from medspark.data.batch import Integers
@@ -118,9 +119,22 @@ class Learner:
     def gradient(self, images: Tensor, labels: Tensor, *, graph: bool = False) -> Tensor:
         """Return the loss's gradient at ``images``; the parameters get none."""
         x = images.detach().requires_grad_(True)
-        loss = self.objective(self.logits(self.bare, x), labels)
-        (gradient,) = torch.autograd.grad(loss, x, create_graph=graph)
+        with nullcontext() if graph else self.fixed():
+            loss = self.objective(self.logits(self.bare, x), labels)
+            (gradient,) = torch.autograd.grad(loss, x, create_graph=graph)
         return gradient
+
+    @contextmanager
+    def fixed(self) -> Iterator[None]:
+        """Have passes compute no gradient of a parameter, as attacks need none."""
+        learning = [p for p in self.model.parameters() if p.requires_grad]
+        for parameter in learning:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in learning:
+                parameter.requires_grad_(True)
 
     def noisy(self, sample: Sample, reach: float) -> Tensor:
         """Return the images with uniform noise of at most ``reach`` on each pixel."""
@@ -187,15 +201,7 @@ def free(learner: Learner, sample: Sample) -> StepStats:
 
 def madry(learner: Learner, sample: Sample) -> StepStats:
     """Learn from PGD images alone."""
-    attacked = pgd(
-        learner.bare,
-        sample.images,
-        sample.labels,
-        threat=sample.threat,
-        steps=learner.config.inner_steps,
-        start=random_start(sample),
-    )
-    return _learn_from(learner, sample, attacked)
+    return _learn_from(learner, sample, _searched(learner, sample, cross_entropy))
 
 
 def trades(learner: Learner, sample: Sample) -> StepStats:
@@ -206,15 +212,7 @@ def trades(learner: Learner, sample: Sample) -> StepStats:
     def away(logits: Tensor, labels: Tensor) -> Tensor:
         return divergence(answers, logits, labels)
 
-    attacked = pgd(
-        learner.bare,
-        sample.images,
-        sample.labels,
-        threat=sample.threat,
-        steps=learner.config.inner_steps,
-        start=random_start(sample),
-        loss=away,
-    )
+    attacked = _searched(learner, sample, away)
     clean = learner.logits(learner.model, sample.images)
     with for_attacked(learner.bare):
         adversarial = learner.logits(learner.model, attacked)
@@ -246,6 +244,19 @@ def take_step(learner: Learner, sample: Sample) -> StepStats:
                 _align(learner, sample)
         step = learner.lesson or MODES[learner.config.mode]
         return step(learner, sample)
+
+
+def _searched(learner: Learner, sample: Sample, loss: Loss) -> Tensor:
+    with learner.fixed():
+        return pgd(
+            learner.bare,
+            sample.images,
+            sample.labels,
+            threat=sample.threat,
+            steps=learner.config.inner_steps,
+            start=random_start(sample),
+            loss=loss,
+        )
 
 
 def _fused_from(learner: Learner, sample: Sample, start: Tensor) -> StepStats:

@@ -23,13 +23,17 @@ from medspark.train.narrow_conv import narrow_backward
 
 __all__ = ["BufferedDenseBlock", "can_be_buffered"]
 
+# Parameters of a layer.
+_EACH = 5
+
 
 def can_be_buffered(module: nn.Module) -> bool:
     """Return whether ``module`` is a dense block of timm's with its second batch norms folded."""
     layers: list[Any]
     kind, layers = type(module), list(module.children())
     return (kind.__module__, kind.__name__) == ("timm.models.densenet", "DenseBlock") and all(
-        type(layer.norm1.act) is nn.ReLU
+        isinstance(layer.norm1, nn.BatchNorm2d)
+        and type(layer.norm1.act) is nn.ReLU
         and type(layer.norm1.drop) is nn.Identity
         and layer.conv1.bias is not None
         and type(layer.norm2) is nn.ReLU
@@ -90,10 +94,11 @@ class _Block(torch.autograd.Function):
             # Somebody will differentiate the gradient: autograd knows how.
             return _differentiable(x, ctx.layers, gradient)
         total = gradient.clone(memory_format=torch.channels_last)
-        found: list[Tensor] = []
+        found: list[Tensor | None] = []
         for number in reversed(range(len(ctx.layers))):
             seen, active, wide = kept[3 * number : 3 * number + 3]
-            found[:0] = _backward(ctx.layers[number], total, seen, active, wide)
+            wanted = any(ctx.needs_input_grad[2 + _EACH * number :][:_EACH])
+            found[:0] = _backward(ctx.layers[number], total, seen, active, wide, wanted=wanted)
         for_x = total[:, : x.shape[1]].contiguous(memory_format=torch.channels_last)
         return for_x, None, *found
 
@@ -114,24 +119,26 @@ def _forward(layer: Any, seen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _backward(
-    layer: Any, total: Tensor, seen: Tensor, active: Tensor, wide: Tensor
-) -> Sequence[Tensor]:
-    """Return the gradients of ``_parameters``; add those of what the layer saw to ``total``."""
+    layer: Any, total: Tensor, seen: Tensor, active: Tensor, wide: Tensor, *, wanted: bool
+) -> Sequence[Tensor | None]:
+    """Return the gradients of ``_parameters`` if wanted; add those of ``seen`` to ``total``."""
     norm, conv1, conv2 = layer.norm1, layer.conv1, layer.conv2
     end = seen.shape[1]
     for_made = total[:, end : end + conv2.out_channels]
-    for_wide, for_conv2 = narrow_backward(for_made, wide, conv2.weight)
+    for_wide, for_conv2 = narrow_backward(for_made, wide, conv2.weight, wanted=wanted)
     rows = rows_of(block_(for_wide, wide))
-    for_conv1 = torch.mm(rows.t(), rows_of(active)).view(conv1.weight.shape)
     for_active = torch.empty_like(active)
     torch.mm(rows, cast_once(conv1.weight, seen.dtype, as_matrix), out=rows_of(for_active))
     block_(for_active, active)
+    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    total[:, :end].addcmul_(for_active, scale.to(seen.dtype).view(-1, 1, 1))
+    if not wanted:
+        return _EACH * (None,)
     _, for_scale, for_shift = torch.ops.aten.native_batch_norm_backward(
         *(for_active, seen, norm.weight, norm.running_mean, norm.running_var, None, None, False),
         *(norm.eps, (False, True, True)),
     )
-    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-    total[:, :end].addcmul_(for_active, scale.to(seen.dtype).view(-1, 1, 1))
+    for_conv1 = torch.mm(rows.t(), rows_of(active)).view(conv1.weight.shape)
     kind = conv1.weight.dtype
     return for_scale, for_shift, for_conv1.to(kind), rows.sum(0).to(kind), for_conv2
 
@@ -143,8 +150,10 @@ def _differentiable(
     with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=low):
         output = _plain(x, layers)
     inputs = [x, *_parameters(layers)]
-    for_x, *found = torch.autograd.grad(output, inputs, gradient, create_graph=True)
-    return for_x, None, *found
+    wanted = [tensor for tensor in inputs if tensor.requires_grad]
+    found = iter(torch.autograd.grad(output, wanted, gradient, create_graph=True))
+    for_x, *others = (next(found) if tensor.requires_grad else None for tensor in inputs)
+    return for_x, None, *others
 
 
 def _plain(x: Tensor, layers: Sequence[Any]) -> Tensor:

@@ -21,8 +21,10 @@ __all__ = ["narrow_backward"]
 _WORTH_UNFOLDING = 4096
 
 
-def narrow_backward(gradient: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the gradients of ``x`` and of ``weight``; stride 1, one pixel of padding.
+def narrow_backward(
+    gradient: Tensor, x: Tensor, weight: Tensor, *, wanted: bool = True
+) -> tuple[Tensor, Tensor | None]:
+    """Return the gradients of ``x`` and, if wanted, of ``weight``; stride 1, padding 1.
 
     ``gradient`` (B, O, H, W) and ``x`` (B, C, H, W) lie channels-last.
     """
@@ -30,12 +32,15 @@ def narrow_backward(gradient: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor
     if x.numel() > channels * _WORTH_UNFOLDING:
         cast = cast_once(weight, x.dtype)
         for_x, for_weight, _ = torch.ops.aten.convolution_backward(
-            gradient, x, cast, None, (1, 1), (1, 1), (1, 1), False, (0, 0), 1, (True, True, False)
+            *(gradient, x, cast, None, (1, 1), (1, 1), (1, 1), False, (0, 0), 1),
+            (True, wanted, False),
         )
-        return for_x, for_weight.to(weight.dtype)
+        return for_x, for_weight.to(weight.dtype) if wanted else None
     around = _unfolded(gradient)
     for_x = torch.empty_like(x)
     torch.mm(around, cast_once(weight, x.dtype, _turned), out=rows_of(for_x))
+    if not wanted:
+        return for_x, None
     product = torch.mm(around.t(), rows_of(x)).view(3, 3, out, channels)
     for_weight = torch.empty_like(weight)
     for_weight.copy_(product.flip(0, 1).permute(2, 3, 0, 1))

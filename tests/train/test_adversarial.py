@@ -41,36 +41,38 @@ def test_fused_is_naive_bit_for_bit(frozen: bool, share: float, tiny: Tiny, samp
 
 
 @pytest.mark.parametrize(
-    ("mode", "forwards", "backwards"),
+    ("mode", "forwards", "backwards", "of_weights"),
     [
-        ("standard", 1, 1),
-        ("naive", 3, 3),
-        ("fused", 2, 2),
-        ("fused_noise", 2, 2),
-        ("nfgsm", 2, 2),
-        ("rs_fgsm", 2, 2),
-        ("free", 1, 1),
-        ("pgd", 4, 4),
-        ("trades", 6, 5),
+        ("standard", 1, 1, 1),
+        ("naive", 3, 3, 2),
+        ("fused", 2, 2, 2),
+        ("fused_noise", 2, 2, 2),
+        ("nfgsm", 2, 2, 1),
+        ("rs_fgsm", 2, 2, 1),
+        ("free", 1, 1, 1),
+        ("pgd", 4, 4, 1),
+        ("trades", 6, 5, 2),
     ],
 )
 def test_a_step_costs_the_passes_of_the_table(
-    mode: str, forwards: int, backwards: int, tiny: Tiny, sample: Make
+    mode: str, forwards: int, backwards: int, of_weights: int, tiny: Tiny, sample: Make
 ):
-    model, count = tiny().double(), {"forward": 0, "backward": 0}
+    model, count = tiny().double(), {"forward": 0, "backward": 0, "of weights": 0}
 
     def backward(_: Tensor) -> None:
         count["backward"] += 1
 
-    def forward(_: nn.Module, __: object, output: Tensor) -> None:
+    def forward(module: nn.Module, __: object, output: Tensor) -> None:
         count["forward"] += 1
         if output.requires_grad:
             output.register_hook(backward)
+            count["of weights"] += all(p.requires_grad for p in module.parameters())
 
     model.register_forward_hook(forward)
     learnt(model, sample(), mode=mode, inner_steps=3)
 
-    assert count == {"forward": forwards, "backward": backwards}
+    assert count == {"forward": forwards, "backward": backwards, "of weights": of_weights}
+    assert all(p.requires_grad for p in model.parameters())
 
 
 @pytest.mark.parametrize("share", [0.5, 0.3])

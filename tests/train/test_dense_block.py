@@ -16,6 +16,7 @@ from medspark.models.classifier import Classifier, batch_norms, freeze_batch_nor
 from medspark.models.config import ModelConfig
 from medspark.models.torchvision_ops import declare_missing_operators
 from medspark.train.dense_block import BufferedDenseBlock, can_be_buffered
+from medspark.train.dual_norm import DualNorm
 from medspark.train.fold import fold
 from medspark.train.lower import lower
 
@@ -182,7 +183,41 @@ def test_the_compiler_takes_it_whole():
     assert torch.allclose(compiled(features()), buffered(features()))
 
 
-@pytest.mark.parametrize("change", ["dropout", "activation", "batch norm", "another block"])
+@pytest.mark.parametrize("side", [2, 50])
+def test_weights_that_do_not_learn_get_no_gradient_and_cost_none(side: int):
+    plain = timms_block()
+    buffered = BufferedDenseBlock(copy.deepcopy(plain))
+    slopes = []
+    for block in (plain, buffered):
+        block.denselayer1.requires_grad_(False)
+        block.denselayer3.requires_grad_(False)
+        x = features(side).requires_grad_(True)
+        output = block(x)
+        with profile(activities=[ProfilerActivity.CPU]) as seen:
+            output.square().sum().backward()
+        slopes.append([x.grad, *(p.grad for p in block.parameters() if p.requires_grad)])
+
+    assert apart(*slopes) < 1e-12
+    assert [p.grad is not None for p in plain.parameters()] == [
+        p.grad is not None for p in buffered.parameters()
+    ]
+    counts = {event.key: event.count for event in seen.key_averages()}
+    assert counts["aten::native_batch_norm_backward"] == 1
+
+
+def test_the_gradient_of_its_gradient_is_to_be_had_of_weights_that_do_not_learn():
+    buffered = BufferedDenseBlock(timms_block()).requires_grad_(False)
+    x = features().requires_grad_(True)
+
+    (slope,) = torch.autograd.grad(buffered(x).square().sum(), x, create_graph=True)
+    slope.square().sum().backward()
+
+    assert x.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    "change", ["dropout", "activation", "batch norm", "doubled batch norm", "another block"]
+)
 def test_other_blocks_are_left_alone(change: str):
     block = timms_block()
     assert can_be_buffered(block)
@@ -193,6 +228,8 @@ def test_other_blocks_are_left_alone(change: str):
         block.denselayer2.norm1.act = nn.GELU()
     if change == "batch norm":
         block.denselayer2.norm2 = nn.BatchNorm2d(12)
+    if change == "doubled batch norm":
+        block.denselayer2.norm1 = DualNorm(block.denselayer2.norm1)
     if change == "another block":
         block.__class__ = type("DenseBlock", (type(block),), {"__module__": "elsewhere"})
 
