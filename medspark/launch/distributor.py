@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from pydantic import Field
 from pyspark.sql import SparkSession
 
@@ -27,6 +28,7 @@ from medspark.launch.slots import (
     check_settings,
     local_slots,
     submitted_master,
+    usual_ranks,
     wait_for,
 )
 
@@ -49,7 +51,9 @@ class LaunchConfig(Config):
     """Where the training processes (ranks) run, and what happens when one dies."""
 
     processes: int = Field(
-        0, ge=0, description="ranks, each a process; 0: two where there is room for them, else one"
+        0,
+        ge=0,
+        description="ranks, each a process; 0: two where there is room, and a GPU for each if any",
     )
     threads_per_process: int = Field(
         0, ge=0, description="torch threads of each rank; 0: the cores divided by the ranks"
@@ -153,7 +157,9 @@ class _Supervisor:
         """Return the outcome of the attempt that succeeds."""
         slots = self._room(_ROOM_SECONDS)
         if self._launch.processes == 0:
-            self._wanted = max(1, min(self._wanted, slots.tasks))
+            # Ranks on executors see the GPUs that Spark gives them.
+            gpus = 0 if self._on_executors else torch.cuda.device_count()
+            self._wanted = usual_ranks(slots, gpus=gpus)
         if slots.tasks < self._wanted:
             raise UsageError(_no_room(self._wanted, slots, self._spark))
         failed_at: str | None = None
