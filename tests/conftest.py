@@ -6,6 +6,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,6 +21,7 @@ from hypothesis import HealthCheck, settings
 from medspark.shards.schema import SPLITS
 
 if TYPE_CHECKING:  # most tests do without torch, and its import takes a second
+    import torch
     from pyspark.sql import SparkSession
     from torch import Tensor, nn
 
@@ -124,6 +126,51 @@ def distilled_network(digits: Digits) -> nn.Module:
     return digits.train(
         lambda network, images, rows: cross_entropy(network(images) / 50, soft[rows]), 16
     )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs a GPU, and prepare torch for the devices that tests ask for."""
+    params = [getattr(item, "callspec", None) and item.callspec.params for item in items]
+    devices = [(chosen or {}).get("device") for chosen in params]
+    for item, device in zip(items, devices, strict=True):
+        if device == "cuda":
+            item.add_marker(pytest.mark.gpu)
+    if "pretended" in devices:
+        with suppress(ImportError):  # torch has to know it before its first backward pass
+            importlib.import_module("pretended").register()
+    if "cuda" in devices:
+        import torch
+
+        if torch.cuda.is_available():
+            torch.cuda.init()
+    # Processes that tests start are more than there are GPUs.
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what needs a GPU where there is none: here, so that all of it is one line."""
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("no CUDA device: this test needs one")
+
+
+@pytest.fixture(params=["cpu", "pretended", "cuda"])
+def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
+    """Where a test computes: here, on a device that is only pretended, and on a GPU."""
+    import torch
+
+    from medspark.train.world import join
+
+    if request.param == "cpu":
+        yield torch.device("cpu")
+    elif request.param == "pretended":
+        with pytest.importorskip("pretended", exc_type=ImportError).pretended_device() as lent:
+            yield lent
+    else:
+        with join(alone=True) as world:
+            yield world.device
 
 
 WriteShards = Callable[..., Path]

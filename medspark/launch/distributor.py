@@ -27,6 +27,7 @@ from medspark.launch.slots import (
     check_settings,
     local_slots,
     submitted_master,
+    usual_ranks,
     wait_for,
 )
 
@@ -49,7 +50,9 @@ class LaunchConfig(Config):
     """Where the training processes (ranks) run, and what happens when one dies."""
 
     processes: int = Field(
-        0, ge=0, description="ranks, each a process; 0: two where there is room for them, else one"
+        0,
+        ge=0,
+        description="ranks, each a process; 0: two where there is room, and a GPU for each if any",
     )
     threads_per_process: int = Field(
         0, ge=0, description="torch threads of each rank; 0: the cores divided by the ranks"
@@ -153,7 +156,9 @@ class _Supervisor:
         """Return the outcome of the attempt that succeeds."""
         slots = self._room(_ROOM_SECONDS)
         if self._launch.processes == 0:
-            self._wanted = max(1, min(self._wanted, slots.tasks))
+            # Ranks on executors see the GPUs that Spark gives them.
+            gpus = 0 if self._on_executors else _gpus()
+            self._wanted = usual_ranks(slots, gpus=gpus)
         if slots.tasks < self._wanted:
             raise UsageError(_no_room(self._wanted, slots, self._spark))
         failed_at: str | None = None
@@ -267,6 +272,13 @@ def _for_attempt(config: Config, number: int, *, again: bool) -> dict[str, Any]:
 def _threads(processes: int, slots: Slots) -> int:
     per_executor = slots.cores // max(1, slots.executors)
     return max(1, min(slots.cores // processes, per_executor))
+
+
+def _gpus() -> int:
+    """Return how many GPUs this machine has."""
+    import torch  # takes seconds, and nothing else here needs it
+
+    return torch.cuda.device_count()
 
 
 def _name(cls: type) -> str:

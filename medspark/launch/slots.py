@@ -13,7 +13,15 @@ from pyspark.sql import SparkSession
 
 from medspark.errors import UsageError
 
-__all__ = ["Slots", "check_settings", "local_slots", "slots_of", "submitted_master", "wait_for"]
+__all__ = [
+    "Slots",
+    "check_settings",
+    "local_slots",
+    "slots_of",
+    "submitted_master",
+    "usual_ranks",
+    "wait_for",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -90,6 +98,11 @@ def wait_for(spark: SparkSession, tasks: int, *, on_executors: bool, seconds: fl
         if slots.tasks >= tasks or not grows or time.monotonic() > deadline:
             return slots
         time.sleep(0.5)
+
+
+def usual_ranks(slots: Slots, *, gpus: int) -> int:
+    """Return how many ranks start where nobody says: two, if both have a slot and a GPU if any."""
+    return max(1, min(2, slots.tasks, gpus or slots.tasks))
 
 
 def check_settings(spark: SparkSession, *, gpu: bool) -> None:

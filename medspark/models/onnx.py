@@ -42,4 +42,4 @@ class OnnxClassifier(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         pixels = images.detach().cpu().contiguous().numpy()
         (logits, *_) = self._session.run(None, {self._input: pixels})
-        return torch.from_numpy(logits)
+        return torch.from_numpy(logits).to(images.device)

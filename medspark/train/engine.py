@@ -251,7 +251,7 @@ class Engine:
 def bf16_pays(device: torch.device) -> bool:
     """Return whether passes in bf16 are faster than in float32; on a CPU it takes AMX tiles."""
     if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported())
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.cpu._is_amx_tile_supported())
 
 

@@ -7,14 +7,14 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from medspark.data.batch import to_unit
 from medspark.data.native import MappedSplit
 from medspark.data.source import Source
 from medspark.errors import UsageError
 from medspark.evaluate.deploy import evaluation_copy
-from medspark.models.backbones import build
+from medspark.models.backbones import build, import_timm
 from medspark.models.card import read_card
 from medspark.models.checkpoint import load_classifier
 from medspark.models.classifier import Classifier, freeze_batch_norm
@@ -55,7 +55,8 @@ def make_network(config: FitConfig, source: Source, world: World) -> Classifier:
     elif config.train.sync_batch_norm:
         if world.device.type != "cuda":
             raise UsageError("train.sync_batch_norm works between GPUs only.")
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+        # Torch's own conversion would lose the activations that timm computes in its batch norms.
+        model = import_timm().layers.convert_sync_batchnorm(model)
     return model
 
 

@@ -145,8 +145,10 @@ def restore_optimiser(
         state = {key[len(prefix) :]: v for key, v in tensors.items() if key.startswith(prefix)}
         if state:
             optimiser.state[parameter] = {
-                # Counts stay where the optimiser makes them, moments lie beside the parameter.
-                key: value.clone() if value.ndim == 0 else _like(value, parameter)
+                # The fused update wants counts beside the parameter, and moments that lie like it.
+                key: value.to(parameter.device, copy=True)
+                if value.ndim == 0
+                else _like(value, parameter)
                 for key, value in state.items()
             }
 

@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from medspark.errors import UsageError
+
 __all__ = ["World", "join"]
 
 
@@ -64,6 +66,7 @@ def join(*, timeout_s: float = 120.0, alone: bool = False) -> Iterator[World]:
 
     gloo between CPUs, nccl between GPUs. ``timeout_s`` bounds every collective, so that a rank
     that stopped ends the run instead of hanging it (torch's own default is 30 minutes).
+    Raises UsageError for more processes than GPUs on a machine that has some.
     """
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
@@ -71,9 +74,11 @@ def join(*, timeout_s: float = 120.0, alone: bool = False) -> Iterator[World]:
     if size == 1 and (alone or "MASTER_ADDR" not in os.environ):
         yield world
         return
+    on_gpu = world.device.type == "cuda"
     dist.init_process_group(
-        "nccl" if world.device.type == "cuda" else "gloo",
+        "nccl" if on_gpu else "gloo",
         timeout=datetime.timedelta(seconds=timeout_s),
+        device_id=world.device if on_gpu else None,  # or a barrier has to guess
     )
     try:
         yield world
@@ -86,6 +91,17 @@ def join(*, timeout_s: float = 120.0, alone: bool = False) -> Iterator[World]:
 def _device(local_rank: int) -> torch.device:
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    device = torch.device("cuda", local_rank % torch.cuda.device_count())
+    gpus = torch.cuda.device_count()
+    ranks = max(local_rank + 1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    if ranks > gpus:
+        raise UsageError(
+            f"{ranks} processes cannot share {gpus} GPU(s) of this machine: start as many as there "
+            "are GPUs, or hide these with CUDA_VISIBLE_DEVICES=."
+        )
+    # The same bits again after a resume; and convolutions in float32 that are not rounded to TF32,
+    # which folding, attacks and the checks of both would take for differences of the network.
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.allow_tf32 = False
+    device = torch.device("cuda", local_rank)
     torch.cuda.set_device(device)
     return device

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from medspark.data.batch import Batch
+from medspark.data.batch import Batch, to_unit
 from medspark.data.config import AugmentConfig, DataConfig
 from medspark.data.source import open_source
 
@@ -72,6 +72,20 @@ def test_images_and_labels_are_those_of_their_rows(
         assert batch.images.shape[1:] == (1, 6, 6)
         assert torch.equal(pixels[:, 0, 3, 3], torch.from_numpy(7 * batch.rows % 251))
         assert np.array_equal(batch.labels.numpy(), batch.rows % 2)
+
+
+@pytest.mark.parametrize("device", ["pretended", "cuda"], indirect=True)
+@pytest.mark.parametrize("bits", [8, 16])
+def test_stored_integers_of_either_depth_become_the_same_floats_on_any_device(
+    bits: int, device: torch.device
+):
+    largest = 2**bits - 1
+    images = np.arange(0, largest + 1, largest // 5).astype(f"<u{bits // 8}").reshape(1, 1, 2, 3)
+
+    floats = to_unit(torch.from_numpy(images), device)
+
+    assert floats.device == device
+    torch.testing.assert_close(floats.cpu().flatten(), torch.linspace(0, 1, 6))
 
 
 @pytest.mark.parametrize("reader", READERS)

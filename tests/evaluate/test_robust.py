@@ -1,5 +1,6 @@
 """Accuracy under attack: its laws, its slices, and the networks that must not be believed."""
 
+import copy
 import itertools
 
 import numpy as np
@@ -60,6 +61,23 @@ def test_an_eps_of_nothing_is_clean_exactly(plain_network, test_set: Batch) -> N
     for name in ("fgsm@0", "pgd@0"):
         np.testing.assert_array_equal(report.probabilities[name], report.probabilities["clean"])
     assert all(attack.metrics == report.clean for attack in report.attacks)
+
+
+@pytest.mark.parametrize("device", ["pretended", "cuda"], indirect=True)
+def test_a_network_is_as_robust_on_any_device(plain_network, test_set: Batch, device) -> None:
+    config = EvaluateConfig(eps=(0.0, 0.05, 0.1), steps=5, sanity_images=20)
+    images, labels, rows = (part[:50] for part in test_set)
+    expected = evaluate(plain_network, [(images, labels, rows)], config)
+
+    batch = images.to(device), labels.to(device), rows
+    found = evaluate(copy.deepcopy(plain_network).to(device), [batch], config)
+
+    for name in config.attacks:
+        assert accuracies(found, name) == pytest.approx(accuracies(expected, name), abs=0.021)
+        np.testing.assert_array_equal(
+            found.probabilities[f"{name}@0"], found.probabilities["clean"]
+        )
+    assert [flag.name for flag in found.flags if flag.triggered] == []
 
 
 def test_training_on_attacks_helps(plain: RobustReport, robust: RobustReport) -> None:

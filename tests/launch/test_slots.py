@@ -11,7 +11,7 @@ import pytest
 
 from medspark.errors import UsageError
 from medspark.launch.distributor import LaunchConfig, check_room
-from medspark.launch.slots import available_cores, local_slots
+from medspark.launch.slots import Slots, available_cores, local_slots, usual_ranks
 
 
 @pytest.mark.parametrize(
@@ -29,6 +29,13 @@ from medspark.launch.slots import available_cores, local_slots
 )
 def test_the_slots_of_a_master(master: str, slots: int | None) -> None:
     assert local_slots(master) == slots
+
+
+@pytest.mark.parametrize(
+    ("slots", "gpus", "ranks"), [(0, 0, 1), (1, 0, 1), (8, 0, 2), (8, 1, 1), (8, 2, 2), (1, 4, 1)]
+)
+def test_two_ranks_start_where_both_have_a_slot_and_a_gpu(slots: int, gpus: int, ranks: int):
+    assert usual_ranks(Slots(slots, 1, slots), gpus=gpus) == ranks
 
 
 @pytest.mark.usefixtures("no_session")

@@ -42,6 +42,11 @@ def test_the_answers_are_those_of_the_file(exported: tuple[Path, np.ndarray]) ->
     torch.testing.assert_close(logits, images.flatten(1) @ torch.from_numpy(weights))
 
 
+@pytest.mark.parametrize("device", ["pretended", "cuda"], indirect=True)
+def test_the_answers_are_where_the_images_are(exported, device: torch.device) -> None:
+    assert OnnxClassifier(exported[0])(torch.rand(5, 1, 4, 4, device=device)).device == device
+
+
 def test_it_gives_no_gradient(exported: tuple[Path, np.ndarray]) -> None:
     model = OnnxClassifier(exported[0])
 

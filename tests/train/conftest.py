@@ -32,7 +32,11 @@ def build_tiny(seed: int = 0) -> Classifier:
 
 
 def build_sample(
-    count: int = 10, *, dtype: torch.dtype = torch.float64, weight: float = 1.0
+    count: int = 10,
+    *,
+    dtype: torch.dtype = torch.float64,
+    weight: float = 1.0,
+    device: torch.device | None = None,
 ) -> Sample:
     """Return images (count, 1, 12, 12) of two classes that differ in a bright square."""
     generator = np.random.default_rng(5)
@@ -40,8 +44,8 @@ def build_sample(
     images = generator.uniform(0.2, 0.6, (count, 1, 12, 12))
     images[:, :, 4:8, 4:8] += 0.2 * labels[:, None, None, None]
     return Sample(
-        images=torch.from_numpy(images).to(dtype),
-        labels=torch.from_numpy(labels),
+        images=torch.from_numpy(images).to(device, dtype),
+        labels=torch.from_numpy(labels).to(device),
         rows=np.arange(count, dtype=np.int64),
         weight=weight,
         threat=ThreatModel(eps=8 / 255),

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from safetensors.torch import save_file
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
@@ -114,7 +115,11 @@ def main(shards: str, folder: str) -> None:
         losses = Losses()
         config = FitConfig.model_validate(json.loads(Path(folder, "fit.json").read_text()))
         fit(config.model_copy(update={"shards": Path(shards)}), world, losses)
-        found = {"all_reduces": counts, "losses": losses.by_step}
+        found = {
+            "backend": dist.get_backend(),
+            "all_reduces": counts,
+            "losses": losses.by_step,
+        }
         Path(folder, f"rank-{world.rank}.json").write_text(json.dumps(found))
 
 

@@ -28,13 +28,15 @@ def learnt(model: nn.Module, sample: Sample, **chosen: object) -> dict[str, Tens
 
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("share", [0.5, 0.3])
-def test_fused_is_naive_bit_for_bit(frozen: bool, share: float, tiny: Tiny, sample: Make):
+def test_fused_is_naive_bit_for_bit(
+    frozen: bool, share: float, device: torch.device, tiny: Tiny, sample: Make
+):
     gradients = []
     for mode in ("naive", "fused"):
-        model = tiny().double().train()
+        model = tiny().double().train().to(device)
         if frozen:
             freeze_batch_norm(model)
-        gradients.append(learnt(model, sample(), mode=mode, clean_share=share))
+        gradients.append(learnt(model, sample(device=device), mode=mode, clean_share=share))
 
     assert gradients[0].keys() == gradients[1].keys()
     assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])

@@ -24,7 +24,8 @@ pytestmark = pytest.mark.ddp
 
 RANKS = Path(__file__).with_name("ranks.py")
 ALONE = World(0, 0, 1, torch.device("cpu"))
-Together = Callable[[Path], tuple[Path, list[dict[str, Any]]]]
+VARIANTS = [*MODES, "fused, dual", "fused, accumulated"]
+Together = Callable[..., tuple[Path, list[dict[str, Any]]]]
 
 _SPEC = importlib.util.spec_from_file_location("train_ranks", RANKS)
 assert _SPEC is not None
@@ -33,7 +34,7 @@ ranks = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(ranks)
 
 
-def fit_config(shards: Path, run_dir: Path) -> FitConfig:
+def fit_config(shards: Path, run_dir: Path, precision: str = "fp32") -> FitConfig:
     return FitConfig.model_validate(
         {
             "shards": shards,
@@ -44,7 +45,7 @@ def fit_config(shards: Path, run_dir: Path) -> FitConfig:
                 "epochs": 2,
                 "batch_size": 15,
                 "batch_norm": "frozen",
-                "precision": "fp32",
+                "precision": precision,
                 "log_every": 3,
             },
             "evaluate": {"attacks": ["fgsm"], "sanity_images": 0},
@@ -54,24 +55,25 @@ def fit_config(shards: Path, run_dir: Path) -> FitConfig:
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory: pytest.TempPathFactory) -> Together:
-    """Return a function that runs ranks.py in two processes and returns what each found."""
+    """Return a function that runs ranks.py in some processes and returns what each found."""
 
-    def run(shards: Path) -> tuple[Path, list[dict[str, Any]]]:
+    def run(
+        shards: Path, processes: int = 2, gpus: str = "", **chosen: str
+    ) -> tuple[Path, list[dict[str, Any]]]:
         folder = tmp_path_factory.mktemp("ranks")
-        config = fit_config(shards, folder / "run")
+        config = fit_config(shards, folder / "run", **chosen)
         (folder / "fit.json").write_text(config.model_dump_json())
         subprocess.run(
             [
                 *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-                *("--nproc_per_node", "2", str(RANKS), str(shards), str(folder)),
+                *("--nproc_per_node", str(processes), str(RANKS), str(shards), str(folder)),
             ],
             check=True,
             timeout=120,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": gpus},
         )
-        for mode in ("fused_noise", "free"):
-            ranks.exact(ALONE, mode, folder / f"exact-{mode}-alone.safetensors")
-        return folder, [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(2)]
+        written = [folder / f"rank-{rank}.json" for rank in range(processes)]
+        return folder, [json.loads(path.read_text()) for path in written]
 
     return run
 
@@ -87,15 +89,32 @@ def test_two_processes_train_as_one_does(
     fit(fit_config(shards, tmp_path / "alone"), ALONE, alone)
 
     assert first["all_reduces"] == second["all_reduces"]
-    variants = [*MODES, "fused, dual", "fused, accumulated"]
-    assert first["all_reduces"] == {name: [1, 1, 1] for name in variants}
+    assert first["all_reduces"] == {name: [1, 1, 1] for name in VARIANTS}
     assert first["losses"] == second["losses"]
     assert [float(v) for v in first["losses"].values()] == pytest.approx(
         list(alone.by_step.values()), rel=1e-3
     )
     assert len(alone.by_step) == 6
     for mode in ("fused_noise", "free"):
+        ranks.exact(ALONE, mode, folder / f"exact-{mode}-alone.safetensors")
         names = [f"exact-{mode}-{who}.safetensors" for who in ("alone", "0", "1")]
         single, *both = [load_file(folder / name) for name in names]
         differing = {k for found in both for k in single if not torch.equal(single[k], found[k])}
         assert differing == set()
+
+
+@pytest.mark.parametrize("device", ["cuda"], indirect=True)
+def test_one_process_trains_over_nccl_nearly_as_on_the_cpu(
+    device: torch.device,
+    together: Together,
+    write_shards: Callable[..., Path],
+    tmp_path: Path,
+):
+    shards = write_shards(rows=44, side=32)
+    _, (found,) = together(shards, processes=1, gpus="0", precision="auto")
+    alone = ranks.Losses()
+    fit(fit_config(shards, tmp_path / "alone"), ALONE, alone)
+
+    assert found["backend"] == "nccl"
+    assert found["all_reduces"] == {name: [1, 1, 1] for name in VARIANTS}
+    assert list(found["losses"].values()) == pytest.approx(list(alone.by_step.values()), abs=0.05)

@@ -52,17 +52,19 @@ def configure(shards: Path, run_dir: Path, **train: Any) -> FitConfig:
     )
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"], indirect=True)
 @pytest.mark.parametrize("train", [{}, {"batch_norm": "frozen", "ema": 0.9}], ids=str)
 def test_a_resumed_run_ends_with_the_weights_of_the_unbroken_one(
-    train: dict[str, Any], write_shards: WriteShards, tmp_path: Path
+    train: dict[str, Any], device: torch.device, write_shards: WriteShards, tmp_path: Path
 ):
+    world = World(0, 0, 1, device)
     shards = write_shards(rows=44, side=32)
     whole, broken, resumed = Losses(), Losses(crash_at=7), Losses()
-    fit(configure(shards, tmp_path / "whole", **train), ALONE, whole)
+    fit(configure(shards, tmp_path / "whole", **train), world, whole)
     with pytest.raises(CrashError):
-        fit(configure(shards, tmp_path / "broken", **train), ALONE, broken)
+        fit(configure(shards, tmp_path / "broken", **train), world, broken)
 
-    fit(configure(shards, tmp_path / "broken", **train), ALONE, resumed)
+    fit(configure(shards, tmp_path / "broken", **train), world, resumed)
 
     assert min(resumed.by_step) == 7
     assert whole.by_step == broken.by_step | resumed.by_step
@@ -94,10 +96,12 @@ def test_an_epoch_whose_validation_was_interrupted_is_validated_when_the_run_goe
     assert records[0]["validations"] == records[1]["validations"]
 
 
-def test_the_result_says_what_was_done(write_shards: WriteShards, tmp_path: Path):
+def test_the_result_says_what_was_done(
+    device: torch.device, write_shards: WriteShards, tmp_path: Path
+):
     config = configure(write_shards(rows=30, side=32), tmp_path / "run", epochs=1)
 
-    result = fit(config, ALONE, Losses())
+    result = fit(config, World(0, 0, 1, device), Losses())
 
     assert result["mode"] == "fused_noise"
     assert result["world_size"] == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
 from medspark.train.noise import keyed_noise
@@ -24,6 +25,13 @@ def test_rows_keys_and_pixels_differ():
     assert not torch.equal(noise(ROWS)[0], noise(ROWS)[1])
     assert not torch.equal(noise(ROWS), noise(ROWS, key=2))
     assert len(noise(ROWS[:1]).unique()) > 700
+
+
+@pytest.mark.parametrize("device", ["pretended", "cuda"], indirect=True)
+def test_every_device_makes_the_same_noise(device: torch.device):
+    images = torch.zeros(64, 3, 16, 16, device=device)
+
+    assert torch.equal(keyed_noise(images, ROWS, key=1).cpu(), noise(ROWS))
 
 
 def test_noise_is_uniform_and_uncorrelated():

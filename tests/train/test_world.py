@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
+import torch
 import torch.distributed as dist
 
+from medspark.errors import UsageError
 from medspark.train.timeline import Timeline, peak_memory_mb
 from medspark.train.world import join
 
@@ -18,6 +22,36 @@ def test_a_single_process_stays_out_of_a_process_group_if_told_to(
     with join(alone=True) as world:
         assert (world.rank, world.size, world.distributed) == (0, 1, False)
         assert not dist.is_initialized()
+
+
+@pytest.fixture
+def one_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let torch say that this machine has a GPU."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=True):  # puts back what it finds
+        yield
+
+
+@pytest.mark.usefixtures("one_gpu")
+def test_on_a_gpu_float32_is_float32_and_the_same_twice() -> None:
+    with join(alone=True) as world:
+        assert world.device == torch.device("cuda", 0)
+
+    assert torch.backends.cudnn.deterministic
+    assert not torch.backends.cudnn.allow_tf32
+
+
+@pytest.mark.usefixtures("one_gpu")
+@pytest.mark.parametrize(("name", "value"), [("LOCAL_WORLD_SIZE", "2"), ("LOCAL_RANK", "1")])
+def test_processes_that_would_have_to_share_a_gpu_are_refused(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+
+    with pytest.raises(UsageError, match=r"2 processes cannot share 1 GPU"), join(alone=True):
+        pass
 
 
 def test_a_moment_is_kept_when_it_comes_first() -> None:
