@@ -101,9 +101,15 @@ def train_at(config: TrainAtConfig) -> dict[str, Any]:
     folder = (folder if config.run_dir else folder.with_suffix(".run")).resolve()
     settings = SPARK_SETTINGS | config.spark.settings
     spark_config = config.spark.model_copy(update={"settings": settings})
+
+    def check_name() -> None:
+        # A run that goes on was checked when it began.
+        if config.resume == "never" or not any((folder / "checkpoints").glob("step-*")):
+            check_model(config.model)
+
     # To import timm takes as long as Spark to start.
     with (
-        _beside(lambda: check_model(config.model)) as checked,
+        _beside(check_name) as checked,
         spark_session(spark_config, name="medspark train_at") as spark,
     ):
         checked()

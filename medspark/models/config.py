@@ -12,10 +12,20 @@ from pydantic import Field
 from medspark.config import Config
 from medspark.errors import UsageError
 
-__all__ = ["PRETRAINED", "ModelConfig", "check_model", "check_weights", "tensor_names", "timm_name"]
+__all__ = [
+    "PRETRAINED",
+    "USUAL",
+    "ModelConfig",
+    "check_model",
+    "check_weights",
+    "tensor_names",
+    "timm_name",
+]
 
 PRETRAINED = "pretrained"
 ALIASES = {"mobilenet_v2": "mobilenetv2_100", "mobilenetv2": "mobilenetv2_100"}
+# Timm has them, and their weights, for certain: to ask it takes seconds.
+USUAL = {"densenet121", "mobilenetv2_100", "resnet50"}
 
 
 class ModelConfig(Config):
@@ -35,9 +45,12 @@ class ModelConfig(Config):
 
 def check_model(config: ModelConfig) -> None:
     """Raise UsageError if ``config`` names an unknown model or a weights file that is unfit."""
+    check_weights(config)
+    name = timm_name(config.name)
+    if name in USUAL:
+        return
     from medspark.models.backbones import import_timm  # with torch and timm
 
-    name = timm_name(config.name)
     timm = import_timm()
     if not timm.is_model(name):
         known = [*timm.list_models(), *ALIASES]
@@ -46,7 +59,6 @@ def check_model(config: ModelConfig) -> None:
         raise UsageError(f"model.name: timm has no model '{config.name}'; {hint}")
     if config.weights == PRETRAINED and not timm.is_model_pretrained(name):
         raise UsageError(f"model.weights: timm has no pretrained weights for '{name}'.")
-    check_weights(config)
 
 
 def check_weights(config: ModelConfig) -> None:

@@ -54,6 +54,12 @@ def test_a_job_is_configured_before_what_takes_seconds_is_imported(job: Path):
     assert _loaded_by(load, ["torch", "timm", "mlflow", "sklearn", "matplotlib"]) == ""
 
 
+def test_the_usual_networks_are_known_without_timm():
+    check = "from medspark.models.config import *; check_model(ModelConfig(name='mobilenet_v2'))"
+
+    assert _loaded_by(check, ["torch", "timm"]) == ""
+
+
 def _loaded_by(statement: str, modules: list[str]) -> str:
     """Return which of ``modules`` are loaded in a new process after ``statement``."""
     probe = f"import sys; {statement}; sys.exit(str(set({modules!r}) & set(sys.modules) or ''))"

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from medspark.errors import UsageError
 from medspark.models.backbones import build, import_timm
-from medspark.models.config import ModelConfig, check_model
+from medspark.models.config import USUAL, ModelConfig, check_model
 
 
 @pytest.mark.parametrize("name", ["densenet121", "mobilenet_v2", "resnet50"])
@@ -23,6 +23,12 @@ def test_the_three_networks_classify_grayscale_and_colour(name: str, channels: i
 def test_an_unknown_model_is_named_with_what_was_probably_meant() -> None:
     with pytest.raises(UsageError, match=r"no model 'resnet5O'; did you mean .*resnet50"):
         check_model(ModelConfig(name="resnet5O"))
+
+
+def test_timm_has_the_usual_networks_and_weights_of_them() -> None:
+    timm = import_timm()
+
+    assert all(timm.is_model_pretrained(name) for name in USUAL)
 
 
 @pytest.fixture
