@@ -48,5 +48,12 @@ fi
 say "installing the tested versions of the libraries (conf/constraints.txt); the first time takes minutes"
 .venv/bin/python -m pip install --quiet --disable-pip-version-check \
     --constraint conf/constraints.txt --editable '.[petastorm,onnx,dev]'
+.venv/bin/python -c '
+from pathlib import Path
+import pyspark
+from medspark.ingest.ship import add_byte_code
+for zipped in Path(pyspark.__file__).parent.glob("python/lib/*.zip"):
+    add_byte_code(zipped)
+'
 touch .venv/.ready
 say "done"

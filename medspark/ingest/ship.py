@@ -1,4 +1,4 @@
-"""The package as a zip file, for workers that do not have it installed."""
+"""Python packages as zip files with byte code: ours for workers without it, and Spark's own."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import functools
 import importlib.util
 import io
 import marshal
+import os
 import shutil
 import tempfile
 import zipfile
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import medspark
 
-__all__ = ["package_file", "package_zip"]
+__all__ = ["add_byte_code", "package_file", "package_zip"]
 
 # PEP 552: a hash-based .pyc file that is not compared with its source.
 _UNCHECKED_HASH = (1).to_bytes(4, "little")
@@ -48,6 +49,32 @@ def package_file() -> Path:
     target = Path(folder) / "medspark.zip"
     target.write_bytes(package_zip())
     return target
+
+
+def add_byte_code(zipped: Path) -> None:
+    """Put the byte code of every module into ``zipped``, a zip file of sources, if it lacks there.
+
+    Spark's Python comes so, and each driver and worker would compile a second of it anew. The file
+    is replaced at once; a Python of another version reads the sources.
+    """
+    whole = io.BytesIO()
+    with (
+        zipfile.ZipFile(zipped) as sources,
+        zipfile.ZipFile(whole, "w", zipfile.ZIP_DEFLATED) as archive,
+    ):
+        names = set(sources.namelist())
+        lacking = {name for name in names if name.endswith(".py") and f"{name}c" not in names}
+        if not lacking:
+            return
+        for name in sources.namelist():
+            source = sources.read(name)
+            archive.writestr(name, source)
+            if name in lacking:
+                archive.writestr(f"{name}c", _byte_code(source, name))
+    beside = zipped.with_suffix(f".{os.getpid()}")
+    beside.write_bytes(whole.getvalue())
+    shutil.copymode(zipped, beside)
+    beside.replace(zipped)
 
 
 def _byte_code(source: bytes, name: str) -> bytes:
