@@ -51,9 +51,9 @@ say "installing the tested versions of the libraries (conf/constraints.txt); the
 .venv/bin/python -c '
 from pathlib import Path
 import pyspark
-from medspark.ingest.ship import add_byte_code
+from medspark.ingest.ship import repack
 for zipped in Path(pyspark.__file__).parent.glob("python/lib/*.zip"):
-    add_byte_code(zipped)
+    repack(zipped)
 '
 touch .venv/.ready
 say "done"

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import medspark
 
-__all__ = ["add_byte_code", "package_file", "package_zip"]
+__all__ = ["package_file", "package_zip", "repack"]
 
 # PEP 552: a hash-based .pyc file that is not compared with its source.
 _UNCHECKED_HASH = (1).to_bytes(4, "little")
@@ -51,26 +51,27 @@ def package_file() -> Path:
     return target
 
 
-def add_byte_code(zipped: Path) -> None:
-    """Put the byte code of every module into ``zipped``, a zip file of sources, if it lacks there.
+def repack(zipped: Path) -> None:
+    """Put byte code into ``zipped``, a zip file of Python sources, and leave out its tests.
 
-    Spark's Python comes so, and each driver and worker would compile a second of it anew. The file
+    Spark's Python comes in such a file. Each driver and worker would compile a second of it anew;
+    tests are most of its directory, which workers read before each task (see ``task``). The file
     is replaced at once; a Python of another version reads the sources.
     """
     whole = io.BytesIO()
     with (
-        zipfile.ZipFile(zipped) as sources,
-        zipfile.ZipFile(whole, "w", zipfile.ZIP_DEFLATED) as archive,
+        zipfile.ZipFile(zipped) as old,
+        zipfile.ZipFile(whole, "w", zipfile.ZIP_DEFLATED) as new,
     ):
-        names = set(sources.namelist())
-        lacking = {name for name in names if name.endswith(".py") and f"{name}c" not in names}
-        if not lacking:
+        names = set(old.namelist())
+        if any(f"{name}c" in names for name in names):
             return
-        for name in sources.namelist():
-            source = sources.read(name)
-            archive.writestr(name, source)
-            if name in lacking:
-                archive.writestr(f"{name}c", _byte_code(source, name))
+        for name in sorted(names):
+            if "/tests/" not in name:
+                source = old.read(name)
+                new.writestr(name, source)
+                if name.endswith(".py"):
+                    new.writestr(f"{name}c", _byte_code(source, name))
     beside = zipped.with_suffix(f".{os.getpid()}")
     beside.write_bytes(whole.getvalue())
     shutil.copymode(zipped, beside)

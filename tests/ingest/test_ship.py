@@ -7,7 +7,7 @@ import sys
 import zipfile
 from pathlib import Path
 
-from medspark.ingest.ship import add_byte_code
+from medspark.ingest.ship import repack
 
 
 def sources(path: Path) -> Path:
@@ -15,31 +15,35 @@ def sources(path: Path) -> Path:
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("parts/__init__.py", "from parts.one import value")
         archive.writestr("parts/one.py", "value = __file__")
+        archive.writestr("parts/tests/test_one.py", "assert True")
         archive.writestr("parts/table.txt", "kept")
     path.chmod(0o640)
     return path
 
 
-def test_modules_of_a_zip_are_imported_from_their_byte_code(tmp_path: Path):
+def test_modules_of_a_repacked_zip_are_imported_from_their_byte_code(tmp_path: Path):
     zipped = sources(tmp_path / "parts.zip")
 
-    add_byte_code(zipped)
+    repack(zipped)
 
     asked = [sys.executable, "-c", "import parts; print(parts.value)"]
     found = subprocess.run(
         asked, env={"PYTHONPATH": str(zipped)}, check=True, capture_output=True, text=True
     )
     assert found.stdout.strip() == str(zipped / "parts" / "one.pyc")
-    assert zipfile.ZipFile(zipped).read("parts/table.txt") == b"kept"
+    archive = zipfile.ZipFile(zipped)
+    assert archive.read("parts/table.txt") == b"kept"
+    assert archive.read("parts/one.py") == b"value = __file__"
+    assert not [name for name in archive.namelist() if "tests" in name]
     assert zipped.stat().st_mode & 0o777 == 0o640
     assert list(tmp_path.iterdir()) == [zipped]
 
 
-def test_a_zip_that_has_byte_code_is_left_alone(tmp_path: Path):
+def test_a_repacked_zip_is_left_alone(tmp_path: Path):
     zipped = sources(tmp_path / "parts.zip")
-    add_byte_code(zipped)
+    repack(zipped)
     before = zipped.stat()
 
-    add_byte_code(zipped)
+    repack(zipped)
 
     assert zipped.stat() == before
