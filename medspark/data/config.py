@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from medspark.config import Config
+from medspark.data.petastorm_import import import_petastorm
 from medspark.errors import UsageError
 
 __all__ = ["AugmentConfig", "DataConfig", "check_data"]
@@ -49,8 +50,6 @@ class DataConfig(Config):
 def check_data(config: DataConfig) -> None:
     """Raise UsageError for a reader that is not installed or cannot do what is asked."""
     if config.reader == "petastorm":
-        from medspark.data.petastorm import check_petastorm  # with torch
-
-        check_petastorm()
+        import_petastorm()
         if config.share < 1:
             raise UsageError("data.share needs the native reader, which reads images by number.")

@@ -7,53 +7,27 @@ several Petastorm delivers a different order on every run.
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from medspark.data.augment import augment
 from medspark.data.batch import Batch, Integers, Pixels, batch_of
 from medspark.data.config import AugmentConfig
+from medspark.data.petastorm_import import import_petastorm
 from medspark.errors import UsageError
 from medspark.seeding import derive, hash64
 from medspark.shards.manifest import Manifest
 from medspark.shards.plan import EpochPlan, permute, share
 from medspark.shards.schema import PixelFormat
 
-__all__ = ["PetastormReader", "check_petastorm", "refuse_pickles"]
+__all__ = ["PetastormReader", "refuse_pickles"]
 
 # Images (N, H, W, C), labels as stored (N,), dataset rows (N,).
 Chunk = tuple[Pixels, Integers, Integers]
-
-
-def check_petastorm() -> ModuleType:
-    """Return Petastorm's reader module. Raises UsageError that says what to install."""
-    version = int(pa.__version__.split(".")[0])
-    if version >= 15:
-        raise UsageError(
-            f"data.reader petastorm needs pyarrow below 15, and here is {pa.__version__}: "
-            "pip install 'medspark[petastorm]', or use data.reader native."
-        )
-    try:
-        # It imports what pyarrow 14 deprecates, and says so at length.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            import petastorm.reader
-    except ImportError as error:
-        raise UsageError(
-            f"data.reader petastorm cannot be used here ({error}): "
-            "pip install 'medspark[petastorm]', or use data.reader native."
-        ) from None
-    # For each file it would report that Petastorm's own metadata, which we refuse, is not there.
-    logging.getLogger("petastorm").setLevel(logging.ERROR)
-    module: ModuleType = petastorm.reader
-    return module
 
 
 class PetastormReader:
@@ -77,7 +51,7 @@ class PetastormReader:
         augmentation: AugmentConfig | None,
     ) -> None:
         """Raises UsageError where Petastorm is missing or would unpickle what the files carry."""
-        self._petastorm = check_petastorm()
+        self._petastorm = import_petastorm()
         shards = manifest.splits[split].shards
         self._paths = [folder / shard.path for shard in shards]
         self._rows = [shard.rows for shard in shards]

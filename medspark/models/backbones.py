@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from torch import nn
@@ -12,7 +11,7 @@ from torch import nn
 from medspark.errors import UsageError
 from medspark.models.classifier import Classifier
 from medspark.models.config import PRETRAINED, ModelConfig, check_model, tensor_names, timm_name
-from medspark.models.torchvision_ops import declare_missing_operators
+from medspark.models.torchvision_ops import import_timm
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -39,14 +38,6 @@ def wrap(backbone: nn.Module, *, architecture: str, channels: int) -> Classifier
         mean = [sum(mean) / len(mean)] * channels
         std = [sum(std) / len(std)] * channels
     return Classifier(backbone, architecture=architecture, mean=list(mean), std=list(std))
-
-
-def import_timm() -> ModuleType:
-    """Import timm, also where torchvision's compiled operators do not load."""
-    declare_missing_operators()
-    import timm
-
-    return timm
 
 
 def _create(

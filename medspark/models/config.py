@@ -49,7 +49,7 @@ def check_model(config: ModelConfig) -> None:
     name = timm_name(config.name)
     if name in USUAL:
         return
-    from medspark.models.backbones import import_timm  # with torch and timm
+    from medspark.models.torchvision_ops import import_timm  # with torch and timm
 
     timm = import_timm()
     if not timm.is_model(name):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -22,6 +23,14 @@ _SCHEMAS = (
 )
 # A library object takes its declarations back when it is collected, so it lives here.
 _declared: list[torch.library.Library] = []
+
+
+def import_timm() -> ModuleType:
+    """Import timm, also where torchvision's compiled operators do not load."""
+    declare_missing_operators()
+    import timm
+
+    return timm
 
 
 def declare_missing_operators() -> bool:

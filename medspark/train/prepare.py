@@ -14,10 +14,11 @@ from medspark.data.native import MappedSplit
 from medspark.data.source import Source
 from medspark.errors import UsageError
 from medspark.evaluate.deploy import evaluation_copy
-from medspark.models.backbones import build, import_timm
+from medspark.models.backbones import build
 from medspark.models.card import read_card
 from medspark.models.checkpoint import load_classifier
 from medspark.models.classifier import Classifier, freeze_batch_norm
+from medspark.models.torchvision_ops import import_timm
 from medspark.seeding import derive
 from medspark.shards.plan import permute
 from medspark.train.adversarial import Learner, Sample, StepStats

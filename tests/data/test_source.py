@@ -13,6 +13,7 @@ import pytest
 
 from medspark.data import petastorm
 from medspark.data.config import DataConfig
+from medspark.data.petastorm_import import import_petastorm
 from medspark.data.source import localise, open_source
 from medspark.errors import UsageError
 
@@ -71,7 +72,7 @@ def test_a_pyarrow_that_petastorm_cannot_use_is_said_in_one_line(monkeypatch: py
     monkeypatch.setattr(pa, "__version__", "21.0.0")
 
     with pytest.raises(UsageError, match=r"medspark\[petastorm\]"):
-        petastorm.check_petastorm()
+        import_petastorm()
 
 
 def test_a_remote_dataset_is_copied_once_and_read_from_there(

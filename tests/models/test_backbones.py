@@ -7,8 +7,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from medspark.errors import UsageError
-from medspark.models.backbones import build, import_timm
+from medspark.models.backbones import build
 from medspark.models.config import USUAL, ModelConfig, check_model
+from medspark.models.torchvision_ops import import_timm
 
 
 @pytest.mark.parametrize("name", ["densenet121", "mobilenet_v2", "resnet50"])
