@@ -54,6 +54,6 @@ import pyspark
 from medspark.ingest.ship import repack
 for zipped in Path(pyspark.__file__).parent.glob("python/lib/*.zip"):
     repack(zipped)
-'
+' || say "Spark's Python stays as it came: every start takes some seconds longer"
 touch .venv/.ready
 say "done"

@@ -45,7 +45,7 @@ __all__ = [
     "Learner",
     "Sample",
     "StepStats",
-    "random_start",
+    "pgd_images",
     "take_step",
 ]
 
@@ -181,7 +181,7 @@ def nfgsm(learner: Learner, sample: Sample) -> StepStats:
 
 def rs_fgsm(learner: Learner, sample: Sample) -> StepStats:
     """Learn from FGSM images alone, from a random start in the eps ball and projected on it."""
-    start = random_start(sample)
+    start = _random_start(sample)
     gradient = learner.gradient(start, sample.labels)
     length = learner.step_length(1.25, sample.threat)
     attacked = one_step(sample.images, gradient, threat=sample.threat, step=length, start=start)
@@ -190,7 +190,7 @@ def rs_fgsm(learner: Learner, sample: Sample) -> StepStats:
 
 def free(learner: Learner, sample: Sample) -> StepStats:
     """Learn from one replay of a batch; its ``attacked`` is where the next replay starts."""
-    start = random_start(sample) if sample.start is None else sample.start
+    start = _random_start(sample) if sample.start is None else sample.start
     x = start.detach().requires_grad_(True)
     loss, logits = _learn(learner, sample, x, 1.0)
     assert x.grad is not None
@@ -201,7 +201,7 @@ def free(learner: Learner, sample: Sample) -> StepStats:
 
 def madry(learner: Learner, sample: Sample) -> StepStats:
     """Learn from PGD images alone."""
-    return _learn_from(learner, sample, _searched(learner, sample, cross_entropy))
+    return _learn_from(learner, sample, pgd_images(learner, sample, cross_entropy))
 
 
 def trades(learner: Learner, sample: Sample) -> StepStats:
@@ -212,7 +212,7 @@ def trades(learner: Learner, sample: Sample) -> StepStats:
     def away(logits: Tensor, labels: Tensor) -> Tensor:
         return divergence(answers, logits, labels)
 
-    attacked = _searched(learner, sample, away)
+    attacked = pgd_images(learner, sample, away)
     clean = learner.logits(learner.model, sample.images)
     with for_attacked(learner.bare):
         adversarial = learner.logits(learner.model, attacked)
@@ -246,7 +246,8 @@ def take_step(learner: Learner, sample: Sample) -> StepStats:
         return step(learner, sample)
 
 
-def _searched(learner: Learner, sample: Sample, loss: Loss) -> Tensor:
+def pgd_images(learner: Learner, sample: Sample, loss: Loss) -> Tensor:
+    """Return images that PGD finds from a random start for the network as it is."""
     with learner.fixed():
         return pgd(
             learner.bare,
@@ -254,7 +255,7 @@ def _searched(learner: Learner, sample: Sample, loss: Loss) -> Tensor:
             sample.labels,
             threat=sample.threat,
             steps=learner.config.inner_steps,
-            start=random_start(sample),
+            start=_random_start(sample),
             loss=loss,
         )
 
@@ -301,7 +302,7 @@ def _ascend(start: Tensor, gradient: Tensor, threat: ThreatModel, length: float)
     return (start + length * threat.ascend(gradient)).clamp_(0, 1)
 
 
-def random_start(sample: Sample) -> Tensor:
+def _random_start(sample: Sample) -> Tensor:
     """Return a keyed random start within the threat model of each image."""
     noise = keyed_noise(sample.images, sample.rows, key=sample.key)
     return sample.threat.random_start(sample.images, noise.add_(1).mul_(0.5))
@@ -309,7 +310,7 @@ def random_start(sample: Sample) -> Tensor:
 
 def _align(learner: Learner, sample: Sample) -> None:
     """Add the gradient of 1 - cos of the input gradients at x and near x (GradAlign, 2020)."""
-    near = random_start(sample)
+    near = _random_start(sample)
     here = learner.gradient(sample.images, sample.labels, graph=True).flatten(1)
     there = learner.gradient(near, sample.labels, graph=True).flatten(1)
     penalty = (1 - F.cosine_similarity(here, there, dim=1)).mean()

@@ -17,8 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from medspark.attacks.losses import cross_entropy
-from medspark.attacks.pgd import pgd
-from medspark.train.adversarial import Learner, Sample, StepStats, random_start
+from medspark.train.adversarial import Learner, Sample, StepStats, pgd_images
 from medspark.train.config import DistillConfig
 from medspark.train.objective import divergence, log_answers
 
@@ -84,15 +83,7 @@ def _attack(learner: Learner, sample: Sample, soft: Tensor | None) -> Tensor:
         assert soft is not None
         return divergence(soft, logits, labels)
 
-    return pgd(
-        learner.bare,
-        sample.images,
-        sample.labels,
-        threat=sample.threat,
-        steps=learner.config.inner_steps,
-        start=random_start(sample),
-        loss=cross_entropy if soft is None else away_from_teacher,
-    )
+    return pgd_images(learner, sample, cross_entropy if soft is None else away_from_teacher)
 
 
 def _learn(

@@ -102,6 +102,22 @@ def test_rslad_attacks_the_teachers_answers(tiny: Tiny, sample: Make):
     assert after > before
 
 
+@pytest.mark.parametrize(("method", "learning"), [("ard", 1), ("rslad", 2)])
+def test_the_students_weights_take_part_in_the_passes_that_it_learns_from_alone(
+    method: str, learning: int, tiny: Tiny, sample: Make
+):
+    student, passes = tiny(seed=1).double(), []
+    student.register_forward_hook(
+        lambda module, *_: passes.append(all(p.requires_grad for p in module.parameters()))
+    )
+    config = DistillConfig(teacher=Path("unused"), method=method)
+    taught = lesson(config, tiny().double().eval())
+    chosen = AdversarialConfig(inner_steps=3)
+    take_step(Learner(student, CrossEntropy(), chosen, lesson=taught), sample())
+
+    assert sorted(passes) == 3 * [False] + learning * [True]
+
+
 @pytest.mark.parametrize("method", ["kd", "defensive", "ard", "rslad"])
 def test_the_teacher_is_left_as_it_is(method: str, tiny: Tiny, sample: Make):
     _, teacher, student = learnt(tiny, sample(), method=method)
