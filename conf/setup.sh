@@ -49,11 +49,15 @@ say "installing the tested versions of the libraries (conf/constraints.txt); the
 .venv/bin/python -m pip install --quiet --disable-pip-version-check \
     --constraint conf/constraints.txt --editable '.[petastorm,onnx,dev]'
 .venv/bin/python -c '
+import sys, zipfile
 from pathlib import Path
 import pyspark
 from medspark.ingest.ship import repack
-for zipped in Path(pyspark.__file__).parent.glob("python/lib/*.zip"):
-    repack(zipped)
-' || say "Spark's Python stays as it came: every start takes some seconds longer"
+try:
+    for zipped in Path(pyspark.__file__).parent.glob("python/lib/*.zip"):
+        repack(zipped)
+except (OSError, zipfile.BadZipFile) as error:
+    sys.exit(f"medspark setup: {zipped} stays as it is, and every start takes seconds longer: {error}")
+' || true
 touch .venv/.ready
 say "done"

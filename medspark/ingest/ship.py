@@ -73,9 +73,12 @@ def repack(zipped: Path) -> None:
                 if name.endswith(".py"):
                     new.writestr(f"{name}c", _byte_code(source, name))
     beside = zipped.with_suffix(f".{os.getpid()}")
-    beside.write_bytes(whole.getvalue())
-    shutil.copymode(zipped, beside)
-    beside.replace(zipped)
+    try:
+        beside.write_bytes(whole.getvalue())
+        shutil.copymode(zipped, beside)
+        beside.replace(zipped)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def _byte_code(source: bytes, name: str) -> bytes:
