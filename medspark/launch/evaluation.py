@@ -25,6 +25,7 @@ from medspark.evaluate.robust import RobustReport
 from medspark.evaluate.summary import Array, Detail, summarise
 from medspark.ingest.session import is_local, task_errors
 from medspark.launch.scrutiny import EvaluationConfig, positive_class
+from medspark.memory import keep_freed_memory
 from medspark.models.card import read_card
 from medspark.models.checkpoint import load_classifier
 from medspark.shards.manifest import Manifest, read_manifest, verify
@@ -191,6 +192,7 @@ def do_pieces(spark: SparkSession, job: Job) -> None:
 
 
 def _do_piece(job: Job, number: int, threads: int) -> None:
+    keep_freed_memory()
     # A worker of Spark is used again, for work that may want other threads.
     before = torch.get_num_threads()
     torch.set_num_threads(threads)

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from medspark.config import load_config
 from medspark.errors import MedsparkError, UsageError
 from medspark.job import DONE, FAILED, MISUSED, write_result
+from medspark.memory import keep_freed_memory
 from medspark.track.journal import Journal
 from medspark.train.config import FitConfig
 from medspark.train.loop import fit
@@ -25,6 +26,7 @@ def main(argv: Sequence[str]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
     try:
         config = load_config(FitConfig, argv, description=__doc__ or "")
+        keep_freed_memory()
         with join() as world:
             directory = config.run_dir / "journal" if world.is_main else None
             with Journal(directory) as journal:

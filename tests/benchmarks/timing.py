@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from typing import Any
 
 
@@ -51,6 +54,40 @@ def by_turns(
         first, second = _seconds(order[0]), _seconds(order[1])
         ratios.append(first / second if turn % 2 == 0 else second / first)
     return tuple(ratios)
+
+
+@contextmanager
+def in_a_process(make: Callable[[], Callable[[], object]]) -> Iterator[Callable[[], object]]:
+    """Lend the work that ``make`` returns, done in a process of its own.
+
+    What a side sets for its whole process, such as how memory is taken, is then not the other's.
+    """
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=_serve, args=(make, there), daemon=True)
+    process.start()
+    there.close()
+
+    def work() -> None:
+        here.send(None)
+        here.recv()
+
+    try:
+        yield work
+    finally:
+        here.close()
+        process.join()
+
+
+def _serve(make: Callable[[], Callable[[], object]], orders: Connection) -> None:
+    work = make()
+    while True:
+        try:
+            orders.recv()
+        except EOFError:
+            return
+        work()
+        orders.send(None)
 
 
 def _seconds(work: Callable[[], object]) -> float:

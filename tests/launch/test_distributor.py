@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -64,6 +65,13 @@ def test_one_process_takes_the_threads_it_is_told(run: Run) -> None:
     result, _ = run(steps=1, launch=LaunchConfig(processes=1, threads_per_process=1))
 
     assert (result["world"], result["threads"]) == (1, [1])
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="others have no mallopt")
+def test_a_rank_keeps_the_memory_that_it_frees(run: Run) -> None:
+    result, _ = run(steps=1, launch=LaunchConfig(processes=1))
+
+    assert result["page_faults"] < 100
 
 
 def test_a_rank_that_raises_is_named_with_its_traceback(run: Run) -> None:

@@ -21,6 +21,7 @@ from medspark.launch.ranks.network import choose_interface
 from medspark.launch.ranks.reports import Ended, Kind, Reports, Started, end_now, lost_its_peers
 from medspark.launch.ranks.reports import write_whole as write
 from medspark.launch.ranks.sentinel import watch
+from medspark.memory import keep_freed_memory
 from medspark.track.journal import Journal
 
 __all__ = ["NONCE", "Order", "main"]
@@ -101,6 +102,7 @@ def _run(order: Order, reports: Reports) -> None:
 
     from medspark.train.world import join
 
+    keep_freed_memory()
     torch.set_num_threads(order.threads)
     function: Callable[..., dict[str, Any]] = pkgutil.resolve_name(order.function)
     config = pkgutil.resolve_name(order.config_class).model_validate(order.config)
