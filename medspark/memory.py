@@ -3,8 +3,8 @@
 glibc returns large blocks to the kernel as soon as they are free, and the next tensor of that size
 is paid for anew: page by page, zeroed. A step of training asks for the same blocks again and again
 (two threads, batch 32, float32: MobileNet-V2 at 224 pixels 300,000 page faults and 3.3 s a step,
-none and 2.4 s with its memory kept; ResNet50 18.8 s and 16.5 s). A process keeps about the most that
-it had in use.
+none and 2.4 s with its memory kept; ResNet50 18.8 s and 16.5 s). A process keeps about the most
+that it had in use.
 """
 
 from __future__ import annotations
