@@ -3,7 +3,7 @@
 glibc returns large blocks to the kernel as soon as they are free, and the next tensor of that size
 is paid for anew: page by page, zeroed. A step of training asks for the same blocks again and again
 (two threads, batch 32, float32: MobileNet-V2 at 224 pixels 300,000 page faults and 3.3 s a step,
-none and 2.4 s with its memory kept; ResNet50 18.8 s and 16.5 s). A process keeps about the most
+none and 2.3 s with its memory kept; ResNet50 18.8 s and 16.5 s). A process keeps about the most
 that it had in use.
 """
 
@@ -18,7 +18,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
 def keep_freed_memory() -> bool:
-    """Have this process keep the memory that it frees; return whether its C library can (glibc)."""
+    """Have this process keep what it frees, for good; return whether its C library can (glibc)."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError):

@@ -40,5 +40,4 @@ def test_a_block_that_was_freed_serves_the_next_one_without_a_page_fault():
     if kept == "False":
         pytest.skip("this C library has no mallopt")
 
-    assert faults < PAGES / 100
-    assert _faults("None")[1] > PAGES / 2  # which glibc does not do by itself
+    assert faults < _faults("None")[1] / 10  # which may be few, where pages are huge
