@@ -12,7 +12,9 @@
 # MAGIC
 # MAGIC On Databricks, install the wheel on the cluster and give a Volume as `folder`
 # MAGIC (`/Volumes/CATALOG/SCHEMA/VOLUME/medspark`). Elsewhere `MEDSPARK_FOLDER=… python THIS_FILE` does the
-# MAGIC same. To use images of your own, name their folder as `source` and their table as `labels`.
+# MAGIC same. To use images of your own, name their folder as `source`, their table as `labels`, and where the
+# MAGIC driver's home goes away with its cluster, a file that stays as `key_file` (32 random bytes): patients
+# MAGIC are renamed with this key, and without it nothing can be added later.
 
 # COMMAND ----------
 
@@ -23,6 +25,7 @@ import numpy as np
 import pydicom
 
 from medspark.data.native import MappedSplit
+from medspark.images.deidentify import Privacy
 from medspark.images.phantom import PhantomConfig, write_archive
 from medspark.ingest.archive import IngestConfig, ingest, open_archive
 from medspark.ingest.shards import ShardConfig, make_shards, open_samples
@@ -34,6 +37,7 @@ chosen = parameters(
     folder="build/notebooks",
     source="",
     labels="",
+    key_file="",
     count="240",
     image_size="64",
 )
@@ -87,7 +91,7 @@ if dicoms:
 
 # COMMAND ----------
 
-samples = str(folder / "samples")
+samples, key_file = str(folder / "samples"), chosen["key_file"]
 said = ingest(
     spark,
     open_archive(
@@ -96,6 +100,7 @@ said = ingest(
             labels=labels or None,
             samples=samples,
             image_size=int(chosen["image_size"]),
+            privacy=Privacy(key_file=Path(key_file) if key_file else None),
         )
     ),
 )

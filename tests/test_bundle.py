@@ -93,6 +93,13 @@ def test_everything_that_is_written_lies_on_a_volume_and_models_have_three_level
     assert _parameters(train)["track.register_as"].count(".") == 4  # two of them inside ${var.…}
 
 
+def test_the_key_of_the_pseudonyms_outlives_the_cluster_and_has_no_default() -> None:
+    (ingest,) = [t for _, t in TASKS if t["task_key"] == "ingest"]
+
+    assert _parameters(ingest)["privacy.key_file"] == "${var.key_file}"
+    assert "default" not in BUNDLE["variables"]["key_file"]
+
+
 def test_every_variable_that_is_used_is_declared_and_there_are_two_targets() -> None:
     used = set(re.findall(r"\$\{var\.(\w+)\}", (CONF / "databricks.yml").read_text()))
 

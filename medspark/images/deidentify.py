@@ -39,8 +39,8 @@ class Privacy(Config):
 
     key_file: Path | None = Field(
         None,
-        description="file with the secret key of the pseudonyms; by default one is made in "
-        "~/.medspark/keys, a key per dataset",
+        description="file with the secret key of the pseudonyms, at least 16 bytes; by default one "
+        "is made in ~/.medspark/keys of the driver, a key per dataset",
     )
     burned_in: Literal["flagged", "suspected", "ignore"] = Field(
         "flagged",
@@ -95,17 +95,23 @@ class Pseudonyms:
         return hmac.new(self._key, message, hashlib.sha256).digest()
 
 
-def load_key(privacy: Privacy, *, dataset: str) -> bytes:
+def load_key(privacy: Privacy, *, dataset: str, new: bool = True) -> bytes:
     """Return the pseudonym key of ``dataset``, making one where none was given.
 
     A made key lies in ~/.medspark/keys, readable by its owner alone and outside of every dataset,
-    named by a hash of ``dataset`` (the path or address of the samples). Raises UsageError when
-    the named key cannot be read, is too short, or lies inside the dataset.
+    named by a hash of ``dataset`` (the path or address of the samples). A dataset that is not
+    ``new`` has its key already, and none is made. Raises UsageError when the key cannot be read,
+    is too short, or lies inside the dataset.
     """
     if privacy.key_file is not None:
         return _read_key(privacy.key_file, dataset=dataset)
     name = hashlib.sha256(dataset.encode()).hexdigest()[:16]
     path = Path.home() / ".medspark" / "keys" / f"{name}.key"
+    if not new and not path.exists():
+        raise UsageError(
+            f"The pseudonym key of {dataset} is not at {path}: name it with --privacy.key_file, "
+            "or write to another folder."
+        )
     try:
         return _make_key(path)
     except FileExistsError:
@@ -128,7 +134,9 @@ def _make_key(path: Path) -> bytes:
         os.link(draft, path)
     finally:
         draft.unlink()
-    _LOGGER.warning("Made a pseudonym key: %s (keep it: without it names change)", path)
+    _LOGGER.warning(
+        "Made a pseudonym key: %s (keep it: without it nothing can be added to the dataset)", path
+    )
     return key
 
 

@@ -133,7 +133,7 @@ def open_archive(config: IngestConfig) -> Archive:
     if table is None and several:
         raise UsageError("label_table is about a table of labels: give it with --labels.")
     manifest = samples.manifest()
-    pseudonyms = Pseudonyms(load_key(config.privacy, dataset=samples.url))
+    pseudonyms = Pseudonyms(load_key(config.privacy, dataset=samples.url, new=manifest is None))
     multi_label = several or (npz.is_npz(source) and npz.has_findings(source))
     archive = Archive(config, source, samples, table, multi_label, pseudonyms)
     if manifest:

@@ -46,16 +46,20 @@ def ingest_sum(ingested: dict[str, Any]) -> str:
 
 def _make(spark: SparkSession, config: DemoConfig, folder: Path, shards: Path, said: Path) -> None:
     # What decodes DICOM is nothing that a training on somebody's own shards should wait for.
+    from medspark.images.deidentify import Privacy
     from medspark.images.phantom import PhantomConfig, write_archive
     from medspark.ingest.archive import IngestConfig, ingest, open_archive
     from medspark.ingest.shards import ShardConfig, make_shards, open_samples
 
     archive, samples = folder / "archive", str(folder / "samples")
+    # Nobody is behind the phantom's names: a key that is no secret splits it alike everywhere.
+    key = folder / "pseudonyms.key"
     if not (archive / "labels.csv").exists():
         logger.info("writing %d synthetic radiographs to %s", config.count, archive)
         logging.getLogger("openjpeg").setLevel(logging.WARNING)
         phantom = PhantomConfig(count=config.count, seed=config.seed, processes=available_cores())
         write_archive(archive, phantom)
+    key.write_text("00" * 32, encoding="ascii")
     result = ingest(
         spark,
         open_archive(
@@ -64,6 +68,7 @@ def _make(spark: SparkSession, config: DemoConfig, folder: Path, shards: Path, s
                 labels=str(archive / "labels.csv"),
                 samples=samples,
                 image_size=config.image_size,
+                privacy=Privacy(key_file=key),
             )
         ),
     )

@@ -254,6 +254,15 @@ def test_each_dataset_has_its_own_key() -> None:
     assert load_key(Privacy(), dataset="/a") != load_key(Privacy(), dataset="/b")
 
 
+def test_a_dataset_that_is_there_gets_no_second_key(home: Path) -> None:
+    with pytest.raises(UsageError, match=r"The pseudonym key of /a is not at \S+: name it"):
+        load_key(Privacy(), dataset="/a", new=False)
+
+    assert not home.exists()
+    made = load_key(Privacy(), dataset="/a")
+    assert load_key(Privacy(), dataset="/a", new=False) == made
+
+
 @pytest.mark.parametrize("content", [KEY, KEY.hex().encode() + b"\n"], ids=["raw", "hex"])
 def test_a_key_file_is_raw_or_hexadecimal(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "key"

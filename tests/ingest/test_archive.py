@@ -157,6 +157,17 @@ def test_another_rendering_or_key_does_not_mix_with_what_is_there(phantom, inges
         run(phantom[0], samples, labels=labels, privacy={"key_file": other})
 
 
+def test_on_a_driver_without_the_key_of_a_dataset_no_other_one_is_made(
+    phantom, ingested, run, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+    with pytest.raises(UsageError, match=r"key of \S+ is not at \S+: name it with"):
+        run(phantom[0], ingested[0], labels=str(phantom[0] / "labels.csv"), privacy={})
+
+    assert not list(tmp_path.iterdir())
+
+
 def png(value: int) -> bytes:
     file = io.BytesIO()
     Image.fromarray(np.arange(value, value + 256, dtype=np.uint8).reshape(16, 16)).save(file, "PNG")
