@@ -28,8 +28,16 @@ if TYPE_CHECKING:  # most tests do without torch, and its import takes a second
 # Two spinning thread pools on the same cores slow each other tenfold.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# The same examples every time; new ones with --hypothesis-profile explore.
 settings.register_profile(
-    "medspark", deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow]
+    "medspark",
+    deadline=None,
+    max_examples=50,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.register_profile(
+    "explore", settings.get_profile("medspark"), max_examples=500, derandomize=False
 )
 settings.load_profile("medspark")
 

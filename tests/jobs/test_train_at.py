@@ -19,6 +19,7 @@ from mlflow.tracking import MlflowClient
 from medspark.launch import training
 from medspark.launch.training import fetch_classifier
 from medspark.models.checkpoint import load_classifier, same_weights
+from medspark.shards.manifest import read_manifest
 
 ROOT = Path(__file__).parents[2]
 TINY = (
@@ -79,6 +80,15 @@ def test_the_demo_ends_with_the_table_the_sum_the_dashboard_and_the_result(folde
     assert ingested["files_seen"] == sum(ingested[outcome] for outcome in outcomes)
     assert result["baseline"]["mode"] == "standard"
     assert (result["world_size"], result["threads_per_rank"]) == (2, max(1, _cores() // 2))
+
+
+@pytest.mark.slow
+def test_the_built_in_data_are_split_alike_on_every_machine(folder: Path) -> None:
+    (shards,) = folder.glob("build/demo/*/shards")
+
+    rows = {name: split.rows for name, split in read_manifest(shards).splits.items()}
+
+    assert rows == {"train": 47, "val": 15, "test": 18}
 
 
 @pytest.mark.slow
