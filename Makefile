@@ -3,6 +3,8 @@
 # make ui      open the MLflow dashboard on what was logged here
 # make check   format, lint, types
 # make bench   benchmarks, ours and the reference by turns (ONLY=name for one)
+# make readme  write the figures of every README from the records in tests/claims
+# make claims  measure the records again and hold them to their intervals (ONLY=name for one)
 # make chaos   kill things while they work, and see that nothing is lost (ONLY=row for one)
 # make hosts   train across hosts in network namespaces, and cut one off (ONLY=row for one; root)
 
@@ -13,7 +15,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export SPARK_CONF_DIR := $(CURDIR)/conf
 export PYTHON
 
-.PHONY: demo test ui check bench chaos hosts setup clean
+.PHONY: demo test ui check bench readme claims chaos hosts setup clean
 
 setup: .venv/.ready
 
@@ -39,6 +41,12 @@ check: setup
 bench: setup
 	python -m pip install --quiet --constraint conf/constraints.txt --editable '.[bench]'
 	python tests/benchmarks/run.py --output build/bench.json $(if $(ONLY),--only $(ONLY))
+
+readme: setup
+	python tests/claims/measure.py readme
+
+claims: setup
+	python tests/claims/measure.py again $(if $(ONLY),--only $(ONLY))
 
 chaos: setup
 	python tests/chaos/run.py $(if $(ONLY),--only $(ONLY))
