@@ -44,6 +44,7 @@ bench: setup
 
 readme: setup
 	python tests/claims/measure.py readme
+	python tests/claims/picture.py draw
 
 claims: setup
 	python tests/claims/measure.py again $(if $(ONLY),--only $(ONLY))

@@ -7,6 +7,7 @@ import subprocess
 
 import pytest
 from measure import is_within, look_up
+from picture import drawn_from, sources
 from pydantic import ValidationError
 from records import FOLDER, READMES, ROOT, Figure, Record, filled, read_records, used
 
@@ -96,6 +97,10 @@ def test_the_links_of_a_readme_lead_somewhere(path):
         assert target.exists(), link
         if heading:
             assert heading in _anchors(target.read_text(encoding="utf-8")), link
+
+
+def test_the_picture_is_drawn_from_its_record():
+    assert drawn_from() == sources()
 
 
 def test_the_first_readme_is_short():
