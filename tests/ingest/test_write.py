@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from medspark.ingest.lock import locked
 
 from medspark.errors import UsageError
-from medspark.ingest.lock import locked
 from medspark.ingest.parts import SAMPLE_SCHEMA, Part, PartWriter
 from medspark.ingest.write import SampleSet, SamplesManifest
 
