@@ -140,7 +140,8 @@ def _state(folder: Path) -> Literal["empty", "unfinished", "finished"]:
     if (folder / _FINISHED).exists() or _status(record) == "FINISHED" or "model" in alone:
         return "finished"
     network = (folder / "model" / "model.json").exists()
-    checkpoint = any(path.exists() for path in folder.glob("**/checkpoints/step-*"))
+    places = (folder / "checkpoints", folder / "plain" / "checkpoints")
+    checkpoint = any(path for place in places for path in place.glob("step-*"))
     stopped = any(known and _status(known) != "FAILED" for known in (record, plain))
     return "unfinished" if network or checkpoint or stopped else "empty"
 
