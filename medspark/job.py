@@ -85,6 +85,8 @@ def _check_writable(path: Path) -> None:
     """Raise UsageError where no result can be written: by trying, which is all that counts."""
     if path.is_dir():
         raise UsageError(f"The result cannot be written to {path}: it is a folder.")
+    if path.parent.is_file():
+        raise UsageError(f"The result cannot be written to {path}: {path.parent} is a file.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}."):

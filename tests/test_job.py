@@ -49,7 +49,7 @@ def test_the_exit_status_tells_misuse_from_failure(error: Exception, status: int
     [
         ("/proc/self/result.json", ""),
         ("{tmp}", "it is a folder"),
-        ("{tmp}/file/result.json", "Not a directory"),
+        ("{tmp}/file/result.json", "/file is a file"),
     ],
 )
 def test_a_result_that_cannot_be_written_is_told_before_any_work(tmp_path, capsys, output, why):
