@@ -31,7 +31,7 @@ _READ = (1, 2)
 MANIFEST = "manifest.json"
 # What ingests name: nothing else below the folder is ever removed.
 GENERATION, _FILE = r"\d{8}T\d{6}-[0-9a-f]{6}", r"[0-9a-f]{32}\.parquet"
-_SPARKS = r"\.?(part-.*|_SUCCESS(\.crc)?)"
+_SPARKS = r"\.?(part-.*|_(SUCCESS|(started|committed)_\d+)(\.crc)?)"
 STAGED = tuple(
     f"staging/{name}" for name in (r"labels\.parquet", f"[a-z]+/{_SPARKS}", "[a-z]+/_temporary/")
 )

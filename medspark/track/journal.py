@@ -24,7 +24,7 @@ __all__ = ["Journal", "JournalReader", "Record"]
 logger = logging.getLogger(__name__)
 
 _SUFFIX = ".jsonl"
-_NAME = re.compile(r"\d{8}-[0-9a-f]{8}" + re.escape(_SUFFIX))
+_NAME = re.compile(r"\d{8}-\w+" + re.escape(_SUFFIX))
 
 
 class Record(NamedTuple):

@@ -87,8 +87,13 @@ def call(load_job: Callable[[str], ModuleType], home: Path, network: Path, write
 
     def run(name: str, target: Path, *more: object) -> int:
         told = JOBS[name].format(
-            source=home / "source", key=home / "key", samples=samples,
-            shards=shards, model=network, target=target, demo=target.parent,
+            source=home / "source",
+            key=home / "key",
+            samples=samples,
+            shards=shards,
+            model=network,
+            target=target,
+            demo=target.parent,
             store=f"sqlite:///{home}/mlflow.db",
         )
         words = f"{told} --output {home}/out/result.json".split()
