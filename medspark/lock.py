@@ -21,10 +21,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from medspark.errors import RunError, UsageError
+from medspark.ownership import place_of
 
 __all__ = ["locked"]
 
@@ -46,7 +46,7 @@ def locked(folder: str | Path) -> Iterator[None]:
     Raises UsageError that names who holds it, where another one does, and RunError at the end
     where a lease was lost meanwhile.
     """
-    system, path = fsspec.core.url_to_fs(os.fspath(folder))
+    system, path = place_of(folder)
     if isinstance(system, LocalFileSystem):
         descriptor = _lock(Path(path))
         if descriptor is not None:

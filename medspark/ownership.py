@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import secrets
 import stat
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -24,7 +25,7 @@ from fsspec.implementations.local import LocalFileSystem
 from medspark import __version__
 from medspark.errors import UsageError
 
-__all__ = ["MARKER", "Kind", "apart", "check", "claim", "remove"]
+__all__ = ["MARKER", "Kind", "apart", "check", "claim", "place_of", "remove"]
 
 MARKER = ".medspark.json"
 
@@ -49,7 +50,7 @@ _EVIDENCE: Mapping[Kind, Mapping[str, set[str]]] = {
     "phantom archive": {},
 }
 _Pattern = tuple[re.Pattern[str], ...]
-_SCRATCH = re.compile(re.escape(MARKER) + r"\.\d+\.partial")
+_SCRATCH = re.compile(re.escape(MARKER) + r"\.[0-9a-f]{8}\.partial")
 
 
 def check(folder: str | Path, kind: Kind) -> None:
@@ -57,12 +58,12 @@ def check(folder: str | Path, kind: Kind) -> None:
 
     ``folder`` is a path or an fsspec URL and need not exist. Nothing is written.
     """
-    _is_marked(*_place(folder), kind)
+    _is_marked(*place_of(folder), kind)
 
 
 def claim(folder: str | Path, kind: Kind) -> None:
     """Make ``folder`` one of ``kind`` that carries our marker. Raises UsageError as ``check``."""
-    system, path = _place(folder)
+    system, path = place_of(folder)
     if _is_marked(system, path, kind):
         return
     record = {"kind": kind, "medspark": __version__, "made": datetime.now(UTC).isoformat()}
@@ -72,7 +73,7 @@ def claim(folder: str | Path, kind: Kind) -> None:
         if not isinstance(system, LocalFileSystem):
             system.pipe_file(f"{path}/{MARKER}", text)
             return
-        scratch = Path(path, f"{MARKER}.{os.getpid()}.partial")
+        scratch = Path(path, f"{MARKER}.{secrets.token_hex(4)}.partial")
         scratch.write_bytes(text)
         scratch.replace(Path(path, MARKER))
     except OSError as error:
@@ -108,10 +109,19 @@ def remove(folder: str | Path, names: Iterable[str], *, keep: Collection[str] = 
     is a whole tree. ``keep`` holds paths below ``folder`` that stay. Symbolic links are removed
     where a name tells them, and never followed.
     """
-    system, path = _place(folder)
+    system, path = place_of(folder)
     with suppress(FileNotFoundError):
         kept = {f"{path}/{name}" for name in keep}
         _prune(system, path, [tuple(map(re.compile, name.split("/"))) for name in names], kept)
+
+
+def place_of(folder: str | Path) -> tuple[Any, str]:
+    """Return fsspec's file system of a path or URL, and the absolute path in it."""
+    name = os.fspath(folder)
+    if "://" not in name:
+        return fsspec.filesystem("file"), os.path.abspath(name)  # as it is: ~ is a name, too
+    system, path = fsspec.core.url_to_fs(name)
+    return system, str(path)
 
 
 # --- what is decided ---
@@ -152,7 +162,7 @@ def _is_known(system: Any, path: str, kind: Kind) -> bool:
 
 
 def _within(inner: str | Path, outer: str | Path) -> bool:
-    (system, inside), (other, outside) = _place(inner), _place(outer)
+    (system, inside), (other, outside) = place_of(inner), place_of(outer)
     if not (isinstance(system, LocalFileSystem) and isinstance(other, LocalFileSystem)):
         same = system.protocol == other.protocol
         return same and f"{inside.rstrip('/')}/".startswith(f"{outside.rstrip('/')}/")
@@ -164,11 +174,6 @@ def _within(inner: str | Path, outer: str | Path) -> bool:
 
 
 # --- how a folder is looked at, here or in an object store ---
-
-
-def _place(folder: str | Path) -> tuple[Any, str]:
-    system, path = fsspec.core.url_to_fs(os.fspath(folder))
-    return system, str(path)
 
 
 def _files(system: Any, path: str) -> Iterator[str]:

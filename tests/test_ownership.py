@@ -27,13 +27,13 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 def write(folder: object, name: str, text: str = "theirs") -> None:
-    system, path = ownership._place(str(folder))
+    system, path = ownership.place_of(str(folder))
     system.makedirs(f"{path}/{name}".rpartition("/")[0], exist_ok=True)
     system.pipe_file(f"{path}/{name}", text.encode())
 
 
 def names(folder: object) -> set[str]:
-    system, path = ownership._place(str(folder))
+    system, path = ownership.place_of(str(folder))
     return {name[len(path) + 1 :] for name in system.find(path)}
 
 

@@ -145,7 +145,7 @@ def _check_folders(config: PaperTableConfig) -> None:
     sources = {f"datasets.{name}": folder for name, folder in config.datasets.items()}
     sources |= {f"weights.{name}": Path(file) for name, file in files.items()}
     ownership.apart(sources, {"the folder of the table": config.folder})
-    ownership.claim(config.folder, "study")
+    ownership.check(config.folder, "study")
     for demo in phantom_sets(config):
         check_demo(demo)
 

@@ -68,10 +68,12 @@ def paper_table(config: PaperTableConfig, *, command: str) -> dict[str, Any]:
     check(config)
     settings = SPARK_SETTINGS | config.spark.settings
     spark_config = config.spark.model_copy(update={"settings": settings})
-    with spark_session(spark_config, name="medspark paper table") as spark:
-        ownership.claim(config.folder, "study")
-        with locked(config.folder):
-            return _Table(config, spark, command).fill()
+    ownership.claim(config.folder, "study")
+    with (
+        locked(config.folder),
+        spark_session(spark_config, name="medspark paper table") as spark,
+    ):
+        return _Table(config, spark, command).fill()
 
 
 class _Table:

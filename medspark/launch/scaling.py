@@ -75,14 +75,16 @@ def scale_at(config: ScaleAtConfig) -> dict[str, Any]:
     spark_config = config.spark.model_copy(
         update={"settings": settings, "master": local_master(config)}
     )
-    with spark_session(spark_config, name="medspark scale_at") as spark:
+    ownership.claim(config.place, "study")
+    with (
+        locked(config.place),
+        spark_session(spark_config, name="medspark scale_at") as spark,
+    ):
         if config.shards is None:
             shards, _ = demo_shards(spark, config.demo)
             config = config.model_copy(update={"shards": shards})
             check_shares(config, read_manifest(shards))
-        ownership.claim(config.place, "study")
-        with locked(config.place):
-            return _Sweeper(config, spark).run()
+        return _Sweeper(config, spark).run()
 
 
 def _check_folders(config: ScaleAtConfig) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import shutil
 import tempfile
@@ -72,7 +73,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with images, and a key."""
     folder = tmp_path_factory.mktemp("home")
     write_classes(folder / "source")
-    (folder / "key").write_text("5a" * 32)
+    (folder / "key").write_text(hashlib.sha256(b"folders").hexdigest())
     (folder / "key").chmod(0o600)
     return folder
 

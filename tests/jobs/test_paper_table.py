@@ -164,7 +164,7 @@ def assert_nested(client: MlflowClient, table: str) -> None:
             "--phantom.counts 20 --launch.processes 3 --spark.master local[2]",
             "launch.processes is 3, but Spark's master local[2] has 2 slots",
         ),
-        ("--phantom.counts 20 --folder /proc/table", "folder: /proc/table cannot be made: "),
+        ("--phantom.counts 20 --folder /proc/table", "/proc/table cannot be written to: "),
         ("--dataset.cxr here", "There is no key dataset.cxr; did you mean datasets"),
     ],
 )
