@@ -66,7 +66,8 @@ def load_config(cls: type[C], argv: Sequence[str], *, description: str = "") -> 
     values: dict[str, Any] = {}
     keys = dotted_keys(cls)
     try:
-        words = _joined(_whole_mappings(argv, _keys_of(cls, dict)), _keys_of(cls, tuple, list))
+        words = _whole_mappings(_flags(argv, _keys_of(cls, bool)), _keys_of(cls, dict))
+        words = _joined(words, _keys_of(cls, tuple, list))
         source, chosen = _parse(cls, parser, words)
         for path in (chosen.config, chosen.profile):
             if path is not None:
@@ -92,11 +93,20 @@ def _keys_of(cls: type[BaseModel], *kinds: type, prefix: str = "") -> list[str]:
     """Return the dotted paths of the keys of ``cls`` whose values are of one of ``kinds``."""
     found: list[str] = []
     for name, field in cls.model_fields.items():
-        if get_origin(field.annotation) in kinds:
+        if (get_origin(field.annotation) or field.annotation) in kinds:
             found.append(prefix + name)
         elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             found += _keys_of(field.annotation, *kinds, prefix=f"{prefix}{name}.")
     return found
+
+
+def _flags(argv: Sequence[str], switches: Sequence[str]) -> list[str]:
+    """Return ``argv`` with a key of ``switches`` that has no value told as ``--key=true``."""
+    names, after = {f"--{key}" for key in switches}, [*argv[1:], "--"]
+    return [
+        f"{word}=true" if word in names and follows.startswith("--") else word
+        for word, follows in zip(argv, after, strict=False)
+    ]
 
 
 def _whole_mappings(argv: Sequence[str], mappings: Sequence[str]) -> list[str]:

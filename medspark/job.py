@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +18,9 @@ from medspark.config import Config, load_config
 from medspark.errors import MedsparkError, UsageError
 
 DONE, FAILED, MISUSED = 0, 1, 2
+
+# What a machine may come to lack while a job runs; anything else is a mistake of ours.
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class JobConfig(Config):
@@ -43,30 +48,48 @@ def run_job(cls: type[J], work: Callable[[J], dict[str, Any]], argv: Sequence[st
         config = load_config(cls, argv, description=module.__doc__ or "")
         output = config.output or Path("build/results") / f"{name}.json"
         _check_writable(output)
-        result = {"job": name} | work(config)
+        write_result(output, {"job": name} | work(config))
     except UsageError as error:
         print(f"{name}: {error}", file=sys.stderr)
         return MISUSED
     except MedsparkError as error:
         print(f"{name} failed: {error}", file=sys.stderr)
         return FAILED
-    except Exception:  # noqa: BLE001 - the outermost edge: status 1 is part of the contract
-        traceback.print_exc()
+    except Exception as error:  # noqa: BLE001 - the outermost edge: status 1 is part of the contract
+        if isinstance(error, OSError) and error.errno in _FULL:
+            print(f"{name} failed: {_full(error)}", file=sys.stderr)
+        else:
+            traceback.print_exc()
         return FAILED
-    write_result(output, result)
     print(output)
     return DONE
+
+
+def _full(error: OSError) -> str:
+    where = f" ({error.filename})" if error.filename else ""
+    return f"The disk is full{where}: make room, then give the same command again."
 
 
 def write_result(path: Path, result: dict[str, Any]) -> None:
     """Write ``result`` as JSON, whole or not at all."""
     scratch = path.with_name(f".{path.name}.partial")
-    scratch.write_text(json.dumps(result, indent=1, default=str) + "\n", encoding="utf-8")
-    scratch.replace(path)
+    try:
+        scratch.write_text(json.dumps(result, indent=1, default=str) + "\n", encoding="utf-8")
+        scratch.replace(path)
+    except OSError:
+        scratch.unlink(missing_ok=True)
+        raise
 
 
 def _check_writable(path: Path) -> None:
+    """Raise UsageError where no result can be written: by trying, which is all that counts."""
+    if path.is_dir():
+        raise UsageError(f"The result cannot be written to {path}: it is a folder.")
+    if path.parent.is_file():
+        raise UsageError(f"The result cannot be written to {path}: {path.parent} is a file.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}."):
+            pass
     except OSError as error:
         raise UsageError(f"The result cannot be written to {path}: {error.strerror}.") from None

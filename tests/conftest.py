@@ -202,7 +202,7 @@ def write_shards(tmp_path: Path) -> WriteShards:
         labels = np.arange(rows)[:, None] >> np.arange(findings) & 1
         split = images, labels if findings else np.arange(rows) % 2
         splits = dict.fromkeys(SPLITS, split)
-        return write_arrays(tmp_path, splits, shards=shards, rows_per_group=8)
+        return write_arrays(tmp_path / "shards", splits, shards=shards, rows_per_group=8)
 
     return write
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,59 @@ def test_the_exit_status_tells_misuse_from_failure(error: Exception, status: int
 
     assert run_job(AJob, work, ["--output", str(target)]) == status
     assert not target.exists()
+
+
+@pytest.mark.parametrize(
+    ("output", "why"),
+    [
+        ("/proc/self/result.json", ""),
+        ("{tmp}", "it is a folder"),
+        ("{tmp}/file/result.json", "/file is a file"),
+    ],
+)
+def test_a_result_that_cannot_be_written_is_told_before_any_work(tmp_path, capsys, output, why):
+    (tmp_path / "file").touch()
+
+    def work(_: AJob) -> dict[str, Any]:
+        raise AssertionError("work was begun")
+
+    status = run_job(AJob, work, ["--output", output.format(tmp=tmp_path)])
+
+    assert status == 2
+    said = capsys.readouterr().err
+    assert said.startswith("test_job: The result cannot be written to ")
+    assert why in said
+    assert len(said.splitlines()) == 1
+
+
+def test_to_try_whether_the_result_can_be_written_leaves_nothing(tmp_path: Path):
+    (tmp_path / "result.json").write_text("the one before")
+
+    assert run_job(AJob, lambda _: 1 / 0, ["--output", str(tmp_path / "result.json")]) == 1  # type: ignore[arg-type,return-value]
+    assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
+    assert (tmp_path / "result.json").read_text() == "the one before"
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_one_sentence_and_status_1(tmp_path, capsys, code):
+    def work(_: AJob) -> dict[str, Any]:
+        raise OSError(code, "No space left on device", "/data/x")
+
+    assert run_job(AJob, work, ["--output", str(tmp_path / "result.json")]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("test_job failed: The disk is full (/data/x): make room, then ")
+    assert len(said.splitlines()) == 1
+
+
+def test_a_disk_that_is_full_at_the_end_leaves_no_half_result(tmp_path, monkeypatch, capsys):
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+
+    assert run_job(AJob, lambda _: {}, ["--output", str(tmp_path / "result.json")]) == 1
+    assert "The disk is full" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_misuse_is_told_in_one_line_without_a_traceback(capsys: pytest.CaptureFixture[str]):

@@ -10,6 +10,7 @@ from pathlib import Path
 import fsspec
 import numpy as np
 
+from medspark import ownership
 from medspark.data.batch import Reader
 from medspark.data.config import DataConfig, check_data
 from medspark.data.native import MappedSplit, NativeReader
@@ -91,7 +92,7 @@ def localise(shards: str, cache_dir: Path | None) -> Path:
 
     A copy is named by the dataset's digest, so that changed data is copied anew, and files that are
     there already in the right size are not copied again. Raises UsageError where a remote dataset
-    has no ``cache_dir`` to go to, or cannot be reached.
+    has no ``cache_dir`` to go to, one that is somebody else's, or cannot be reached.
     """
     scheme, separator, rest = shards.partition("://")
     if not separator:
@@ -112,6 +113,7 @@ def _copy_dataset(url: str, cache_dir: Path) -> Path:
         content = filesystem.cat_file(f"{root}/{NAME}")
     except (OSError, ImportError, ValueError) as error:
         raise UsageError(f"{url} cannot be read: {error}") from None
+    ownership.claim(cache_dir, "shard cache")
     place = cache_dir / hashlib.sha256(content).hexdigest()[:32]
     place.mkdir(parents=True, exist_ok=True)
     write_atomically(place / NAME, content.decode())
@@ -123,6 +125,9 @@ def _copy_dataset(url: str, cache_dir: Path) -> Path:
             target.parent.mkdir(parents=True, exist_ok=True)
             # Several ranks of one machine may copy at once: each to a name of its own.
             scratch = target.with_name(f".{target.name}.{os.getpid()}")
-            filesystem.get_file(f"{root}/{shard.path}", str(scratch))
-            os.replace(scratch, target)
+            try:
+                filesystem.get_file(f"{root}/{shard.path}", str(scratch))
+                os.replace(scratch, target)
+            finally:
+                scratch.unlink(missing_ok=True)
     return place

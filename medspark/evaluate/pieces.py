@@ -2,7 +2,7 @@
 
 A piece is some consecutive images of a split. Its arrays are one file in the work folder,
 renamed into place when it is whole, so an evaluation that was killed goes on with the pieces
-that are missing.
+that are missing. One that is damaged counts as missing.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -53,12 +54,17 @@ class Job:
         return self.work / f"piece-{number:05d}.npz"
 
     def missing(self) -> list[int]:
-        """Return the pieces that are not done yet."""
-        return [number for number in range(self.pieces) if not self.file(number).exists()]
+        """Return the pieces that are not done yet, or not whole."""
+        return [number for number in range(self.pieces) if not self._is_whole(number)]
+
+    def done(self) -> int:
+        """Return how many images have been attacked, going by the files that are there."""
+        there = sum(self.file(number).exists() for number in range(self.pieces))
+        return min(there * self.piece, self.rows)
 
     def do(self, number: int) -> None:
         """Attack the images of piece ``number`` and keep what happened."""
-        if self.file(number).exists():
+        if self._is_whole(number):
             return
         arrays = attack_all(
             _network(self.model),
@@ -72,12 +78,21 @@ class Job:
         """Return what happened to all images, once every piece is done."""
         return joined([_read(self.file(number)) for number in range(self.pieces)])
 
+    def _is_whole(self, number: int) -> bool:
+        try:
+            rows = _read(self.file(number))["rows"]
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
+            return False
+        return np.array_equal(rows, self._rows(number))
+
+    def _rows(self, number: int) -> range:
+        return range(number * self.piece, min((number + 1) * self.piece, self.rows))
+
     def _batches(self, number: int) -> Iterator[Batch]:
         split = MappedSplit(self.shards, read_manifest(self.shards), self.split)
-        first, last = number * self.piece, min((number + 1) * self.piece, self.rows)
-        for begin in range(first, last, self.config.batch_size):
-            rows = np.arange(begin, min(begin + self.config.batch_size, last))
-            yield load_batch(split, rows)
+        rows = np.asarray(self._rows(number))
+        for begin in range(0, len(rows), self.config.batch_size):
+            yield load_batch(split, rows[begin : begin + self.config.batch_size])
 
 
 def load_batch(split: MappedSplit, rows: np.ndarray) -> Batch:  # type: ignore[type-arg]
@@ -110,9 +125,15 @@ def _sha256(path: Path) -> str:
 
 def _write(path: Path, arrays: Arrays) -> None:
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    with scratch.open("wb") as file:
-        np.savez(file, **arrays)
-    scratch.replace(path)
+    try:
+        with scratch.open("wb") as file:
+            np.savez(file, **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        scratch.replace(path)
+    except OSError:
+        scratch.unlink(missing_ok=True)
+        raise
 
 
 def _read(path: Path) -> Arrays:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import secrets
-import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ from pydantic import Field
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
+from medspark import ownership
 from medspark.config import Config
 from medspark.errors import UsageError
 from medspark.images.deidentify import Privacy, Pseudonyms, load_key
@@ -36,12 +35,12 @@ from medspark.ingest.labels import (
 from medspark.ingest.labels import (
     SPARK_SCHEMA as LABEL_SCHEMA,
 )
-from medspark.ingest.lock import locked
 from medspark.ingest.parts import Part
 from medspark.ingest.session import task_errors
 from medspark.ingest.tally import SUMS, Sums, WriteLedger, digest_of, total
 from medspark.ingest.task import map_batches
-from medspark.ingest.write import SampleSet, SamplesManifest
+from medspark.ingest.write import SampleSet, SamplesManifest, new_generation
+from medspark.lock import locked
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -116,8 +115,8 @@ def open_archive(config: IngestConfig) -> Archive:
         npz.list_images(source)
     elif not storage.is_folder(source):
         raise UsageError(f"There is no source folder {config.source}.")
-    if samples.url == source or samples.url.startswith(source + "/"):
-        raise UsageError(f"The samples {samples.url} should not lie inside the source {source}.")
+    ownership.apart({"the source": source}, {"the samples": samples.url})
+    ownership.check(samples.url, "samples")
     table = None
     if config.labels is None:
         by_folder = config.inventory is None and not npz.is_npz(source)
@@ -174,14 +173,18 @@ def ingest(spark: SparkSession, archive: Archive) -> dict[str, Any]:
     samples, of which a multi-frame file gives several. Raises UsageError where another ingest
     has the dataset.
     """
+    ownership.claim(archive.samples.url, "samples")
     with locked(archive.samples.url), task_errors():
         archive.samples.clean()
         try:
             result = _Ingest(spark, archive).run()
             archive.samples.clean_newest()
             return result
+        except Exception:  # whatever it was, a disk that is full because of us should not stay so
+            archive.samples.clean()
+            raise
         finally:
-            storage.remove(archive.samples.path("staging"))
+            archive.samples.clean_staging()
 
 
 class _Ingest:
@@ -190,7 +193,7 @@ class _Ingest:
     def __init__(self, spark: SparkSession, archive: Archive) -> None:
         self._spark, self._archive, self._samples = spark, archive, archive.samples
         self._manifest = archive.samples.manifest()
-        self._generation = f"{time.strftime('%Y%m%dT%H%M%S')}-{secrets.token_hex(3)}"
+        self._generation = new_generation()
 
     def run(self) -> dict[str, Any]:
         before = self._ledger()

@@ -16,11 +16,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from medspark.errors import RunError
+from medspark import ownership
+from medspark.errors import RunError, UsageError
 from medspark.images.rendering import resize
 from medspark.ingest import storage
 from medspark.ingest.layout import Layout
-from medspark.shards.manifest import sha256_of
+from medspark.ingest.write import GENERATION
+from medspark.shards.manifest import NAME, read_manifest, sha256_of
 from medspark.shards.schema import PixelFormat, write_shard
 
 # What goes from the readers, through Spark's shuffle, to the writers; and what these report.
@@ -28,6 +30,8 @@ PLACED = (
     "bucket int, position bigint, sample_key string, patient_key string, label int, pixels binary"
 )
 WRITTEN = "bucket int, path string, rows bigint, bytes bigint, sha256 string"
+# How a shard is called below the folder of its generation, whole or half written.
+_FILE = r"(train|val|test)-\d{5,}\.parquet|\.(train|val|test)-\d{5,}\.parquet\.[0-9a-f]{8}"
 
 
 @dataclass(frozen=True)
@@ -153,9 +157,14 @@ class WriteShards:
         # A task that runs twice writes the same bytes under the same name, each time whole.
         scratch = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
         typed = (_as_shard_rows(table, self.pixel_format) for table in tables)
-        rows = write_shard(scratch, typed, self.pixel_format, rows_per_group=self.rows_per_group)
-        size, sha256 = scratch.stat().st_size, sha256_of(scratch)
-        os.replace(scratch, path)
+        try:
+            rows = write_shard(
+                scratch, typed, self.pixel_format, rows_per_group=self.rows_per_group
+            )
+            size, sha256 = scratch.stat().st_size, sha256_of(scratch)
+            os.replace(scratch, path)
+        finally:
+            scratch.unlink(missing_ok=True)  # a disk may be full: it is there for a retry
         return pa.RecordBatch.from_pydict(
             {
                 "bucket": pa.array([bucket], pa.int32()),
@@ -165,6 +174,18 @@ class WriteShards:
                 "sha256": [sha256],
             }
         )
+
+
+def clean_shards(folder: Path) -> None:
+    """Remove what the manifest does not name: older shards, and what jobs left that failed."""
+    named: set[str] = set()
+    if (folder / NAME).exists():
+        try:
+            splits = read_manifest(folder).splits.values()
+        except UsageError:
+            return  # who can tell what it named?
+        named = {shard.path for split in splits for shard in split.shards}
+    ownership.remove(folder, [f"data/{GENERATION}/{_FILE}"], keep=named)
 
 
 def _by_bucket(table: pa.Table) -> Iterator[tuple[int, pa.Table]]:

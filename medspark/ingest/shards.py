@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
-import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +14,12 @@ from pydantic import Field
 from pyspark.sql import DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 
+from medspark import ownership
 from medspark.config import Bits, Config
 from medspark.errors import RunError, UsageError
 from medspark.ingest import ledger, storage
 from medspark.ingest.archive import read_ledger
 from medspark.ingest.layout import Counts, Layout
-from medspark.ingest.lock import locked
 from medspark.ingest.near import (
     HashSamples,
     Lookalike,
@@ -30,10 +28,11 @@ from medspark.ingest.near import (
     tied_patients,
 )
 from medspark.ingest.numbering import Classes, Findings
-from medspark.ingest.reshape import PLACED, WRITTEN, ReadSamples, WriteShards
+from medspark.ingest.reshape import PLACED, WRITTEN, ReadSamples, WriteShards, clean_shards
 from medspark.ingest.session import task_errors
 from medspark.ingest.task import map_batches
-from medspark.ingest.write import SampleSet, SamplesManifest
+from medspark.ingest.write import SampleSet, SamplesManifest, new_generation
+from medspark.lock import locked
 from medspark.shards.manifest import Manifest, Shard, Split, digest_of, write_manifest
 from medspark.shards.schema import SPLITS, PixelFormat
 from medspark.shards.split import SplitConfig, patient_split
@@ -81,7 +80,8 @@ class ShardConfig(Config):
 def open_samples(config: ShardConfig) -> SamplesManifest:
     """Return what the sample dataset holds.
 
-    Raises UsageError where it holds nothing, or a library that is asked for is missing.
+    Raises UsageError where it holds nothing, a library that is asked for is missing, or the folder
+    of the shards is not ours or not apart from that of the samples.
     """
     if config.near_duplicates is not None:
         check_library()
@@ -90,6 +90,10 @@ def open_samples(config: ShardConfig) -> SamplesManifest:
     manifest = SampleSet(config.samples).manifest()
     if manifest is None:
         raise UsageError(f"{config.samples} holds no samples: jobs/ingest.py has not finished.")
+    ownership.apart(
+        {"the samples": storage.normalise(config.samples)}, {"the shards": config.shards}
+    )
+    ownership.check(config.shards, "shards")
     return manifest
 
 
@@ -101,8 +105,13 @@ def make_shards(
     The same samples, seed and settings give the same files, so the same digest. Raises UsageError
     where the samples cannot be brought to one format, or leave a split empty.
     """
-    with locked(str(config.shards)), task_errors():
-        return _Sharding(spark, config, manifest).run()
+    ownership.claim(config.shards, "shards")
+    with locked(config.shards), task_errors():
+        clean_shards(config.shards)
+        try:
+            return _Sharding(spark, config, manifest).run()
+        finally:
+            clean_shards(config.shards)
 
 
 class _Sharding:
@@ -113,7 +122,7 @@ class _Sharding:
         self._numbering = Findings() if manifest.multi_label else Classes()
         self._samples = SampleSet(config.samples)
         self._parts = {part.path: (part.bytes, part.sha256) for part in manifest.parts}
-        self._generation = f"{time.strftime('%Y%m%dT%H%M%S')}-{secrets.token_hex(3)}"
+        self._generation = new_generation()
 
     def run(self) -> dict[str, Any]:
         live, alike = self._grouped(self._live())
@@ -326,9 +335,6 @@ class _Sharding:
                 source=source,
             ),
         )
-        for generation in (folder / "data").iterdir():
-            if generation.name != self._generation:
-                storage.remove(str(generation))
 
     def _digest(self, splits: dict[str, Split]) -> str:
         return digest_of(splits, multi_label=self._numbering.multi_label)
@@ -377,8 +383,11 @@ def _write_table(found: list[Lookalike], path: Path) -> None:
     table = pa.Table.from_pylist([row._asdict() for row in found], schema=_NEAR_SCHEMA)
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}")
-    pq.write_table(table, scratch)
-    os.replace(scratch, path)
+    try:
+        pq.write_table(table, scratch)
+        os.replace(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)
 
 
 def _in_two(dealt: DataFrame, column: str) -> int:

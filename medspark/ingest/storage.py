@@ -109,23 +109,6 @@ def write_text(url: str, text: str) -> None:
     os.replace(scratch, path)
 
 
-def create(url: str, text: str) -> bool:
-    """Write a file that must not exist yet; return False, changing nothing, where it does."""
-    system, path = filesystem(url)
-    if not isinstance(system, LocalFileSystem):
-        if system.exists(path):
-            return False
-        system.pipe_file(path, text.encode())
-        return True
-    try:
-        handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
-    except FileExistsError:
-        return False
-    with os.fdopen(handle, "w") as file:
-        file.write(text)
-    return True
-
-
 def make_folder(url: str) -> None:
     """Make ``url`` a folder, with those above it. Raises UsageError where that is not allowed."""
     system, path = filesystem(url)

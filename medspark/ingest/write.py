@@ -13,10 +13,14 @@ moment leaves the old dataset, and the next one clears what it left.
 from __future__ import annotations
 
 import json
+import re
+import secrets
+import time
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from medspark import ownership
 from medspark.errors import UsageError
 from medspark.ingest import storage
 from medspark.ingest.parts import Part
@@ -25,6 +29,17 @@ from medspark.ingest.parts import Part
 SCHEMA_VERSION = 2
 _READ = (1, 2)
 MANIFEST = "manifest.json"
+# What ingests name: nothing else below the folder is ever removed.
+GENERATION, _FILE = r"\d{8}T\d{6}-[0-9a-f]{6}", r"[0-9a-f]{32}\.parquet"
+_SPARKS = r"\.?(part-.*|_(SUCCESS|(started|committed)_\d+)(\.crc)?)"
+STAGED = tuple(
+    f"staging/{name}" for name in (r"labels\.parquet", f"[a-z]+/{_SPARKS}", "[a-z]+/_temporary/")
+)
+
+
+def new_generation() -> str:
+    """Return the name of a generation that is about to be written: when, and by luck."""
+    return f"{time.strftime('%Y%m%dT%H%M%S')}-{secrets.token_hex(3)}"
 
 
 class SamplesManifest(BaseModel):
@@ -86,14 +101,16 @@ class SampleSet:
         """
         manifest = self.manifest()
         kept = {manifest.generation, manifest.previous} if manifest else set()
-        parts = {part.path for part in manifest.parts} if manifest else set()
-        storage.remove(self.path("staging"))
+        self.clean_staging()
         for kind in ("ledger", "quarantine"):
-            for generation in self._names(kind):
-                if generation not in kept:
-                    storage.remove(self.path(kind, generation))
-        for generation in self._names("data"):
-            self._clean_parts(generation, parts)
+            for generation in self._generations(kind) - kept:
+                ownership.remove(self.url, [f"{kind}/{generation}/{_FILE}"])
+        for generation in self._generations("data"):
+            self._clean_parts(generation, manifest)
+
+    def clean_staging(self) -> None:
+        """Remove what an ingest keeps while it runs."""
+        ownership.remove(self.url, STAGED)
 
     def clean_newest(self) -> None:
         """Remove parts that killed tasks have left in the generation that was just committed.
@@ -101,20 +118,16 @@ class SampleSet:
         The attempt that took a task's place wrote parts of its own, which the manifest names.
         """
         manifest = self.manifest()
-        if manifest is not None and self._names("data", manifest.generation):
-            self._clean_parts(manifest.generation, {part.path for part in manifest.parts})
+        if manifest is not None:
+            self._clean_parts(manifest.generation, manifest)
 
-    def _clean_parts(self, generation: str, parts: set[str]) -> None:
-        names = self._names("data", generation)
-        kept = [name for name in names if f"data/{generation}/{name}" in parts]
-        if not kept:
-            storage.remove(self.path("data", generation))
-            return
-        for name in set(names) - set(kept):
-            storage.remove(self.path("data", generation, name))
+    def _clean_parts(self, generation: str, manifest: SamplesManifest | None) -> None:
+        kept = {part.path for part in manifest.parts} if manifest else set()
+        ownership.remove(self.url, [f"data/{generation}/{_FILE}"], keep=kept)
 
-    def _names(self, *below: str) -> list[str]:
-        folder = self.path(*below)
+    def _generations(self, kind: str) -> set[str]:
+        folder = self.path(kind)
         if not storage.is_folder(folder):
-            return []
-        return [entry.path.rpartition("/")[2] for entry in storage.children(folder)]
+            return set()
+        names = (entry.path.rpartition("/")[2] for entry in storage.children(folder))
+        return {name for name in names if re.fullmatch(GENERATION, name)}

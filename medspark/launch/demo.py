@@ -10,12 +10,14 @@ from typing import Any
 from pydantic import Field
 from pyspark.sql import SparkSession
 
+from medspark import ownership
 from medspark.config import Config
 from medspark.job import write_result
 from medspark.launch.slots import available_cores
+from medspark.lock import locked
 from medspark.shards import manifest
 
-__all__ = ["DemoConfig", "demo_shards", "ingest_sum"]
+__all__ = ["DemoConfig", "check_demo", "demo_folder", "demo_shards", "ingest_sum"]
 
 logger = logging.getLogger(__name__)
 
@@ -29,12 +31,24 @@ class DemoConfig(Config):
     seed: int = Field(0, description="of the synthetic archive")
 
 
+def demo_folder(config: DemoConfig) -> Path:
+    """Return the folder of the demo's archive, samples and shards."""
+    return config.folder / f"{config.count}-images-{config.image_size}px-seed-{config.seed}"
+
+
+def check_demo(config: DemoConfig) -> None:
+    """Raise UsageError where somebody else's files are in the demo's way."""
+    ownership.check(demo_folder(config), "demo data")
+
+
 def demo_shards(spark: SparkSession, config: DemoConfig) -> tuple[Path, dict[str, Any]]:
     """Return the folder of the demo's shards and what ingest said, made if they are not there."""
-    folder = config.folder / f"{config.count}-images-{config.image_size}px-seed-{config.seed}"
+    folder = demo_folder(config)
     shards, said = folder / "shards", folder / "ingest.json"
     if not said.exists() or not (shards / manifest.NAME).exists():
-        _make(spark, config, folder, shards, said)
+        ownership.claim(folder, "demo data")
+        with locked(folder):
+            _make(spark, config, folder, shards, said)
     return shards, dict(json.loads(said.read_text(encoding="utf-8")))
 
 

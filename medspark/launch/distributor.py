@@ -254,7 +254,8 @@ def _new_folder(run_dir: Path) -> tuple[Path, int]:
     """Make the folder of the next attempt: its number is larger than that of any before it."""
     attempts = run_dir.resolve() / "attempts"
     attempts.mkdir(parents=True, exist_ok=True)
-    number = 1 + max((int(path.name) for path in attempts.iterdir()), default=0)
+    names = [path.name for path in attempts.iterdir()]
+    number = 1 + max((int(name) for name in names if name.isdecimal()), default=0)
     folder = attempts / f"{number:04d}"
     folder.mkdir()
     return folder, number

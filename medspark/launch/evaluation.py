@@ -15,6 +15,7 @@ import torch
 from pyspark.sql import SparkSession
 from tqdm import tqdm
 
+from medspark import ownership
 from medspark.data.native import MappedSplit
 from medspark.errors import RunError, UsageError
 from medspark.evaluate.config import check_attacks
@@ -25,6 +26,7 @@ from medspark.evaluate.robust import RobustReport
 from medspark.evaluate.summary import Array, Detail, summarise
 from medspark.ingest.session import is_local, task_errors
 from medspark.launch.scrutiny import EvaluationConfig, positive_class
+from medspark.lock import locked
 from medspark.memory import keep_freed_memory
 from medspark.models.card import read_card
 from medspark.models.checkpoint import load_classifier
@@ -58,6 +60,10 @@ class Evaluation:
         gradients = model.suffix != ".onnx"
         check_attacks(config.attacks, gradients=gradients, surrogates=len(surrogates))
         self.positive = positive_class(config.positive, self.manifest.classes)
+        others = {f"the surrogate {path}": path for path in surrogates}
+        sources = {"the model": model, **others, "the shards": config.shards}
+        ownership.apart(sources, {"the folder of evaluations": config.folder})
+        ownership.check(config.folder, "evaluation")
         job = Job(
             model=model.resolve(),
             surrogates=tuple(path.resolve() for path in surrogates),
@@ -84,7 +90,12 @@ class Evaluation:
                 source=str(self.config.shards),
             ),
         )
-        with tracked(self.folder / "mlflow", self.config.track, entry) as run:
+        ownership.claim(self.config.folder, "evaluation")
+        self.folder.mkdir(exist_ok=True)
+        with (
+            locked(self.folder),
+            tracked(self.folder / "mlflow", self.config.track, entry) as run,
+        ):
             do_pieces(spark, self.job)
             report = self._report()
             run.end(
@@ -206,11 +217,10 @@ def _do_piece(job: Job, number: int, threads: int) -> None:
 def _progress(job: Job) -> Iterator[None]:
     """Show how many images are done: the files in the work folder tell."""
     stop = threading.Event()
-    with tqdm(total=job.rows, initial=_done(job), unit="image", desc="attacked") as bar:
+    with tqdm(total=job.rows, initial=job.done(), unit="image", desc="attacked") as bar:
 
         def advance() -> None:
-            if _done(job) > bar.n:
-                bar.update(_done(job) - bar.n)
+            bar.update(max(job.done() - bar.n, 0))
 
         def follow() -> None:
             while not stop.wait(1.0):
@@ -224,10 +234,6 @@ def _progress(job: Job) -> Iterator[None]:
             stop.set()
             thread.join()
             advance()
-
-
-def _done(job: Job) -> int:
-    return max(job.rows - len(job.missing()) * job.piece, 0)
 
 
 def resolve_model(name: str, *, uri: str | None) -> Path:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from medspark import ownership
 from medspark.attacks.config import AttackName
 from medspark.attacks.threat import ThreatModel
 from medspark.config import Config
@@ -20,6 +21,7 @@ from medspark.evaluate.config import EvaluateConfig, check_attacks
 from medspark.evaluate.paper_table import MetricName
 from medspark.ingest.session import SparkConfig
 from medspark.job import JobConfig
+from medspark.launch.demo import DemoConfig, check_demo
 from medspark.launch.distributor import LaunchConfig, check_room
 from medspark.launch.scrutiny import GreyLevels, Scrutiny, positive_class
 from medspark.launch.training import TrainAtConfig
@@ -30,7 +32,7 @@ from medspark.train.config import DistillConfig, TrainConfig
 
 __all__ = [
     "Dataset", "Network", "PaperTableConfig", "Recipe", "check", "check_shards", "digest",
-    "distillation", "fingerprint", "networks", "recipe", "surrogates",
+    "distillation", "fingerprint", "networks", "phantom_sets", "recipe", "surrogates",
 ]  # fmt: skip
 
 TrainingName = Literal["original", "adversarial", "distillation", "robust_distillation"]
@@ -135,10 +137,26 @@ def check(config: PaperTableConfig) -> None:
     check_attacks(config.evaluate.attacks, gradients=True, surrogates=others)
     for folder in config.datasets.values():
         check_shards(folder, config.evaluate)
-    try:
-        config.folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"folder: {config.folder} cannot be made: {error.strerror}.") from None
+    _check_folders(config)
+
+
+def _check_folders(config: PaperTableConfig) -> None:
+    files = {name: file for name, file in config.weights.items() if file != PRETRAINED}
+    sources = {f"datasets.{name}": folder for name, folder in config.datasets.items()}
+    sources |= {f"weights.{name}": Path(file) for name, file in files.items()}
+    ownership.apart(sources, {"the folder of the table": config.folder})
+    ownership.check(config.folder, "study")
+    for demo in phantom_sets(config):
+        check_demo(demo)
+
+
+def phantom_sets(config: PaperTableConfig) -> list[DemoConfig]:
+    """Return the built-in data of the table."""
+    phantom = config.phantom
+    return [
+        DemoConfig(folder=phantom.folder, count=n, image_size=phantom.image_size, seed=phantom.seed)
+        for n in phantom.counts
+    ]
 
 
 def _lists(config: PaperTableConfig) -> dict[str, tuple[Any, ...]]:

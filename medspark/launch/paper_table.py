@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 from pydantic import ValidationError
 from pyspark.sql import SparkSession
 
-from medspark import __version__
+from medspark import __version__, ownership
 from medspark.attacks.config import AttackName
 from medspark.errors import MedsparkError, RunError
 from medspark.evaluate.paper_figure import paper_figure
@@ -28,7 +27,7 @@ from medspark.evaluate.paper_table import (
 )
 from medspark.ingest.session import spark_session
 from medspark.job import write_result
-from medspark.launch.demo import DemoConfig, demo_shards
+from medspark.launch.demo import demo_shards
 from medspark.launch.distributor import SPARK_SETTINGS
 from medspark.launch.evaluation import Evaluation
 from medspark.launch.hardware import hardware
@@ -42,15 +41,18 @@ from medspark.launch.paper_plan import (
     distillation,
     fingerprint,
     networks,
+    phantom_sets,
     recipe,
     surrogates,
 )
 from medspark.launch.scrutiny import EvaluationConfig
 from medspark.launch.training import train_once
+from medspark.lock import locked
 from medspark.shards.manifest import read_manifest
 from medspark.track.config import TrackConfig
 from medspark.track.runs import tracked
 from medspark.track.spool import DatasetEntry, RunEntry
+from medspark.train.run_folder import CHECKPOINTS
 
 __all__ = ["paper_table"]
 
@@ -66,7 +68,11 @@ def paper_table(config: PaperTableConfig, *, command: str) -> dict[str, Any]:
     check(config)
     settings = SPARK_SETTINGS | config.spark.settings
     spark_config = config.spark.model_copy(update={"settings": settings})
-    with spark_session(spark_config, name="medspark paper table") as spark:
+    ownership.claim(config.folder, "study")
+    with (
+        locked(config.folder),
+        spark_session(spark_config, name="medspark paper table") as spark,
+    ):
         return _Table(config, spark, command).fill()
 
 
@@ -124,17 +130,10 @@ class _Table:
     def _sources(self) -> Iterator[tuple[str, Path]]:
         for name, folder in self._config.datasets.items():
             yield name, folder.resolve()
-        phantom = self._config.phantom
-        for count in phantom.counts:
-            demo = DemoConfig(
-                folder=phantom.folder,
-                count=count,
-                image_size=phantom.image_size,
-                seed=phantom.seed,
-            )
+        for demo in phantom_sets(self._config):
             shards, _ = demo_shards(self._spark, demo)
             check_shards(shards, self._config.evaluate)
-            yield f"phantom {count}", shards.resolve()
+            yield f"phantom {demo.count}", shards.resolve()
 
     def _tell(self, number: int) -> None:
         pending = [cell for cell in self._cells[number:] if not cell.figures]
@@ -215,7 +214,7 @@ class _Table:
         result = train_once(config, self._spark, folder)
         write_result(folder / "trained.json", result)
         # They are several times as large as the network, and no longer needed.
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        ownership.remove(folder, CHECKPOINTS)
         return folder / "model"
 
     def _surrogate(self, network: Network, track: TrackConfig) -> Path:

@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import shlex
-import shutil
 import statistics
 import sys
 import time
@@ -17,10 +16,10 @@ from typing import Any
 
 from pyspark.sql import SparkSession
 
-from medspark import __version__
+from medspark import __version__, ownership
 from medspark.errors import MedsparkError, RunError, UsageError
 from medspark.ingest.session import spark_session
-from medspark.launch.demo import demo_shards
+from medspark.launch.demo import check_demo, demo_folder, demo_shards
 from medspark.launch.distributor import SPARK_SETTINGS, Task, run_ddp
 from medspark.launch.grid import (
     ScaleAtConfig,
@@ -34,6 +33,7 @@ from medspark.launch.grid import (
 from medspark.launch.hardware import hardware
 from medspark.launch.slots import available_cores, local_slots, slots_of
 from medspark.launch.training import TrainAtConfig, train_once
+from medspark.lock import locked
 from medspark.models.backbones import build
 from medspark.shards.manifest import Manifest, read_manifest
 from medspark.track.forecast import predictions, step_models
@@ -53,6 +53,7 @@ from medspark.track.scaling import (
 from medspark.track.spool import DatasetEntry, RunEntry, Spool
 from medspark.track.sweep import Cell, Measured, Prediction, Probe, Sweep, curves, prices
 from medspark.train.probe import ProbeConfig, probe
+from medspark.train.run_folder import CHECKPOINTS, RUN_FILES
 
 __all__ = ["scale_at", "told"]
 
@@ -69,16 +70,30 @@ def scale_at(config: ScaleAtConfig) -> dict[str, Any]:
     if config.compare:
         return _compare(config)
     check_grid(config)
+    _check_folders(config)
     settings = SPARK_SETTINGS | config.spark.settings
     spark_config = config.spark.model_copy(
         update={"settings": settings, "master": local_master(config)}
     )
-    with spark_session(spark_config, name="medspark scale_at") as spark:
+    ownership.claim(config.place, "study")
+    with (
+        locked(config.place),
+        spark_session(spark_config, name="medspark scale_at") as spark,
+    ):
         if config.shards is None:
             shards, _ = demo_shards(spark, config.demo)
             config = config.model_copy(update={"shards": shards})
             check_shares(config, read_manifest(shards))
         return _Sweeper(config, spark).run()
+
+
+def _check_folders(config: ScaleAtConfig) -> None:
+    """Raise UsageError for a sweep into what it reads, or into a stranger's folder."""
+    shards = config.shards or demo_folder(config.demo)
+    ownership.apart({"the shards": shards}, {"the folder of the sweep": config.place})
+    ownership.check(config.place, "study")
+    if config.shards is None:
+        check_demo(config.demo)
 
 
 def told(result: Mapping[str, Any]) -> str:
@@ -106,7 +121,6 @@ class _Sweeper:
 
     def run(self) -> dict[str, Any]:
         """Run what is missing and return the result document."""
-        self._folder.mkdir(parents=True, exist_ok=True)
         config = self._config
         with tracked(self._folder / "sweep", config.track, self._entry()) as run:
             parent = run.reference["run_id"]
@@ -188,7 +202,7 @@ class _Sweeper:
             measure=measure,
             timed_only=new.timed_only,
         )
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        ownership.remove(folder, CHECKPOINTS)
         return found["now"].model_copy(update={"run_id": result["mlflow"]["run_id"]})
 
     def _measure(self, new: Measured, result: Mapping[str, Any], folder: Path) -> Measured:
@@ -236,7 +250,7 @@ class _Sweeper:
             spool = Spool.reopen(folder)
             if spool.state.ending is None:
                 TrackedRun(spool).end("KILLED", patience_seconds=0)
-        shutil.rmtree(folder, ignore_errors=True)
+        ownership.remove(folder, [*RUN_FILES, r"measured\.json"])
 
     def _probe(self) -> Probe | None:
         """Return the constants of the step model, measured with the most processes."""
@@ -413,6 +427,7 @@ def _compare(config: ScaleAtConfig) -> dict[str, Any]:
     if len(config.compare) < 2:
         raise UsageError("compare: give two sweeps or more, --compare RUN RUN.")
     sweeps = [_find_sweep(name, config) for name in config.compare]
+    ownership.claim(config.place, "study")
     report = compare_sweeps(config.place / "compared", sweeps)
     return {"compared": list(config.compare), "report": str(report)}
 

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-import psutil
 from pydantic import Field
 from pyspark.sql import SparkSession
 
 from medspark.attacks.threat import ThreatModel
 from medspark.data.config import DataConfig, check_data
+from medspark.errors import UsageError
 from medspark.evaluate.config import EvaluateConfig
 from medspark.ingest.session import SparkConfig, spark_session
 from medspark.job import JobConfig
-from medspark.launch.demo import DemoConfig, demo_shards, ingest_sum
+from medspark.launch import figures
+from medspark.launch.demo import DemoConfig, check_demo, demo_folder, demo_shards, ingest_sum
 from medspark.launch.distributor import (
     SPARK_SETTINGS,
     LaunchConfig,
-    Launched,
     Task,
     check_room,
     run_ddp,
@@ -37,10 +36,10 @@ from medspark.models.config import PRETRAINED, ModelConfig, check_model, check_w
 from medspark.shards.manifest import Manifest, read_manifest, verify
 from medspark.shards.plan import EpochPlan
 from medspark.track.config import TrackConfig
-from medspark.track.journal import JournalReader
 from medspark.track.runs import tracked
 from medspark.track.spool import DatasetEntry, ModelEntry, RunEntry
 from medspark.train.config import CheckpointConfig, FitConfig, TrainConfig
+from medspark.train.run_folder import check_run_folder, held_run, keep_result, kept_result
 
 # Torch, timm and MLflow take seconds to import: only where they are needed, beside the start of
 # Spark and of the ranks, and never for --help.
@@ -55,9 +54,6 @@ _NO_DEFENCE = {"standard": "undefended", "kd": "student (kd)", "defensive": "stu
 # What every rank runs, by name.
 _FIT = "medspark.train.loop:fit"
 
-# What a run leaves in its folder; all of it goes when the run is begun anew.
-_PARTS = ("attempts", "checkpoints", "journal", "model", "plain", "report")
-
 
 class TrainAtConfig(JobConfig):
     """Adversarial fine-tuning of one classifier on one dataset of shards."""
@@ -67,8 +63,8 @@ class TrainAtConfig(JobConfig):
     )
     run_dir: Path | None = Field(
         None,
-        description="folder for checkpoints, logs and the model, shared by all machines; beside "
-        "the output by default",
+        description="folder for checkpoints, logs and the model, shared by all machines; by "
+        "default one of its own beside the output: x.run, x-2.run, ...",
     )
     baseline: bool = Field(
         False, description="also train without attacks first, and report both side by side"
@@ -81,7 +77,12 @@ class TrainAtConfig(JobConfig):
     checkpoint: CheckpointConfig = CheckpointConfig()
     seed: int = Field(0, ge=0, description="of the weights, the order of images and all noise")
     resume: Literal["auto", "never"] = Field(
-        "never", description="auto goes on with the interrupted run in run_dir, if there is one"
+        "never",
+        description="auto goes on with the interrupted run in run_dir, if there is one, and "
+        "returns the result of one that has finished",
+    )
+    overwrite: bool = Field(
+        False, description="replace the run in run_dir, finished or not; other files there stay"
     )
     launch: LaunchConfig = LaunchConfig()
     spark: SparkConfig = SparkConfig()
@@ -97,14 +98,26 @@ def train_at(config: TrainAtConfig) -> dict[str, Any]:
     training that failed.
     """
     check(config)
-    folder = config.run_dir or (config.output or Path("build/results/train_at.json"))
-    folder = (folder if config.run_dir else folder.with_suffix(".run")).resolve()
+    place, demo = _place(config), demo_folder(config.demo) if config.shards is None else None
+    _check_folders(config, place)
+    with held_run(
+        place,
+        fixed=config.run_dir is not None,
+        resume=config.resume,
+        overwrite=config.overwrite,
+        demo=demo,
+    ) as folder:
+        return _kept(config, folder) or _run(config, folder)
+
+
+def _run(config: TrainAtConfig, folder: Path) -> dict[str, Any]:
     settings = SPARK_SETTINGS | config.spark.settings
     spark_config = config.spark.model_copy(update={"settings": settings})
+    asked = config
 
     def check_name() -> None:
         # A run that goes on was checked when it began.
-        if config.resume == "never" or not any((folder / "checkpoints").glob("step-*")):
+        if not any((folder / "checkpoints").glob("step-*")):
             check_model(config.model)
 
     # To import timm takes as long as Spark to start.
@@ -113,8 +126,6 @@ def train_at(config: TrainAtConfig) -> dict[str, Any]:
         spark_session(spark_config, name="medspark train_at") as spark,
     ):
         checked()
-        if config.resume == "never":
-            _clear(folder)
         before: dict[str, Any] = {}
         if config.shards is None:
             shards, before["ingest"] = demo_shards(spark, config.demo)
@@ -122,13 +133,75 @@ def train_at(config: TrainAtConfig) -> dict[str, Any]:
         if config.baseline:
             plain = config.train.model_copy(update={"mode": "standard"})
             undefended = config.model_copy(update={"train": plain})
-            before["baseline"] = train_once(undefended, spark, folder / "plain")
+            before["baseline"] = _plain(undefended, spark, folder / "plain")
         result = train_once(config, spark, folder)
         if not before:
             # What came before the launch was Spark's own start and nothing else.
-            submitted = result["launch"]["launched_at"] - _submitted_at()
+            submitted = result["launch"]["launched_at"] - figures.submitted_at()
             result["startup"] = {"submit": submitted, **result["startup"]}
-        return result | before
+        result |= before
+        keep_result(folder, result, **_digests(asked))
+        return result
+
+
+def _plain(config: TrainAtConfig, spark: SparkSession, folder: Path) -> dict[str, Any]:
+    """Return what came of the training without attacks, now or before the run was interrupted."""
+    if (kept := _kept(config, folder)) is not None:
+        return kept
+    result = train_once(config, spark, folder)
+    keep_result(folder, result, **_digests(config))
+    return result
+
+
+# What decides the weights of a run, and what says only where and how it is done.
+_DATA = {"reader", "augment", "window", "share"}
+_DECISIVE = dict.fromkeys(("attack", "train", "model", "seed", "distill", "baseline"), True)
+_PLACES = {
+    "output", "run_dir", "shards", "resume", "overwrite", "launch", "spark", "track",
+    "checkpoint", "demo",
+}  # fmt: skip
+
+
+def _kept(config: TrainAtConfig, folder: Path) -> dict[str, Any] | None:
+    if config.resume == "never":
+        return None
+    return kept_result(folder, **_digests(config))
+
+
+def _digests(config: TrainAtConfig) -> dict[str, str]:
+    return {"run": _digest(config, weights=True), "asked": _digest(config, weights=False)}
+
+
+def _digest(config: TrainAtConfig, *, weights: bool) -> str:
+    """Return a hash of the data, and of what decides the ``weights`` or else all of the result."""
+    if weights:
+        told = config.model_dump(mode="json", include=_DECISIVE | {"data": _DATA})
+    else:
+        told = config.model_dump(mode="json", exclude=_PLACES)
+    data = config.shards and read_manifest(config.shards).digest
+    told["dataset"] = data or config.demo.model_dump(mode="json")
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def _place(config: TrainAtConfig) -> Path:
+    """Return the folder that the run is asked to have, or the first of those it may get."""
+    output = config.output or Path("build/results/train_at.json")
+    return (config.run_dir or output.with_suffix(".run")).resolve()
+
+
+def _check_folders(config: TrainAtConfig, place: Path) -> None:
+    """Raise UsageError for a run that would write to what it reads, or to a stranger's folder."""
+    if config.overwrite and config.resume == "auto":
+        raise UsageError("overwrite begins a run anew and resume auto goes on with it: give one.")
+    check_run_folder(
+        place,
+        fixed=config.run_dir is not None,
+        shards=config.shards or demo_folder(config.demo),
+        model=config.model,
+        distill=getattr(config, "distill", None),
+    )
+    if config.shards is None:
+        check_demo(config.demo)
 
 
 def check(config: TrainAtConfig) -> None:
@@ -153,6 +226,7 @@ def summary(result: Mapping[str, Any]) -> str:
     name = _NO_DEFENCE.get(mode, f"defended ({mode})")
     rows = {"undefended": result["baseline"]} if "baseline" in result else {}
     lines = ["", "Accuracy on the test images (%)", "", robustness_table(rows | {name: result}), ""]
+    lines.append(f"Model: {result['model']}")
     if "ingest" in result:
         lines.append(ingest_sum(result["ingest"]))
     if "submit" in result["startup"]:
@@ -212,15 +286,19 @@ def train_once(
         )
         with progress(run.spool.journal, steps=steps, name=config.train.mode):
             result, launched = run_ddp(task, spark=spark, launch=config.launch)
-        result |= {"startup": _startup(result["timeline"], launched)}
-        figures = _cost(result) | _speed(run.spool.journal) | {"restarts": launched.restarts}
+        result |= {"startup": figures.startup(result["timeline"], launched)}
+        told = (
+            figures.cost(result)
+            | figures.speed(run.spool.journal)
+            | {"restarts": launched.restarts}
+        )
         if not timed_only:
-            figures |= _robustness(result)
+            told |= figures.robustness(result)
         keep_model = config.track.log_model and not timed_only
         run.end(
             "FINISHED",
             params={"world_size": launched.processes, "threads_per_rank": launched.threads},
-            summary=figures | dict(measure(result) if measure else {}),
+            summary=told | dict(measure(result) if measure else {}),
             artifacts=None if timed_only else _write_report(folder, result, manifest),
             model=_model_entry(folder, manifest, config, result) if keep_model else None,
             patience_seconds=config.track.patience_seconds,
@@ -269,65 +347,6 @@ def _model_entry(
     )
 
 
-def _cost(result: Mapping[str, Any]) -> dict[str, float]:
-    """Return speed, memory and start-up under the names that MLflow shows."""
-    kept = ("images_per_second", "data_wait_share", "communication_share", "peak_memory_mb")
-    figures = {key: float(result[key]) for key in kept}
-    return figures | {f"startup/{part}_seconds": took for part, took in result["startup"].items()}
-
-
-def _robustness(result: Mapping[str, Any]) -> dict[str, float]:
-    """Return the figures of the test images under the names that MLflow shows."""
-    figures = {f"test/clean/{key}": value for key, value in result["clean"].items()}
-    for attack in [*result["attacks"], *result["worst_case"]]:
-        prefix = f"test/{attack['name']}/eps_{attack['eps_255']:g}"
-        figures |= {f"{prefix}/{key}": value for key, value in attack.items()}
-    unwanted = ("steps", "eps_255")
-    return {
-        key: float(value)
-        for key, value in figures.items()
-        if isinstance(value, int | float) and not key.endswith(unwanted)
-    }
-
-
-def _submitted_at() -> float:
-    """Return when spark-submit was started, or this process where it was not."""
-    own = psutil.Process()
-    above = own.parent()
-    if above is not None and "java" in above.name():
-        return float(above.create_time())
-    return float(own.create_time())
-
-
-def _startup(moments: Mapping[str, float], launched: Launched) -> dict[str, float]:
-    """Return the seconds from the launch to the end of the first step, in all and by part."""
-    ends = {
-        "spawn": launched.ranks_at,  # Spark, torchrun, interpreters
-        "join": moments["joined"],  # import of torch, process group
-        "open": moments["opened"],
-        "build": moments["built"],
-        "first_step": moments.get(
-            "stepped", moments["trained"]
-        ),  # none is left of some resumed runs
-    }
-    begins = [launched.launched_at, *ends.values()]
-    parts = {name: end - begin for (name, end), begin in zip(ends.items(), begins, strict=False)}
-    return parts | {"total": sum(parts.values())}
-
-
-def _speed(journal: Path) -> dict[str, float]:
-    """Return the usual speed and the slow end of it: far apart, they betray a straggling rank."""
-    speeds = [
-        record.metrics["images_per_second"]
-        for record in JournalReader(journal).poll()
-        if "images_per_second" in record.metrics
-    ]
-    if not speeds:
-        return {}
-    slow, usual = np.percentile(speeds, [5, 50])
-    return {"images_per_second/p5": float(slow), "images_per_second/p50": float(usual)}
-
-
 def _write_report(run_folder: Path, result: Mapping[str, Any], manifest: Manifest) -> Path:
     folder = run_folder / "report"
     folder.mkdir(parents=True, exist_ok=True)
@@ -336,10 +355,3 @@ def _write_report(run_folder: Path, result: Mapping[str, Any], manifest: Manifes
     (folder / "robustness.md").write_text(robustness_table({"": result}), encoding="utf-8")
     (folder / "MODEL_CARD.md").write_text(card, encoding="utf-8")
     return folder
-
-
-def _clear(folder: Path) -> None:
-    """Remove what an earlier run left in ``folder``, and nothing else."""
-    for part in _PARTS:
-        shutil.rmtree(folder / part, ignore_errors=True)
-    (folder / "run.json").unlink(missing_ok=True)

@@ -8,8 +8,13 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+from pydantic import Field
 
 from medspark.config import load_config
 from medspark.errors import MedsparkError, UsageError
@@ -18,16 +23,25 @@ from medspark.memory import keep_freed_memory
 from medspark.track.journal import Journal
 from medspark.train.config import FitConfig
 from medspark.train.loop import fit
+from medspark.train.run_folder import check_run_folder, held_run
 from medspark.train.world import join
+
+
+class AloneConfig(FitConfig):
+    """Fine-tune one classifier without Spark."""
+
+    overwrite: bool = Field(
+        False, description="with resume never: replace the run in run_dir; other files there stay"
+    )
 
 
 def main(argv: Sequence[str]) -> int:
     """Train as ``argv`` says and return the exit status; the result is in run_dir/result.json."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
     try:
-        config = load_config(FitConfig, argv, description=__doc__ or "")
+        config = load_config(AloneConfig, argv, description=__doc__ or "")
         keep_freed_memory()
-        with join() as world:
+        with _folder(config), join() as world:
             directory = config.run_dir / "journal" if world.is_main else None
             with Journal(directory) as journal:
                 result = fit(config, world, journal)
@@ -38,6 +52,20 @@ def main(argv: Sequence[str]) -> int:
         print(f"medspark.train: {error}", file=sys.stderr)
         return MISUSED if isinstance(error, UsageError) else FAILED
     return DONE
+
+
+def _folder(config: AloneConfig) -> AbstractContextManager[Path]:
+    """Return what holds the folder of the run, on the rank that writes there."""
+    if os.environ.get("RANK", "0") != "0":
+        return nullcontext(config.run_dir)
+    check_run_folder(
+        config.run_dir,
+        fixed=True,
+        shards=config.shards,
+        model=config.model,
+        distill=config.distill,
+    )
+    return held_run(config.run_dir, fixed=True, resume=config.resume, overwrite=config.overwrite)
 
 
 if __name__ == "__main__":

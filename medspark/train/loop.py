@@ -285,7 +285,7 @@ class _Run:
         if "dataset" in differing or "config" in differing:
             raise UsageError(
                 f"{self._config.run_dir} holds a run of other data or another configuration; give "
-                "another run_dir, or --resume never to start again there."
+                "another run_dir, or --overwrite to begin again there."
             )
         if differing:
             _LOGGER.warning(

@@ -11,8 +11,9 @@ import hashlib
 import json
 import logging
 import os
-import shutil
+import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from medspark import ownership
 from medspark.errors import RunError
 
 __all__ = [
@@ -34,6 +36,7 @@ __all__ = [
 _LOGGER = logging.getLogger(__name__)
 
 TENSORS, RECORD, FENCE = "state.safetensors", "state.json", "attempt"
+_NAME = re.compile(r"step-\d{9}-attempt-\d{4,}")
 
 
 @dataclass(frozen=True)
@@ -65,8 +68,8 @@ class Checkpoints:
 
     def clear(self) -> None:
         """Remove every checkpoint of the run."""
-        for path in self._folder.glob("step-*"):
-            shutil.rmtree(path)
+        for path in self._all():
+            _remove(path)
 
     def save(self, step: int, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> bool:
         """Write a checkpoint after ``step`` steps; return whether it is there.
@@ -79,12 +82,12 @@ class Checkpoints:
         scratch = self._folder / f".{target.name}"
         try:
             self._write(scratch, tensors, dict(record) | {"step": step, "attempt": self._attempt})
-            shutil.rmtree(target, ignore_errors=True)
+            _remove(target)
             self._check_fence()
             os.replace(scratch, target)
         except (OSError, SafetensorError) as error:  # its own for a full disk
             _LOGGER.warning("no checkpoint at step %d: %s", step, error)
-            shutil.rmtree(scratch, ignore_errors=True)
+            _remove(scratch)
             return False
         self._forget_old()
         return True
@@ -99,8 +102,8 @@ class Checkpoints:
         return None
 
     def _write(self, folder: Path, tensors: Mapping[str, Tensor], record: dict[str, Any]) -> None:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+        _remove(folder)
+        folder.mkdir(parents=True, exist_ok=True)
         kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         save_file(kept, folder / TENSORS)
         _flush(folder / TENSORS)
@@ -120,10 +123,18 @@ class Checkpoints:
 
     def _forget_old(self) -> None:
         for path in self._all()[: -self._keep]:
-            shutil.rmtree(path, ignore_errors=True)
+            _remove(path)
 
     def _all(self) -> list[Path]:
-        return sorted(self._folder.glob("step-*"))
+        found = self._folder.iterdir() if self._folder.exists() else ()
+        return sorted(path for path in found if _NAME.fullmatch(path.name))
+
+
+def _remove(checkpoint: Path) -> None:
+    """Remove a checkpoint as far as it is one: what others have put there stays."""
+    with suppress(OSError):
+        ownership.remove(checkpoint, map(re.escape, (TENSORS, RECORD)))
+        checkpoint.rmdir()
 
 
 def optimiser_tensors(optimiser: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:

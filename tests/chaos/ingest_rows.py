@@ -210,18 +210,18 @@ def damaged_shards(lab: Lab) -> Iterator[Verdict]:
     for name, damage in _FAULTS.items():
         shards = lab.folder / f"c15-{name.replace(' ', '-')}"
         shutil.copytree(make_shards(lab.folder / "shards"), shards)
-        path = damage(shards / "data" / "train-00001.parquet")
+        path, run_dir = damage(shards / "data" / "train-00001.parquet"), shards.with_suffix(".run")
         run = subprocess.run(
             [
                 *(sys.executable, "-m", "medspark.train", "--shards", shards),
-                *("--run_dir", shards / "run", "--model.name", "mobilenetv2_050"),
+                *("--run_dir", run_dir, "--model.name", "mobilenetv2_050"),
             ],
             capture_output=True, text=True, check=False,
         )  # fmt: skip
         verdict = Verdict(f"C15 {name}")
         verdict.expect(run.returncode == 2, f"status {run.returncode}: {run.stderr[-300:]}")
         verdict.expect(path.name in run.stderr, f"the file is not named: {run.stderr[-300:]}")
-        verdict.expect(not list((shards / "run").rglob("model.safetensors")), "it trained")
+        verdict.expect(not list(run_dir.rglob("model.safetensors")), "it trained")
         yield verdict
 
 

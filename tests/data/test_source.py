@@ -91,6 +91,16 @@ def test_a_remote_dataset_is_copied_once_and_read_from_there(
     assert stamps == {path: path.stat().st_mtime_ns for path in place.rglob("*.parquet")}
 
 
+def test_a_remote_dataset_is_not_copied_into_somebody_elses_folder(tmp_path: Path):
+    (tmp_path / "theirs").write_text("theirs")
+    fsspec.filesystem("memory").pipe_file("/bucket/other/manifest.json", b"{}")
+
+    with pytest.raises(UsageError, match="not medspark's"):
+        localise("memory://bucket/other", tmp_path)
+
+    assert [path.name for path in tmp_path.iterdir()] == ["theirs"]
+
+
 def test_a_remote_dataset_needs_a_place_to_go_to():
     with pytest.raises(UsageError, match="cache_dir"):
         localise("s3a://bucket/shards", None)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -52,6 +55,55 @@ def test_pieces_hold_every_image_once_and_none_is_done_twice(job: Job) -> None:
 
     assert job.missing() == []
     assert job.file(1).stat().st_mtime_ns == written
+
+
+DAMAGES = {
+    "cut off": lambda data: data[: len(data) // 2],
+    "empty": lambda data: b"",
+    "a hole of zeros": lambda data: data[:60] + bytes(len(data) - 120) + data[-60:],
+    "no archive": lambda data: b"piece",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_piece_is_missing_and_done_again(job: Job, damage: str) -> None:
+    whole = finished(job)
+    file = job.file(1)
+    file.write_bytes(DAMAGES[damage](file.read_bytes()))
+
+    assert job.missing() == [1]
+    again = finished(job)
+    assert job.missing() == []
+    assert all(np.array_equal(again[key], whole[key]) for key in whole)
+
+
+def test_a_piece_of_other_images_is_missing(job: Job) -> None:
+    finished(job)
+    shutil.copy(job.file(0), job.file(1))
+
+    assert job.missing() == [1]
+    assert job.done() == ROWS
+
+
+def test_a_piece_is_on_the_disk_before_it_has_its_name_and_a_full_disk_leaves_none(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda _: order.append("fsync"))
+    really = Path.replace
+    monkeypatch.setattr(Path, "replace", lambda *to: order.append("named") or really(*to))
+
+    job.do(0)
+
+    assert order == ["fsync", "named"]
+    monkeypatch.setattr(os, "fsync", _full)
+    with pytest.raises(OSError, match="No space left"):
+        job.do(1)
+    assert list(job.work.iterdir()) == [job.file(0)]
+
+
+def _full(_: int) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_an_evaluation_is_named_by_network_data_and_attacks_not_by_its_place(job: Job) -> None:

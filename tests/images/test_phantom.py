@@ -146,3 +146,12 @@ def test_the_command_line_writes_what_it_is_asked(
     for path in tmp_path.rglob("*"):
         if path.is_file() and path.name != "labels.csv":
             assert next(decode(path, rendering=Rendering(size=16))).attributes.bits_stored == 16
+
+
+def test_an_archive_is_not_made_among_files_of_others(tmp_path, capsys):
+    (tmp_path / "labels.csv").write_text("theirs")
+
+    assert main([str(tmp_path), "--count", "10"]) == 2
+
+    assert "not medspark's" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["labels.csv"]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from array_shards import write_arrays
 from hypothesis import given
 from hypothesis import strategies as st
 from small_disk import small_disk
@@ -21,7 +22,7 @@ from medspark.images.deidentify import Privacy
 from medspark.images.phantom import PhantomConfig, write_archive
 from medspark.ingest.archive import IngestConfig, ingest, open_archive
 from medspark.ingest.layout import Counts, Layout
-from medspark.ingest.reshape import bring_to
+from medspark.ingest.reshape import bring_to, clean_shards
 from medspark.ingest.shards import ShardConfig, make_shards, open_samples
 from medspark.shards.manifest import Manifest, read_manifest, verify
 from medspark.shards.schema import PixelFormat, map_pixels
@@ -220,6 +221,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_shards_that_were_there(
             pytest.skip("this machine does not let us mount a small disk")
         shards = tmp_path / "disk" / "shards"
         before = shard(spark, samples, shards)
+        files = sorted(shards.rglob("*"))
 
         (tmp_path / "disk" / "ballast").write_bytes(bytes(_free(tmp_path / "disk") - 8192))
         with pytest.raises(RunError, match="No space left on device") as raised:
@@ -228,6 +230,45 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_shards_that_were_there(
         assert "\n" not in str(raised.value)
         assert read_manifest(shards) == before
         verify(shards, before)
+        # Not even hidden: each retry would take as much of the disk again.
+        assert sorted(shards.rglob("*")) == files
+
+
+MADE = ("train-00000.parquet", ".val-00001.parquet.0123abcd", ".test-00000.parquet.ffffffff")
+THEIRS = ("notes.txt", "train-00000.parquet.bak", ".test-0.parquet.ffffffff", "train.parquet")
+
+
+@given(
+    planted=st.sets(st.tuples(st.sampled_from(["", "old", "20260101T000000-00000a"]),
+                              st.sampled_from(THEIRS))),
+    left=st.sets(st.sampled_from(MADE)),
+)  # fmt: skip
+def test_what_failed_jobs_left_goes_and_files_of_others_stay(tmp_path_factory, planted, left):
+    folder = tmp_path_factory.mktemp("shards")
+    arrays = np.zeros((3, 4, 4, 1), np.uint8), np.arange(3) % 2
+    write_arrays(folder, dict.fromkeys(("train", "val", "test"), arrays))
+    theirs = {folder / "data" / place / name for place, name in planted}
+    made = {folder / "data" / "20260101T000000-00000a" / name for name in left}
+    for path in theirs | made:
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+
+    clean_shards(folder)
+
+    assert all(path.exists() for path in theirs)
+    assert not any(path.exists() for path in made)
+    assert (folder / "data" / "train-00000.parquet").exists()
+
+
+def test_where_the_manifest_is_damaged_no_shard_is_removed(tmp_path):
+    shard = tmp_path / "data" / "20260101T000000-00000a" / "train-00000.parquet"
+    shard.parent.mkdir(parents=True)
+    shard.touch()
+    (tmp_path / "manifest.json").write_text("{")
+
+    clean_shards(tmp_path)
+
+    assert shard.exists()
 
 
 def _free(disk: Path) -> int:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from medspark.errors import UsageError
-from medspark.ingest.lock import locked
 from medspark.ingest.parts import SAMPLE_SCHEMA, Part, PartWriter
-from medspark.ingest.write import SampleSet, SamplesManifest
+from medspark.ingest.write import MANIFEST, SampleSet, SamplesManifest
 
 DEFAULTS = {"string": "x", "int32": 1, "int64": 1, "double": 1.0, "bool": True, "binary": b"ab"}
 
@@ -67,41 +67,80 @@ def test_a_part_without_rows_is_no_file(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+# Generations, oldest first, and a file of each.
+G = [f"2026010{day}T000000-00000{day}" for day in range(1, 5)]
+KEPT, DEAD, NEW = (f"{letter * 32}.parquet" for letter in "abc")
+
+
+def write_all(folder: Path, names: list[str]) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
+def left_in(folder: Path) -> set[str]:
+    return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()} - {MANIFEST}
+
+
+def commit(folder: Path, part: str) -> SampleSet:
+    samples, named = SampleSet(str(folder)), Part(path=part, rows=1, bytes=0, sha256="")
+    samples.commit(manifest(generation=G[2], previous=G[1], parts=(named,)))
+    return samples
+
+
 def test_parts_that_killed_tasks_left_beside_the_committed_ones_are_removed(tmp_path):
-    named = "data/g2/kept.parquet"
-    for name in (named, "data/g2/of-a-killed-task.parquet", "data/g1/of-the-one-before.parquet"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes(b"x")
-    samples = SampleSet(str(tmp_path))
-    samples.commit(manifest(parts=[Part(path=named, rows=1, bytes=1, sha256="s")]))
+    before = f"data/{G[1]}/{DEAD}"
+    write_all(tmp_path, [f"data/{G[2]}/{KEPT}", f"data/{G[2]}/{DEAD}", before])
 
-    samples.clean_newest()
+    commit(tmp_path, f"data/{G[2]}/{KEPT}").clean_newest()
 
-    left = {str(path.relative_to(tmp_path)) for path in (tmp_path / "data").rglob("*.parquet")}
     # Of the generation before, a reader may still be at it.
-    assert left == {named, "data/g1/of-the-one-before.parquet"}
+    assert left_in(tmp_path) == {f"data/{G[2]}/{KEPT}", before}
 
 
-def test_cleaning_leaves_what_manifests_name_and_nothing_else(tmp_path):
-    files = [
-        *("data/g1/kept.parquet", "data/g1/dead.parquet", "data/g3/orphan.parquet"),
-        *("ledger/g0/x", "ledger/g1/x", "ledger/g2/x", "ledger/g3/x"),
-        *("quarantine/g0/x", "quarantine/g2/x", "staging/files/x"),
+def test_cleaning_leaves_what_manifests_name_and_nothing_else_of_ours(tmp_path):
+    kept = [f"data/{G[1]}/{KEPT}", f"ledger/{G[1]}/{NEW}", f"ledger/{G[2]}/{NEW}"]
+    kept += [f"quarantine/{G[2]}/{NEW}"]
+    gone = [f"data/{G[1]}/{DEAD}", f"data/{G[3]}/{NEW}", f"ledger/{G[0]}/{NEW}"]
+    gone += [f"ledger/{G[3]}/{NEW}", f"quarantine/{G[0]}/{NEW}", "staging/labels.parquet"]
+    gone += [
+        f"staging/files/{name}" for name in ("part-0.snappy.parquet", "_SUCCESS", ".part-0.crc")
     ]
-    for name in files:
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    samples = SampleSet(str(tmp_path))
-    part = Part(path="data/g1/kept.parquet", rows=1, bytes=0, sha256="")
-    samples.commit(manifest(parts=(part,)))
+    gone += ["staging/outcomes/_temporary/0/task/part-1.parquet"]
+    write_all(tmp_path, [*kept, *gone])
+
+    commit(tmp_path, kept[0]).clean()
+
+    assert left_in(tmp_path) == set(kept)
+    assert not (tmp_path / "staging").exists()
+
+
+PLACES = (
+    "",
+    "data",
+    f"data/{G[0]}",
+    f"ledger/{G[3]}",
+    "quarantine/mine",
+    "staging",
+    "staging/files",
+)
+STRANGE = ("notes.txt", "x.parquet", "a.dcm", f"{KEPT}.bak", "manifest.json.old", "_SUCCESS.txt")
+
+
+@given(
+    planted=st.sets(st.tuples(st.sampled_from(PLACES), st.sampled_from(STRANGE)), max_size=8),
+    committed=st.booleans(),
+)
+def test_files_of_others_stay_wherever_they_lie(tmp_path_factory, planted, committed):
+    folder = tmp_path_factory.mktemp("samples")
+    theirs = {f"{place}/{name}".lstrip("/") for place, name in planted}
+    write_all(folder, [*theirs, f"data/{G[3]}/{DEAD}"])
+    samples = commit(folder, f"data/{G[2]}/{KEPT}") if committed else SampleSet(str(folder))
 
     samples.clean()
+    samples.clean_newest()
 
-    left = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
-    assert left == {
-        *("manifest.json", "data/g1/kept.parquet"),
-        *("ledger/g1/x", "ledger/g2/x", "quarantine/g2/x"),
-    }
+    assert left_in(folder) == theirs
 
 
 def test_a_manifest_comes_back_as_it_went(tmp_path):
@@ -131,39 +170,6 @@ def test_a_truncated_manifest_is_refused(tmp_path):
 
     with pytest.raises(UsageError, match="not a manifest"):
         SampleSet(str(tmp_path)).manifest()
-
-
-def _hold(folder: str, ready: object, for_ever: object) -> None:
-    with locked(folder):
-        ready.set()  # type: ignore[attr-defined]
-        for_ever.wait()  # type: ignore[attr-defined]
-
-
-def test_the_second_writer_is_told_and_a_killed_one_does_not_stand_in_the_way(tmp_path: Path):
-    context = multiprocessing.get_context("spawn")
-    ready, for_ever = context.Event(), context.Event()
-    first = context.Process(target=_hold, args=(str(tmp_path), ready, for_ever))
-    first.start()
-    assert ready.wait(60)
-
-    with pytest.raises(UsageError, match=f"process {first.pid}"), locked(str(tmp_path)):
-        pass
-    first.kill()
-    first.join()
-
-    with locked(str(tmp_path)):
-        pass
-
-
-def test_a_lock_in_an_object_store_says_what_to_remove():
-    with (
-        locked("memory://dataset"),
-        pytest.raises(UsageError, match=r"remove memory://dataset/\.lock"),
-        locked("memory://dataset"),
-    ):
-        pass
-    with locked("memory://dataset"):
-        pass
 
 
 def test_samples_of_the_first_version_have_one_label_each(tmp_path):

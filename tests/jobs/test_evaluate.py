@@ -58,10 +58,14 @@ def test_the_report_is_the_same_however_it_is_shared_out_and_after_a_kill(
     first, lost, last = sorted((folder / "pieces").iterdir())
     lost.unlink()
     before = [path.stat().st_mtime_ns for path in (first, last)]
+    theirs = [folder / "notes.txt", folder / "pieces" / "notes.txt", folder / "report" / "x.html"]
+    for path in theirs:
+        path.write_text("theirs")
     status, resumed = run("--piece=5", "--batch_size=2", folder="cut")
 
     assert status == 0
     assert [path.stat().st_mtime_ns for path in (first, last)] == before
+    assert [path.read_text() for path in theirs] == 3 * ["theirs"]
     assert whole["images"] == 12
     assert [row["eps_255"] for row in whole["attacks"]] == [0, 2, 8, 0, 2, 8]
     assert whole["clean"]["accuracy"] == whole["attacks"][0]["accuracy"]

@@ -79,7 +79,10 @@ def test_a_failed_cell_is_shown_and_tried_again_and_a_finished_one_is_not(
     assert run() == 0
     assert trained == ["fused_noise", "rslad", "rslad"]
 
+    for folder in [path for path in (tmp_path / "work").rglob("*") if path.is_dir()]:
+        (folder / "theirs.txt").write_text("theirs")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*.npz")}
+    before |= {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*.txt")}
     assert run() == 0
     assert trained == ["fused_noise", "rslad", "rslad"]
     assert {path: path.stat().st_mtime_ns for path in before} == before
@@ -164,7 +167,7 @@ def assert_nested(client: MlflowClient, table: str) -> None:
             "--phantom.counts 20 --launch.processes 3 --spark.master local[2]",
             "launch.processes is 3, but Spark's master local[2] has 2 slots",
         ),
-        ("--phantom.counts 20 --folder /proc/table", "folder: /proc/table cannot be made: "),
+        ("--phantom.counts 20 --folder /proc/table", "/proc/table cannot be written to: "),
         ("--dataset.cxr here", "There is no key dataset.cxr; did you mean datasets"),
     ],
 )

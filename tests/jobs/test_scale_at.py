@@ -110,6 +110,12 @@ def test_what_is_done_is_not_done_again_and_sweeps_are_set_side_by_side(
 ) -> None:
     first = json.loads((place / "first" / "report" / "sweep.json").read_text())
 
+    cells = [path.parent for path in (place / "first" / "cells").glob("*/run.json")]
+    theirs = [cell / name / "x.txt" for cell in cells for name in ("", "attempts", "model")]
+    for path in theirs:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("theirs")
+
     again = scale_at(config)
     compared = scale_at(
         ScaleAtConfig.model_validate(
@@ -122,6 +128,7 @@ def test_what_is_done_is_not_done_again_and_sweeps_are_set_side_by_side(
     )
 
     assert len(trained) == 1  # the one that failed
+    assert [path.read_text() for path in theirs] == 9 * ["theirs"]
     assert again["mlflow"]["run_id"]
     assert [c["fingerprint"] for c in again["cells"]] == [c["fingerprint"] for c in first["cells"]]
     page = Path(compared["report"]).read_text()

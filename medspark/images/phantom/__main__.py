@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from medspark import ownership
+from medspark.errors import UsageError
 from medspark.images.phantom.archive import write_archive
 from medspark.images.phantom.plan import PhantomConfig
 
@@ -21,7 +23,7 @@ def main(argv: Sequence[str]) -> int:
         description=__doc__.splitlines()[0] if __doc__ else None,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("folder", type=Path, help="where to write, made if missing")
+    parser.add_argument("folder", type=Path, help="where to write, empty or missing")
     for name, about in PhantomConfig.model_fields.items():
         default = getattr(defaults, name)
         if isinstance(default, bool):
@@ -37,6 +39,11 @@ def main(argv: Sequence[str]) -> int:
             )
     arguments = vars(parser.parse_args(argv))
     folder = arguments.pop("folder")
+    try:
+        ownership.check(folder, "phantom archive")
+    except UsageError as error:
+        print(f"phantom: {error}", file=sys.stderr)
+        return 2
     summary = write_archive(folder, PhantomConfig(**arguments))
     sys.stdout.write(json.dumps(asdict(summary), indent=2) + "\n")
     return 0

@@ -1,0 +1,181 @@
+"""One writer at a time for a folder: by a lock of the kernel, or by a lease where there is none.
+
+A lock ends with its process, however that ends. Databricks volumes, other FUSE mounts and object
+stores have no locks: there a file says who holds the folder and until when. Its holder renews it;
+one that is not renewed runs out, and the next writer takes the folder over.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import logging
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from fsspec.implementations.local import LocalFileSystem
+
+from medspark.errors import RunError, UsageError
+from medspark.ownership import place_of
+
+__all__ = ["locked"]
+
+_LOGGER = logging.getLogger(__name__)
+
+LOCK, LEASE = ".lock", ".lease"
+_LEASE_SECONDS = 60.0
+# Between writing a lease and believing it: another writer may do the same at the same moment.
+_SETTLE_SECONDS = 0.5
+
+_HELD = {errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES}
+_NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
+
+
+@contextmanager
+def locked(folder: str | Path) -> Iterator[None]:
+    """Hold ``folder``, which is there, for one writer.
+
+    Raises UsageError that names who holds it, where another one does, and RunError at the end
+    where a lease was lost meanwhile.
+    """
+    system, path = place_of(folder)
+    if isinstance(system, LocalFileSystem):
+        descriptor = _lock(Path(path))
+        if descriptor is not None:
+            try:
+                yield
+            finally:
+                os.close(descriptor)
+            return
+    lease = _Lease(system, path)
+    lease.take()
+    try:
+        yield
+        lease.check()
+    finally:
+        lease.give_back()
+
+
+def _lock(folder: Path) -> int | None:
+    """Return what holds the kernel's lock while it is open; None where there are no locks."""
+    descriptor = None
+    try:
+        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, json.dumps(_holder()).encode())
+        return descriptor
+    except OSError as error:
+        held = _told(os.read(descriptor, 1000)) if descriptor is not None else {}
+        if descriptor is not None:
+            os.close(descriptor)
+        if error.errno in _NO_LOCKS:
+            return None
+        if error.errno in _HELD and descriptor is not None:
+            raise _busy(folder, held) from None
+        raise UsageError(f"{folder} cannot be locked: {error.strerror}.") from None
+
+
+class _Lease:
+    """A file that says who holds a folder, and until when."""
+
+    def __init__(self, system: Any, folder: str) -> None:
+        self._system, self._folder, self._path = system, folder, f"{folder}/{LEASE}"
+        self._mine = _holder() | {"token": secrets.token_hex(8)}
+        self._lost = False
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
+
+    def take(self) -> None:
+        """Take the folder. Raises UsageError where another lease on it has not run out."""
+        there = self._read()
+        if there and float(there.get("expires", 0)) > time.time():
+            raise _busy(self._folder, there)
+        if there:
+            _LOGGER.warning("the lease of %s on %s has run out", _by(there), self._folder)
+        self._write()
+        time.sleep(_SETTLE_SECONDS)
+        if not self._is_mine():
+            raise _busy(self._folder, self._read())
+        self._thread.start()
+
+    def check(self) -> None:
+        """Raise RunError where somebody else has taken the folder over."""
+        if self._lost or not self._is_mine():
+            raise RunError(
+                f"{self._folder} was taken over ({_by(self._read())}) while this job wrote to it: "
+                "its lease had not been renewed in time."
+            )
+
+    def give_back(self) -> None:
+        """End the lease."""
+        self._done.set()
+        self._thread.join()
+        if self._is_mine():
+            with suppress(OSError):
+                self._system.rm_file(self._path)
+
+    def _renew(self) -> None:
+        while not self._done.wait(_LEASE_SECONDS / 4):
+            try:
+                self._lost = self._lost or not self._is_mine()
+                if not self._lost:
+                    self._write()
+            except OSError as error:
+                _LOGGER.warning("the lease on %s was not renewed: %s", self._folder, error)
+
+    def _is_mine(self) -> bool:
+        return bool(self._read().get("token") == self._mine["token"])
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            self._system.invalidate_cache(self._folder)
+            return _told(self._system.cat_file(self._path))
+        except FileNotFoundError:
+            return {}
+
+    def _write(self) -> None:
+        text = json.dumps(self._mine | {"expires": time.time() + _LEASE_SECONDS}).encode()
+        if not isinstance(self._system, LocalFileSystem):
+            self._system.pipe_file(self._path, text)
+            return
+        scratch = Path(f"{self._path}.{self._mine['token']}")
+        scratch.write_bytes(text)
+        scratch.replace(self._path)
+
+
+def _holder() -> dict[str, Any]:
+    since = time.strftime("%Y-%m-%d %H:%M:%S %z")
+    return {"process": os.getpid(), "host": socket.gethostname(), "since": since}
+
+
+def _told(text: bytes) -> dict[str, Any]:
+    try:
+        told = json.loads(text)
+    except ValueError:
+        return {}
+    return told if isinstance(told, dict) else {}
+
+
+def _by(holder: dict[str, Any]) -> str:
+    named = (holder.get(key, "unknown") for key in ("process", "host", "since"))
+    return "process {} on {} since {}".format(*named)
+
+
+def _busy(folder: str | Path, holder: dict[str, Any]) -> UsageError:
+    until = f"; its lease ends {_until(holder)}" if "expires" in holder else ""
+    return UsageError(
+        f"Another job is writing {folder} ({_by(holder)}{until}); try again when it is done."
+    )
+
+
+def _until(holder: dict[str, Any]) -> str:
+    return time.strftime("%H:%M:%S %z", time.localtime(float(holder["expires"])))

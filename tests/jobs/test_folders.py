@@ -1,0 +1,371 @@
+"""Every job and the folder it is given: what somebody else put there is there afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from small_disk import small_disk
+
+from medspark.launch import paper_table, scaling, training
+from medspark.ownership import MARKER
+from medspark.shards.manifest import read_manifest, verify
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+Call = Callable[..., int]
+Files = dict[str, bytes]
+
+# Names that jobs give and names that they do not, of folders and of files.
+FOLDERS = (
+    "data", "data/xrays", "ledger/x", "quarantine", "staging/files", "model", "report", "plain",
+    "attempts/0001", "checkpoints/step-000000005-attempt-0001", "journal", "cells/0f", "table",
+    "evaluations/0f/pieces", "pieces", "networks/0f/checkpoints", "archive", "samples", "mine", "",
+)  # fmt: skip
+NAMES = (
+    "a.dcm", "model.safetensors", "result.json", "run.json", "manifest.json", "labels.csv",
+    "piece-00000.npz", "train-00000.parquet", "near_duplicates.parquet", ".lock", "notes.txt",
+)  # fmt: skip
+PLANTED = st.sets(st.tuples(st.sampled_from(FOLDERS), st.sampled_from(NAMES)), min_size=1)
+
+# What each job is told but for the folder that it writes to.
+TRAIN = "--shards {shards} --run_dir {target} --track.uri {store}"
+JOBS = {
+    "ingest": "--source {source} --samples {target} --privacy.key_file {key}",
+    "shard": "--samples {samples} --shards {target}",
+    "train_at": TRAIN,
+    "train_at, over what is there": f"{TRAIN} --overwrite",
+    "train_at, going on": f"{TRAIN} --resume auto",
+    "train_at, on built-in data": "--demo.folder {demo} --demo.count 20 --track.uri {store}",
+    "distill": f"{TRAIN} --distill.teacher {{model}}",
+    "evaluate": "--model {model} --shards {shards} --folder {target} --track.uri {store}",
+    "scale_at": "--shards {shards} --folder {target} --grid.model resnet10t --repeats 1 "
+    "--grid.processes 1 --train.batch_size 2 --model.name resnet10t --track.uri {store}",
+    "paper_table": "--datasets.x {shards} --folder {target} --models resnet10t --track.uri {store}",
+}
+DEMO = "demo/20-images-64px-seed-0"
+
+
+def write_classes(folder: Path, *, images: int = 16) -> Path:
+    random = np.random.default_rng(0)
+    for number in range(images):
+        path = folder / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (32, 32), dtype=np.uint8)).save(path)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with images, and a key."""
+    folder = tmp_path_factory.mktemp("home")
+    write_classes(folder / "source")
+    (folder / "key").write_text(hashlib.sha256(b"folders").hexdigest())
+    (folder / "key").chmod(0o600)
+    return folder
+
+
+@pytest.fixture
+def call(load_job: Callable[[str], ModuleType], home: Path, network: Path, write_shards) -> Call:
+    """Return a function that runs a job on a target; ``more`` is added to what it is told."""
+    shards = write_shards(rows=16, side=32)
+    samples = home / "samples"
+    samples.mkdir(exist_ok=True)
+    (samples / "manifest.json").write_text(json.dumps(SAMPLES))
+
+    def run(name: str, target: Path, *more: object) -> int:
+        told = JOBS[name].format(
+            source=home / "source",
+            key=home / "key",
+            samples=samples,
+            shards=shards,
+            model=network,
+            target=target,
+            demo=target.parent,
+            store=f"sqlite:///{home}/mlflow.db",
+        )
+        words = f"{told} --output {home}/out/result.json".split()
+        return int(load_job(name.split(",")[0]).main([*words, *map(str, more)]))
+
+    return run
+
+
+SAMPLES = {
+    "schema_version": 2, "generation": "g", "previous": None, "digest": "d", "counts": {},
+    "rendering": {}, "key_check": "k", "parts": [], "ledger": [], "quarantine": [],
+}  # fmt: skip
+
+
+@pytest.fixture
+def no_spark(monkeypatch: pytest.MonkeyPatch, load_job: Callable[[str], ModuleType]) -> None:
+    """Fail where a job starts Spark."""
+
+    def started(*_: object, **__: object) -> None:
+        raise AssertionError("Spark was started")
+
+    jobs = [load_job(name) for name in ("ingest", "shard", "evaluate")]
+    for module in (training, scaling, paper_table, *jobs):
+        monkeypatch.setattr(module, "spark_session", started)
+
+
+def files(folder: Path) -> Files:
+    found = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in found}
+
+
+def plant(folder: Path, planted: set[tuple[str, str]]) -> Files:
+    for place, name in planted:
+        (folder / place).mkdir(parents=True, exist_ok=True)
+        (folder / place / name).write_text(f"somebody's {place} {name}")
+    return files(folder)
+
+
+@contextlib.contextmanager
+def new_target(name: str) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder, DEMO if "built-in" in name else "target")
+
+
+@pytest.mark.usefixtures("no_spark")
+@pytest.mark.parametrize("name", JOBS)
+@settings(
+    max_examples=10,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(planted=PLANTED)
+def test_a_strangers_folder_is_refused_in_a_sentence_before_spark_and_left(
+    call: Call, name: str, planted: set[tuple[str, str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with new_target(name) as target:
+        before = plant(target, planted)
+
+        status = call(name, target)
+
+        said = capsys.readouterr().err
+        assert (status, len(said.splitlines())) == (2, 1), said
+        assert "not medspark's" in said or "is not a manifest" in said
+        assert files(target) == before
+
+
+@pytest.mark.usefixtures("no_spark")
+def test_an_archive_is_not_its_own_target(call: Call, home: Path, tmp_path: Path, capsys) -> None:
+    write_classes(tmp_path / "proj" / "data" / "xrays")
+    before = files(tmp_path / "proj")
+
+    status = call("ingest", tmp_path / "proj", "--source", tmp_path / "proj" / "data" / "xrays")
+
+    assert status == 2
+    assert "lies inside the samples" in capsys.readouterr().err
+    assert files(tmp_path / "proj") == before
+
+
+@pytest.mark.usefixtures("no_spark")
+@pytest.mark.parametrize(
+    ("name", "key", "source", "target"),
+    [
+        ("ingest", "--source", "a", "a/b"),
+        ("ingest", "--source", "a/b", "a"),
+        ("ingest", "--source", "a", "link"),
+        ("ingest", "--source", "link", "a/b"),
+        ("shard", "--samples", "a", "a/b"),
+        ("shard", "--samples", "a/b", "a"),
+        ("train_at", "--shards", "a", "a/b"),
+        ("train_at", "--shards", "a/b", "a"),
+        ("train_at", "--shards", "link", "a"),
+        ("distill", "--distill.teacher", "a/b", "a"),
+        ("distill", "--distill.teacher", "link/b", "a"),
+        ("evaluate", "--model", "a/b", "a"),
+        ("evaluate", "--model", "a", "a/b"),
+        ("evaluate", "--shards", "a", "a/b"),
+        ("scale_at", "--shards", "a/b", "a"),
+        ("paper_table", "--datasets.x", "a", "a/b"),
+    ],
+)
+def test_what_is_read_and_what_is_written_are_apart(
+    call: Call, name: str, key: str, source: str, target: str, home: Path, tmp_path: Path,
+    network: Path, capsys,
+) -> None:  # fmt: skip
+    kind = {"--source": home / "source", "--samples": home / "samples"}
+    kind |= dict.fromkeys(("--shards", "--datasets.x"), tmp_path / "shards")
+    (tmp_path / "root" / "a").mkdir(parents=True)
+    (tmp_path / "root" / "link").symlink_to("a")
+    place = tmp_path / "root" / source
+    place.parent.mkdir(parents=True, exist_ok=True)
+    real = place.parent.resolve() / "a" if source == "link" else place
+    shutil.copytree(kind.get(key, network), real, dirs_exist_ok=True)
+    before = files(tmp_path / "root")
+
+    status = call(name, tmp_path / "root" / target, key, place)
+
+    said = capsys.readouterr().err
+    assert status == 2, said
+    assert "lies inside" in said
+    assert files(tmp_path / "root") == before
+
+
+# --- folders of ours ---
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Let a training leave what one leaves, in no time; return the folders that were trained in."""
+    seen: list[Path] = []
+
+    def train_once(config: Any, _spark: object, folder: Path, **_: object) -> dict[str, Any]:
+        seen.append(folder)
+        for name in ("run.json", "model/model.json", "report/result.json", "attempts/0001/nonce"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(json.dumps({"n": len(seen)}))
+        figures = {"accuracy": 1.0, "auroc": 1.0}
+        return {
+            "mode": config.train.mode, "steps": len(seen), "model": str(folder / "model"),
+            "clean": figures, "attacks": [], "worst_case": [], "startup": {},
+            "launch": {"launched_at": 0.0}, "mlflow": {"uri": "sqlite:///x"},
+        }  # fmt: skip
+
+    monkeypatch.setattr(training, "train_once", train_once)
+    monkeypatch.setattr(training, "spark_session", lambda *_, **__: contextlib.nullcontext())
+    monkeypatch.setattr(training, "check_model", lambda _: None)
+    return seen
+
+
+def steps(home: Path) -> int:
+    return int(json.loads((home / "out" / "result.json").read_text())["steps"])
+
+
+@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(planted=PLANTED)
+def test_a_run_that_is_replaced_leaves_the_files_of_others(
+    call: Call, trained: list[Path], planted: set[tuple[str, str]]
+) -> None:
+    named = {"model/model.safetensors", "report/result.json", "run.json", "result.json"}
+    named |= {"manifest.json", "plain/model.safetensors", "plain/run.json", "plain/result.json"}
+    theirs = {
+        (place, name) for place, name in planted if f"{place}/{name}".lstrip("/") not in named
+    }
+    with new_target("train_at") as target:
+        assert call("train_at", target) == 0
+        before = plant(target, theirs)
+        assert call("train_at, over what is there", target) == 0
+
+        after = files(target)
+        for place, name in theirs:
+            assert after[f"{place}/{name}".lstrip("/")] == before[f"{place}/{name}".lstrip("/")]
+
+
+def test_a_finished_run_is_refused_returned_or_replaced_as_it_is_asked_for(
+    call: Call, trained: list[Path], home: Path, tmp_path: Path, capsys
+) -> None:
+    target = tmp_path / "target"
+    assert call("train_at", target) == 0
+    before = files(target)
+
+    assert call("train_at", target) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert files(target) == before
+    assert call("train_at, going on", target) == 0
+    assert (steps(home), len(trained)) == (1, 1)
+    assert call("train_at, over what is there", target) == 0
+    assert (steps(home), len(trained)) == (2, 2)
+
+
+def test_a_finished_run_is_not_returned_for_another_question(
+    call: Call, trained: list[Path], tmp_path: Path, capsys
+) -> None:
+    assert call("train_at", tmp_path / "target") == 0
+
+    assert call("train_at, going on", tmp_path / "target", "--evaluate.steps", "3") == 0
+    assert len(trained) == 2  # it has to be attacked anew
+    assert call("train_at, going on", tmp_path / "target", "--train.lr", "1e-5") == 2
+    assert "another configuration" in capsys.readouterr().err
+    assert len(trained) == 2
+
+
+def test_a_baseline_that_is_done_is_not_done_again(
+    call: Call, trained: list[Path], home: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "target"
+    assert call("train_at", target, "--baseline", "true") == 0
+    (target / "finished.json").unlink()
+
+    assert call("train_at, going on", target, "--baseline", "true") == 0
+    assert [folder.name for folder in trained] == ["plain", "target", "target"]
+    assert json.loads((home / "out" / "result.json").read_text())["baseline"]["mode"] == "standard"
+
+
+def test_overwrite_and_resume_exclude_each_other(call: Call, tmp_path: Path, capsys) -> None:
+    assert call("train_at, going on", tmp_path / "target", "--overwrite") == 2
+    assert "give one" in capsys.readouterr().err
+    assert not (tmp_path / "target").exists()
+
+
+def test_by_default_a_run_gets_a_folder_of_its_own_and_the_model_is_said(
+    load_job: Callable[[str], ModuleType], write_shards, trained: list[Path], tmp_path: Path, capsys
+) -> None:
+    words = ["--shards", str(write_shards(rows=16)), "--output", str(tmp_path / "result.json")]
+
+    for name in ("result.run", "result-2.run"):
+        assert load_job("train_at").main(words) == 0
+        assert f"Model: {tmp_path / name / 'model'}" in capsys.readouterr().out
+    assert [folder.name for folder in trained] == ["result.run", "result-2.run"]
+
+
+@pytest.mark.spark
+def test_ingest_and_shard_leave_the_files_of_others_in_folders_of_ours(
+    spark: SparkSession, call: Call, home: Path, tmp_path: Path
+) -> None:
+    samples, shards = tmp_path / "samples", tmp_path / "made"
+    archive = write_classes(tmp_path / "archive", images=40)
+    read = ("--source", archive, "--image_size", "16")
+    assert call("ingest", samples, *read) == 0
+    assert call("shard", shards, "--samples", samples) == 0
+    # Below the generations that are replaced, too.
+    places = [str(p.parent.relative_to(tmp_path)) for p in tmp_path.glob("[ms]a*/*/*/*.parquet")]
+    places += ["samples", "samples/data", "samples/mine", "made", "made/data"]
+    theirs = {(place, name) for place in places for name in ("notes.txt", "a.dcm", "x.parquet.bak")}
+    planted = plant(tmp_path, theirs)
+
+    for number in range(3):
+        Image.new("L", (32, 32), 10 * number).save(archive / "a" / f"more-{number}.png")
+        assert call("ingest", samples, *read) == 0
+    assert call("shard", shards, "--samples", samples, "--seed", "1") in (0, 2)
+
+    after = files(tmp_path)
+    for place, name in theirs:
+        assert after[f"{place}/{name}"] == planted[f"{place}/{name}"]
+    assert MARKER in {path.name for path in samples.iterdir()}
+    verify(shards, read_manifest(shards), contents=True)
+
+
+@pytest.mark.spark
+def test_a_disk_that_is_full_while_evaluating_is_one_sentence_and_the_next_call_goes_on(
+    spark: SparkSession, call: Call, tmp_path: Path, capsys
+) -> None:
+    words = ("--attacks", "fgsm", "--eps", "2", "--bootstrap", "5", "--gallery", "0")
+    with small_disk(tmp_path / "disk", 96 << 10) as mounted:
+        if not mounted:
+            pytest.skip("this machine does not let us mount a small disk")
+        target = tmp_path / "disk" / "target"
+        ballast = tmp_path / "disk" / "ballast"
+        ballast.write_bytes(bytes(shutil.disk_usage(ballast.parent).free - (24 << 10)))
+
+        status = call("evaluate", target, *words, "--piece", "2")
+
+        said = capsys.readouterr().err
+        assert status == 1
+        assert "Traceback" not in said
+        assert "No space left" in said or "disk is full" in said
+        assert not list(target.rglob(".piece*"))
