@@ -59,10 +59,14 @@ class World:
 
 
 @contextmanager
-def join(*, timeout_s: float = 120.0, alone: bool = False) -> Iterator[World]:
+def join(
+    *, timeout_s: float = 120.0, alone: bool = False, store: dist.Store | None = None
+) -> Iterator[World]:
     """Join the process group that RANK, WORLD_SIZE and LOCAL_RANK describe; leave it at the end.
 
-    ``alone`` keeps a single process out of any, although the environment describes one.
+    ``alone`` keeps a single process out of any, although the environment describes one. The
+    processes find each other in ``store``; without one as torchrun wants it, in a store at
+    MASTER_ADDR and MASTER_PORT, which listens on all interfaces.
 
     gloo between CPUs, nccl between GPUs. ``timeout_s`` bounds every collective, so that a rank
     that stopped ends the run instead of hanging it (torch's own default is 30 minutes).
@@ -71,13 +75,16 @@ def join(*, timeout_s: float = 120.0, alone: bool = False) -> Iterator[World]:
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     world = World(rank, local_rank, size, _device(local_rank))
-    if size == 1 and (alone or "MASTER_ADDR" not in os.environ):
+    if size == 1 and (alone or (store is None and "MASTER_ADDR" not in os.environ)):
         yield world
         return
     on_gpu = world.device.type == "cuda"
     dist.init_process_group(
         "nccl" if on_gpu else "gloo",
         timeout=datetime.timedelta(seconds=timeout_s),
+        store=store,
+        rank=rank,
+        world_size=size,
         device_id=world.device if on_gpu else None,  # or a barrier has to guess
     )
     try:
