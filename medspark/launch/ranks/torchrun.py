@@ -50,7 +50,7 @@ class QuietDistributor(TorchDistributor):
         *args: Any,
         **kwargs: Any,
     ) -> None:
-        """Run one barrier task per rank, as the base class does, without its server of log lines."""
+        """Run one barrier task per rank, as the base class does, but without a server of logs."""
         self._check_encryption()
         self.driver_address, self.log_streaming_server_port = "", -1
         work = self._get_spark_task_function(
