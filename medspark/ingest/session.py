@@ -6,9 +6,9 @@ import logging
 import os
 import re
 import sys
-from ipaddress import ip_address
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from ipaddress import ip_address
 
 from py4j.protocol import Py4JError  # type: ignore[import-untyped]
 from pydantic import Field

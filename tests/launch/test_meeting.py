@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import socket
-import stat
-import subprocess
-import sys
 import threading
 from pathlib import Path
 from typing import Any

@@ -28,9 +28,7 @@ def belongs(process: psutil.Process, mark: str) -> bool:
     What is asked is the environment that the kernel keeps, which a stopped process has, too.
     """
     with suppress(psutil.Error):
-        return bool(
-            process.uids().real == os.getuid() and process.environ().get(MARK, "") == mark
-        )
+        return bool(process.uids().real == os.getuid() and process.environ().get(MARK, "") == mark)
     return False
 
 
