@@ -187,8 +187,8 @@ def test_the_secure_profile_has_what_the_clusters_profile_has():
 @pytest.mark.parametrize(
     "name",
     ["spark.authenticate.secret", "spark.hadoop.fs.s3a.secret.key", "spark.my.password",
-     "api_token", "spark.ssl.keyPassword", "spark.medspark.hmac", "pseudonym_key", "spark.fs.access.key",
-     "spark.credential", "privacy.key_file"],
+     "api_token", "spark.ssl.keyPassword", "spark.medspark.hmac", "pseudonym_key",
+     "spark.fs.access.key", "spark.credential", "privacy.key_file"],
 )  # fmt: skip
 def test_the_secure_profile_hides_what_looks_like_a_secret(name):
     assert re.search(read_profile("secure")["settings"]["spark.redaction.regex"], name)
