@@ -118,7 +118,7 @@ def check_settings(spark: SparkSession, *, gpu: bool) -> None:
     if any(_is_true(spark, key) for key in encrypts) and not _is_true(spark, ignored):
         raise UsageError(
             "This cluster encrypts its traffic, but gradients would travel in clear between the "
-            f"ranks: set {ignored}=true if that is allowed."
+            f"ranks: give --spark.settings.{ignored} true if that is allowed."
         )
     amount = str(conf.get("spark.task.resource.gpu.amount", "0"))
     # SPARK-41916: TorchDistributor 4.0 counts ranks wrongly for more than one.

@@ -88,6 +88,8 @@ class Cluster:
             *("train_at.py", "--shards", self.folder / "shards", *RECIPE, "--run_dir", run / "run"),
             *("--track.uri", f"sqlite:///{run}/mlflow.db", "--launch.processes", 2),
             *("--launch.timeout_seconds", _RANK_SECONDS, *options),
+            # This network is ours: the ranks may talk in clear.
+            *("--spark.settings.pytorch.spark.distributor.ignoreSsl", "true"),
         )
 
     def submit(self, run: Path, job: str, *options: object) -> subprocess.Popen[str]:
@@ -96,8 +98,6 @@ class Cluster:
             "spark.executor.memory": "600m",
             "spark.driver.host": self.network.address("master"),
             "spark.driver.bindAddress": self.network.address("master"),
-            # This network is ours: the ranks may talk in clear.
-            "pytorch.spark.distributor.ignoreSsl": "true",
             # It leaves random bytes as they are: what is sent in clear can be found.
             "spark.io.compression.codec": "lz4",
         }

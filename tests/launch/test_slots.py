@@ -105,7 +105,7 @@ def _session(settings: dict[str, str]) -> Any:
 def test_gradients_travel_in_clear_on_an_encrypted_cluster_only_if_that_is_allowed(
     key: str,
 ) -> None:
-    with pytest.raises(UsageError, match=r"pytorch\.spark\.distributor\.ignoreSsl=true if"):
+    with pytest.raises(UsageError, match=r"--spark\.settings\.pytorch\.spark\.\S+ true if"):
         check_settings(_session({key: "true"}), gpu=False)
 
     check_settings(_session({key: "true"} | ALLOWED), gpu=False)
