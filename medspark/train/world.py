@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import datetime
+import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -50,12 +52,31 @@ class World:
         return values
 
     def gather(self, value: Any) -> list[Any]:
-        """Return the small picklable ``value`` of every rank, in rank order, on every rank."""
+        """Return the ``value`` of every rank, in rank order, on every rank: a number or an array.
+
+        It travels as NumPy writes arrays, and torch's ``all_gather_object`` is not used: a rank
+        would unpickle, so run, whatever reaches it. Raises ValueError for another kind of value.
+        """
         if not self.distributed:
             return [value]
-        gathered: list[Any] = [None] * self.size
-        dist.all_gather_object(gathered, value)
-        return gathered
+        mine = torch.frombuffer(_written(value), dtype=torch.uint8).to(self.device)
+        lengths = [torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(self.size)]
+        dist.all_gather(lengths, torch.tensor([len(mine)], device=self.device))
+        longest = max(int(length) for length in lengths)
+        said = [mine.new_zeros(longest) for _ in range(self.size)]
+        dist.all_gather(said, torch.nn.functional.pad(mine, (0, longest - len(mine))))
+        return [_read(text) for text in said]
+
+
+def _written(value: Any) -> bytearray:
+    buffer = io.BytesIO()
+    np.save(buffer, np.asarray(value), allow_pickle=False)
+    return bytearray(buffer.getvalue())
+
+
+def _read(written: Tensor) -> Any:
+    array = np.load(io.BytesIO(written.cpu().numpy().tobytes()), allow_pickle=False)
+    return array if array.ndim else array.item()
 
 
 @contextmanager
