@@ -152,9 +152,14 @@ class Cluster:
 
 
 def whole(cluster: Cluster) -> Verdict:
-    """Nobody disturbs the run: its ranks are on two hosts and talk over the bridge."""
+    """Nobody disturbs the run: ranks on two hosts talk over the bridge, each at one address."""
     verdict, run = _begin(cluster, "whole")
-    status = cluster.train(run).wait(300)
+    job = cluster.train(run)
+    _wait(lambda: _steps(run) >= 1 or job.poll() is not None, seconds=180)
+    for host in ("master", *WORKERS):
+        everywhere = _listening_everywhere(cluster.network, host)
+        verdict.expect(everywhere == [], f"{host} listens on all addresses: {everywhere}")
+    status = job.wait(300)
 
     verdict.expect(status == 0, f"status {status}: {_said(run)}")
     started = Reports(run / "run" / "attempts" / "0001").started()
@@ -254,6 +259,18 @@ def _overheard(
     sizes = [len(what) for _, what in streams(run / "frames")]
     verdict.figures |= {"streams": len(sizes), "MB": round(sum(sizes) / 1e6, 1)}
     return verdict, said_aloud(run / "frames", key)
+
+
+def _listening_everywhere(network: Network, host: str) -> list[str]:
+    """Return the sockets of a host that listen on all of its addresses."""
+    code = (
+        "import psutil\n"
+        "for c in psutil.net_connections('tcp'): print(c.laddr.ip, c.laddr.port, c.status)"
+    )
+    found = subprocess.run(
+        network.on(host, sys.executable, "-c", code), capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    return [line for line in found if line.startswith(("0.0.0.0 ", ":: ")) and "LISTEN" in line]
 
 
 @contextmanager

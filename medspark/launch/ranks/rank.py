@@ -150,8 +150,8 @@ def _set_environment(order: Order) -> str:
     interface = choose_interface(os.environ["MASTER_ADDR"] if is_spread() else "localhost")
     if interface:
         os.environ["GLOO_SOCKET_IFNAME"] = interface
-    if not is_spread():
-        os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={interface}")
+        if not is_spread():
+            os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={interface}")
     return interface
 
 
