@@ -172,7 +172,9 @@ def _check_encrypted(spark: SparkSession) -> None:
 
     Its settings alone do not tell: those of a profile come too late for a session that runs.
     """
-    security = spark.sparkContext._jvm.org.apache.spark.SparkEnv.get().securityManager()
+    java = spark.sparkContext._jvm
+    assert java is not None, "there is a session"
+    security = java.org.apache.spark.SparkEnv.get().securityManager()
     in_force = {
         _AUTHENTICATE: security.isAuthenticationEnabled(),
         "spark.network.crypto.enabled": security.isEncryptionEnabled(),

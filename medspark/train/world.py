@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import Store  # type: ignore[attr-defined]
 
 from medspark.errors import UsageError
 
@@ -81,7 +82,7 @@ def _read(written: Tensor) -> Any:
 
 @contextmanager
 def join(
-    *, timeout_s: float = 120.0, alone: bool = False, store: dist.Store | None = None
+    *, timeout_s: float = 120.0, alone: bool = False, store: Store | None = None
 ) -> Iterator[World]:
     """Join the process group that RANK, WORLD_SIZE and LOCAL_RANK describe; leave it at the end.
 

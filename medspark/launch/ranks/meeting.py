@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from medspark.launch.ranks.network import own_address
 
 if TYPE_CHECKING:  # seconds to import, and the environment has to be set before
-    from torch.distributed import Store
+    from torch.distributed import Store  # type: ignore[attr-defined]
 
 __all__ = ["is_spread", "open_store", "pass_on", "take_over"]
 
@@ -52,7 +52,7 @@ def open_store(
     other; on one machine the store is a file in ``folder``, which is this user's alone. Raises
     OSError where the port that was chosen has been taken since.
     """
-    from torch.distributed import FileStore, TCPStore
+    from torch.distributed import FileStore, TCPStore  # type: ignore[attr-defined]
 
     rank, size = int(environment["RANK"]), int(environment["WORLD_SIZE"])
     timeout = datetime.timedelta(seconds=timeout_s)
