@@ -132,7 +132,8 @@ def open_archive(config: IngestConfig) -> Archive:
     if table is None and several:
         raise UsageError("label_table is about a table of labels: give it with --labels.")
     manifest = samples.manifest()
-    pseudonyms = Pseudonyms(load_key(config.privacy, dataset=samples.url, new=manifest is None))
+    key = load_key(config.privacy, dataset=samples.url, new=manifest is None)
+    pseudonyms = Pseudonyms(key, travel_file=config.privacy.executor_key_file)
     multi_label = several or (npz.is_npz(source) and npz.has_findings(source))
     archive = Archive(config, source, samples, table, multi_label, pseudonyms)
     if manifest:
@@ -163,7 +164,7 @@ def _check_same(manifest: SamplesManifest, archive: Archive) -> None:
 
 
 def _key_check(pseudonyms: Pseudonyms) -> str:
-    return pseudonyms.name("key", "check")
+    return pseudonyms.check
 
 
 def ingest(spark: SparkSession, archive: Archive) -> dict[str, Any]:

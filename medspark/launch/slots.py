@@ -106,7 +106,7 @@ def usual_ranks(slots: Slots, *, gpus: int) -> int:
 
 
 def check_settings(spark: SparkSession, *, gpu: bool) -> None:
-    """Raise UsageError for Spark settings under which ranks cannot run on executors."""
+    """Raise UsageError for Spark settings under which ranks may not run on executors."""
     conf = spark.conf
     if _is_true(spark, "spark.dynamicAllocation.enabled"):
         raise UsageError(
@@ -114,10 +114,11 @@ def check_settings(spark: SparkSession, *, gpu: bool) -> None:
             "spark.dynamicAllocation.enabled=false."
         )
     ignored = "pytorch.spark.distributor.ignoreSsl"
-    if _is_true(spark, "spark.ssl.enabled") and not _is_true(spark, ignored):
+    encrypts = ("spark.ssl.enabled", "spark.network.crypto.enabled")
+    if any(_is_true(spark, key) for key in encrypts) and not _is_true(spark, ignored):
         raise UsageError(
             "This cluster encrypts its traffic, but gradients would travel in clear between the "
-            f"ranks: set {ignored}=true if that is allowed."
+            f"ranks: give --spark.settings.{ignored} true if that is allowed."
         )
     amount = str(conf.get("spark.task.resource.gpu.amount", "0"))
     # SPARK-41916: TorchDistributor 4.0 counts ranks wrongly for more than one.

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import datetime
+import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import Store  # type: ignore[attr-defined]
 
 from medspark.errors import UsageError
 
@@ -50,19 +53,42 @@ class World:
         return values
 
     def gather(self, value: Any) -> list[Any]:
-        """Return the small picklable ``value`` of every rank, in rank order, on every rank."""
+        """Return the ``value`` of every rank, in rank order, on every rank: a number or an array.
+
+        It travels as NumPy writes arrays, and torch's ``all_gather_object`` is not used: a rank
+        would unpickle, so run, whatever reaches it. Raises ValueError for another kind of value.
+        """
         if not self.distributed:
             return [value]
-        gathered: list[Any] = [None] * self.size
-        dist.all_gather_object(gathered, value)
-        return gathered
+        mine = torch.frombuffer(_written(value), dtype=torch.uint8).to(self.device)
+        lengths = [torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(self.size)]
+        dist.all_gather(lengths, torch.tensor([len(mine)], device=self.device))
+        longest = max(int(length) for length in lengths)
+        said = [mine.new_zeros(longest) for _ in range(self.size)]
+        dist.all_gather(said, torch.nn.functional.pad(mine, (0, longest - len(mine))))
+        return [_read(text) for text in said]
+
+
+def _written(value: Any) -> bytearray:
+    buffer = io.BytesIO()
+    np.save(buffer, np.asarray(value), allow_pickle=False)
+    return bytearray(buffer.getvalue())
+
+
+def _read(written: Tensor) -> Any:
+    array = np.load(io.BytesIO(written.cpu().numpy().tobytes()), allow_pickle=False)
+    return array if array.ndim else array.item()
 
 
 @contextmanager
-def join(*, timeout_s: float = 120.0, alone: bool = False) -> Iterator[World]:
+def join(
+    *, timeout_s: float = 120.0, alone: bool = False, store: Store | None = None
+) -> Iterator[World]:
     """Join the process group that RANK, WORLD_SIZE and LOCAL_RANK describe; leave it at the end.
 
-    ``alone`` keeps a single process out of any, although the environment describes one.
+    ``alone`` keeps a single process out of any, although the environment describes one. The
+    processes find each other in ``store``; without one as torchrun wants it, in a store at
+    MASTER_ADDR and MASTER_PORT, which listens on all interfaces.
 
     gloo between CPUs, nccl between GPUs. ``timeout_s`` bounds every collective, so that a rank
     that stopped ends the run instead of hanging it (torch's own default is 30 minutes).
@@ -71,13 +97,16 @@ def join(*, timeout_s: float = 120.0, alone: bool = False) -> Iterator[World]:
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     world = World(rank, local_rank, size, _device(local_rank))
-    if size == 1 and (alone or "MASTER_ADDR" not in os.environ):
+    if size == 1 and (alone or (store is None and "MASTER_ADDR" not in os.environ)):
         yield world
         return
     on_gpu = world.device.type == "cuda"
     dist.init_process_group(
         "nccl" if on_gpu else "gloo",
         timeout=datetime.timedelta(seconds=timeout_s),
+        store=store,
+        rank=rank,
+        world_size=size,
         device_id=world.device if on_gpu else None,  # or a barrier has to guess
     )
     try:

@@ -6,6 +6,7 @@ The workers' Python has the libraries but not medspark, as on a cluster that som
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -147,6 +148,24 @@ class StandaloneCluster:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+
+
+def shared_secret(path: Path) -> Path:
+    """Write the settings that master, workers and driver of a secure cluster share, for the owner.
+
+    Between the three of them nothing but what is here is known before the job's profile is read.
+    """
+    path.touch(0o600)
+    settings = {
+        "spark.authenticate": "true",
+        "spark.authenticate.secret": secrets.token_hex(32),
+        "spark.network.crypto.enabled": "true",
+        "spark.network.crypto.cipher": "AES/GCM/NoPadding",
+        "spark.network.crypto.authEngineVersion": "2",
+        "spark.network.crypto.saslFallback": "false",
+    }
+    path.write_text("".join(f"{key} {value}\n" for key, value in settings.items()))
+    return path
 
 
 def python_without_medspark(folder: Path) -> Path:

@@ -1,10 +1,14 @@
-"""Train across hosts, and cut one off: master and two workers in network namespaces of their own.
+"""Work across hosts, cut one off, and listen in: three hosts in network namespaces of their own.
 
-    python tests/hosts/run.py [--only whole,cut,lost] [--output build/hosts.json]
+    python tests/hosts/run.py [--only whole,cut,lost,secret,clear,stays] [--output build/hosts.json]
 
 whole: ranks on two hosts talk over the bridge. cut: one host's link is cut for 20 s; the run ends
-well. lost: it stays cut; the run ends with a clear error within its time-outs. Needs root and
-about four minutes on two cores; where namespaces are not allowed it says so and ends with 0.
+well. lost: it stays cut; the run ends with a clear error within its time-outs. All of them with
+conf/profiles/secure.yaml. secret: an ingest with it, of which every frame is written down: nobody
+reads a piece of the pseudonym key in them. clear: without it the key can be read, so that who finds
+nothing is known to look. stays: without it, but with the key on the executors, there is nothing to
+be read. Needs root and about seven minutes on two cores; where namespaces are not allowed it says
+so and ends with 0.
 """
 
 from __future__ import annotations
@@ -12,13 +16,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -29,8 +34,10 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "chaos"))
 sys.path.insert(0, str(Path(__file__).parent))
 from lab import RECIPE, STEPS, Verdict, make_shards
 from network import Network, NotAllowed
-from standalone import ROOT, SPARK_HOME, python_without_medspark
+from sniffer import said_aloud, streams
+from standalone import ROOT, SPARK_HOME, python_without_medspark, shared_secret
 
+from medspark.images.phantom import PhantomConfig, write_archive
 from medspark.launch.ranks.reports import Reports
 from medspark.track.journal import JournalReader
 
@@ -40,14 +47,16 @@ _CUT_AT_STEP = 8
 # A rank gives up after 30 s, and Spark after 60 s a machine that does not answer.
 _RANK_SECONDS = 30
 _LOST_SECONDS = 180
+_IMAGES = 60
 
 
 class Cluster:
     """A Spark master and a worker on each of two hosts; the driver is on the master's."""
 
-    def __init__(self, network: Network, folder: Path) -> None:
+    def __init__(self, network: Network, folder: Path, *, secure: bool) -> None:
         self.network = network
         self.folder = folder
+        self.secret = shared_secret(folder / "secret.conf") if secure else None
         self.python = python_without_medspark(folder / "python")
         self.url = f"spark://{network.address('master')}:7077"
         self._processes: list[subprocess.Popen[str]] = []
@@ -74,21 +83,33 @@ class Cluster:
 
     def train(self, run: Path, *options: object) -> subprocess.Popen[str]:
         """Start a training in the folder ``run`` with a rank on each host."""
+        return self.submit(
+            run,
+            *("train_at.py", "--shards", self.folder / "shards", *RECIPE, "--run_dir", run / "run"),
+            *("--track.uri", f"sqlite:///{run}/mlflow.db", "--launch.processes", 2),
+            *("--launch.timeout_seconds", _RANK_SECONDS, *options),
+            # This network is ours: the ranks may talk in clear.
+            *("--spark.settings.pytorch.spark.distributor.ignoreSsl", "true"),
+        )
+
+    def submit(self, run: Path, job: str, *options: object) -> subprocess.Popen[str]:
+        """Start a job with its output and result in the folder ``run``."""
         conf = {
             "spark.executor.memory": "600m",
             "spark.driver.host": self.network.address("master"),
             "spark.driver.bindAddress": self.network.address("master"),
+            # It leaves random bytes as they are: what is sent in clear can be found.
+            "spark.io.compression.codec": "lz4",
         }
         settings = [word for key, value in conf.items() for word in ("--conf", f"{key}={value}")]
+        profile = "secure" if self.secret else "cluster"
         with open(run / "output.log", "w", encoding="utf-8") as log:
             return self._start(
                 "master",
                 *(Path(sys.executable).with_name("spark-submit"), "--master", self.url, *settings),
-                *(ROOT / "jobs" / "train_at.py", "--shards", self.folder / "shards"),
-                *("--profile", ROOT / "conf" / "profiles" / "cluster.yaml", *RECIPE),
-                *("--run_dir", run / "run", "--output", run / "result.json"),
-                *("--track.uri", f"sqlite:///{run}/mlflow.db", "--launch.processes", 2),
-                *("--launch.timeout_seconds", _RANK_SECONDS, *options),
+                *(*self._properties(), ROOT / "jobs" / job),
+                *("--profile", ROOT / "conf" / "profiles" / f"{profile}.yaml"),
+                *("--output", run / "result.json", *options),
                 output=log,
                 SPARK_CONF_DIR=str(ROOT / "conf"),
                 PYSPARK_PYTHON=str(self.python),
@@ -102,11 +123,15 @@ class Cluster:
             self._start(
                 host,
                 *(SPARK_HOME / "bin" / "spark-class", f"org.apache.spark.deploy.{what}"),
-                *("--host", self.network.address(host), "--webui-port", 0, *options),
+                *("--host", self.network.address(host), "--webui-port", 0),
+                *(*self._properties(), *options),
                 output=log,
                 SPARK_CONF_DIR=str(home),
                 SPARK_DAEMON_MEMORY="256m",
             )
+
+    def _properties(self) -> tuple[object, ...]:
+        return ("--properties-file", self.secret) if self.secret else ()
 
     def _start(
         self, host: str, *command: object, output: object, **environment: str
@@ -127,9 +152,14 @@ class Cluster:
 
 
 def whole(cluster: Cluster) -> Verdict:
-    """Nobody disturbs the run: its ranks are on two hosts and talk over the bridge."""
+    """Nobody disturbs the run: ranks on two hosts talk over the bridge, each at one address."""
     verdict, run = _begin(cluster, "whole")
-    status = cluster.train(run).wait(300)
+    job = cluster.train(run)
+    _wait(lambda: _steps(run) >= 1 or job.poll() is not None, seconds=180)
+    for host in ("master", *WORKERS):
+        everywhere = _listening_everywhere(cluster.network, host)
+        verdict.expect(everywhere == [], f"{host} listens on all addresses: {everywhere}")
+    status = job.wait(300)
 
     verdict.expect(status == 0, f"status {status}: {_said(run)}")
     started = Reports(run / "run" / "attempts" / "0001").started()
@@ -184,7 +214,92 @@ def lost(cluster: Cluster) -> Verdict:
     return verdict
 
 
-ROWS: dict[str, Callable[[Cluster], Verdict]] = {"whole": whole, "cut": cut, "lost": lost}
+def secret(cluster: Cluster) -> Verdict:
+    """With the secure profile nobody reads a piece of the key on the network."""
+    verdict, heard = _overheard(cluster, "secret")
+    verdict.expect(heard == [], f"the key was said aloud: {heard}")
+    return verdict
+
+
+def clear(cluster: Cluster) -> Verdict:
+    """Without the profile the key can be read: the sniffer finds what is there."""
+    verdict, heard = _overheard(cluster, "clear")
+    verdict.expect(heard != [], "the sniffer did not find the key where it travels in clear")
+    return verdict
+
+
+def stays(cluster: Cluster) -> Verdict:
+    """Where the executors have a file with the key, it is not on the network at all."""
+    there = cluster.folder / "stays-there.key"
+    verdict, heard = _overheard(cluster, "stays", "--privacy.executor_key_file", there, there=there)
+    verdict.expect(heard == [], f"the key was said aloud: {heard}")
+    return verdict
+
+
+def _overheard(
+    cluster: Cluster, name: str, *options: object, there: Path | None = None
+) -> tuple[Verdict, list[tuple[str, str]]]:
+    """Ingest across hosts, listen in, and return who said a piece of the key to whom."""
+    verdict, run = _begin(cluster, name)
+    archive = write_archive(run / "archive", PhantomConfig(count=_IMAGES, size=32))
+    key = secrets.token_bytes(32)
+    for path in [run / "key", *([there] if there else [])]:
+        path.touch(0o600)
+        path.write_text(key.hex(), encoding="ascii")
+    with _listening(cluster.network, run / "frames"):
+        status = cluster.submit(
+            *(run, "ingest.py", "--source", archive.folder, "--labels", archive.labels),
+            *("--samples", run / "samples", "--privacy.key_file", run / "key", *options),
+        ).wait(300)
+
+    verdict.expect(status == 0, f"status {status}: {_said(run)}")
+    if status == 0:
+        result = json.loads((run / "result.json").read_text())
+        verdict.expect(result["samples"] == archive.images, f"{result['samples']} samples")
+    sizes = [len(what) for _, what in streams(run / "frames")]
+    verdict.figures |= {"streams": len(sizes), "MB": round(sum(sizes) / 1e6, 1)}
+    return verdict, said_aloud(run / "frames", key)
+
+
+def _listening_everywhere(network: Network, host: str) -> list[str]:
+    """Return the sockets of a host that listen on all of its addresses."""
+    code = (
+        "import psutil\n"
+        "for c in psutil.net_connections('tcp'): print(c.laddr.ip, c.laddr.port, c.status)"
+    )
+    found = subprocess.run(
+        network.on(host, sys.executable, "-c", code), capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    return [line for line in found if line.startswith(("0.0.0.0 ", ":: ")) and "LISTEN" in line]
+
+
+@contextmanager
+def _listening(network: Network, capture: Path) -> Iterator[None]:
+    """Write down what crosses the switch; RuntimeError where not all of it was."""
+    script = Path(__file__).with_name("sniffer.py")
+    sniffer = subprocess.Popen(
+        network.on("switch", sys.executable, script, capture), stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert sniffer.stdout is not None
+        if sniffer.stdout.readline() != "listening\n":
+            raise RuntimeError("the sniffer did not start")
+        yield
+    finally:
+        sniffer.terminate()
+    if sniffer.wait(60) != 0:
+        raise RuntimeError("the sniffer lost frames")
+
+
+ROWS: dict[str, Callable[[Cluster], Verdict]] = {
+    "whole": whole,
+    "cut": cut,
+    "lost": lost,
+    "secret": secret,
+    "clear": clear,
+    "stays": stays,
+}
+_IN_CLEAR = ("clear", "stays")
 
 
 def main(argv: list[str]) -> int:
@@ -207,7 +322,7 @@ def main(argv: list[str]) -> int:
             home = folder / f"cluster-{name}"
             home.mkdir()
             (home / "shards").symlink_to(folder / "shards")
-            with Cluster(network, home) as cluster:
+            with Cluster(network, home, secure=name not in _IN_CLEAR) as cluster:
                 verdicts.append(ROWS[name](cluster))
             _show(verdicts[-1])
     chosen.output.parent.mkdir(parents=True, exist_ok=True)

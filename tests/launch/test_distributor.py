@@ -14,6 +14,8 @@ import pytest
 
 from medspark.errors import RunError, UsageError
 from medspark.launch.distributor import LaunchConfig
+from medspark.launch.ranks.network import choose_interface
+from medspark.launch.ranks.reports import Reports
 from medspark.track.journal import JournalReader
 
 pytestmark = [pytest.mark.spark, pytest.mark.ddp, pytest.mark.slow]
@@ -51,6 +53,8 @@ def test_ranks_on_the_driver_return_what_rank_0_found(run: Run, tmp_path: Path) 
     assert result["threads"] == [1, 1] or os.cpu_count() != 2
     assert (launched.processes, launched.on_executors, launched.attempts) == (2, False, 1)
     assert [record.step for record in JournalReader(tmp_path / "journal").poll()] == [0, 1, 2]
+    started = Reports(tmp_path / "attempts" / "0001").started()
+    assert {report.interface for report in started.values()} == {choose_interface("127.0.0.1")}
     assert _ranks_left() == []
 
 

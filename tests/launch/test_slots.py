@@ -6,12 +6,20 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from medspark.errors import UsageError
 from medspark.launch.distributor import LaunchConfig, check_room
-from medspark.launch.slots import Slots, available_cores, local_slots, usual_ranks
+from medspark.launch.slots import (
+    Slots,
+    available_cores,
+    check_settings,
+    local_slots,
+    usual_ranks,
+)
 
 
 @pytest.mark.parametrize(
@@ -82,3 +90,33 @@ def test_the_master_of_spark_submit_is_known_before_there_is_a_session(tmp_path:
     ).stdout  # fmt: skip
 
     assert said.split() == ["spark://nowhere:7077"]
+
+
+ALLOWED = {"pytorch.spark.distributor.ignoreSsl": "true"}
+GPU = {"spark.task.resource.gpu.amount": "1"}
+
+
+def _session(settings: dict[str, str]) -> Any:
+    """Return what check_settings needs of a session."""
+    return SimpleNamespace(conf=SimpleNamespace(get=settings.get))
+
+
+@pytest.mark.parametrize("key", ["spark.ssl.enabled", "spark.network.crypto.enabled"])
+def test_gradients_travel_in_clear_on_an_encrypted_cluster_only_if_that_is_allowed(
+    key: str,
+) -> None:
+    with pytest.raises(UsageError, match=r"--spark\.settings\.pytorch\.spark\.\S+ true if"):
+        check_settings(_session({key: "true"}), gpu=False)
+
+    check_settings(_session({key: "true"} | ALLOWED), gpu=False)
+    check_settings(_session({key: "false"}), gpu=False)
+
+
+def test_ranks_do_without_dynamic_allocation_and_take_one_gpu_each() -> None:
+    with pytest.raises(UsageError, match=r"spark\.dynamicAllocation\.enabled=false"):
+        check_settings(_session({"spark.dynamicAllocation.enabled": "true"}), gpu=False)
+    with pytest.raises(UsageError, match=r"gpu\.amount=1 \(it is 2\)"):
+        check_settings(_session({"spark.task.resource.gpu.amount": "2"}), gpu=True)
+
+    check_settings(_session(GPU), gpu=True)
+    check_settings(_session({"spark.task.resource.gpu.amount": "2"}), gpu=False)

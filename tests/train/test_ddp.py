@@ -91,6 +91,7 @@ def test_two_processes_train_as_one_does(
     assert first["all_reduces"] == second["all_reduces"]
     assert first["all_reduces"] == {name: [1, 1, 1] for name in VARIANTS}
     assert first["losses"] == second["losses"]
+    assert first["gathered"] == second["gathered"] == [[0], [0, 1, 2, 3]]
     assert [float(v) for v in first["losses"].values()] == pytest.approx(
         list(alone.by_step.values()), rel=1e-3
     )

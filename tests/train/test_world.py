@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
 
 from medspark.errors import UsageError
 from medspark.train.timeline import Timeline, peak_memory_mb
-from medspark.train.world import join
+from medspark.train.world import World, join
 
 
 def test_a_single_process_stays_out_of_a_process_group_if_told_to(
@@ -22,6 +28,35 @@ def test_a_single_process_stays_out_of_a_process_group_if_told_to(
     with join(alone=True) as world:
         assert (world.rank, world.size, world.distributed) == (0, 1, False)
         assert not dist.is_initialized()
+
+
+@pytest.fixture
+def together(tmp_path: Path) -> Iterator[World]:
+    """A world of one process that is a process group all the same, without any socket for it."""
+    with join(store=dist.FileStore(str(tmp_path / "store"), 1)) as world:
+        yield world
+
+
+@given(
+    st.integers(-(2**63), 2**63 - 1)
+    | st.floats(allow_nan=False)
+    | st.booleans()
+    | arrays(st.sampled_from(["<f4", "<f8", "<i8", "?", "<U5"]), array_shapes(min_side=0))
+)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_what_is_gathered_is_what_was_said(together: World, value: Any) -> None:
+    assert together.distributed
+
+    (found,) = together.gather(value)
+
+    assert type(found) is type(value)
+    np.testing.assert_array_equal(found, value)
+
+
+@pytest.mark.parametrize("value", [object(), {"a": 1}, [object()]])
+def test_nothing_is_gathered_that_would_have_to_be_unpickled(together: World, value: Any) -> None:
+    with pytest.raises(ValueError, match="allow_pickle"):
+        together.gather(value)
 
 
 @pytest.fixture

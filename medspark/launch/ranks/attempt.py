@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import psutil
-from pyspark.ml.torch.distributor import TorchDistributor
 from pyspark.sql import SparkSession
 
+from medspark.launch.ranks.proof import belongs
 from medspark.launch.ranks.rank import NONCE, Order
 from medspark.launch.ranks.reports import Failure, Reports, diagnose, write_whole
+from medspark.launch.ranks.torchrun import WRAPPER, QuietDistributor
 from medspark.launch.ranks.trampoline import trampoline
 
 __all__ = ["Attempt", "Interrupted"]
@@ -70,32 +70,25 @@ class Attempt:
         write_whole(self._order.folder / NONCE, self._order.nonce)
         self.launched_at = time.time()
         thread = threading.Thread(target=self._launch, name="ranks", daemon=True)
-        with _environment(self._order.threads):
-            thread.start()
-            try:
-                self._watch(thread, start_seconds, interrupt)
-            except BaseException:
-                self._cancel(thread)
-                raise
+        thread.start()
+        try:
+            self._watch(thread, start_seconds, interrupt)
+        except BaseException:
+            self._cancel(thread)
+            raise
         return self._outcome()
 
     def _launch(self) -> None:
         try:
             if self._on_executors:
                 self._spark.addTag(self._tag)
-            logging.getLogger("TorchDistributor").setLevel(logging.WARNING)
-            distributor = TorchDistributor(
+            distributor = QuietDistributor(
                 num_processes=self._processes,
                 local_mode=not self._on_executors,
                 use_gpu=self._gpu,
             )
-            # Output of torchrun that Spark copies here: of interest only when something failed.
-            with (
-                open(self._order.folder / "torchrun.log", "w", encoding="utf-8") as log,
-                redirect_stdout(log),
-                redirect_stderr(log),
-            ):
-                distributor.run(trampoline(), self._package, self._order.model_dump(mode="json"))
+            order = self._order
+            distributor.start(order, trampoline(), self._package, order.model_dump(mode="json"))
         except Exception as error:  # noqa: BLE001 - handed to the thread that watches
             self._error = error
 
@@ -124,7 +117,7 @@ class Attempt:
         if self._on_executors:
             self._spark.interruptTag(self._tag)
         else:
-            _end_local_ranks()
+            _end_local_ranks(self._order.mark)
         thread.join(_CANCEL_SECONDS)
         if thread.is_alive():
             logger.warning("the ranks' job did not end within %d s", _CANCEL_SECONDS)
@@ -146,30 +139,8 @@ def new_nonce() -> str:
     return uuid.uuid4().hex
 
 
-def _end_local_ranks() -> None:
+def _end_local_ranks(mark: str) -> None:
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):
-            if "pyspark.ml.torch.torch_run_process_wrapper" in process.cmdline():
+            if belongs(process, mark) and WRAPPER in process.cmdline():
                 process.terminate()
-
-
-@contextmanager
-def _environment(threads: int) -> Iterator[None]:
-    """Set what torchrun below this process, if the ranks are local, has to find."""
-    wanted = {
-        "OMP_NUM_THREADS": str(threads),
-        # A byte that is not UTF-8 in a rank's output would end the job.
-        "PYTHONIOENCODING": "utf-8:backslashreplace",
-        # Importing torch in every process costs seconds; its C++ log adds nothing to ours.
-        "TORCH_CPP_LOG_LEVEL": "ERROR",
-    }
-    before = {key: os.environ.get(key) for key in wanted}
-    os.environ.update(wanted)
-    try:
-        yield
-    finally:
-        for key, value in before.items():
-            if value is None:
-                del os.environ[key]
-            else:
-                os.environ[key] = value

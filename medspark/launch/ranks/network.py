@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import psutil
 
-__all__ = ["choose_interface"]
+__all__ = ["choose_interface", "own_address"]
 
 # A documentation address (RFC 5737): asking for the route to it sends nothing.
 _ANYWHERE = "192.0.2.1"
@@ -25,11 +25,20 @@ def choose_interface(master: str, *, environment: Mapping[str, str] = os.environ
     chosen = environment.get("GLOO_SOCKET_IFNAME")
     if chosen:
         return chosen
+    address = own_address(master)
+    return _owner(address) if address else ""
+
+
+def own_address(master: str) -> str:
+    """Return this machine's address on the way to ``master``; empty if there is no way.
+
+    On the master itself that is the address by which the other machines reach it.
+    """
     address = _source_address(master)
     if address and _is_loopback(address) and not _means_this_machine(master):
         # The machine's own name, which it maps to 127.0.1.1 while the others do not.
         address = _source_address(_ANYWHERE) or address
-    return _owner(address) if address else ""
+    return address
 
 
 def _source_address(destination: str) -> str:

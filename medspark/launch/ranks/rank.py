@@ -17,7 +17,9 @@ from typing import Any
 
 from medspark.config import Config
 from medspark.errors import RunError, UsageError
+from medspark.launch.ranks.meeting import is_spread, open_store, take_over
 from medspark.launch.ranks.network import choose_interface
+from medspark.launch.ranks.proof import mark_of
 from medspark.launch.ranks.reports import Ended, Kind, Reports, Started, end_now, lost_its_peers
 from medspark.launch.ranks.reports import write_whole as write
 from medspark.launch.ranks.sentinel import watch
@@ -42,10 +44,16 @@ class Order(Config):
     timeout_seconds: float
     alone: bool = False  # a single rank without a process group
 
+    @property
+    def mark(self) -> str:
+        """What every process of the attempt carries."""
+        return mark_of(self.folder, self.nonce)
+
 
 def main(order: dict[str, Any]) -> None:
     """Carry out the driver's ``order`` as the rank that the environment names."""
     chosen = Order.model_validate(order)
+    take_over()
     reports, rank = Reports(chosen.folder), int(os.environ["RANK"])
     _check_shared(chosen)
     _end_earlier_attempts(chosen.folder)
@@ -106,7 +114,10 @@ def _run(order: Order, reports: Reports) -> None:
     torch.set_num_threads(order.threads)
     function: Callable[..., dict[str, Any]] = pkgutil.resolve_name(order.function)
     config = pkgutil.resolve_name(order.config_class).model_validate(order.config)
-    with join(timeout_s=order.timeout_seconds, alone=order.alone) as world:
+    # The folder of TorchDistributor's script: private, of this attempt, and removed with it.
+    private = Path(sys.argv[0]).resolve().parent
+    store = None if order.alone else open_store(private, timeout_s=order.timeout_seconds)
+    with join(timeout_s=order.timeout_seconds, alone=order.alone, store=store) as world:
         with Journal(order.journal if world.is_main else None) as journal:
             result = function(config, world, journal)
         world.barrier()
@@ -136,9 +147,11 @@ def _end_earlier_attempts(folder: Path) -> None:
 
 def _set_environment(order: Order) -> str:
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(order.threads)
-    interface = choose_interface(os.environ.get("MASTER_ADDR", "localhost"))
+    interface = choose_interface(os.environ["MASTER_ADDR"] if is_spread() else "localhost")
     if interface:
         os.environ["GLOO_SOCKET_IFNAME"] = interface
+        if not is_spread():
+            os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={interface}")
     return interface
 
 

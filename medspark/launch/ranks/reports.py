@@ -10,14 +10,13 @@ import re
 import socket
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Literal, TypeVar
 
-import psutil
 from pydantic import ValidationError
 
 from medspark.config import Config
+from medspark.launch.ranks.proof import end, mark_of
 
 __all__ = [
     "Ended",
@@ -129,11 +128,15 @@ class Reports:
         return (self.folder / f"rank-{rank}.stopped").exists()
 
     def end_leftovers(self) -> None:
-        """Kill what is left of the attempt on this machine, even processes that are stopped."""
+        """Kill what is left of the attempt on this machine, even processes that are stopped.
+
+        Whatever the files say, a process that does not carry the attempt's mark is let alone.
+        """
         for report in self.started().values():
             if report.host == socket.gethostname():
-                _kill(report.sentinel, report)
-                _kill(report.pid, report)
+                mark = mark_of(self.folder, report.nonce)
+                end(report.sentinel, mark)
+                end(report.pid, mark)
 
     def started(self) -> dict[int, Started]:
         """Return the ranks that have begun."""
@@ -228,11 +231,3 @@ def _read(cls: type[R], path: Path) -> R | None:
         return cls.model_validate_json(path.read_bytes())
     except (OSError, ValidationError):
         return None
-
-
-def _kill(pid: int, report: Started) -> None:
-    with suppress(psutil.Error):
-        process = psutil.Process(pid)
-        # The number may have been given to another process since.
-        if process.create_time() <= report.time + 1:
-            process.kill()

@@ -1,0 +1,81 @@
+"""The key of the pseudonyms travels to the executors, or lies there already and does not travel."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from medspark.errors import RunError
+from medspark.images.deidentify import Pseudonyms
+
+KEYS = st.binary(min_size=16, max_size=64)
+
+
+def _written(path: Path, key: bytes) -> Path:
+    path.write_text(key.hex() + "\n", encoding="ascii")
+    path.chmod(0o600)
+    return path
+
+
+@pytest.fixture(scope="module")
+def there(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("executor") / "key"
+
+
+@given(KEYS, st.text(), st.text())
+def test_names_are_the_same_where_the_pickle_is_opened(
+    there: Path, key: bytes, domain: str, value: str
+) -> None:
+    _written(there, key)
+    for here in (Pseudonyms(key), Pseudonyms(key, travel_file=there)):
+        assert pickle.loads(pickle.dumps(here)).name(domain, value) == here.name(domain, value)
+
+
+@given(KEYS)
+def test_a_key_that_the_executors_have_is_not_in_the_pickle_nor_in_its_copys(
+    there: Path, key: bytes
+) -> None:
+    _written(there, key)
+    pickled = pickle.dumps(Pseudonyms(key, travel_file=there))
+
+    for sent in (pickled, pickle.dumps(pickle.loads(pickled))):
+        assert not any(key[at : at + 8] in sent for at in range(len(key) - 7))
+        assert key.hex().encode() not in sent
+
+
+@given(KEYS, KEYS)
+def test_another_key_on_an_executor_is_refused(there: Path, key: bytes, other: bytes) -> None:
+    pickled = pickle.dumps(Pseudonyms(key, travel_file=_written(there, other)))
+    if key != other:
+        with pytest.raises(RunError, match=r"holds another key than the driver's\.$"):
+            pickle.loads(pickled)
+
+
+@pytest.mark.parametrize(("content", "said"), [(None, "No such file"), (b"short", "too short")])
+def test_an_executor_without_the_key_says_which_file_is_missing(
+    tmp_path: Path, content: bytes | None, said: str
+) -> None:
+    path = tmp_path / "key"
+    pickled = pickle.dumps(Pseudonyms(b"0123456789abcdef", travel_file=path))
+    if content is not None:
+        path.write_bytes(content)
+
+    with pytest.raises(RunError, match=rf"{path} cannot be read on \S+: {said}"):
+        pickle.loads(pickled)
+
+
+def test_a_process_that_never_saw_the_key_reads_it_there(tmp_path: Path) -> None:
+    here = Pseudonyms(bytes(range(32)), travel_file=_written(tmp_path / "key", bytes(range(32))))
+    code = "import pickle, sys; print(pickle.load(sys.stdin.buffer).patient('A'))"
+
+    done = subprocess.run(
+        [sys.executable, "-c", code], input=pickle.dumps(here), capture_output=True, check=True
+    )
+
+    assert done.stdout.decode().strip() == here.patient("A")
