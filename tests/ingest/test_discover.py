@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from medspark.ingest import storage
-from medspark.ingest.discover import _Walker, discover, list_some
+from medspark.ingest.discover import Walk, discover
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ NAMES = {"a/1", "a/2", "a/deep/er/3", "b/4", "5", ".hidden", "b/odd name é"}
 
 
 def test_the_driver_lists_a_small_archive_alone(tree):
-    files, folders = list_some(str(tree), budget=100)
+    files, folders = Walk(str(tree)).some(100)
 
     assert {path for path, _, _ in files} == NAMES
     assert {size for path, size, _ in files if path == "a/1"} == {3}
@@ -32,9 +32,9 @@ def test_the_driver_lists_a_small_archive_alone(tree):
 
 @pytest.mark.parametrize("budget", [1, 2, 3, 5, 8])
 def test_what_the_driver_leaves_is_walked_by_tasks_and_nothing_is_seen_twice(tree, budget):
-    files, folders = list_some(str(tree), budget)
+    files, folders = Walk(str(tree)).some(budget)
 
-    walked = [row for folder in folders for row in _Walker(str(tree))._files(folder)]
+    walked = [row for folder in folders for row in Walk(str(tree)).below(folder)]
     assert sorted(path for path, _, _ in [*files, *walked]) == sorted(NAMES)
 
 
@@ -42,7 +42,7 @@ def test_a_link_to_a_folder_above_does_not_trap_the_walk(tree):
     (tree / "a" / "loop").symlink_to(tree)
     (tree / "a" / "self").symlink_to(tree / "a")
 
-    files, _ = list_some(str(tree), budget=1000)
+    files, _ = Walk(str(tree)).some(1000)
 
     assert {path for path, _, _ in files} == NAMES
 
@@ -51,7 +51,7 @@ def test_dangling_links_and_odd_files_are_listed_as_unreadable(tree):
     (tree / "gone").symlink_to(tree / "nowhere")
     os.mkfifo(tree / "pipe")
 
-    sizes = {path: size for path, size, _ in list_some(str(tree), budget=1000)[0]}
+    sizes = {path: size for path, size, _ in Walk(str(tree)).some(1000)[0]}
 
     assert sizes["gone"] == sizes["pipe"] == -1
 
@@ -59,7 +59,7 @@ def test_dangling_links_and_odd_files_are_listed_as_unreadable(tree):
 def test_a_name_that_is_not_utf8_keeps_its_row(tree):
     Path(os.fsdecode(os.fsencode(tree) + b"/caf\xe9.dcm")).write_bytes(b"")
 
-    files, _ = list_some(str(tree), budget=1000)
+    files, _ = Walk(str(tree)).some(1000)
 
     assert "caf\\xe9.dcm" in {path for path, _, _ in files}
 
@@ -90,7 +90,7 @@ def test_another_file_system_is_listed_through_fsspec():
     memory = fsspec.filesystem("memory")
     memory.pipe({"/archive/a/1.png": b"one", "/archive/2.png": b"two"})
 
-    files, _ = list_some("memory://archive", budget=100)
+    files, _ = Walk("memory://archive").some(100)
 
     assert {(path, size) for path, size, _ in files} == {("a/1.png", 3), ("2.png", 3)}
 
