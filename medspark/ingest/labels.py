@@ -214,8 +214,6 @@ class LabelTable:
         return there
 
     def _check_column(self, name: str) -> None:
-        if self._dataset.schema.names.count(name) > 1:
-            raise UsageError(f"The label table {self.url} has several columns {name!r}.")
         if self._dataset.schema.field(name).type.num_fields:
             raise UsageError(
                 f"The column {name!r} of the label table {self.url} holds lists or records; a cell "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import uuid
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
@@ -22,7 +23,6 @@ SUMS = "what string, kind string, number string"
 # Rows wait in memory for a row group to fill: a few megabytes, whatever the archive holds.
 _GROUP_ROWS = 1 << 12
 _IDENTITY = ["sample_key", "pixel_sha256", "patient_key", "label", "split", "site"]
-_ALWAYS = 4  # of these; the others may be absent
 
 Sums = dict[str, Counter[str]]
 
@@ -80,23 +80,12 @@ def _digest(samples: pa.Table) -> Counter[str]:
     """Return sums that do not depend on the order of samples, their parts or file names."""
     halves: Counter[str] = Counter()
     for row in zip(*(samples[name].to_pylist() for name in _IDENTITY), strict=True):
-        digest = hashlib.sha256(_line(row).encode()).hexdigest()
+        # As JSON no two rows are one text, whatever they lack: a split, say, beside a site.
+        digest = hashlib.sha256(json.dumps(row).encode()).hexdigest()
         # 60 bits a row, added up twice: sums do not mind the order in which rows come.
         halves["low"] += int(digest[:15], 16)
         halves["high"] += int(digest[15:30], 16)
     return halves
-
-
-def _line(row: tuple[str | None, ...]) -> str:
-    r"""Return a text that no other row of _IDENTITY has.
-
-    The values, one a line; an absent one is ``\-``, but for what is absent at the end. So a row is
-    spelled as it always was, unless it has a site without a split.
-    """
-    while len(row) > _ALWAYS and row[-1] is None:
-        row = row[:-1]
-    escape = str.maketrans({"\\": r"\\", "\n": r"\n"})
-    return "\n".join(r"\-" if value is None else value.translate(escape) for value in row)
 
 
 def digest_of(sums: Sums) -> str:

@@ -24,3 +24,10 @@ def test_more_findings_than_bits_and_a_single_one_are_refused(count):
         Findings().check([str(number) for number in range(count)])
     Findings().check([str(number) for number in range(31)])
     Classes().check([str(number) for number in range(count)])
+
+
+@pytest.mark.parametrize("numbering", [Classes(), Findings()])
+def test_a_class_whose_name_no_figure_can_show_is_refused(numbering):
+    numbering.check(["A", "x" * 128])
+    with pytest.raises(UsageError, match="129 characters"):
+        numbering.check(["A", "x" * 129])

@@ -191,6 +191,16 @@ def test_what_the_samples_cannot_give_is_refused(spark, samples, tmp_path, argv,
         shard(spark, samples, tmp_path, *argv)
 
 
+@pytest.mark.parametrize(
+    ("given", "said"), [("A,B,A", "'A' is named twice"), ("[]", "should have at least 1 item")]
+)
+def test_classes_that_cannot_be_numbered_are_refused_before_spark_starts(tmp_path, given, said):
+    argv = ["--samples", str(tmp_path), "--shards", str(tmp_path / "out"), "--classes", given]
+
+    with pytest.raises(UsageError, match=said):
+        load_config(ShardConfig, argv)
+
+
 def test_a_folder_without_samples_is_refused(tmp_path):
     config = ShardConfig(samples=str(tmp_path), shards=tmp_path / "out")
     with pytest.raises(UsageError, match="has not finished"):
