@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
+from medspark.ingest import discover as discovery
 from medspark.ingest import storage
 from medspark.ingest.discover import Walk, discover
 
@@ -194,6 +196,19 @@ def test_another_file_system_is_listed_through_fsspec():
     files, _ = Walk("memory://archive").some(100)
 
     assert {(path, size) for path, size, _ in files} == {("a/1.png", 3), ("2.png", 3)}
+
+
+@pytest.mark.parametrize("size", [1, 3, 7, 100])
+def test_a_task_walks_all_its_folders_in_batches_of_a_bounded_size(tree, monkeypatch, size):
+    monkeypatch.setattr(discovery, "_BATCH", size)
+    folders = [pa.RecordBatch.from_pydict({"folder": [str(tree / name)]}) for name in "ab"]
+
+    batches = list(Walk(str(tree))(folders))
+
+    assert all(0 < batch.num_rows <= size for batch in batches)
+    rows = [row for batch in batches for row in batch.to_pylist()]
+    assert {row["path"] for row in rows} == {name for name in NAMES if name[0] in "ab"}
+    assert all(row["size"] == (tree / row["path"]).stat().st_size for row in rows)
 
 
 @pytest.mark.spark

@@ -18,6 +18,7 @@ from medspark.ingest.labels import (
     LabelTable,
     coded_attribute,
     from_folders,
+    has_class_folders,
     join_findings,
     match_key,
 )
@@ -263,6 +264,64 @@ def test_findings_may_have_columns_of_their_own(source, uncertain):
 
     both = "Edema|Pleural Other"
     assert [row["label"] for row in found] == [both if uncertain == "present" else "Edema", ""]
+
+
+@pytest.mark.parametrize("uncertain", ["absent", "present"])
+def test_a_finding_is_there_however_that_is_written(source, uncertain):
+    cells = {"1": 1, "1.0": 1, "TRUE": 1, " true ": 1, "0": 0, "0.0": 0, "False": 0, "": 0}
+    cells |= dict.fromkeys(("-1", "-1.0"), int(uncertain == "present"))
+    text = "path,A,B\n" + "".join(f"images/one.dcm,{cell},1\n" for cell in cells)
+    config = LabelConfig(findings=("A", "B"), uncertain=uncertain)
+
+    found = rows(LabelTable(write(source, text), str(source), config), source)
+
+    assert [row["label"] == "A|B" for row in found] == [bool(there) for there in cells.values()]
+
+
+@pytest.mark.parametrize(
+    ("told", "split"),
+    [
+        ("train", "train"), (" Training", "train"), ("VAL", "val"), ("valid", "val"),
+        ("validation", "val"), ("dev", "val"), ("test", "test"), ("Testing", "test"), ("", None),
+    ],
+)  # fmt: skip
+def test_a_split_has_many_names(source, told, split):
+    url = write(source, f"path,label,split\nimages/one.dcm,A,{told}\n")
+
+    (row,) = rows(LabelTable(url, str(source), LabelConfig()), source)
+
+    assert row["split"] == split
+    if told.strip():
+        assert from_folders(f"{told.strip()}/A/x.png") == ("A", split)
+
+
+def test_paths_that_leave_the_source_match_nothing(source):
+    (source / "images-of-others").mkdir()
+    (source / "images-of-others" / "x.dcm").write_bytes(b"")
+    inside = ("one.dcm", "deep/../two.dcm", f"{source}/images/one.dcm", f"{source}//images/two.dcm")
+    outside = ("../images-of-others/x.dcm", f"{source}/images-of-others/x.dcm", "/one.dcm")
+    text = "path,label\n" + "".join(f"{path},A\n" for path in (*inside, *outside))
+
+    found = rows(LabelTable(write(source, text), str(source / "images"), LabelConfig()), source)
+
+    matches = [row["match"] for row in found]
+    assert matches == ["one.dcm", "two.dcm", "one.dcm", "two.dcm", None, None, None]
+
+
+def test_a_tab_separates_the_columns_of_a_tsv(source):
+    url = write(source, "path\tlabel\nimages/one.dcm\tA,B\n", name="labels.tsv")
+
+    (row,) = rows(LabelTable(url, str(source), LabelConfig()), source)
+
+    assert (row["match"], row["label"]) == ("images/one.dcm", "A,B")
+
+
+def test_a_source_without_folders_has_no_classes(tmp_path):
+    (tmp_path / "x.png").write_bytes(b"")
+    assert not has_class_folders(str(tmp_path))
+
+    (tmp_path / "A").mkdir()
+    assert has_class_folders(str(tmp_path))
 
 
 @pytest.mark.parametrize(
