@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from medspark.evaluate.names import wrapped
 from medspark.evaluate.paper_table import Cell, Column, MetricName, Row, entry, rows
 
 __all__ = ["paper_figure"]
@@ -26,7 +27,8 @@ def paper_figure(
         for axes, model in zip(line, models, strict=True):
             chosen = [row for row in table if row.first.row[:2] == (dataset, model)]
             _draw(axes, chosen, shown, metric)
-            axes.set_title(f"{model}, {dataset}", fontsize=9)
+            title = wrapped(f"{model}, {dataset}", width=40, lines=2)
+            axes.set_title(title, fontsize=9, parse_math=False)
         line[0].set_ylabel(f"{metric.replace('_', ' ')}, %")
     handles, labels = panels[0][0].get_legend_handles_labels()
     if handles:
@@ -51,6 +53,7 @@ def _draw(axes: Axes, chosen: Sequence[Row], shown: Sequence[Column], metric: Me
             if found.low is not None and found.high is not None:
                 ends = [100 * found.low, 100 * found.high]
                 axes.plot([number + offset] * 2, ends, color="black", lw=1)
-    axes.set_xticks(range(len(chosen)), [row.first.training for row in chosen], fontsize=8)
+    names = [wrapped(row.first.training, width=20, lines=2) for row in chosen]
+    axes.set_xticks(range(len(chosen)), names, fontsize=8, parse_math=False)
     axes.set_ylim(0, 102)
     axes.spines[["top", "right"]].set_visible(False)

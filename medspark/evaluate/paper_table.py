@@ -16,6 +16,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from medspark.config import Config
+from medspark.evaluate.names import in_markdown
 from medspark.evaluate.summary import WORST
 
 __all__ = [
@@ -221,7 +222,7 @@ class _Notes:
 def _row(row: Row, shown: Sequence[Column], metric: MetricName, notes: _Notes) -> list[str]:
     cell = row.first
     head = [cell.dataset, str(cell.train_images), cell.model, cell.weights, cell.training]
-    return [*head, *(_text(row, column, metric, notes) for column in shown)]
+    return [*map(in_markdown, head), *(_text(row, column, metric, notes) for column in shown)]
 
 
 def _text(row: Row, column: Column, metric: MetricName, notes: _Notes) -> str:

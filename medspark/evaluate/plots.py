@@ -13,6 +13,7 @@ from sklearn.metrics import roc_curve
 
 from medspark.evaluate.answers import Answers, answers_of
 from medspark.evaluate.gallery import Exhibit
+from medspark.evaluate.names import short, wrapped
 from medspark.evaluate.summary import WORST, AttackResult, RobustReport, grey_levels
 
 Array = npt.NDArray[Any]
@@ -89,7 +90,8 @@ def roc_curves(report: RobustReport, *, classes: Sequence[str], positive: int | 
             axes.plot(false, true, label=name)
             axes.legend(fontsize=8)
     title = "all findings" if positive is None else classes[positive]
-    axes.set(xlabel="1 - specificity", ylabel="sensitivity", title=title)
+    axes.set_title(wrapped(title, width=40, lines=2), parse_math=False)
+    axes.set(xlabel="1 - specificity", ylabel="sensitivity")
     return figure
 
 
@@ -109,7 +111,7 @@ def _draw_exhibit(row: Array, exhibit: Exhibit, classes: Sequence[str], eps: flo
         answers_of(exhibit.label[None], probabilities[None])
         for probabilities in (exhibit.clean_probabilities, exhibit.attacked_probabilities)
     )
-    true = ", ".join(classes[k] for k in before.truth[0].nonzero()[0]) or "none"
+    true = ", ".join(short(classes[k]) for k in before.truth[0].nonzero()[0]) or "none"
     _draw(row[0], exhibit.clean, f"{true}: {_answer(before, classes)}")
     _draw(row[1], exhibit.clean, "Grad-CAM", exhibit.clean_map)
     _draw(row[2], amplified, f"change x{0.5 / max(eps, 1e-12):.0f}")
@@ -121,13 +123,15 @@ def _draw(axes: Axes, pixels: Array, title: str, heat: Array | None = None) -> N
     axes.imshow(pixels.squeeze(), cmap="gray", vmin=0, vmax=1)
     if heat is not None:
         axes.imshow(heat, cmap="inferno", alpha=0.45, vmin=0, vmax=1)
-    axes.set_title(title, fontsize=8)
+    axes.set_title(wrapped(title, width=30, lines=3), fontsize=8, parse_math=False)
     axes.set_axis_off()
 
 
 def _answer(answers: Answers, classes: Sequence[str]) -> str:
     said = answers.said[0].nonzero()[0]
-    return ", ".join(f"{classes[k]} {answers.probabilities[0, k]:.0%}" for k in said) or "none"
+    return (
+        ", ".join(f"{short(classes[k])} {answers.probabilities[0, k]:.0%}" for k in said) or "none"
+    )
 
 
 def _clean_and_worst(report: RobustReport) -> list[tuple[str, Array]]:

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from medspark.evaluate.bootstrap import Interval
 from medspark.evaluate.gallery import Exhibit
 from medspark.evaluate.metrics import Metrics
+from medspark.evaluate.names import in_markdown
 from medspark.evaluate.plots import accuracy_curves, image_grid, reliability_diagram, roc_curves
 from medspark.evaluate.sanity import Flag
 from medspark.evaluate.summary import AttackResult, RobustReport, grey_levels
@@ -97,11 +98,19 @@ def markdown(
 ) -> str:
     """Return the report as Markdown."""
     first, *doubts = verdict(report)
-    lines = [f"# {title}", "", f"**{first}**", "", *(f"- {doubt}" for doubt in doubts), ""]
+    lines = [
+        f"# {in_markdown(title)}",
+        "",
+        f"**{first}**",
+        "",
+        *(f"- {doubt}" for doubt in doubts),
+        "",
+    ]
     lines += [*_piped_table(table(report)), ""]
     if report.clean_classes:
-        lines += ["## Classes", "", *_piped_table(class_table(report)), ""]
-    lines += [f"- {name}: {value}" for name, value in facts.items()]
+        named = [[*row[:2], in_markdown(row[2]), *row[3:]] for row in class_table(report)]
+        lines += ["## Classes", "", *_piped_table(named), ""]
+    lines += [f"- {name}: {in_markdown(value)}" for name, value in facts.items()]
     lines += ["", "## Sanity checks", "", *(_check(flag) for flag in report.flags), ""]
     lines += [f"![{name}]({name}.png)" for name in pictures]
     return "\n".join(lines) + "\n"

@@ -20,6 +20,10 @@ class Reason(StrEnum):
 
     EMPTY_FILE = "empty_file", "the file has no bytes"
     UNREADABLE_FILE = "unreadable_file", "the file could not be opened or read from storage"
+    LINK_OUTSIDE = (
+        "link_outside",
+        "a link that leads out of the source; --limits.follow_links takes what it leads to",
+    )
     NOT_AN_IMAGE = "not_an_image", "the content is neither DICOM nor PNG, JPEG, TIFF or BMP"
     TRUNCATED = "truncated", "the file ends before its pixels do"
     NO_FILE_META = (

@@ -18,7 +18,6 @@ from medspark import ownership
 from medspark.config import Config
 from medspark.errors import UsageError
 from medspark.images.deidentify import Privacy, Pseudonyms, load_key
-from medspark.images.limits import Limits
 from medspark.images.rendering import Rendering
 from medspark.ingest import ledger, npz, storage
 from medspark.ingest.decode import OUTCOME_SPARK_SCHEMA, Decoding
@@ -27,6 +26,7 @@ from medspark.ingest.labels import (
     BETWEEN_FINDINGS,
     LabelConfig,
     LabelTable,
+    check_length,
     coded_attribute,
     from_folders,
     has_class_folders,
@@ -35,6 +35,7 @@ from medspark.ingest.labels import (
 from medspark.ingest.labels import (
     SPARK_SCHEMA as LABEL_SCHEMA,
 )
+from medspark.ingest.limits import ArchiveLimits
 from medspark.ingest.parts import Part
 from medspark.ingest.session import task_errors
 from medspark.ingest.tally import SUMS, Sums, WriteLedger, digest_of, total
@@ -70,7 +71,7 @@ class IngestConfig(Config):
     )
     label_table: LabelConfig = Field(default_factory=LabelConfig)
     rendering: Rendering = Field(default_factory=Rendering)
-    limits: Limits = Field(default_factory=Limits)
+    limits: ArchiveLimits = Field(default_factory=ArchiveLimits)
     privacy: Privacy = Field(default_factory=Privacy)
     guarded: bool = Field(
         True, description="decode in a child process, so that no file can end or stall a worker"
@@ -112,7 +113,7 @@ def open_archive(config: IngestConfig) -> Archive:
     """Check everything that can be checked without Spark. Raises UsageError."""
     source, samples = storage.normalise(config.source), SampleSet(config.samples)
     if npz.is_npz(source):
-        npz.list_images(source)
+        npz.list_images(source, config.limits)
     elif not storage.is_folder(source):
         raise UsageError(f"There is no source folder {config.source}.")
     ownership.apart({"the source": source}, {"the samples": samples.url})
@@ -127,14 +128,16 @@ def open_archive(config: IngestConfig) -> Archive:
     elif config.label_attribute is None and npz.is_npz(source):
         raise UsageError(f"{source} carries its own labels: --labels has no meaning here.")
     elif config.label_attribute is None:
-        table = LabelTable(config.labels, source, config.label_table)
+        table = LabelTable(
+            config.labels, source, config.label_table, follow_links=config.limits.follow_links
+        )
     several = config.label_table.several
     if table is None and several:
         raise UsageError("label_table is about a table of labels: give it with --labels.")
     manifest = samples.manifest()
     key = load_key(config.privacy, dataset=samples.url, new=manifest is None)
     pseudonyms = Pseudonyms(key, travel_file=config.privacy.executor_key_file)
-    multi_label = several or (npz.is_npz(source) and npz.has_findings(source))
+    multi_label = several or (npz.is_npz(source) and npz.has_findings(source, config.limits))
     archive = Archive(config, source, samples, table, multi_label, pseudonyms)
     if manifest:
         _check_same(manifest, archive)
@@ -226,9 +229,13 @@ class _Ingest:
 
     def _changes(self, files: DataFrame) -> dict[str, int]:
         table = files.groupBy("status").agg(
-            F.count("*").alias("count"), F.count("label").alias("labelled")
+            F.count("*").alias("count"),
+            F.count("label").alias("labelled"),
+            F.max(F.length("label")).alias("longest"),
         )
         rows = table.collect()
+        if not self._archive.multi_label:
+            check_length(max((row["longest"] or 0 for row in rows), default=0))
         if self._archive.table and rows and not sum(row["labelled"] for row in rows):
             raise self._archive.table.no_match()
         found = {row["status"]: row["count"] for row in rows}
@@ -246,11 +253,17 @@ class _Ingest:
         config, archive = self._archive.config, self._archive
         by_folder = config.labels is None and not npz.is_npz(archive.source)
         if npz.is_npz(archive.source):
-            listed = self._spark.createDataFrame(npz.list_images(archive.source))
+            images = npz.list_images(archive.source, config.limits)
+            listed = self._spark.createDataFrame(images)
         elif config.inventory:
             listed = from_inventory(self._spark, config.inventory, archive.source)
         else:
-            listed = discover(self._spark, archive.source, exclude=self._side_files())
+            listed = discover(
+                self._spark,
+                archive.source,
+                exclude=self._side_files(),
+                follow_links=config.limits.follow_links,
+            )
         if archive.table is not None:
             listed = self._with_table(listed)
         annotate = _Annotate(archive.source, archive.pseudonyms, by_folder=by_folder)
@@ -268,7 +281,8 @@ class _Ingest:
             .agg(
                 F.min("label").alias("label"),
                 F.min("patient_key").alias("patient_key"),
-                F.min("split").alias("split"),
+                # A file that is listed under two splits is not to be trained on.
+                F.min_by("split", ledger.hint_rank()).alias("split"),
                 F.min("site").alias("site"),
                 (F.min("label") != F.max("label")).alias("conflict"),
             )

@@ -24,12 +24,12 @@ from medspark.images.deidentify import Privacy, Pseudonyms
 from medspark.images.dicom import looks_like_dicom
 from medspark.images.frame import Attributes, Frame, Rendered
 from medspark.images.guard import GuardedDecoder
-from medspark.images.limits import Limits
 from medspark.images.raster import looks_like_raster
 from medspark.images.reasons import Reason, Unreadable
 from medspark.images.rendering import Rendering
 from medspark.ingest import ledger, npz, storage
 from medspark.ingest.ledger import CONFLICTING_LABEL, QUARANTINED, SAMPLE
+from medspark.ingest.limits import ArchiveLimits
 from medspark.ingest.parts import Part, PartWriter
 
 _LOGGER = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ class Decoding:
     samples: str
     generation: str
     rendering: Rendering
-    limits: Limits
+    limits: ArchiveLimits
     privacy: Privacy
     pseudonyms: Pseudonyms
     label_attribute: str | None = None
@@ -148,14 +148,19 @@ class Decoding:
         known = row["patient_key"] or frame.attributes.patient_key
         return str(known or self.pseudonyms.name("file-as-patient", row["path"]))
 
+    def _may_open(self, path: str) -> bool:
+        return self.limits.follow_links or storage.is_inside(self.source, path)
+
     @contextmanager
     def _opened(self, path: str, size: int) -> Iterator[tuple[str | bytes, str]]:
         """Yield the file's bytes, or a local path to them, with their SHA-256."""
+        if size == storage.OUTSIDE or not self._may_open(path):
+            raise Unreadable(Reason.LINK_OUTSIDE)
         if size < 0:
             raise Unreadable(Reason.UNREADABLE_FILE, "not a regular file, or a link to nothing")
         self.limits.check_file(size)
         if npz.is_npz(self.source):
-            content = npz.read_image(self.source, path)
+            content = npz.read_image(self.source, path, run=self.generation, limits=self.limits)
             yield content, hashlib.sha256(content).hexdigest()
             return
         system, inside = storage.filesystem(storage.join(self.source, path))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
@@ -28,15 +29,19 @@ def discover(
     source: str,
     *,
     exclude: frozenset[str] = frozenset(),
+    follow_links: bool = False,
     budget: int = DRIVER_BUDGET,
 ) -> DataFrame:
     """Return the files below ``source``: path relative to it, size in bytes, time in ns.
+
+    A link that leads out of the source has the size OUTSIDE, unless ``follow_links``.
 
     The driver starts listing, breadth first; once it has seen ``budget`` entries, the folders that
     are left are walked by tasks. ``exclude`` names paths, relative to the source, to leave out.
     """
     source = storage.normalise(source)
-    files, folders = list_some(source, budget)
+    walk = Walk(source, follow_links)
+    files, folders = walk.some(budget)
     table = pa.Table.from_pylist(
         [dict(zip(SCHEMA.names, row, strict=True)) for row in files], schema=SCHEMA
     )
@@ -44,7 +49,7 @@ def discover(
     if folders:
         tasks = spark.createDataFrame([(folder,) for folder in folders], "folder string")
         tasks = tasks.repartition(min(len(folders), 8 * spark.sparkContext.defaultParallelism))
-        found = found.unionByName(map_batches(tasks, _Walker(source), _SPARK_SCHEMA))
+        found = found.unionByName(map_batches(tasks, walk, _SPARK_SCHEMA))
     return found.where(~F.col("path").isin(sorted(exclude))) if exclude else found
 
 
@@ -76,35 +81,36 @@ def from_inventory(spark: SparkSession, inventory: str, source: str) -> DataFram
     )
 
 
-def list_some(source: str, budget: int) -> tuple[list[Row], list[str]]:
-    """List breadth first until ``budget`` entries; return the files and the folders left over."""
-    files: list[Row] = []
-    folders = deque([source])
-    seen = 0
-    while folders and seen < budget:
-        folder, here = folders.popleft(), []
-        for entry in storage.children(folder):
-            seen += 1
-            if seen >= budget:
-                # What was read of this folder is dropped: a task will list it from the start.
-                return files, [*folders, folder]
-            here.append(entry)
-        files += [_row(entry, source) for entry in here if not entry.is_folder]
-        folders.extend(entry.path for entry in here if entry.is_folder)
-    return files, list(folders)
+@dataclass(frozen=True)
+class Walk:
+    """Lists a source: some of it, or as a task the trees below the folders that it is given."""
 
+    source: str
+    follow_links: bool = False
 
-class _Walker:
-    """Lists whole trees inside a task."""
-
-    def __init__(self, source: str) -> None:
-        self._source = source
+    def some(self, budget: int) -> tuple[list[Row], list[str]]:
+        """List breadth first until ``budget`` entries; return files and the folders left over."""
+        files: list[Row] = []
+        folders = deque([self.source])
+        seen = 0
+        while folders and seen < budget:
+            folder, here = folders.popleft(), []
+            for entry in self._children(folder):
+                seen += 1
+                if seen >= budget:
+                    # What was read of this folder is dropped: a task will list it from the start.
+                    return files, [*folders, folder]
+                here.append(entry)
+            files += [_row(entry, self.source) for entry in here if not entry.is_folder]
+            folders.extend(entry.path for entry in here if entry.is_folder)
+        return files, list(folders)
 
     def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Take folders and yield rows of SCHEMA."""
         rows: list[Row] = []
         for batch in batches:
             for folder in batch.column(0).to_pylist():
-                for row in self._files(folder):
+                for row in self.below(folder):
                     rows.append(row)
                     if len(rows) == _BATCH:
                         yield _batch(rows)
@@ -112,12 +118,16 @@ class _Walker:
         if rows:
             yield _batch(rows)
 
-    def _files(self, folder: str) -> Iterator[Row]:
-        for entry in storage.children(folder):
+    def below(self, folder: str) -> Iterator[Row]:
+        """Yield every file of a tree."""
+        for entry in self._children(folder):
             if entry.is_folder:
-                yield from self._files(entry.path)
+                yield from self.below(entry.path)
             else:
-                yield _row(entry, self._source)
+                yield _row(entry, self.source)
+
+    def _children(self, folder: str) -> Iterator[storage.Entry]:
+        return storage.children(folder, inside=None if self.follow_links else self.source)
 
 
 def _row(entry: storage.Entry, source: str) -> Row:

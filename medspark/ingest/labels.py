@@ -54,6 +54,16 @@ _PROBED_ROWS = 100_000
 
 Match = Literal["path", "name", "stem"]
 
+# What a stem is without: endings of image files and of what compresses them. Nothing else is an
+# ending, for a DICOM UID is made of dots.
+_ENDINGS = {
+    *(".dcm", ".dicom", ".dic", ".ima", ".png", ".jpg", ".jpeg", ".jpe", ".jp2", ".tif", ".tiff"),
+    *(".bmp", ".nii", ".gz", ".bz2", ".xz", ".zst"),
+}
+
+# The most characters in the name of a class: a diagnosis has fewer, and free text has more.
+LONGEST_NAME = 128
+
 # What separates the findings of a sample, sorted, in its one label; no finding is the empty text.
 BETWEEN_FINDINGS = "|"
 
@@ -71,7 +81,9 @@ class LabelConfig(Config):
     split: str = Field("split", description="column of train, val or test, if there is one")
     site: str = Field("site", description="column of the hospital or scanner, if there is one")
     match: Match = Field(
-        "path", description="what of the path names the file: all, its name, or name less extension"
+        "path",
+        description="what of the path names the file: all, its name, or its name less the endings "
+        "of image files, such as .dcm or .dcm.gz",
     )
     separator: str | None = Field(
         None,
@@ -121,7 +133,12 @@ def match_key(path: str, match: Match) -> str:
     if match == "path":
         return path
     name = posixpath.basename(path)
-    return name if match == "name" else name.partition(".")[0]
+    return name if match == "name" else _stem(name)
+
+
+def _stem(name: str) -> str:
+    stem, ending = posixpath.splitext(name)
+    return _stem(stem) if ending.lower() in _ENDINGS else name
 
 
 def from_folders(path: str) -> tuple[str | None, str | None]:
@@ -146,7 +163,10 @@ class LabelTable:
     none, or matches no file of the source.
     """
 
-    def __init__(self, url: str, source: str, config: LabelConfig) -> None:
+    def __init__(
+        self, url: str, source: str, config: LabelConfig, *, follow_links: bool = False
+    ) -> None:
+        self._inside = None if follow_links else storage.normalise(source)
         self.url, self._source, self._config = url, storage.normalise(source), config
         if not storage.is_file(url):
             raise UsageError(f"There is no label table {url}.")
@@ -189,7 +209,16 @@ class LabelTable:
                     f"The label table {self.url} has no column {wanted[role]!r}; it has "
                     f"{', '.join(self._dataset.schema.names)} (--label_table.{key} names it)."
                 )
+        for name in there.values():
+            self._check_column(name)
         return there
+
+    def _check_column(self, name: str) -> None:
+        if self._dataset.schema.field(name).type.num_fields:
+            raise UsageError(
+                f"The column {name!r} of the label table {self.url} holds lists or records; a cell "
+                "should be one value (--label_table.separator takes several labels from a text)."
+            )
 
     def _batches(self) -> Iterator[pa.RecordBatch]:
         columns = {role: ds.field(name) for role, name in self._columns.items()}
@@ -221,10 +250,21 @@ class LabelTable:
     def _check_names(self) -> None:
         match = self._config.match
         listed = {match_key(path, match) for path in self._paths()}
-        below = islice(_walk(self._source), _PROBED_ROWS)
+        below = islice(self._walk(), _PROBED_ROWS)
         first = next((path for path in below if match_key(path, match) in listed), None)
         if first is None and next(below, None) is None:
             raise self.no_match()
+
+    def _walk(self) -> Iterator[str]:
+        """Yield the paths of the files of the source, relative to it."""
+        folders: Iterator[str] = iter([self._source])
+        prefix = self._source + "/"
+        while (folder := next(folders, None)) is not None:
+            for entry in storage.children(folder, inside=self._inside):
+                if entry.is_folder:
+                    folders = chain(folders, [entry.path])
+                else:
+                    yield entry.path.removeprefix(prefix)
 
     def no_match(self) -> UsageError:
         """Return what to tell the user when no row of the table names a file of the source."""
@@ -262,14 +302,21 @@ class LabelTable:
         """Return a column as trimmed text, null where it is empty or absent."""
         if role not in self._columns:
             return pa.nulls(batch.num_rows, pa.string())
-        text = pc.utf8_trim_whitespace(batch.column(role).cast(pa.string()))
+        try:
+            text = pc.utf8_trim_whitespace(batch.column(role).cast(pa.string()))
+        except pa.ArrowException:
+            raise UsageError(
+                f"The column {self._columns[role]!r} of the label table {self.url} is not text."
+            ) from None
         return pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.string()), text)
 
     def _labels(self, batch: pa.RecordBatch) -> pa.Array:
         """Return the label of each row; findings as join_findings joins them."""
         config = self._config
         if not config.several:
-            return self._text(batch, "label")
+            labels = self._text(batch, "label")
+            check_length(pc.max(pc.utf8_length(labels)).as_py() or 0)
+            return labels
         if config.findings:
             columns = [self._has(batch, name) for name in config.findings]
             told = ([n for n, has in zip(config.findings, row, strict=True) if has]
@@ -313,15 +360,25 @@ class LabelTable:
 def join_findings(names: Iterable[str], no_finding: str) -> str:
     """Return the one label of an image with ``names``, in whatever order they are told.
 
-    Raises UsageError for a name that could not be told apart again.
+    Raises UsageError for a name that could not be told apart again, or is too long.
     """
     found = {name.strip() for name in names} - {"", no_finding}
+    check_length(max(map(len, found), default=0))
     for name in found:
         if BETWEEN_FINDINGS in name:
             raise UsageError(
                 f"A finding cannot be called {name!r}: {BETWEEN_FINDINGS} separates findings."
             )
     return BETWEEN_FINDINGS.join(sorted(found))
+
+
+def check_length(characters: int) -> None:
+    """Raise UsageError where the name of a class has more ``characters`` than can be shown."""
+    if characters > LONGEST_NAME:
+        raise UsageError(
+            f"A label has {characters} characters, and the name of a class has at most "
+            f"{LONGEST_NAME}: give short labels (--label_table.label names their column)."
+        )
 
 
 def coded_attribute(keyword: str) -> str:
@@ -337,14 +394,3 @@ def coded_attribute(keyword: str) -> str:
 def has_class_folders(source: str) -> bool:
     """Return whether any folder is below ``source``: without one no file has a label."""
     return any(entry.is_folder for entry in storage.children(source))
-
-
-def _walk(source: str) -> Iterator[str]:
-    folders: Iterator[str] = iter([source])
-    prefix = source + "/"
-    while (folder := next(folders, None)) is not None:
-        for entry in storage.children(folder):
-            if entry.is_folder:
-                folders = chain(folders, [entry.path])
-            else:
-                yield entry.path.removeprefix(prefix)

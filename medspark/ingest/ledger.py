@@ -12,6 +12,7 @@ from pyspark.sql import functions as F
 from pyspark.sql.pandas.types import from_arrow_schema
 
 from medspark.images.reasons import Reason
+from medspark.ingest import storage
 
 SAMPLE, DUPLICATE, QUARANTINED = "sample", "duplicate", "quarantined"
 
@@ -70,6 +71,8 @@ def compare(files: DataFrame, ledger: DataFrame) -> DataFrame:
         F.when(F.col("old").isNull(), NEW)
         .when(F.col("fingerprint").isNull() & (F.col("was_sample") == 1), DELETED)
         .when(F.col("fingerprint").isNull(), FORGOTTEN)
+        # What a link outside leads to is not looked at, and what was a sample before stays one.
+        .when((F.col("size") == storage.OUTSIDE) & (F.col("was_sample") == 1), UNCHANGED)
         .when(F.col("fingerprint") == F.col("old"), UNCHANGED)
         .otherwise(CHANGED)
     )
@@ -111,7 +114,7 @@ def _with_outcomes(rows: DataFrame) -> DataFrame:
     pixels = F.col("pixel_sha256")
     same = Window.partitionBy("image")
     first = same.orderBy(
-        F.when(F.col("outcome") == SAMPLE, 0).otherwise(1), _hint_rank(), "file_key", "frame"
+        F.when(F.col("outcome") == SAMPLE, 0).otherwise(1), hint_rank(), "file_key", "frame"
     )
     patient = F.when(F.col("present"), F.col("patient_key"))
     ranked = (
@@ -155,7 +158,8 @@ def _with_verdicts(rows: DataFrame) -> DataFrame:
     )
 
 
-def _hint_rank() -> Column:
+def hint_rank() -> Column:
+    """Return a number for the column ``split``: the lower, the more held out."""
     # Of two copies, the one in a published test set is kept, so that the set stays whole.
     split = F.col("split")
     return F.when(split == "test", 0).when(split == "val", 1).when(split == "train", 2).otherwise(3)

@@ -10,7 +10,7 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from medspark.errors import UsageError
-from medspark.ingest.labels import BETWEEN_FINDINGS
+from medspark.ingest.labels import BETWEEN_FINDINGS, check_length
 from medspark.shards.schema import MOST_FINDINGS
 
 
@@ -25,7 +25,8 @@ class Classes:
         return set(labels)
 
     def check(self, classes: list[str]) -> None:
-        """Raise UsageError where ``classes`` cannot be numbered."""
+        """Raise UsageError where ``classes`` cannot be numbered or shown."""
+        check_length(max(map(len, classes), default=0))
 
     def kept(self, samples: DataFrame, classes: list[str]) -> DataFrame:
         """Return the samples that ``classes`` say something of."""
@@ -52,7 +53,8 @@ class Findings(Classes):
         return {name for label in labels for name in label.split(BETWEEN_FINDINGS) if name}
 
     def check(self, classes: list[str]) -> None:
-        """Raise UsageError where ``classes`` cannot be numbered."""
+        """Raise UsageError where ``classes`` cannot be numbered or shown."""
+        super().check(classes)
         if not 2 <= len(classes) <= MOST_FINDINGS:
             raise UsageError(
                 f"There are {len(classes)} findings, and shards hold 2 to {MOST_FINDINGS}: "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import Field
+from pydantic import Field, field_validator
 from pyspark.sql import DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 
@@ -61,6 +62,7 @@ class ShardConfig(Config):
     )
     classes: list[str] | None = Field(
         None,
+        min_length=1,
         description="the labels to keep, in the order of their numbers; by default all, sorted. "
         "Where an image has several they are the findings that are learnt, and every image is kept",
     )
@@ -75,6 +77,14 @@ class ShardConfig(Config):
     )
     shard_bytes: int = Field(64 << 20, ge=1 << 10, description="most pixels in one file, in bytes")
     rows_per_group: int = Field(256, ge=1, description="rows in a Parquet row group")
+
+    @field_validator("classes")
+    @classmethod
+    def _each_once(cls, classes: list[str] | None) -> list[str] | None:
+        twice = [name for name, times in Counter(classes or ()).items() if times > 1]
+        if twice:
+            raise ValueError(f"{twice[0]!r} is named twice, and a class has one number.")
+        return classes
 
 
 def open_samples(config: ShardConfig) -> SamplesManifest:

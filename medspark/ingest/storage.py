@@ -17,13 +17,19 @@ from fsspec.implementations.local import LocalFileSystem
 
 from medspark.errors import UsageError
 
+# The size of a link that leads out of the source, in place of that of what it leads to.
+OUTSIDE = -2
+
 # Hadoop's name for a scheme, and fsspec's.
 _SCHEMES = {"s3a": "s3", "s3n": "s3", "gs": "gcs"}
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One thing in a folder. ``modified`` is in nanoseconds since 1970, 0 where unknown."""
+    """One thing in a folder. ``modified`` is in nanoseconds since 1970, 0 where unknown.
+
+    ``size`` is in bytes, -1 where it cannot be read, OUTSIDE for a link out of the source.
+    """
 
     path: str
     is_folder: bool
@@ -125,11 +131,25 @@ def remove(url: str) -> None:
         system.rm(path, recursive=True)
 
 
-def children(url: str) -> Iterator[Entry]:
-    """Yield what a folder holds, without following the order or depth of anything."""
+def is_inside(source: str, path: str) -> bool:
+    """Return whether ``path`` below ``source`` lies there, wherever links in it lead.
+
+    Links are of local folders alone.
+    """
+    if not is_local(source):
+        return True
+    return _is_below(os.path.realpath(join(source, path)), os.path.realpath(source))
+
+
+def children(url: str, *, inside: str | None = None) -> Iterator[Entry]:
+    """Yield what a folder holds, without following the order or depth of anything.
+
+    With ``inside``, the source that the folder is of, a link that leads out of that is a file of
+    size OUTSIDE, and nothing that it leads to is looked at.
+    """
     system, path = filesystem(url)
     if isinstance(system, LocalFileSystem):
-        yield from _scan(path)
+        yield from _scan(path, os.path.realpath(inside) if inside else None)
         return
     for info in system.ls(path, detail=True):
         name = info["name"].rstrip("/")[len(path.rstrip("/")) + 1 :]
@@ -138,29 +158,45 @@ def children(url: str) -> Iterator[Entry]:
             yield Entry(join(url, name), kind == "directory", size, _modified(info))
 
 
-def _scan(folder: str) -> Iterator[Entry]:
+def _scan(folder: str, inside: str | None) -> Iterator[Entry]:
     # A generator: a folder of ten million files never is a list.
     with os.scandir(folder) as entries:
         for entry in entries:
             try:
-                if entry.is_dir():
-                    if not (entry.is_symlink() and _is_loop(entry.path)):
-                        yield Entry(entry.path, is_folder=True)
-                    continue
-                status = entry.stat()
-                regular = stat.S_ISREG(status.st_mode)
-                yield Entry(
-                    entry.path, False, status.st_size if regular else -1, status.st_mtime_ns
-                )
+                if inside and entry.is_symlink() and _leaves(entry.path, inside):
+                    changed = entry.stat(follow_symlinks=False).st_mtime_ns
+                    yield Entry(entry.path, False, OUTSIDE, changed)
+                elif not entry.is_dir():
+                    yield _file(entry)
+                elif not (entry.is_symlink() and _is_loop(entry.path)):
+                    yield Entry(entry.path, is_folder=True)
             except OSError:
                 yield Entry(entry.path, is_folder=False, size=-1)  # a dangling link, say
 
 
+def _file(entry: os.DirEntry[str]) -> Entry:
+    status = entry.stat()
+    size = status.st_size if stat.S_ISREG(status.st_mode) else -1
+    return Entry(entry.path, False, size, status.st_mtime_ns)
+
+
+def _leaves(link: str, inside: str) -> bool:
+    target = os.path.realpath(link)
+    return os.path.lexists(target) and not _is_below(target, inside)
+
+
+def _is_below(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(folder.rstrip("/") + "/")
+
+
 def _is_loop(link: str) -> bool:
-    real = os.path.realpath(link)
-    return os.path.realpath(os.path.dirname(link)).startswith(real.rstrip("/") + "/") or (
-        os.path.realpath(os.path.dirname(link)) == real
-    )
+    """Return whether ``link`` leads to a folder that its own path goes through, or one above."""
+    target, folder = os.path.realpath(link), os.path.dirname(link)
+    while not _is_below(os.path.realpath(folder), target):
+        if folder == os.path.dirname(folder):
+            return False
+        folder = os.path.dirname(folder)
+    return True
 
 
 def _modified(info: dict[str, Any]) -> int:

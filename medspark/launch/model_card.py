@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from medspark.evaluate.names import in_markdown, short
 from medspark.launch.table import robustness_table
 from medspark.models.card import ModelCard
 from medspark.shards.manifest import Manifest
@@ -25,7 +26,8 @@ _LIMITS = """## What it is not
 def model_card(result: Mapping[str, Any], manifest: Manifest, card: ModelCard) -> str:
     """Return the card of the network that ``result`` tells of, as Markdown."""
     trained = manifest.splits["train"]
-    counts = dict(zip(manifest.classes, trained.class_counts, strict=True))
+    counted = zip(_names(manifest.classes), trained.class_counts, strict=True)
+    counts = ", ".join(f"{name}: {count}" for name, count in counted)
     doubts = [flag["sentence"] for flag in result["flags"] if flag["triggered"]]
     verdict = f"NOT to be believed: {'; '.join(doubts)}" if doubts else "no sanity check objects"
     return f"""# {card.architecture}, {result["mode"]}
@@ -56,8 +58,12 @@ scaling).
 
 
 def _purpose(card: ModelCard) -> str:
-    names = ", ".join(card.classes)
+    names = ", ".join(_names(card.classes))
     return f"Finds any of {names}" if card.multi_label else f"Tells {names} apart"
+
+
+def _names(classes: Iterable[str]) -> list[str]:
+    return [in_markdown(short(name)) for name in classes]
 
 
 def _answer(card: ModelCard) -> str:

@@ -72,5 +72,5 @@ def contact_sheet(
         place.set_axis_off()
     for place, image, title in zip(axes, images, titles, strict=False):
         place.imshow(np.squeeze(image), cmap="gray")
-        place.set_title(title, fontsize=8)
+        place.set_title(title, fontsize=8, parse_math=False)
     return figure

@@ -31,7 +31,7 @@ from medspark.launch.distributor import (
 from medspark.launch.model_card import model_card
 from medspark.launch.progress import progress
 from medspark.launch.table import robustness_table
-from medspark.models.card import read_card
+from medspark.models.card import columns_of, read_card
 from medspark.models.config import PRETRAINED, ModelConfig, check_model, check_weights
 from medspark.shards.manifest import Manifest, read_manifest, verify
 from medspark.shards.plan import EpochPlan
@@ -340,7 +340,7 @@ def _model_entry(
         input_shape=(manifest.height, manifest.width, manifest.channels),
         outputs=len(manifest.classes),
         file_loader="medspark.models.file_predictor:FilePredictor.load",
-        classes=manifest.classes,
+        classes=columns_of(manifest.classes),
         card=model_card(result, manifest, read_card(folder / "model")),
         register_as=config.track.register_as,
         alias=config.track.alias,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,9 +13,11 @@ from medspark.config import Config
 from medspark.errors import UsageError
 from medspark.shards.manifest import Manifest
 
-__all__ = ["CARD", "WEIGHTS", "ModelCard", "read_card", "write_card"]
+__all__ = ["CARD", "WEIGHTS", "ModelCard", "columns_of", "read_card", "write_card"]
 
 WEIGHTS, CARD = "model.safetensors", "model.json"
+# What an answer says besides the probabilities, and whether a file could be read.
+_ANSWER = ("label", "probability", "error")
 _PICKLED = {".pt", ".pth", ".pt2", ".pkl", ".pickle", ".bin", ".ckpt"}
 
 
@@ -44,6 +47,20 @@ class ModelCard(Config):
         """Return what of the images or their labels the model is not for; nothing if it fits."""
         mine, theirs = _what_it_tells(self), _what_it_tells(manifest)
         return "" if mine == theirs else f"it tells {mine}, and the shards hold {theirs}"
+
+
+def columns_of(classes: Sequence[str]) -> tuple[str, ...]:
+    """Return the names under which an answer has the probabilities of ``classes``.
+
+    They are the classes' own. One that an answer has another meaning for has "class " before it.
+    """
+    taken, columns = {*_ANSWER, *classes}, []
+    for name in classes:
+        column = name
+        while column in _ANSWER or (column != name and column in taken):
+            column = f"class {column}"
+        columns.append(column)
+    return tuple(columns)
 
 
 def _what_it_tells(of: ModelCard | Manifest) -> str:

@@ -15,6 +15,7 @@ from medspark.errors import UsageError
 from medspark.images.decode import decode
 from medspark.images.reasons import Unreadable
 from medspark.images.rendering import Rendering
+from medspark.models.card import columns_of
 from medspark.models.predictor import Predictor
 
 __all__ = ["FilePredictor"]
@@ -45,10 +46,10 @@ class FilePredictor:
         frames the middle one is taken.
         """
         images = np.stack([self._pixels(number, text) for number, text in enumerate(files)])
-        classes = self._predictor.card.classes
+        columns = columns_of(self._predictor.card.classes)
         return [
             {"label": self._label(row), "probability": float(row.max())}
-            | {name: float(value) for name, value in zip(classes, row, strict=True)}
+            | {name: float(value) for name, value in zip(columns, row, strict=True)}
             for row in self._predictor(images)
         ]
 

@@ -83,6 +83,36 @@ def test_the_page_needs_nothing_else(report: RobustReport, tmp_path: Path) -> No
     }  # fmt: skip
 
 
+HOSTILE = ("$\\frac{$ a$", "<script>x</script>|" + "y" * 300)
+
+
+@pytest.mark.parametrize("positive", [0, 1, None])
+def test_classes_of_any_name_are_reported(tmp_path: Path, positive: int | None) -> None:
+    model = build(ModelConfig(name="test_resnet"), num_classes=2, channels=1)
+    shown = exhibits(
+        model, torch.rand(2, 1, 32, 32), torch.tensor([0, 1]), threat=ThreatModel(), steps=1
+    )
+    arrays = {
+        "rows": np.arange(4),
+        "labels": np.array([0, 1, 0, 1]),
+        "clean": np.full((4, 2), 0.5),
+        TRIAL.key: np.full((4, 2), 0.5),
+        "zero_gradient": np.zeros(4, bool),
+    }
+    found = summarise(arrays, [TRIAL], limits=SanityConfig(), detail=Detail(classes=HOSTILE))
+
+    write_report(
+        tmp_path, found, title="$a_{$ <b>", facts={"model": "<i>|$^$"}, classes=HOSTILE,
+        positive=positive, shown=shown,
+    )  # fmt: skip
+
+    for name in ("report.html", "report.md"):
+        text = (tmp_path / name).read_text().replace("\\<", "")
+        assert not any(tag in text for tag in ("<script", "<b>", "<i>"))
+    lines = (tmp_path / "report.md").read_text().replace("\\|", "").splitlines()
+    assert {line.count("|") for line in lines if "y" * 300 in line} == {7}
+
+
 def test_the_gallery_shows_every_class_in_turn() -> None:
     assert typical_rows(np.array([0, 0, 0, 1, 2, 1]), 4).tolist() == [0, 3, 4, 1]
 

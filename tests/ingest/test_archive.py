@@ -238,6 +238,50 @@ def _is_duplicate(samples: Path, value: int, name: str) -> bool:
     return any(row["file_key"] == key and row["outcome"] == "duplicate" for row in rows)
 
 
+@pytest.mark.parametrize("order", [("val", "train"), ("train", "val"), ("train", "test", "val")])
+def test_a_file_that_is_listed_under_two_splits_is_held_out(run, tmp_path, order):
+    put(tmp_path / "in", A__x=1)
+    lines = ["path,label,split", "A/x,A,", *(f"A/x,A,{split}" for split in order)]
+    (tmp_path / "labels.csv").write_text("\n".join(lines), encoding="utf-8")
+
+    run(tmp_path / "in", tmp_path / "out", labels=str(tmp_path / "labels.csv"))
+
+    (row,) = live(tmp_path / "out").values()
+    assert row["split"] == ("test" if "test" in order else "val")
+
+
+def test_a_file_that_is_listed_under_two_labels_is_not_a_sample(run, tmp_path):
+    put(tmp_path / "in", x=1, y=2, z=3)
+    table = "path,label\nx,A\nx,B\ny,B\ny,B\nz,A\nz,\n"
+    (tmp_path / "labels.csv").write_text(table, encoding="utf-8")
+
+    result = run(tmp_path / "in", tmp_path / "out", labels=str(tmp_path / "labels.csv"))
+
+    assert result["quarantine_reasons"] == {"conflicting_label": 1}
+    assert values(tmp_path / "out") == [("A", 3), ("B", 2)]
+
+
+def test_a_link_out_of_the_source_is_quarantined_and_what_it_gave_before_stays(run, tmp_path):
+    source, samples, other = tmp_path / "in", tmp_path / "out", tmp_path / "other"
+    put(other, one=1, folder__two=2, three=3)
+    put(source, A__four=4)
+    (source / "A" / "link").symlink_to(other / "one")
+    (source / "A" / "folder").symlink_to(other / "folder")
+    run(source, samples, limits={"follow_links": True})
+    before = values(samples)
+    put(other, one=9)
+    (source / "A" / "new").symlink_to(other / "three")
+
+    result = run(source, samples)
+
+    assert before == values(samples) == [("A", 1), ("A", 2), ("A", 4)]
+    assert result["quarantine_reasons"] == {"link_outside": 2}
+    assert (result["files_seen"], result["samples"], result["removed"]) == (4, 2, 0)
+    assert run(source, samples)["changed"] == 0
+    assert run(source, samples, limits={"follow_links": True})["quarantined"] == 0
+    assert values(samples) == [("A", 2), ("A", 3), ("A", 4), ("A", 9)]
+
+
 def test_a_second_archive_is_added_beside_the_first(run, tmp_path):
     samples = tmp_path / "out"
     put(tmp_path / "one", A__x=1)
@@ -329,6 +373,42 @@ def test_an_archive_of_arrays_is_ingested_with_its_splits(run, tmp_path):
     assert (result["files_seen"], result["samples"]) == (30, 30)
     pixels = {row["pixels"] for row in rows if row["split"] == "val"}
     assert pixels == {image.tobytes() for image in arrays["val_images"]}
+
+
+def test_an_archive_of_arrays_that_was_written_again_is_read_again(run, tmp_path):
+    source, labels = tmp_path / "mnist.npz", np.arange(4)
+    for value in (0, 100):
+        images = np.arange(4 * 64, dtype=np.uint8).reshape(4, 8, 8) // 8 + np.uint8(value)
+        np.savez(source, train_images=images, train_labels=labels)
+        os.utime(source, ns=(1, 1))
+        run(source, tmp_path / "out", image_size=8)
+
+    assert {row["pixels"] for row in live(tmp_path / "out").values()} == {
+        image.tobytes() for image in images
+    }
+
+
+def test_an_inventory_that_leads_out_of_the_source_is_not_followed(run, tmp_path):
+    put(tmp_path, in__A__one=1, secret=2)
+    (tmp_path / "in" / "A" / "link").symlink_to(tmp_path / "secret")
+    lines = ["path,size", "A/one,9", "A/link,9", "../secret,9"]
+    (tmp_path / "inventory.csv").write_text("\n".join(lines), encoding="utf-8")
+
+    result = run(tmp_path / "in", tmp_path / "out", inventory=str(tmp_path / "inventory.csv"))
+
+    assert result["quarantine_reasons"] == {"link_outside": 2}
+    assert values(tmp_path / "out") == [("A", 1)]
+
+
+def test_a_folder_with_a_name_too_long_for_a_class_is_refused_before_anything_is_decoded(
+    run, tmp_path
+):
+    put(tmp_path / "in", **{f"{'n' * 129}__x": 1})
+
+    with pytest.raises(UsageError, match="A label has 129 characters"):
+        run(tmp_path / "in", tmp_path / "out")
+
+    assert SampleSet(str(tmp_path / "out")).manifest() is None
 
 
 def test_an_inventory_takes_the_place_of_listing(run, tmp_path):

@@ -13,11 +13,11 @@ import pytest
 from PIL import Image
 
 from medspark.images.deidentify import Privacy, Pseudonyms
-from medspark.images.limits import Limits
 from medspark.images.rendering import Rendering
 from medspark.ingest import ledger
 from medspark.ingest.archive import _ANNOTATED_ARROW, _Annotate
 from medspark.ingest.decode import Decoding
+from medspark.ingest.limits import ArchiveLimits
 from medspark.ingest.npz import has_findings, list_images
 
 PSEUDONYMS = Pseudonyms(b"k" * 32)
@@ -36,7 +36,7 @@ def decoding(archive: Path, samples: Path, **values: Any) -> Decoding:
         "samples": str(samples),
         "generation": "g",
         "rendering": Rendering(size=8),
-        "limits": Limits(),
+        "limits": ArchiveLimits(),
         "privacy": Privacy(),
         "pseudonyms": PSEUDONYMS,
         "guarded": False,
@@ -141,7 +141,7 @@ def test_a_table_that_gives_two_labels_quarantines_the_file(source, tmp_path):
 
 
 def test_a_file_beyond_the_limit_is_not_opened(source, tmp_path):
-    task = decoding(source, tmp_path, limits=Limits(file_bytes=10))
+    task = decoding(source, tmp_path, limits=ArchiveLimits(file_bytes=10))
 
     (row,) = outcomes(task, annotated(source, "A/one.png"))
 
@@ -178,7 +178,7 @@ def test_the_images_of_a_medmnist_archive_are_files_of_their_own(tmp_path):
         arrays[f"{split}_images"] = np.arange(count * 64, dtype=np.uint8).reshape(count, 8, 8)
         arrays[f"{split}_labels"] = np.arange(count)[:, None] % 2
     np.savez_compressed(tmp_path / "m.npz", **arrays)
-    listing = list_images(str(tmp_path / "m.npz"))
+    listing = list_images(str(tmp_path / "m.npz"), ArchiveLimits())
     annotate = _Annotate(str(tmp_path / "m.npz"), PSEUDONYMS, by_folder=False)
 
     *rows, part = outcomes(
@@ -201,7 +201,7 @@ def test_an_archive_whose_images_have_several_findings_lists_them(tmp_path, seve
     images = np.zeros((3, 8, 8), dtype=np.uint8)
     np.savez_compressed(tmp_path / "m.npz", train_images=images, train_labels=labels)
 
-    listed = list_images(str(tmp_path / "m.npz"))["label"].to_pylist()
+    listed = list_images(str(tmp_path / "m.npz"), ArchiveLimits())["label"].to_pylist()
 
     assert listed == (["", "00", "00|13"] if several else ["0", "1", "1"])
-    assert has_findings(str(tmp_path / "m.npz")) == several
+    assert has_findings(str(tmp_path / "m.npz"), ArchiveLimits()) == several

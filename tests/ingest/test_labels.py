@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 from medspark.errors import UsageError
 from medspark.images.deidentify import Pseudonyms
 from medspark.ingest.labels import (
+    LONGEST_NAME,
     LabelConfig,
     LabelTable,
     coded_attribute,
     from_folders,
+    has_class_folders,
     join_findings,
     match_key,
 )
@@ -50,7 +52,11 @@ def write(folder: Path, text: str, name: str = "labels.csv") -> str:
         ("train/NORMAL/x.png", "NORMAL", "train"),
         ("data/Test/SICK/x.png", "SICK", "test"),
         ("valid/SICK/x.png", "SICK", "val"),
+        ("train/NORMAL/deeper/x.png", "NORMAL", "train"),
+        ("NORMAL/train/SICK/x.png", "SICK", "train"),
+        ("train/val/x.png", "val", "train"),
         ("train/x.png", None, "train"),
+        ("NORMAL/test.png", "NORMAL", None),
         ("x.png", None, None),
     ],
 )
@@ -90,6 +96,85 @@ def test_files_can_be_matched_by_less_than_their_path(source, match, path):
     (row,) = rows(LabelTable(url, str(source), LabelConfig(match=match)), source)
 
     assert row["match"] == match_key("images/one.dcm", match)
+
+
+UIDS = st.lists(st.integers(0, 999).map(str), min_size=2, max_size=6).map(".".join)
+ENDINGS = st.lists(
+    st.sampled_from([".dcm", ".DCM", ".dicom", ".png", ".Jpeg", ".tif", ".nii", ".gz"]), max_size=3
+).map("".join)
+
+
+@given(UIDS, ENDINGS)
+def test_a_stem_is_the_name_without_the_endings_of_image_files(uid, endings):
+    assert match_key(f"some.folder/{uid}{endings}", "stem") == uid
+    assert match_key(uid, "stem") == uid
+
+
+@pytest.mark.parametrize("name", ["scan.v2", "x.unknown", ".dcm", "1.2.840.10008.1", "a.dcm.v3"])
+def test_what_is_no_known_ending_belongs_to_the_stem(name):
+    assert match_key(name, "stem") == name
+    assert match_key(f"{name}.png", "stem") == name
+
+
+def test_files_that_are_named_by_uids_are_told_apart_by_their_stems(source):
+    for last in (1, 2):
+        (source / f"1.2.840.{last}.dcm").write_bytes(b"")
+    url = write(source, "path,label\n1.2.840.1,A\n1.2.840.2.dcm.gz,B\n")
+
+    found = rows(LabelTable(url, str(source), LabelConfig(match="stem")), source)
+
+    assert [row["match"] for row in found] == ["1.2.840.1", "1.2.840.2"]
+
+
+def test_names_are_not_looked_for_behind_links_out_of_the_source(source, tmp_path_factory):
+    other = tmp_path_factory.mktemp("other")
+    (other / "far.dcm").write_bytes(b"")
+    (source / "link").symlink_to(other)
+    url, config = write(source, "path,label\nfar.dcm,A\n"), LabelConfig(match="name")
+
+    LabelTable(url, str(source), config, follow_links=True)
+    with pytest.raises(UsageError, match="matches no file"):
+        LabelTable(url, str(source), config)
+
+
+NESTED = {
+    "a list": pa.array([["A"]]),
+    "a list of one size": pa.array([["A"]], pa.list_(pa.string(), 1)),
+    "a record": pa.array([{"name": "A"}]),
+    "a map": pa.array([[("A", 1)]], pa.map_(pa.string(), pa.int8())),
+    "bytes that are no text": pa.array([b"\xff"]),
+}
+
+
+@pytest.mark.parametrize("cell", NESTED)
+@pytest.mark.parametrize("column", ["label", "patient_id", "site"])
+def test_a_cell_that_is_not_one_value_is_refused_by_its_column(source, cell, column):
+    table = {"path": ["images/one.dcm"], "label": ["A"]} | {column: NESTED[cell]}
+    pq.write_table(pa.table(table), source / "t.parquet")
+
+    with pytest.raises(UsageError, match=f"The column '{column}' of the label table .*parquet"):
+        rows(LabelTable(str(source / "t.parquet"), str(source), LabelConfig()), source)
+
+
+@pytest.mark.parametrize("separator", [None, ";"])
+def test_a_label_longer_than_any_diagnosis_is_refused_and_not_quoted(source, separator):
+    config, longest = LabelConfig(separator=separator), "ä" * LONGEST_NAME
+    url = write(source, f"path,label\nimages/one.dcm,{longest}\n")
+    assert rows(LabelTable(url, str(source), config), source)[0]["label"] == longest
+
+    url = write(source, f"path,label\nimages/one.dcm,{longest}ä\n")
+    with pytest.raises(UsageError, match=r"A label has 129 characters, .* at most 128") as raised:
+        rows(LabelTable(url, str(source), config), source)
+    assert "ää" not in str(raised.value)
+
+
+def test_several_short_findings_may_be_long_together(source):
+    findings = ";".join(f"finding {number:02d}" for number in range(30))
+    url = write(source, f"path,label\nimages/one.dcm,{findings}\n")
+
+    (row,) = rows(LabelTable(url, str(source), FINDINGS_BY_SEMICOLON), source)
+
+    assert row["label"] == findings.replace(";", "|")
 
 
 def test_a_parquet_table_and_columns_of_other_names_are_read(source):
@@ -135,6 +220,7 @@ def test_only_coded_attributes_can_be_labels():
 
 
 FINDINGS = LabelConfig(separator="|")
+FINDINGS_BY_SEMICOLON = LabelConfig(separator=";")
 
 
 @given(st.permutations(["Effusion", "Cardiomegaly", " No Finding ", "", "Effusion "]))
@@ -178,6 +264,64 @@ def test_findings_may_have_columns_of_their_own(source, uncertain):
 
     both = "Edema|Pleural Other"
     assert [row["label"] for row in found] == [both if uncertain == "present" else "Edema", ""]
+
+
+@pytest.mark.parametrize("uncertain", ["absent", "present"])
+def test_a_finding_is_there_however_that_is_written(source, uncertain):
+    cells = {"1": 1, "1.0": 1, "TRUE": 1, " true ": 1, "0": 0, "0.0": 0, "False": 0, "": 0}
+    cells |= dict.fromkeys(("-1", "-1.0"), int(uncertain == "present"))
+    text = "path,A,B\n" + "".join(f"images/one.dcm,{cell},1\n" for cell in cells)
+    config = LabelConfig(findings=("A", "B"), uncertain=uncertain)
+
+    found = rows(LabelTable(write(source, text), str(source), config), source)
+
+    assert [row["label"] == "A|B" for row in found] == [bool(there) for there in cells.values()]
+
+
+@pytest.mark.parametrize(
+    ("told", "split"),
+    [
+        ("train", "train"), (" Training", "train"), ("VAL", "val"), ("valid", "val"),
+        ("validation", "val"), ("dev", "val"), ("test", "test"), ("Testing", "test"), ("", None),
+    ],
+)  # fmt: skip
+def test_a_split_has_many_names(source, told, split):
+    url = write(source, f"path,label,split\nimages/one.dcm,A,{told}\n")
+
+    (row,) = rows(LabelTable(url, str(source), LabelConfig()), source)
+
+    assert row["split"] == split
+    if told.strip():
+        assert from_folders(f"{told.strip()}/A/x.png") == ("A", split)
+
+
+def test_paths_that_leave_the_source_match_nothing(source):
+    (source / "images-of-others").mkdir()
+    (source / "images-of-others" / "x.dcm").write_bytes(b"")
+    inside = ("one.dcm", "deep/../two.dcm", f"{source}/images/one.dcm", f"{source}//images/two.dcm")
+    outside = ("../images-of-others/x.dcm", f"{source}/images-of-others/x.dcm", "/one.dcm")
+    text = "path,label\n" + "".join(f"{path},A\n" for path in (*inside, *outside))
+
+    found = rows(LabelTable(write(source, text), str(source / "images"), LabelConfig()), source)
+
+    matches = [row["match"] for row in found]
+    assert matches == ["one.dcm", "two.dcm", "one.dcm", "two.dcm", None, None, None]
+
+
+def test_a_tab_separates_the_columns_of_a_tsv(source):
+    url = write(source, "path\tlabel\nimages/one.dcm\tA,B\n", name="labels.tsv")
+
+    (row,) = rows(LabelTable(url, str(source), LabelConfig()), source)
+
+    assert (row["match"], row["label"]) == ("images/one.dcm", "A,B")
+
+
+def test_a_source_without_folders_has_no_classes(tmp_path):
+    (tmp_path / "x.png").write_bytes(b"")
+    assert not has_class_folders(str(tmp_path))
+
+    (tmp_path / "A").mkdir()
+    assert has_class_folders(str(tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,6 +60,41 @@ def test_patients_are_tied_through_images_that_they_share_with_others():
     ]
 
     assert tied_patients(found) == {"a": "a", "b": "a", "c": "a", "x": "x", "y": "x"}
+
+
+@pytest.mark.spark
+@pytest.mark.parametrize("bits", [0, 1, 2, 6, 15])
+def test_all_pairs_of_hashes_within_the_bits_are_found_and_no_others(spark, bits):
+    """Against brute force; any band of a hash may be the only one that two have in common."""
+    random, edges = np.random.default_rng(bits), [64 * k // (bits + 1) for k in range(bits + 2)]
+    first = [int(n) for n in random.integers(-(2**63), 2**63, 3)]
+    apart = [
+        _flipped(hashed, {int(random.integers(low, high)) for low, high in pairwise(edges)} - kept)
+        for hashed in first
+        for kept in ({bit} for bit in range(64))
+    ]
+    spread = [
+        _flipped(first[0], {int(random.integers(low, high)) for k, (low, high)
+                            in enumerate(pairwise(edges)) if k != band})
+        for band in range(bits + 1)
+    ]  # fmt: skip
+    hashes = sorted({*first, *apart, *spread, _flipped(first[1], {63}), _flipped(first[1], {0})})
+    table = spark.createDataFrame([(each,) for each in [*hashes, *hashes]], "hash bigint")
+
+    found = near._near_hashes(table, bits)
+
+    near_ones = {
+        (one, other)
+        for one, other in combinations(hashes, 2)
+        if 1 <= ((one ^ other) & (2**64 - 1)).bit_count() <= bits
+    }
+    assert bits == 0 or len(near_ones) > bits
+    assert sorted(found) == sorted(near_ones)
+
+
+def _flipped(hashed: int, bits: set[int]) -> int:
+    pattern = (hashed & (2**64 - 1)) ^ sum(1 << bit for bit in bits)
+    return pattern - 2**64 if pattern >> 63 else pattern
 
 
 @pytest.fixture(scope="module")

@@ -20,10 +20,11 @@ from medspark.config import load_config
 from medspark.errors import RunError, UsageError
 from medspark.images.deidentify import Privacy
 from medspark.images.phantom import PhantomConfig, write_archive
+from medspark.ingest import ledger
 from medspark.ingest.archive import IngestConfig, ingest, open_archive
 from medspark.ingest.layout import Counts, Layout
 from medspark.ingest.reshape import bring_to, clean_shards
-from medspark.ingest.shards import ShardConfig, make_shards, open_samples
+from medspark.ingest.shards import ShardConfig, _Sharding, make_shards, open_samples
 from medspark.shards.manifest import Manifest, read_manifest, verify
 from medspark.shards.schema import PixelFormat, map_pixels
 
@@ -192,10 +193,59 @@ def test_what_the_samples_cannot_give_is_refused(spark, samples, tmp_path, argv,
         shard(spark, samples, tmp_path, *argv)
 
 
+@pytest.mark.parametrize(
+    ("given", "said"), [("A,B,A", "'A' is named twice"), ("[]", "should have at least 1 item")]
+)
+def test_classes_that_cannot_be_numbered_are_refused_before_spark_starts(tmp_path, given, said):
+    argv = ["--samples", str(tmp_path), "--shards", str(tmp_path / "out"), "--classes", given]
+
+    with pytest.raises(UsageError, match=said):
+        load_config(ShardConfig, argv)
+
+
 def test_a_folder_without_samples_is_refused(tmp_path):
     config = ShardConfig(samples=str(tmp_path), shards=tmp_path / "out")
     with pytest.raises(UsageError, match="has not finished"):
         open_samples(config)
+
+
+PIXELS = next(name for name in ledger.SCHEMA.names if name.startswith("pixel_"))
+DEALT = ("patient_key", PIXELS, "split", "target")
+APART = [
+    ("a", "1", None, "train"), ("a", "2", "train", "train"), ("b", "3", "val", "val"),
+    ("c", "4", "train", "test"), ("c", "5", "test", "test"), ("d", "6", "val", "train"),
+    ("e", "7", "test", "val"), ("e", "8", None, "val"),
+]  # fmt: skip
+
+
+def leak_check(spark: SparkSession, rows: list[tuple[str | None, ...]]) -> dict[str, int]:
+    dealt = spark.createDataFrame(rows, ", ".join(f"{name} string" for name in DEALT))
+    return _Sharding._leak_check(None, dealt)  # type: ignore[arg-type]
+
+
+@pytest.mark.spark
+def test_splits_that_are_apart_are_told_from_their_hints(spark):
+    assert leak_check(spark, APART) == {
+        "patients_in_two_splits": 0,
+        "images_in_two_splits": 0,
+        "hints_overruled": 2,  # d and e; c is in the most held-out of the splits it came with
+        "patients_with_several_hints": 1,
+    }
+
+
+@pytest.mark.spark
+@pytest.mark.parametrize(
+    ("leak", "said"),
+    [
+        (("a", "9", None, "val"), "'patients_in_two_splits': 1, 'images_in_two_splits': 0"),
+        (("b", "9", None, "test"), "'patients_in_two_splits': 1, 'images_in_two_splits': 0"),
+        (("z", "1", None, "test"), "'patients_in_two_splits': 0, 'images_in_two_splits': 1"),
+        (("a", "2", None, "test"), "'patients_in_two_splits': 1, 'images_in_two_splits': 1"),
+    ],
+)
+def test_a_patient_or_an_image_in_two_splits_ends_the_job(spark, leak, said):
+    with pytest.raises(RunError, match=f"The splits are not apart: {{{said}}}"):
+        leak_check(spark, [*APART, leak])
 
 
 @pytest.mark.spark

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from medspark.ingest import ledger
-from medspark.ingest.tally import Sums, WriteLedger, digest_of, total
+from medspark.ingest.tally import Sums, WriteLedger, digest_of, tally, total
 
 FLAGS = {"present": True, "shared": False, "first_of_patient": True, "speaks_for_file": True}
 
@@ -73,6 +76,34 @@ def test_the_digest_tells_one_value_of_one_sample(tmp_path: Path, name: str) -> 
 
     assert digest_of(written(tmp_path, ROWS)) != digest_of(written(tmp_path, changed))
     assert digest_of(written(tmp_path, [])) == "0" * 32
+
+
+PIXELS = next(name for name in ledger.SCHEMA.names if name.startswith("pixel_"))
+IDENTITY = ("sample_key", PIXELS, "patient_key", "label", "split", "site")
+CELLS = st.sampled_from([None, "", "a", "b", "a\nb", "null", "\\n", '"', '", "'])
+CELLS_OF_A_ROW = st.tuples(*[CELLS] * len(IDENTITY))
+
+
+@given(CELLS_OF_A_ROW, CELLS_OF_A_ROW)
+@example((*"kpqA", None, "train"), (*"kpqA", "train", None))
+@example((*"kpqA", "train", "x"), (*"kpq", "A\ntrain", "x", None))
+@example((*"kpqA", None, None), (*"kpqA", None, ""))
+def test_two_samples_have_one_digest_only_if_they_are_equal(one, other) -> None:
+    digests = []
+    for cells in (one, other):
+        sample = dict.fromkeys(ledger.SETTLED_NAMES) | {"outcome": "sample"}
+        sample |= dict(zip(IDENTITY, cells, strict=True))
+        sums: Sums = defaultdict(Counter)
+        tally(pa.Table.from_pylist([sample | FLAGS], schema=SCHEMA), sums)
+        digests.append(digest_of(sums))
+
+    assert (digests[0] == digests[1]) == (one == other)
+
+
+def test_a_sample_that_is_there_twice_is_not_one_that_is_there_once(tmp_path: Path) -> None:
+    once, twice = (written(tmp_path, [ROWS[0]] * times) for times in (1, 2))
+
+    assert digest_of(once) != digest_of(twice)
 
 
 def test_tasks_write_files_of_their_own_and_say_which(tmp_path: Path) -> None:

@@ -9,11 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from pydicom.data import get_testdata_file
 
 from medspark.errors import UsageError
 from medspark.models.backbones import build
+from medspark.models.card import columns_of
 from medspark.models.checkpoint import calibrate, describe, save_classifier
 from medspark.models.config import ModelConfig
 from medspark.models.file_predictor import FilePredictor
@@ -78,6 +81,41 @@ def test_the_temperature_of_the_card_moves_the_probability_and_not_the_answer(fo
 def test_what_is_no_image_is_told_in_a_sentence(folder: Path, text: str, sentence: str) -> None:
     with pytest.raises(UsageError, match=sentence):
         FilePredictor.load(folder)([text])
+
+
+@pytest.mark.parametrize("multi_label", [True, False])
+def test_classes_that_are_called_as_parts_of_an_answer_have_columns_of_their_own(
+    tmp_path: Path, multi_label: bool
+) -> None:
+    classes = ("probability", "a", "label")
+    model = build(ModelConfig(name="resnet10t"), num_classes=3, channels=1).eval()
+    card = describe(model, classes=classes, multi_label=multi_label, height=32, width=32)
+    save_classifier(tmp_path, model, card)
+    pixels = np.zeros((32, 32), np.uint8)
+
+    (answer,) = FilePredictor.load(tmp_path)([_png(pixels)])
+
+    expected = Predictor.load(tmp_path)(pixels[None, :, :, None])[0]
+    columns = ("class probability", "a", "class label")
+    assert [answer[name] for name in columns] == pytest.approx(list(expected), abs=1e-6)
+    assert answer["probability"] == pytest.approx(float(expected.max()))
+    assert {*answer["label"].split("|")} <= {*classes, ""}
+
+
+CLASSES = st.lists(
+    st.sampled_from(["label", "probability", "error", "class label", "class class label", "x"]),
+    unique=True,
+)
+
+
+@given(CLASSES)
+def test_every_class_has_a_column_that_nothing_else_has(classes: list[str]) -> None:
+    columns = columns_of(classes)
+
+    assert len({*columns, "label", "probability", "error"}) == len(classes) + 3
+    for name, column in zip(classes, columns, strict=True):
+        assert column.endswith(name)
+        assert column == name or name in ("label", "probability", "error")
 
 
 def test_findings_are_answered_each_for_itself(tmp_path: Path) -> None:

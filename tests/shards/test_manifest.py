@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from medspark.errors import UsageError
 from medspark.shards.manifest import (
@@ -140,6 +142,69 @@ def test_the_digest_follows_the_content_and_not_the_folder(dataset: Path):
     assert digest_of(swapped) != digest_of(splits)
 
 
+SPLITS = st.dictionaries(
+    st.sampled_from(["train", "val", "test"]),
+    st.lists(st.text("0123456789abcdef", min_size=64, max_size=64), max_size=3),
+    min_size=1,
+)
+
+
+def splits_of(shards: dict[str, list[str]]) -> dict[str, Split]:
+    return {
+        name: Split(
+            rows=0,
+            patients=0,
+            class_counts=(),
+            shards=tuple(Shard(path="p", rows=0, bytes=0, sha256=sha) for sha in shas),
+        )
+        for name, shas in shards.items()
+    }
+
+
+@given(SPLITS, SPLITS, st.booleans(), st.booleans())
+def test_two_datasets_have_one_digest_only_if_they_hold_the_same(one, other, masks, other_masks):
+    digests = [
+        digest_of(splits_of(shards), multi_label=multi_label)
+        for shards, multi_label in ((one, masks), (other, other_masks))
+    ]
+    # A split of no shards is as good as none.
+    held = [{name: shas for name, shas in shards.items() if shas} for shards in (one, other)]
+    same = held[0] == held[1] and masks == other_masks
+    assert (digests[0] == digests[1]) == same
+
+
+@given(SPLITS, st.randoms(use_true_random=False))
+def test_the_digest_does_not_depend_on_the_order_in_which_splits_are_told(shards, random):
+    names = random.sample(list(shards), len(shards))
+
+    assert digest_of(splits_of(shards)) == digest_of(splits_of({n: shards[n] for n in names}))
+
+
+def test_the_digest_of_a_dataset_is_that_of_the_version_before():
+    told = splits_of({"val": ["a" * 64], "train": ["b" * 64, "c" * 64]})
+
+    assert digest_of(told)[:16] == "bc42ab171a4fe8b8"
+    assert digest_of(told, multi_label=True)[:16] == "c28ac51d5d2bd417"
+
+
+def test_without_contents_sizes_alone_are_looked_at(dataset: Path):
+    flip_a_bit(dataset / "data" / "train-1.parquet")
+    verify(dataset, read_manifest(dataset), contents=False)
+
+    (dataset / "data" / "train-1.parquet").write_bytes(b"")
+    with pytest.raises(UsageError, match="has 0 bytes"):
+        verify(dataset, read_manifest(dataset), contents=False)
+
+
+def test_writing_a_manifest_leaves_nothing_beside_it_and_replaces_the_old_one(dataset: Path):
+    manifest = read_manifest(dataset).model_copy(update={"generation": "another"})
+
+    write_manifest(dataset, manifest)
+
+    assert read_manifest(dataset) == manifest
+    assert {path.name for path in dataset.iterdir()} == {NAME, "data"}
+
+
 def test_a_manifest_of_the_first_version_has_one_class_for_each_image(dataset: Path):
     record = json.loads((dataset / NAME).read_text()) | {"schema_version": 1}
     del record["multi_label"]
@@ -160,7 +225,11 @@ def test_masks_are_other_targets_and_another_digest_than_classes(dataset: Path):
 
 def test_more_findings_than_a_mask_holds_are_refused(dataset: Path):
     record = json.loads((dataset / NAME).read_text())
-    record |= {"multi_label": True, "classes": [f"finding {k}" for k in range(32)]}
+    record |= {"multi_label": True, "classes": [f"finding {k}" for k in range(31)]}
+    (dataset / NAME).write_text(json.dumps(record))
+    assert len(read_manifest(dataset).classes) == 31
+
+    record |= {"classes": [f"finding {k}" for k in range(32)]}
     (dataset / NAME).write_text(json.dumps(record))
 
     with pytest.raises(UsageError, match="is not a manifest"):

@@ -140,3 +140,14 @@ def test_shares_are_contiguous_and_cover_everything(total: int, parts: int):
     assert bounds[0][0] == 0
     assert bounds[-1][1] == total
     assert all(left[1] == right[0] for left, right in itertools.pairwise(bounds))
+
+
+def test_an_epoch_is_shuffled_as_by_the_version_before():
+    assert permute(np.arange(10), 10, 11).tolist() == [6, 2, 9, 3, 0, 7, 1, 5, 4, 8]
+    assert EpochPlan(10, 5, seed=3, epoch=2).batch(1).tolist() == [6, 5, 9, 4, 1]
+
+
+@pytest.mark.parametrize(("rows", "batch"), [(0, 1), (1, 0), (-1, 4)])
+def test_a_plan_of_no_rows_or_of_empty_batches_is_refused(rows: int, batch: int):
+    with pytest.raises(ValueError, match="an epoch needs rows and a batch"):
+        EpochPlan(rows, batch, seed=0)

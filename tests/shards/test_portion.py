@@ -53,3 +53,16 @@ def test_the_order_of_the_images_does_not_decide_who_is_in_a_part() -> None:
     assert forwards == set(keys[::-1][portion(keys[::-1], 0.3, seed=1)])
     assert forwards != set(keys[portion(keys, 0.3, seed=2)])
     assert len(forwards) == pytest.approx(15, abs=1)
+
+
+def test_a_part_holds_whom_it_held_in_the_version_before() -> None:
+    keys = np.array([f"p{n}" for n in range(10)])
+
+    assert portion(keys, 0.4, seed=1).tolist() == [0, 1, 7, 9]
+
+
+def test_a_whole_split_and_a_part_of_nobody_s() -> None:
+    keys = np.array(["a", "a", "b"])
+
+    assert portion(keys, 1.0, seed=0).tolist() == [0, 1, 2]
+    assert len(portion(keys, 1e-9, seed=0)) in (1, 2)

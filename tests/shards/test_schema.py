@@ -21,6 +21,7 @@ from medspark.shards.schema import (
     map_pixels,
     mask_of,
     read_labels,
+    read_patients,
     write_shard,
 )
 
@@ -74,6 +75,38 @@ def test_an_ordinary_parquet_reader_sees_the_same_pixels(tmp_path: Path):
     read = pq.read_table(tmp_path / "s.parquet")["pixels"].to_pylist()
 
     assert read == [image.tobytes() for image in pixels]
+
+
+def test_patients_and_labels_come_in_the_order_of_the_rows(tmp_path: Path):
+    pixel_format = PixelFormat(4, 4, 1, 8)
+    path = tmp_path / "s.parquet"
+    write_shard(path, tables(images(9, pixel_format), pixel_format, 4), pixel_format,
+                rows_per_group=4)  # fmt: skip
+
+    assert read_patients(path).tolist() == [str(number) for number in range(9)]
+    assert read_labels(path).tolist() == list(range(9))
+
+
+def test_no_column_of_a_shard_may_lack_a_value(tmp_path: Path):
+    pixel_format = PixelFormat(4, 4, 1, 8)
+    (table,) = tables(images(2, pixel_format), pixel_format, 2)
+
+    for name in table.schema.names:
+        place, kind = table.schema.get_field_index(name), table.schema.field(name).type
+        gap = table.set_column(place, name, pa.nulls(2, kind))
+        with pytest.raises((ValueError, pa.ArrowException)):
+            write_shard(tmp_path / "s", [gap], pixel_format, rows_per_group=2)
+
+
+@given(st.integers(1, 5), st.integers(1, 5), st.sampled_from([1, 3]), st.sampled_from([8, 16]))
+def test_a_format_says_what_its_images_take(height, width, channels, bits):
+    pixel_format = PixelFormat(height, width, channels, bits)
+
+    image = np.zeros(pixel_format.shape, pixel_format.dtype)
+
+    assert image.shape == (height, width, channels)
+    assert image.nbytes == pixel_format.nbytes
+    assert image.itemsize * 8 == bits
 
 
 def test_mapping_copies_nothing(tmp_path: Path):

@@ -48,6 +48,54 @@ def test_a_patient_of_the_test_set_is_tested_whatever_else_the_hints_say(patient
         assert all(splits[p] != "test" for p, hints in patients.items() if hints == {"train"})
 
 
+HINTS = st.sets(st.sampled_from(["train", "val", "test"]), min_size=1)
+
+
+@given(HINTS, HINTS, st.text(max_size=8), st.integers(0, 5))
+def test_of_several_hints_for_one_patient_the_most_held_out_one_counts(hints, own, patient, seed):
+    split = patient_split(patient, hints, SplitConfig(), seed=seed, own=own | hints)
+
+    held_out = [name for name in ("test", "val") if name in hints]
+    assert split == held_out[0] if held_out else split == "train" or split not in own
+
+
+@pytest.mark.parametrize("own", [(), ("test",), ("train", "val", "test")])
+def test_patients_without_a_hint_get_the_shares_beside_those_with_one(own):
+    config = SplitConfig(val=0.1, test=0.2)
+
+    dealt = Counter(patient_split(f"p{i}", (), config, seed=1, own=own) for i in range(10_000))
+
+    assert dealt["test"] / 10_000 == pytest.approx(0.2, abs=0.015)
+    assert dealt["val"] / 10_000 == pytest.approx(0.1, abs=0.015)
+
+
+@pytest.mark.parametrize("own", [("train",), ("train", "val"), ("train", "test")])
+def test_training_patients_are_held_out_only_for_a_split_that_the_data_do_not_have(own):
+    dealt = {patient_split(f"p{i}", ("train",), SplitConfig(), seed=1, own=own) for i in range(500)}
+
+    assert dealt == {"train", *({"val", "test"} - set(own))}
+
+
+def test_folds_deal_what_came_as_val_and_leave_what_came_as_test():
+    hints = {f"v{i}": {"val"} for i in range(60)} | {f"t{i}": {"test"} for i in range(20)}
+    hints |= {f"b{i}": {"train", "test"} for i in range(20)}
+
+    folds = [assign(hints, SplitConfig(folds=3, fold=k), seed=0) for k in range(3)]
+
+    for patient in hints:
+        seen = [fold[patient] for fold in folds]
+        assert sorted(seen) == (["test"] * 3 if patient[0] != "v" else ["train", "train", "val"])
+
+
+def test_the_data_of_a_version_are_dealt_as_by_the_one_before():
+    dealt = [
+        patient_split(f"p{i}", (), SplitConfig(val=0.3, test=0.3), seed=7, own=())
+        for i in range(12)
+    ]
+
+    assert "".join(split[1] for split in dealt) == "eerarraaerre"
+
+
 def test_every_class_at_every_site_has_its_shares_within_a_percent_at_scale():
     splits = assign({f"p{i}": () for i in range(100_000)}, SplitConfig(val=0.1, test=0.2), seed=0)
 
@@ -105,6 +153,9 @@ def test_another_seed_deals_otherwise():
     ("argv", "said"),
     [
         (["--val", "0.6", "--test", "0.5"], "leave nothing to train on"),
+        (["--val", "0.5", "--test", "0.5"], "leave nothing to train on"),
+        (["--folds", "1"], "greater than or equal to 2"),
+        (["--fold", "-1"], "greater than or equal to 0"),
         (["--folds", "3", "--fold", "3"], "below 3"),
     ],
 )
