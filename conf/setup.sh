@@ -42,19 +42,26 @@ java_is_recent || apt_install openjdk-17-jre-headless || apt_install default-jre
 
 install() { .venv/bin/python -m pip install --quiet --disable-pip-version-check "$@"; }
 
+# What lies in an environment was checked against no hash, so the lock begins with an empty one; but
+# only one that was made here is emptied.
+if [ -n "${LOCKED:-}" ] && [ -e .venv ]; then
+    [ -e .venv/.medspark ] || [ -e .venv/.ready ] ||
+        stop "LOCKED=1 would empty .venv, which this setup did not make; move it away and run make again."
+    rm -rf .venv
+fi
 rm -f .venv/.ready .venv/.ready-locked
-# What is in an environment already was checked against no hash: the lock begins with an empty one.
-if [ ! -x .venv/bin/pip ] || [ -n "${LOCKED:-}" ]; then
+if [ ! -x .venv/bin/pip ]; then
     say "creating .venv with $($python --version)"
-    "$python" -m venv --clear .venv 2>/dev/null || { apt_install python3-venv && "$python" -m venv --clear .venv; } ||
+    "$python" -m venv .venv 2>/dev/null || { apt_install python3-venv && "$python" -m venv .venv; } ||
         stop "$python cannot create virtual environments; install its venv module (Debian: python3-venv)."
+    touch .venv/.medspark
 fi
 
 if [ -n "${LOCKED:-}" ]; then
     say "installing by the hashes of conf/lock; this takes minutes"
     install --require-hashes --requirement conf/lock/build.txt
     install --require-hashes --no-deps --no-build-isolation --requirement conf/lock/libraries.txt
-    if .venv/bin/python -m pip check | grep -q '^torch '; then
+    if { .venv/bin/python -m pip check || true; } | grep -q '^torch '; then
         say "this build of torch is one for CUDA; installing what it needs, gigabytes"
         install --require-hashes --no-deps --requirement conf/lock/cuda.txt
     fi
