@@ -3,11 +3,11 @@
 Reads   pyproject.toml, conf/constraints.txt, and the package index through uv (pip install uv)
 Writes  conf/lock/build.txt      what builds and installs packages
         conf/lock/libraries.txt  what medspark needs with its extras petastorm, onnx and dev
-        conf/lock/cuda.txt       what torch needs besides, where its build is one for CUDA
+        conf/lock/cuda.txt       torch as the index serves it for Linux, and what that needs besides
+        conf/lock/cpu.txt        torch as the WHEEL has it: the build for CPUs, which no index but
+                                 torch's own serves; it stays as it is where no WHEEL is given
 
-    python conf/lock.py [WHEEL ...]
-
-A WHEEL is a build that the index does not serve, as torch's for CPUs; its hash goes in as well.
+    python conf/lock.py [WHEEL]
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ def normalised(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def wheel_of(path: Path) -> tuple[str, str]:
-    """Return the requirement that a wheel fulfils, without its local version, and its hash."""
+def of_wheel(path: Path) -> Hashes:
+    """Return the requirement that only this wheel fulfils, and its hash."""
     name, version = path.name.split("-")[:2]
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return f"{normalised(name)}=={version.partition('+')[0]}", f"sha256:{digest}"
+    return {f"{normalised(name)}=={version}": [f"sha256:{digest}"]}
 
 
 def resolved(*sources: str, requirements: Iterable[str] = ()) -> Hashes:
@@ -79,7 +79,7 @@ def write(name: str, comment: str, hashes: Mapping[str, Sequence[str]]) -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Write the three files; return the exit status."""
+    """Write the files; return the exit status."""
     pins = read_pins(CONSTRAINTS.read_text(encoding="utf-8"))
     build = resolved("-", requirements=BUILD_TOOLS)
     needed = resolved(str(CONF.parent / "pyproject.toml"), *(f"--extra={name}" for name in EXTRAS))
@@ -87,27 +87,24 @@ def main(argv: Sequence[str]) -> int:
     if stray := unpinned - resolved("-", requirements=["torch"]).keys():
         print(f"conf/constraints.txt does not pin {', '.join(sorted(stray))}", file=sys.stderr)
         return 1
-    libraries = {key: needed[key] for key in needed.keys() - unpinned - build.keys()}
-    tried = []
-    for path in map(Path, argv):
-        requirement, digest = wheel_of(path)
-        libraries[requirement] = [digest, *(h for h in libraries[requirement] if h != digest)]
-        tried.append(f"{path.name} ({digest})")
+    cuda = {key: needed[key] for key in needed if key in unpinned or key.startswith("torch==")}
+    libraries = {key: needed[key] for key in needed.keys() - cuda.keys() - build.keys()}
     write("build.txt", "What builds and installs packages; conf/lock.py wrote it.", build)
     write(
         "libraries.txt",
-        "What medspark needs; conf/lock.py wrote it. It was tried with Python 3.11 on Linux, x86_64"
-        + "".join(f", and with {one}, which the index does not serve" for one in tried)
-        + ". The other files' hashes are as the index tells them and untried"
-        + (", its own builds of the same package among them." if tried else "."),
+        "What medspark needs, but for torch; conf/lock.py wrote it. It was tried with Python 3.11 on "
+        "Linux, x86_64; the hashes of the files for others are as the index tells them, untried.",
         libraries,
     )
     write(
         "cuda.txt",
-        "What torch's build for CUDA needs besides, as the index serves it for Linux; conf/lock.py "
-        "wrote it. Untried.",
-        {key: needed[key] for key in unpinned},
+        "Torch as the index serves it for Linux, for CUDA, and what that needs; conf/lock.py wrote "
+        "it. It was tried with Python 3.11 on Linux, x86_64, without a GPU; all other files are "
+        "untried.",
+        cuda,
     )
+    for path in map(Path, argv):
+        write("cpu.txt", "Torch for CPUs, from torch's own index; conf/lock.py wrote it.", of_wheel(path))
     return 0
 
 

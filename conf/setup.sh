@@ -61,10 +61,12 @@ if [ -n "${LOCKED:-}" ]; then
     say "installing by the hashes of conf/lock; this takes minutes"
     install --require-hashes --requirement conf/lock/build.txt
     install --require-hashes --no-deps --no-build-isolation --requirement conf/lock/libraries.txt
-    if { .venv/bin/python -m pip check || true; } | grep -q '^torch '; then
-        say "this build of torch is one for CUDA; installing what it needs, gigabytes"
-        install --require-hashes --no-deps --requirement conf/lock/cuda.txt
+    torch=conf/lock/cpu.txt
+    if ! install --dry-run --no-deps "$(sed -n 's/^\(torch==[^ ]*\).*/\1/p' $torch)" >/dev/null 2>&1; then
+        say "torch for CPUs is not to be had from pip's indexes here; installing the one for CUDA, gigabytes"
+        torch=conf/lock/cuda.txt
     fi
+    install --require-hashes --no-deps --requirement $torch
     install --no-deps --no-build-isolation --no-index --editable .
     .venv/bin/python -m pip check >&2 || stop "conf/lock is not complete for this machine; see the line above."
 else
