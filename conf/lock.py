@@ -4,8 +4,8 @@ Reads   pyproject.toml, conf/constraints.txt, and the package index through uv (
 Writes  conf/lock/build.txt      what builds and installs packages
         conf/lock/libraries.txt  what medspark needs with its extras petastorm, onnx and dev
         conf/lock/cuda.txt       torch as the index serves it for Linux, and what that needs besides
-        conf/lock/cpu.txt        torch as the WHEEL has it: the build for CPUs, which no index but
-                                 torch's own serves; it stays as it is where no WHEEL is given
+        conf/lock/cpu.txt        torch as the WHEEL has it: the build for CPUs, which the index does
+                                 not serve; the file stays as it is where no WHEEL is given
 
     python conf/lock.py [WHEEL]
 """
@@ -104,7 +104,8 @@ def main(argv: Sequence[str]) -> int:
         cuda,
     )
     for path in map(Path, argv):
-        write("cpu.txt", "Torch for CPUs, from torch's own index; conf/lock.py wrote it.", of_wheel(path))
+        comment = f"Torch for CPUs, as {path.name} has it, which the index does not serve; conf/lock.py wrote it."
+        write("cpu.txt", comment, of_wheel(path))
     return 0
 
 
