@@ -70,12 +70,19 @@ def resolved(*sources: str, requirements: Iterable[str] = ()) -> Hashes:
     return read_lock(told.stdout)
 
 
-def write(name: str, comment: str, hashes: Mapping[str, Sequence[str]]) -> None:
-    """Write one file of the lock."""
+def rendered(comment: str, hashes: Mapping[str, Sequence[str]]) -> str:
+    """Return one file of the lock."""
     lines = textwrap.wrap(comment, 98, initial_indent="# ", subsequent_indent="# ")
     for requirement, allowed in sorted(hashes.items()):
         lines.append(" \\\n    ".join([requirement, *(f"--hash={h}" for h in allowed)]))
-    (LOCK / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return "\n".join(lines) + "\n"
+
+
+def write(name: str, comment: str, hashes: Mapping[str, Sequence[str]]) -> None:
+    """Write the file ``name`` of the lock."""
+    (LOCK / name).write_text(
+        rendered(f"{comment} Written by conf/lock.py.", hashes), encoding="utf-8"
+    )
 
 
 def main(argv: Sequence[str]) -> int:
@@ -89,22 +96,21 @@ def main(argv: Sequence[str]) -> int:
         return 1
     cuda = {key: needed[key] for key in needed if key in unpinned or key.startswith("torch==")}
     libraries = {key: needed[key] for key in needed.keys() - cuda.keys() - build.keys()}
-    write("build.txt", "What builds and installs packages; conf/lock.py wrote it.", build)
+    write("build.txt", "What builds and installs packages.", build)
     write(
         "libraries.txt",
-        "What medspark needs, but for torch; conf/lock.py wrote it. It was tried with Python 3.11 on "
-        "Linux, x86_64; the hashes of the files for others are as the index tells them, untried.",
+        "What medspark needs, but for torch. Tried with Python 3.11 on Linux, x86_64; the files "
+        "for others are untried, their hashes as the index tells them.",
         libraries,
     )
     write(
         "cuda.txt",
-        "Torch as the index serves it for Linux, for CUDA, and what that needs; conf/lock.py wrote "
-        "it. It was tried with Python 3.11 on Linux, x86_64, without a GPU; all other files are "
-        "untried.",
+        "Torch as the index serves it for Linux, for CUDA, and what that needs. Tried with Python "
+        "3.11 on Linux, x86_64, without a GPU; the other files are untried.",
         cuda,
     )
     for path in map(Path, argv):
-        comment = f"Torch for CPUs, as {path.name} has it, which the index does not serve; conf/lock.py wrote it."
+        comment = f"Torch for CPUs, as {path.name} has it, which the index does not serve."
         write("cpu.txt", comment, of_wheel(path))
     return 0
 

@@ -67,12 +67,12 @@ if [ -n "${LOCKED:-}" ]; then
         torch=conf/lock/cuda.txt
     fi
     install --require-hashes --no-deps --requirement $torch
-    install --no-deps --no-build-isolation --no-index --editable .
+    PYTHONWARNINGS='ignore:Editable installation' install --no-deps --no-build-isolation --no-index --editable .
     .venv/bin/python -m pip check >&2 || stop "conf/lock is not complete for this machine; see the line above."
 else
     say "installing the tested versions of the libraries (conf/constraints.txt); the first time takes minutes"
     install --constraint conf/constraints.txt pip setuptools wheel
-    install --constraint conf/constraints.txt --no-build-isolation --editable '.[petastorm,onnx,dev]'
+    PYTHONWARNINGS='ignore:Editable installation' install --constraint conf/constraints.txt --no-build-isolation --editable '.[petastorm,onnx,dev]'
 fi
 .venv/bin/python -c '
 import sys, zipfile

@@ -53,8 +53,8 @@ class Weakness:
     affected: str
 
 
-# As of November 2026. Not here: CVE-2026-107080 (OpenJPEG 2.4.0 to 2.5.4), which is one of encoding,
-# and CVE-2026-25087 (Arrow 15 to 23), which Python does not reach.
+# As of November 2026. Not here: CVE-2026-107080 (OpenJPEG 2.4.0 to 2.5.4), which is one of
+# encoding, and CVE-2026-25087 (Arrow 15 to 23), which Python does not reach.
 WEAKNESSES = (
     Weakness("CVE-2025-54874", "OpenJPEG", ">=2.5.1,<=2.5.3"),
     Weakness("CVE-2024-22391", "python-gdcm", "<=3.0.23"),
@@ -119,7 +119,10 @@ def _table(module_of: Callable[[str], Any]) -> Versions:
     for package, module, ask in _QUESTIONS:
         if versions[package]["version"] != NOT_INSTALLED:
             versions[package] |= _answer(module_of, module, ask)
-    return versions
+    return {
+        package: {"version": parts.pop("version")} | dict(sorted(parts.items()))
+        for package, parts in versions.items()
+    }
 
 
 def _answer(
@@ -137,11 +140,7 @@ def _native_packages() -> Iterator[tuple[str, str]]:
     for found in importlib.metadata.distributions():
         tags = re.findall(r"^Tag: \S+-(\S+)$", found.read_text("WHEEL") or "", re.MULTILINE)
         if any(tag != "any" for tag in tags):
-            yield _normalised(found.metadata["Name"]), found.version
-
-
-def _normalised(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
+            yield re.sub(r"[-_.]+", "-", found.metadata["Name"]).lower(), found.version
 
 
 def _version(package: str) -> str:
@@ -159,23 +158,23 @@ def _files_of(package: str) -> dict[str, str]:
         return {}
     names = {f"{package.replace('-', '_')}.libs", _FOLDERS.get(package, "")} - {""}
     files = [path for name in names for path in Path(str(found.locate_file(name))).glob("lib*.so*")]
-    return dict(filter(None, map(_numbered, sorted(path.name for path in files))))
+    # A library has links beside it, whose numbers are shorter.
+    numbered = dict(_numbered(path.name) for path in sorted(files, key=lambda path: len(path.name)))
+    return {name: number for name, number in numbered.items() if number != found.version}
 
 
-def _numbered(file: str) -> tuple[str, str] | None:
-    """Return name and number of ``libopenjp2-e530e1bf.so.2.5.4``; None where it has no number."""
-    told = re.fullmatch(r"lib(.+?)(?:[-.][0-9a-f]{8})*((?:\.\d+\w*)*)(\.dev)?\.so\.?(.*)", file)
-    number = told and (told[4] or told[2].strip("."))
-    if not told or not number:
-        return None
-    return _OF_FILES.get(told[1], f"lib{told[1]}.so"), number
+def _numbered(file: str) -> tuple[str, str]:
+    """Return ``OpenJPEG`` and ``2.5.4`` for ``libopenjp2-e530e1bf.so.2.5.4``."""
+    told = re.fullmatch(r"lib(.+?)(?:[-.][0-9a-f]{8})*(?:\..*)?\.so\.?(.*)", file)
+    assert told is not None, "it was found as lib*.so*"
+    return _OF_FILES.get(told[1], f"lib{told[1]}.so"), told[2] or NOT_TOLD
 
 
 def _java() -> str:
     """Return the version of the Java that Spark starts."""
     home = os.environ.get("JAVA_HOME")
-    java = str(Path(home, "bin", "java")) if home else shutil.which("java")
-    if not java or not Path(java).exists():
+    java = shutil.which(Path(home, "bin", "java") if home else "java")
+    if java is None:
         return NOT_INSTALLED
     release = Path(java).resolve().parents[1] / "release"
     if release.is_file():
@@ -193,7 +192,7 @@ def _jars() -> dict[str, str]:
         return {}
     pattern = re.compile(
         r"(scala-library|snappy-java|zstd-jni|lz4-java|rocksdbjni|leveldbjni-all|commons-crypto|"
-        rf"netty-(?:transport-native-epoll|tcnative-boringssl-static))-(\d.*?)"
+        rf"netty-(?:transport-native-epoll|tcnative-boringssl-static))-(\d[\w.]*(?:-\d+)?)"
         rf"(?:-linux-{platform.machine().replace('aarch64', 'aarch_64')})?\.jar"
     )
     files = sorted(Path(spec.submodule_search_locations[0], "jars").glob("*.jar"))
