@@ -207,6 +207,15 @@ def test_a_locked_setup_that_fails_is_not_ready(setup, fails: str, tmp_path: Pat
     assert not list((tmp_path / ".venv").glob(".ready*"))
 
 
+@pytest.mark.parametrize("first", ["", "1"])
+def test_a_setup_that_fails_leaves_none_ready(setup, first: str, tmp_path: Path) -> None:
+    assert setup(LOCKED=first).returncode == 0
+    assert list((tmp_path / ".venv").glob(".ready*"))
+
+    assert setup(STUB_FAILS="--editable").returncode != 0
+    assert not list((tmp_path / ".venv").glob(".ready*"))
+
+
 def test_a_locked_setup_begins_anew_but_empties_no_environment_of_another(
     setup, tmp_path: Path
 ) -> None:
