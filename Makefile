@@ -2,6 +2,7 @@
 # make test    set everything up and run the test suite
 # make ui      open the MLflow dashboard on what was logged here
 # make check   format, lint, types
+# make setup   set everything up (LOCKED=1, here and with the others: by the hashes of conf/lock)
 # make bench   benchmarks, ours and the reference by turns (ONLY=name for one)
 # make readme  write the figures of every README from the records in tests/claims
 # make claims  measure the records again and hold them to their intervals (ONLY=name for one)
@@ -11,15 +12,17 @@
 SHELL := /bin/bash
 PORT ?= 5000
 ONLY ?=
+LOCKED ?=
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export SPARK_CONF_DIR := $(CURDIR)/conf
 export PYTHON
+export LOCKED
 
 .PHONY: demo test ui check bench readme claims chaos hosts setup clean
 
-setup: .venv/.ready
+setup: .venv/.ready$(if $(LOCKED),-locked)
 
-.venv/.ready: pyproject.toml conf/constraints.txt conf/setup.sh
+.venv/.ready .venv/.ready-locked: pyproject.toml conf/constraints.txt conf/setup.sh $(wildcard conf/lock/*)
 	@conf/setup.sh
 
 demo: setup

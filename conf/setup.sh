@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Set up everything that medspark needs in .venv: a virtual environment, the tested versions of its
 # libraries, and a Java runtime for Spark where there is none. Run through make; safe to run again.
+# LOCKED=1 installs what has a hash in conf/lock, into a new .venv, and nothing else.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -39,15 +40,40 @@ python=$(find_python) || { apt_install python3 python3-venv && python=$(find_pyt
 java_is_recent || apt_install openjdk-17-jre-headless || apt_install default-jre-headless ||
     stop "Spark needs Java 17 or newer; install a JRE (Debian: openjdk-17-jre-headless) and run make again."
 
+install() { .venv/bin/python -m pip install --quiet --disable-pip-version-check "$@"; }
+
+# What lies in an environment was checked against no hash, so the lock begins with an empty one; but
+# only one that was made here is emptied.
+if [ -n "${LOCKED:-}" ] && [ -e .venv ]; then
+    [ -e .venv/.medspark ] || [ -e .venv/.ready ] ||
+        stop "LOCKED=1 would empty .venv, which this setup did not make; move it away and run make again."
+    rm -rf .venv
+fi
+rm -f .venv/.ready .venv/.ready-locked
 if [ ! -x .venv/bin/pip ]; then
     say "creating .venv with $($python --version)"
     "$python" -m venv .venv 2>/dev/null || { apt_install python3-venv && "$python" -m venv .venv; } ||
         stop "$python cannot create virtual environments; install its venv module (Debian: python3-venv)."
+    touch .venv/.medspark
 fi
 
-say "installing the tested versions of the libraries (conf/constraints.txt); the first time takes minutes"
-.venv/bin/python -m pip install --quiet --disable-pip-version-check \
-    --constraint conf/constraints.txt --editable '.[petastorm,onnx,dev]'
+if [ -n "${LOCKED:-}" ]; then
+    say "installing by the hashes of conf/lock; this takes minutes"
+    install --require-hashes --requirement conf/lock/build.txt
+    install --require-hashes --no-deps --no-build-isolation --requirement conf/lock/libraries.txt
+    torch=conf/lock/cpu.txt
+    if ! install --dry-run --no-deps "$(sed -n 's/^\(torch==[^ ]*\).*/\1/p' $torch)" >/dev/null 2>&1; then
+        say "torch for CPUs is not to be had from pip's indexes here; installing the one for CUDA, gigabytes"
+        torch=conf/lock/cuda.txt
+    fi
+    install --require-hashes --no-deps --requirement $torch
+    PYTHONWARNINGS='ignore:Editable installation' install --no-deps --no-build-isolation --no-index --editable .
+    .venv/bin/python -m pip check >&2 || stop "conf/lock is not complete for this machine; see the line above."
+else
+    say "installing the tested versions of the libraries (conf/constraints.txt); the first time takes minutes"
+    install --constraint conf/constraints.txt pip setuptools wheel
+    PYTHONWARNINGS='ignore:Editable installation' install --constraint conf/constraints.txt --no-build-isolation --editable '.[petastorm,onnx,dev]'
+fi
 .venv/bin/python -c '
 import sys, zipfile
 from pathlib import Path
@@ -59,5 +85,5 @@ try:
 except (OSError, zipfile.BadZipFile) as error:
     sys.exit(f"medspark setup: {zipped} stays as it is, and every start takes seconds longer: {error}")
 ' || true
-touch .venv/.ready
+touch ".venv/.ready${LOCKED:+-locked}"
 say "done"

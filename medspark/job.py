@@ -16,6 +16,9 @@ from pydantic import Field
 
 from medspark.config import Config, load_config
 from medspark.errors import MedsparkError, UsageError
+from medspark.versions import of_process, weaknesses
+
+logger = logging.getLogger(__name__)
 
 DONE, FAILED, MISUSED = 0, 1, 2
 
@@ -48,7 +51,8 @@ def run_job(cls: type[J], work: Callable[[J], dict[str, Any]], argv: Sequence[st
         config = load_config(cls, argv, description=module.__doc__ or "")
         output = config.output or Path("build/results") / f"{name}.json"
         _check_writable(output)
-        write_result(output, {"job": name} | work(config))
+        result = {"job": name} | work(config) | {"versions": of_process()}
+        write_result(output, result)
     except UsageError as error:
         print(f"{name}: {error}", file=sys.stderr)
         return MISUSED
@@ -61,6 +65,8 @@ def run_job(cls: type[J], work: Callable[[J], dict[str, Any]], argv: Sequence[st
         else:
             traceback.print_exc()
         return FAILED
+    for sentence in weaknesses(result["versions"]):
+        logger.warning(sentence)
     print(output)
     return DONE
 

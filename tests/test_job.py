@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import platform
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,9 @@ def test_a_finished_job_writes_its_result_and_prints_its_path_last(
     status = run_job(AJob, lambda c: {"twice": 2 * c.number}, ["--output", str(target)])
 
     assert status == 0
-    assert json.loads(target.read_text()) == {"job": "test_job", "twice": 2}
+    result = json.loads(target.read_text())
+    assert result.pop("versions")["python"]["version"] == platform.python_version()
+    assert result == {"job": "test_job", "twice": 2}
     assert capsys.readouterr().out.splitlines()[-1] == str(target)
 
 

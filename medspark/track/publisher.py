@@ -107,6 +107,7 @@ class Publisher:
             self._client.set_tag(self._run_id, "medspark.dataset_digest", entry.dataset.digest)
         document = yaml.safe_dump(entry.config, sort_keys=False, allow_unicode=True)
         self._client.log_text(self._run_id, document, "config.yaml")
+        self._client.log_dict(self._run_id, entry.versions, "versions.json")
         self.spool.update(described=True)
 
     def _publish_metrics(self) -> None:

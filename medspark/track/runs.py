@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from medspark.track.config import TrackConfig
 from medspark.track.spool import Ending, ModelEntry, RunEntry, Spool, State, Status
 from medspark.track.store import first_line, tracking_uri
+from medspark.versions import of_process
 
 if TYPE_CHECKING:
     from medspark.track.publisher import Publisher
@@ -149,7 +150,9 @@ def tracked(folder: Path, config: TrackConfig, entry: RunEntry) -> Iterator[Trac
     """
     uri = tracking_uri(config.uri)
     state = State(
-        entry=entry.model_copy(update={"name": config.run_name or entry.name}),
+        entry=entry.model_copy(
+            update={"name": config.run_name or entry.name, "versions": of_process()}
+        ),
         uri=uri,
         experiment=_experiment_name(config.experiment, uri),
         parent_run_id=config.parent_run_id,

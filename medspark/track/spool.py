@@ -53,6 +53,7 @@ class RunEntry(Config):
     params: dict[str, Any] = Field({}, description="parameters beside the configuration")
     tags: dict[str, str] = Field({}, description="MLflow tags")
     dataset: DatasetEntry | None = None
+    versions: dict[str, dict[str, str]] = Field({}, description="of the libraries, by package")
 
 
 class Ending(Config):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import platform
 import socket
 import threading
 import time
@@ -71,6 +73,17 @@ def test_a_run_holds_configuration_dataset_metrics_and_files(tmp_path: Path, sto
     assert [step for step, _ in _history(store, run.reference["run_id"], "loss")] == [0, 1, 2]
     files = {f.path for f in MlflowClient(store).list_artifacts(run.reference["run_id"])}
     assert {"config.yaml", "robustness.md"} <= files
+
+
+def test_mlflow_keeps_the_versions_of_the_process_that_ran(tmp_path: Path, store: str) -> None:
+    with tracked(tmp_path / "run", TrackConfig(uri=store, **QUIET), ENTRY) as run:
+        run.end("FINISHED")
+
+    mlflow.set_tracking_uri(store)
+    uri = f"runs:/{run.reference['run_id']}/versions.json"
+    kept = mlflow.artifacts.load_dict(uri)
+    assert kept["python"]["version"] == platform.python_version()
+    assert kept["torch"]["version"] == importlib.metadata.version("torch")
 
 
 def test_metrics_arrive_while_training_runs(tmp_path: Path, store: str) -> None:
