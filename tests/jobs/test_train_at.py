@@ -94,6 +94,7 @@ def test_the_built_in_data_are_split_alike_on_every_machine(folder: Path) -> Non
 @pytest.mark.slow
 @pytest.mark.spark
 @pytest.mark.ddp
+@pytest.mark.petastorm
 def test_a_second_run_ingests_nothing_again_and_reads_through_petastorm(folder: Path) -> None:
     (said,) = folder.glob("build/demo/*/ingest.json")
     before = said.stat().st_mtime_ns
