@@ -181,6 +181,17 @@ def _unknown(key: str, keys: list[str]) -> str:
     return f"There is no key {key}; {hint}"
 
 
+def first_problem(error: ValidationError, *, below: str = "") -> str:
+    """Return the first thing wrong with a document, short and in one line, with its dotted path.
+
+    ``below`` is the path of the part that was validated.
+    """
+    problem = error.errors()[0]
+    key = ".".join(str(part) for part in (below, *problem["loc"]) if part != "")
+    said = str(problem["ctx"]["error"]) if problem["type"] == "value_error" else problem["msg"]
+    return _one_line(f"{key[:100]}: {said}" if key else said)
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:

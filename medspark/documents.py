@@ -11,28 +11,37 @@ import json
 import os
 import stat
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import yaml
 
-__all__ = ["parse_json", "parse_yaml", "read_regular"]
+__all__ = ["open_regular", "parse_json", "parse_yaml", "read_regular"]
 
 _MIB = 1 << 20
 # Deeper than any configuration, and far from where Python's own recursion ends.
 _DEEPEST, _MOST_NODES = 32, 100_000
 
 
+def open_regular(path: Path) -> BinaryIO:
+    """Return a regular file, open for reading.
+
+    Raises OSError for whatever else has that name: a device, a folder, or a pipe, which is not
+    waited for.
+    """
+    # Opening a pipe that nobody writes to would wait for ever.
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    return open(handle, "rb")
+
+
 def read_regular(path: Path, *, most: int = 16 * _MIB) -> bytes:
     """Return what a regular file of at most ``most`` bytes holds.
 
-    Raises OSError for a device, a pipe or a folder, neither of which is waited for, and for a
-    larger file, of which no more than that is read.
+    Raises OSError for what is none, and for a larger one, of which no more than that is read.
     """
-    # A pipe that nobody writes to would be waited for.
-    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-    with open(handle, "rb") as file:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    with open_regular(path) as file:
         content = file.read(most + 1)
     if len(content) > most:
         raise OSError(errno.EFBIG, f"it is larger than {most} bytes", str(path))

@@ -18,11 +18,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
+from medspark.documents import parse_json, read_regular
+
 __all__ = ["Journal", "JournalReader", "Record"]
 
 logger = logging.getLogger(__name__)
 
 _SUFFIX = ".jsonl"
+_LARGEST = 1 << 28  # bytes of a segment: far more than is ever written between two flushes
 
 
 class Record(NamedTuple):
@@ -107,7 +110,7 @@ class JournalReader:
 
 
 def _segments(directory: Path) -> list[Path]:
-    return list(directory.glob(f"*{_SUFFIX}"))
+    return [path for path in directory.glob(f"*-*{_SUFFIX}") if path.name[:8].isdecimal()]
 
 
 def _sequence(path: Path) -> int:
@@ -128,7 +131,11 @@ def _write_segment(directory: Path, name: str, records: list[Record]) -> None:
 def _read_segment(path: Path) -> list[Record] | None:
     """Return the records of one segment, or None while a mount still shows it incomplete."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        return [Record(*json.loads(line)) for line in lines]
-    except (OSError, ValueError):
+        lines = read_regular(path, most=_LARGEST).decode().splitlines()
+        return [_record(*parse_json(line)) for line in lines]
+    except (OSError, ValueError, TypeError, AttributeError):  # what is no record, of any shape
         return None
+
+
+def _record(step: int, time_ms: int, metrics: dict[str, float]) -> Record:
+    return Record(int(step), int(time_ms), {key: float(value) for key, value in metrics.items()})
