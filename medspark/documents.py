@@ -39,13 +39,14 @@ def open_regular(path: Path) -> BinaryIO:
 def read_regular(path: Path, *, most: int = 16 * _MIB) -> bytes:
     """Return what a regular file of at most ``most`` bytes holds.
 
-    Raises OSError for what is none, and for a larger one, of which no more than that is read.
+    Raises OSError for what is none and for a larger one.
     """
     with open_regular(path) as file:
-        content = file.read(most + 1)
-    if len(content) > most:
-        raise OSError(errno.EFBIG, f"it is larger than {most} bytes", str(path))
-    return content
+        if os.fstat(file.fileno()).st_size <= most:
+            content = file.read(most + 1)
+            if len(content) <= most:  # it may be growing
+                return content
+    raise OSError(errno.EFBIG, f"it is larger than {most} bytes", str(path))
 
 
 def parse_json(content: bytes | str) -> Any:
