@@ -36,7 +36,9 @@ def _publish(folder: Path, uri: str) -> bool:
     except RunError as error:
         print(error, file=sys.stderr)
         return False
-    print(f"{folder}: recorded for {safe_text(recorded)}, goes to {safe_text(uri)}", file=sys.stderr)
+    print(
+        f"{folder}: recorded for {safe_text(recorded)}, goes to {safe_text(uri)}", file=sys.stderr
+    )
     return TrackedRun(spool).publish()
 
 

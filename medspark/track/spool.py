@@ -131,7 +131,7 @@ class Spool:
         return self.folder / _JOURNAL
 
     def keep(self, files: Path) -> Path:
-        """Return the path of ``files`` below the spool, where they are copied if they lie elsewhere.
+        """Return the path of ``files`` below the spool, copied there if they lie elsewhere.
 
         So the folder alone is enough to publish the run later, wherever it then lies.
         """

@@ -154,7 +154,9 @@ def test_a_network_of_other_images_or_first_weights_is_another_one(
     configs = [table(), table(weights={"a": str(one)}), table(weights={"a": str(two)})]
 
     told = {fingerprint(config, network) for config in configs}
-    told.add(fingerprint(table(), replace(network, dataset=replace(network.dataset, manifest=other))))
+    told.add(
+        fingerprint(table(), replace(network, dataset=replace(network.dataset, manifest=other)))
+    )
 
     assert len(told) == 4
     two.write_bytes(b"1")  # the same weights at another place

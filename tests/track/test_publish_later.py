@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -120,8 +121,6 @@ def test_files_from_outside_the_folder_are_refused_and_nothing_is_sent(
 
 @given(st.lists(st.sampled_from(["..", "a", "report", "link", "/"]), max_size=6))
 def test_what_is_published_lies_in_the_folder_whatever_its_record_says(parts: list[str]) -> None:
-    import tempfile
-
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place, "run")
         (folder / "report" / "a").mkdir(parents=True)
@@ -249,7 +248,10 @@ def test_a_record_of_an_earlier_version_loses_its_secrets_when_it_is_published(
     recorded: Path, store: str
 ) -> None:
     record = json.loads((recorded / "run.json").read_text())
-    record |= {"uri": f"http://me:{SECRET}@127.0.0.1:9", "entry": json.loads(ENTRY.model_dump_json())}
+    record |= {
+        "uri": f"http://me:{SECRET}@127.0.0.1:9",
+        "entry": json.loads(ENTRY.model_dump_json()),
+    }
     (recorded / "run.json").write_text(json.dumps(record))
 
     assert publish_later(["--uri", store, str(recorded)]) == 0
