@@ -11,7 +11,6 @@ The same command again does only what is not done yet.
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 
 from medspark.job import run_job
 from medspark.launch.paper_plan import PaperTableConfig
+from medspark.redact import redacted_command
 
 
 class PaperTableJob(PaperTableConfig):
@@ -31,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
     def work(config: PaperTableJob) -> dict[str, Any]:
         from medspark.launch.paper_table import paper_table  # torch: not for --help
 
-        command = shlex.join(["spark-submit", "jobs/paper_table.py", *argv])
+        command = redacted_command(["spark-submit", "jobs/paper_table.py", *argv])
         result = paper_table(config, command=command)
         print(Path(result["table"]).read_text(encoding="utf-8"))
         return result

@@ -11,11 +11,12 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_origin
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict, SettingsError
 
+from medspark.documents import parse_yaml
 from medspark.errors import UsageError
+from medspark.redact import HIDDEN, is_secret, redacted, safe_text
 
 
 class Config(BaseModel):
@@ -45,6 +46,8 @@ def _whole(value: object) -> object:
 Bits = Annotated[Literal[8, 16], BeforeValidator(_whole)]
 
 C = TypeVar("C", bound=Config)
+
+_LARGEST_YAML = 1 << 18
 
 
 def load_config(cls: type[C], argv: Sequence[str], *, description: str = "") -> C:
@@ -76,7 +79,7 @@ def load_config(cls: type[C], argv: Sequence[str], *, description: str = "") -> 
     except ValidationError as error:
         raise UsageError(_explain(error, keys)) from None
     except (SettingsError, argparse.ArgumentError) as error:
-        raise UsageError(_one_line(str(error))) from None
+        raise UsageError(safe_text(_one_line(str(error)))) from None
 
 
 def dotted_keys(cls: type[BaseModel], prefix: str = "") -> list[str]:
@@ -188,15 +191,30 @@ def _unknown(key: str, keys: list[str]) -> str:
     return f"There is no key {key}; {hint}"
 
 
+def first_problem(error: ValidationError, *, below: str = "") -> str:
+    """Return the first thing wrong with a document, short and in one line, with its dotted path.
+
+    ``below`` is the path of the part that was validated.
+    """
+    problem = error.errors()[0]
+    key = ".".join(str(part) for part in (below, *problem["loc"]) if part != "")
+    said = str(problem["ctx"]["error"]) if problem["type"] == "value_error" else problem["msg"]
+    return _one_line(f"{key[:100]}: {said}" if key else said)
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        with path.open("rb") as file:
+            content = file.read(_LARGEST_YAML + 1)
+        if len(content) > _LARGEST_YAML:
+            raise UsageError(f"{path} is larger than {_LARGEST_YAML} bytes.")
+        values = parse_yaml(content) or {}
     except OSError as error:
         raise UsageError(
             f"The configuration file {path} cannot be read: {error.strerror}."
         ) from None
-    except yaml.YAMLError as error:
-        raise UsageError(f"{path} is not YAML: {_one_line(str(error))}") from None
+    except ValueError as error:
+        raise UsageError(f"{path} is not YAML that can be read: {error}.") from None
     if not isinstance(values, dict):
         raise UsageError(f"{path} should hold keys and values.")
     return values
@@ -229,8 +247,9 @@ def _explain(error: ValidationError, keys: list[str]) -> str:
                 f"{key}: {problem['ctx']['error']}" if key else f"{problem['ctx']['error']}"
             )
         else:
-            sentences.append(f"{key} cannot be {problem['input']!r}: {problem['msg'].lower()}.")
-    return " ".join(sentences)
+            shown = HIDDEN if is_secret(key) else repr(redacted(problem["input"]))
+            sentences.append(f"{key} cannot be {shown}: {problem['msg'].lower()}.")
+    return _one_line(safe_text(" ".join(sentences)))
 
 
 def _one_line(text: str) -> str:

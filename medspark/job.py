@@ -16,6 +16,7 @@ from pydantic import Field
 
 from medspark.config import Config, load_config
 from medspark.errors import MedsparkError, UsageError
+from medspark.redact import RedactingFormatter, redacted, safe_text
 from medspark.versions import of_process, weaknesses
 
 logger = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ def run_job(cls: type[J], work: Callable[[J], dict[str, Any]], argv: Sequence[st
     """
     module = sys.modules[work.__module__]  # the job's own, wherever its configuration lives
     name = Path(getattr(module, "__file__", None) or "job").stem
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", force=True)
+    log_to_terminal()
     logging.getLogger("py4j").setLevel(logging.WARNING)
     try:
         config = load_config(cls, argv, description=module.__doc__ or "")
@@ -54,16 +55,16 @@ def run_job(cls: type[J], work: Callable[[J], dict[str, Any]], argv: Sequence[st
         result = {"job": name} | work(config) | {"versions": of_process()}
         write_result(output, result)
     except UsageError as error:
-        print(f"{name}: {error}", file=sys.stderr)
+        print(safe_text(f"{name}: {error}"), file=sys.stderr)
         return MISUSED
     except MedsparkError as error:
-        print(f"{name} failed: {error}", file=sys.stderr)
+        print(safe_text(f"{name} failed: {error}"), file=sys.stderr)
         return FAILED
     except Exception as error:  # noqa: BLE001 - the outermost edge: status 1 is part of the contract
         if isinstance(error, OSError) and error.errno in _FULL:
-            print(f"{name} failed: {_full(error)}", file=sys.stderr)
+            print(safe_text(f"{name} failed: {_full(error)}"), file=sys.stderr)
         else:
-            traceback.print_exc()
+            print(safe_text(traceback.format_exc()), file=sys.stderr, end="")
         return FAILED
     for sentence in weaknesses(result["versions"]):
         logger.warning(sentence)
@@ -76,11 +77,19 @@ def _full(error: OSError) -> str:
     return f"The disk is full{where}: make room, then give the same command again."
 
 
+def log_to_terminal() -> None:
+    """Send what is logged to standard error, without the secrets of addresses."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(RedactingFormatter("%(asctime)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+
+
 def write_result(path: Path, result: dict[str, Any]) -> None:
-    """Write ``result`` as JSON, whole or not at all."""
+    """Write ``result`` as JSON, whole or not at all, and without secrets."""
     scratch = path.with_name(f".{path.name}.partial")
+    text = json.dumps(redacted(result), indent=1, default=str) + "\n"
     try:
-        scratch.write_text(json.dumps(result, indent=1, default=str) + "\n", encoding="utf-8")
+        scratch.write_text(text, encoding="utf-8")
         scratch.replace(path)
     except OSError:
         scratch.unlink(missing_ok=True)

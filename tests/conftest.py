@@ -143,6 +143,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item, device in zip(items, devices, strict=True):
         if device == "cuda":
             item.add_marker(pytest.mark.gpu)
+    for item, chosen in zip(items, params, strict=True):
+        if (chosen or {}).get("reader") == "petastorm":
+            item.add_marker(pytest.mark.petastorm)
     if "pretended" in devices:
         with suppress(ImportError):  # torch has to know it before its first backward pass
             importlib.import_module("pretended").register()
@@ -156,12 +159,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip what needs a GPU where there is none: here, so that all of it is one line."""
+    """Skip what needs a GPU or Petastorm where there is none: here, so that it is one line each."""
+    if item.get_closest_marker("petastorm") and (lack := _petastorm_lacks()):
+        pytest.skip(lack)
     if item.get_closest_marker("gpu"):
         import torch
 
         if not torch.cuda.is_available():
             pytest.skip("no CUDA device: this test needs one")
+
+
+@cache
+def _petastorm_lacks() -> str:
+    """Return why Petastorm cannot be used here; nothing where it can."""
+    from medspark.data.petastorm_import import import_petastorm
+    from medspark.errors import UsageError
+
+    try:
+        import_petastorm()
+    except UsageError as error:
+        return str(error)
+    return ""
 
 
 @pytest.fixture(params=["cpu", "pretended", "cuda"])

@@ -48,6 +48,14 @@ class EvaluateConfig(Config):
             return np.arange(total)
         return np.sort(permute(np.arange(self.images), total, derive(self.seed, "test")))
 
+    def doubted(self, rows: Array) -> int:
+        """Return the row below which the sanity checks look, where ``rows`` are attacked.
+
+        They see ``sanity_images`` of them, or all where there are fewer.
+        """
+        looked_at = np.sort(rows)[: self.sanity_images]
+        return int(looked_at[-1]) + 1 if len(looked_at) else 0
+
     @property
     def effort(self) -> Effort:
         """How hard the attacks try."""

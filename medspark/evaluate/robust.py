@@ -57,6 +57,7 @@ def evaluate(
     positive: int | None = None,
     surrogates: Sequence[nn.Module] = (),
     own_attacks: Mapping[str, Attack] | None = None,
+    doubted: int | None = None,
     detail: Detail | None = None,
 ) -> RobustReport:
     """Return how good ``model`` is on ``batches``, clean and under every attack.
@@ -64,9 +65,12 @@ def evaluate(
     ``gather`` joins the same array of all ranks along its first axis; a rank holds at least
     one image, and may repeat one. ``model`` is not changed: a copy in eval mode and float32 is
     attacked. ``positive`` is the class that sensitivity is about, the last by default.
-    ``own_attacks`` are tried beside those that ``config`` names.
+    ``own_attacks`` are tried beside those that ``config`` names. The sanity checks look at the
+    rows below ``doubted``, the first ``config.sanity_images`` by default.
     """
-    arrays = attack_all(model, batches, config, surrogates=surrogates, own_attacks=own_attacks)
+    arrays = attack_all(
+        model, batches, config, surrogates=surrogates, own_attacks=own_attacks, doubted=doubted
+    )
     if gather is not None:
         arrays = {name: gather(values) for name, values in arrays.items()}
     return summarise(
@@ -85,6 +89,7 @@ def attack_all(
     *,
     surrogates: Sequence[nn.Module] = (),
     own_attacks: Mapping[str, Attack] | None = None,
+    doubted: int | None = None,
 ) -> Arrays:
     """Return what every attack does to every image, as ``medspark.evaluate.summary`` reads it.
 
@@ -97,7 +102,9 @@ def attack_all(
         if attacker is None:
             victims = [evaluation_copy(network, images[:2]) for network in (model, *surrogates)]
             named = attacks_by_name(config.attacks, config.effort, surrogates=victims[1:])
-            attacker = _Attacker(victims[0], named | dict(own_attacks or {}), config, found)
+            named |= dict(own_attacks or {})
+            doubted = config.sanity_images if doubted is None else doubted
+            attacker = _Attacker(victims[0], named, config, found, doubted)
         attacker.attack(_Images(images, labels, rows))
     if attacker is None:
         raise UsageError("There are no images to evaluate.")
@@ -135,6 +142,7 @@ class _Attacker:
     attacks: Mapping[str, Attack]
     config: EvaluateConfig
     found: _Findings
+    doubted: int  # the sanity checks look at the rows below
 
     def attack(self, batch: _Images) -> None:
         clean, gradient = self._look(batch)
@@ -189,7 +197,7 @@ class _Attacker:
         margin_held = torch.full((len(batch.rows),), torch.nan)
         unsteady = margin_held.clone()
         noisy = torch.full_like(probabilities(clean, batch.labels), torch.nan)
-        chosen = (batch.rows < self.config.sanity_images).nonzero().flatten()
+        chosen = (batch.rows < self.doubted).nonzero().flatten()
         if len(chosen) > 0:
             few, threat = batch.of(chosen), self.config.threat(max(self.config.eps))
             if _has_gradients(self.model):

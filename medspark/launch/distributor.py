@@ -8,7 +8,9 @@ tries again. Here a run has succeeded when rank 0 has written its result, and on
 from __future__ import annotations
 
 import logging
+import stat
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -251,9 +253,17 @@ class _Supervisor:
 
 
 def _new_folder(run_dir: Path) -> tuple[Path, int]:
-    """Make the folder of the next attempt: its number is larger than that of any before it."""
+    """Make the folder of the next attempt: its number is larger than that of any before it.
+
+    Nobody but whoever trains can open logs and tracebacks; where ``run_dir`` is set to a group
+    (set-group-ID), its members can, for ranks on other machines may run as one of them.
+    """
     attempts = run_dir.resolve() / "attempts"
     attempts.mkdir(parents=True, exist_ok=True)
+    above = attempts.parent.stat().st_mode
+    group = above & 0o070 if above & stat.S_ISGID else 0
+    with suppress(OSError):  # some mounts know no modes
+        attempts.chmod(0o700 | group)
     names = [path.name for path in attempts.iterdir()]
     number = 1 + max((int(name) for name in names if name.isdecimal()), default=0)
     folder = attempts / f"{number:04d}"

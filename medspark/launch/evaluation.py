@@ -30,6 +30,7 @@ from medspark.lock import locked
 from medspark.memory import keep_freed_memory
 from medspark.models.card import read_card
 from medspark.models.checkpoint import load_classifier
+from medspark.models.onnx import OnnxClassifier
 from medspark.shards.manifest import Manifest, read_manifest, verify
 from medspark.track.models import fetch_model
 from medspark.track.runs import tracked
@@ -250,9 +251,8 @@ def resolve_model(name: str, *, uri: str | None) -> Path:
 
 
 def _check_fit(path: Path, manifest: Manifest) -> None:
-    if path.suffix == ".onnx":
-        return
-    if difference := read_card(path).misfit(manifest):
+    model = OnnxClassifier(path) if path.suffix == ".onnx" else read_card(path)
+    if difference := model.misfit(manifest):
         raise UsageError(f"The model '{path}' does not fit: {difference}.")
 
 

@@ -48,6 +48,7 @@ from medspark.launch.paper_plan import (
 from medspark.launch.scrutiny import EvaluationConfig
 from medspark.launch.training import train_once
 from medspark.lock import locked
+from medspark.redact import safe_text
 from medspark.shards.manifest import read_manifest
 from medspark.track.config import TrackConfig
 from medspark.track.runs import tracked
@@ -147,7 +148,7 @@ class _Table:
         try:
             cell = self._train_and_attack(network, blank, parent)
         except MedsparkError as error:
-            first, *_ = str(error).splitlines()
+            first, *_ = safe_text(str(error)).splitlines()
             logger.warning("cell %d of %d failed: %s", number + 1, len(self._cells), error)
             cell = blank.model_copy(update={"failure": first})
         self._cell_file(network).parent.mkdir(parents=True, exist_ok=True)

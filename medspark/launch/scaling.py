@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import os
-import shlex
 import statistics
 import sys
 import time
@@ -35,6 +34,7 @@ from medspark.launch.slots import available_cores, local_slots, slots_of
 from medspark.launch.training import TrainAtConfig, train_once
 from medspark.lock import locked
 from medspark.models.backbones import build
+from medspark.redact import redacted_command, safe_text
 from medspark.shards.manifest import Manifest, read_manifest
 from medspark.track.forecast import predictions, step_models
 from medspark.track.journal import JournalReader
@@ -51,6 +51,7 @@ from medspark.track.scaling import (
     steady,
 )
 from medspark.track.spool import DatasetEntry, RunEntry, Spool
+from medspark.track.store import tracking_uri
 from medspark.track.sweep import Cell, Measured, Prediction, Probe, Sweep, curves, prices
 from medspark.train.probe import ProbeConfig, probe
 from medspark.train.run_folder import CHECKPOINTS, RUN_FILES
@@ -171,7 +172,7 @@ class _Sweeper:
             measured = self._train(new, config, folder, parent)
         except MedsparkError as error:
             logger.warning("the sweep goes on without a cell (%s): %s", cell, error)
-            return new.model_copy(update={"error": str(error)})
+            return new.model_copy(update={"error": safe_text(str(error))})
         measured = measured.model_copy(update={"seconds": time.monotonic() - began})
         kept.write_text(measured.model_dump_json(indent=1), encoding="utf-8")
         return measured
@@ -247,7 +248,7 @@ class _Sweeper:
     def _forget(self, folder: Path) -> None:
         """Remove what an attempt at a cell left that came to no end; its run did not either."""
         if (folder / "run.json").exists():
-            spool = Spool.reopen(folder)
+            spool = Spool.reopen(folder, uri=tracking_uri(self._config.track.uri))
             if spool.state.ending is None:
                 TrackedRun(spool).end("KILLED", patience_seconds=0)
         ownership.remove(folder, [*RUN_FILES, r"measured\.json"])
@@ -314,7 +315,7 @@ class _Sweeper:
         cluster = _cluster(config, [m.startup["total"] for m in done if m.startup])
         return Sweep(
             name=self._folder.name,
-            command=shlex.join(["spark-submit", *sys.argv]),
+            command=redacted_command(["spark-submit", *sys.argv]),
             hardware=hardware(self._spark),
             dataset=str(config.shards),
             dataset_digest=self._manifest.digest,

@@ -18,7 +18,7 @@ from medspark.data.config import DataConfig, check_data
 from medspark.errors import UsageError
 from medspark.evaluate.config import EvaluateConfig
 from medspark.ingest.session import SparkConfig, spark_session
-from medspark.job import JobConfig
+from medspark.job import JobConfig, write_result
 from medspark.launch import figures
 from medspark.launch.demo import DemoConfig, check_demo, demo_folder, demo_shards, ingest_sum
 from medspark.launch.distributor import (
@@ -351,7 +351,7 @@ def _write_report(run_folder: Path, result: Mapping[str, Any], manifest: Manifes
     folder = run_folder / "report"
     folder.mkdir(parents=True, exist_ok=True)
     card = model_card(result, manifest, read_card(run_folder / "model"))
-    (folder / "result.json").write_text(json.dumps(result, indent=1, default=str), encoding="utf-8")
+    write_result(folder / "result.json", dict(result))
     (folder / "robustness.md").write_text(robustness_table({"": result}), encoding="utf-8")
     (folder / "MODEL_CARD.md").write_text(card, encoding="utf-8")
     return folder

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
-from medspark.config import Config
+from medspark.config import Config, first_problem
+from medspark.documents import read_regular
 from medspark.errors import UsageError
 from medspark.shards.manifest import Manifest
 
@@ -18,30 +19,47 @@ __all__ = ["CARD", "WEIGHTS", "ModelCard", "columns_of", "read_card", "write_car
 WEIGHTS, CARD = "model.safetensors", "model.json"
 # What an answer says besides the probabilities, and whether a file could be read.
 _ANSWER = ("label", "probability", "error")
+_LARGEST = 1 << 22  # bytes of a card
 _PICKLED = {".pt", ".pth", ".pt2", ".pkl", ".pickle", ".bin", ".ckpt"}
 
 
+# Wide enough for whatever has been trained, and too narrow for what only takes memory.
+ClassName = Annotated[str, Field(min_length=1, max_length=1000)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Side = Annotated[int, Field(ge=1, le=8192)]
+
+
 class ModelCard(Config):
-    """What has to be known about the weights to use them."""
+    """What has to be known about the weights to use them. A stranger may have written it."""
 
     schema_version: Literal[1] = 1
-    architecture: str = Field(description="timm model name")
-    classes: tuple[str, ...] = Field(min_length=2)
+    architecture: str = Field(description="timm model name", max_length=200)
+    classes: tuple[ClassName, ...] = Field(min_length=2, max_length=10_000)
     multi_label: bool = Field(
         False, description="whether an image may have any of the classes, each with its own logit"
     )
-    channels: int = Field(ge=1)
-    height: int = Field(ge=1, description="of the training images, in pixels")
-    width: int = Field(ge=1, description="of the training images, in pixels")
-    bits: int = Field(8, ge=1, description="per stored sample: 2**bits - 1 is 1.0 in [0, 1]")
-    mean: tuple[float, ...] = Field(description="subtracted per channel, in [0, 1] pixels")
-    std: tuple[float, ...] = Field(description="divided by per channel, in [0, 1] pixels")
-    dropout: float = 0.0
-    temperature: float = Field(
-        1.0, gt=0, description="divides the logits of a calibrated probability"
-    )
+    channels: int = Field(ge=1, le=64)
+    height: Side = Field(description="of the training images, in pixels")
+    width: Side = Field(description="of the training images, in pixels")
+    bits: Literal[8, 16] = Field(8, description="per stored sample: 2**bits - 1 is 1.0 in [0, 1]")
+    mean: tuple[Finite, ...] = Field(description="subtracted per channel, in [0, 1] pixels")
+    std: tuple[Positive, ...] = Field(description="divided by per channel, in [0, 1] pixels")
+    dropout: float = Field(0.0, ge=0, lt=1)
+    temperature: Positive = Field(1.0, description="divides the logits of a calibrated probability")
     rendering: dict[str, Any] = Field({}, description="how files became the training images")
     medspark: str = Field("", description="version that wrote the files")
+
+    @model_validator(mode="after")
+    def _is_of_one_piece(self) -> ModelCard:
+        if not len(self.mean) == len(self.std) == self.channels:
+            raise ValueError(
+                f"{self.channels} channel(s) need as many means and deviations, and there are "
+                f"{len(self.mean)} and {len(self.std)}"
+            )
+        if len(set(self.classes)) < len(self.classes):
+            raise ValueError("a class is named twice")
+        return self
 
     def misfit(self, manifest: Manifest) -> str:
         """Return what of the images or their labels the model is not for; nothing if it fits."""
@@ -78,14 +96,25 @@ def read_card(folder: Path) -> ModelCard:
             f"'{folder}' is a pickled model, and opening one can run code; give a folder with "
             f"{WEIGHTS} and {CARD}."
         )
+    from medspark.images.rendering import Rendering  # with Pillow: only where a model is opened
+
+    path = folder / CARD
     try:
-        return ModelCard.model_validate_json((folder / CARD).read_bytes())
-    except OSError as error:
+        card = ModelCard.model_validate_json(read_regular(path, most=_LARGEST))
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise UsageError(f"'{folder}' is no medspark model: it has no {CARD}.") from error
+    except OSError as error:
+        raise UsageError(f"'{path}' cannot be read: {error.strerror}.") from error
     except ValidationError as error:
-        problem = error.errors()[0]
-        key = ".".join(map(str, problem["loc"]))
-        raise UsageError(f"'{folder / CARD}' is not valid: {key}: {problem['msg']}.") from error
+        raise UsageError(f"'{path}' is not valid: {first_problem(error)}.") from error
+    try:
+        Rendering.model_validate(card.rendering)
+    except ValidationError as error:
+        problem = first_problem(error, below="rendering")
+        raise UsageError(f"'{path}' is not valid: {problem}.") from error
+    if not (folder / WEIGHTS).is_file():  # a device would be read for ever
+        raise UsageError(f"'{folder}' is no medspark model: its {WEIGHTS} is missing or no file.")
+    return card
 
 
 def write_card(folder: Path, card: ModelCard) -> None:

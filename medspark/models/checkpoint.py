@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from medspark import __version__
@@ -77,12 +77,35 @@ def load_classifier(folder: Path) -> Classifier:
     config = ModelConfig(name=card.architecture, dropout=card.dropout)
     model = build(config, num_classes=len(card.classes), channels=card.channels)
     model.normalise = Normalise(card.mean, card.std)
+    path = folder / WEIGHTS
     try:
-        model.load_state_dict(load_file(folder / WEIGHTS))
-    except (OSError, SafetensorError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[-1].strip()
-        raise UsageError(f"'{folder / WEIGHTS}' cannot be loaded: {reason}") from error
+        _check_shapes(path, model)
+        tensors = load_file(path)
+    except (OSError, SafetensorError, ValueError) as error:
+        raise UsageError(f"'{path}' cannot be loaded: {error}.") from error
+    own = model.state_dict()
+    other = next((name for name, tensor in tensors.items() if tensor.dtype != own[name].dtype), "")
+    if other:
+        raise UsageError(
+            f"'{path}' does not fit its card: {other} is of {tensors[other].dtype} instead of "
+            f"{own[other].dtype}."
+        )
+    model.load_state_dict(tensors)
     return model.eval()
+
+
+def _check_shapes(path: Path, model: Classifier) -> None:
+    """Raise ValueError if the file's header names other tensors than those of ``model``.
+
+    Before they are read: what a stranger wrote may claim to be of any size.
+    """
+    with safe_open(path, framework="pt") as file:
+        found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    for name in sorted(found.keys() | wanted.keys()):
+        if found.get(name) != wanted.get(name):
+            theirs, ours = found.get(name, "missing"), wanted.get(name, "none such")
+            raise ValueError(f"{name[:100]} is {theirs}, and its card means {ours}")
 
 
 def same_weights(first: Classifier, second: Classifier) -> bool:

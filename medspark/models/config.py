@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import json
 import struct
 from pathlib import Path
 
 from pydantic import Field
 
 from medspark.config import Config
+from medspark.documents import open_regular, parse_json
 from medspark.errors import UsageError
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
 ]
 
 PRETRAINED = "pretrained"
+_LARGEST_HEADER = 100_000_000  # bytes; what safetensors itself refuses beyond
 ALIASES = {"mobilenet_v2": "mobilenetv2_100", "mobilenetv2": "mobilenetv2_100"}
 # Timm has them, and their weights, for certain: to ask it takes seconds.
 USUAL = {"densenet121", "mobilenetv2_100", "resnet50"}
@@ -84,11 +85,13 @@ def tensor_names(path: Path) -> set[str]:
             "because opening them can run code."
         )
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             (length,) = struct.unpack("<Q", file.read(8))
-            if length > path.stat().st_size:
-                raise ValueError("the header is longer than the file")
-            header = json.loads(file.read(length))
+            if length > min(path.stat().st_size, _LARGEST_HEADER):
+                raise ValueError("the header is longer than the file, or than the format allows")
+            header = parse_json(file.read(length))
+            if not isinstance(header, dict):
+                raise ValueError("the header names no tensors")
     except OSError as error:
         raise UsageError(f"model.weights: cannot read '{path}': {error.strerror}.") from error
     except (ValueError, struct.error) as error:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from medspark.errors import UsageError
+from medspark.shards.manifest import Manifest
 
 
 class OnnxClassifier(nn.Module):
@@ -26,20 +28,47 @@ class OnnxClassifier(nn.Module):
             )
         except ImportError as error:
             raise UsageError("ONNX models need onnxruntime: pip install medspark[onnx].") from error
+        # They have no base class of their own.
+        self._errors = tuple(
+            kind
+            for kind in vars(errors).values()
+            if isinstance(kind, type) and issubclass(kind, Exception)
+        )
+        self._path = path
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
+        options.log_severity_level = 4  # what it logs is also what it raises
         providers = ["CPUExecutionProvider"]
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=providers)
-        except (errors.Fail, errors.InvalidProtobuf, errors.InvalidGraph, errors.NoSuchFile) as e:
-            raise UsageError(f"'{path}' cannot be opened as an ONNX model.") from e
+        except self._errors as error:
+            raise UsageError(f"'{path}' cannot be opened as an ONNX model.") from error
+        if not self._session.get_inputs() or not self._session.get_outputs():
+            raise UsageError(f"'{path}' is an ONNX model without an input or an output.")
         self._input = self._session.get_inputs()[0].name
+
+    def misfit(self, manifest: Manifest) -> str:
+        """Return why the model cannot tell the classes of these images; nothing if it can."""
+        image = torch.zeros(1, manifest.channels, manifest.height, manifest.width)
+        try:
+            logits = self(image)
+        except UsageError as error:
+            return str(error)
+        wanted = (1, len(manifest.classes))
+        if logits.shape != wanted or not logits.is_floating_point():
+            return f"its answer is {tuple(logits.shape)} {logits.dtype}, and should be {wanted}"
+        return ""
 
     def __deepcopy__(self, _: dict[int, Any]) -> Self:
         """Return the classifier itself: its session cannot be copied, and does not change."""
         return self
 
     def forward(self, images: Tensor) -> Tensor:
+        """Return the logits. Raises UsageError for images that the model does not take."""
         pixels = images.detach().cpu().contiguous().numpy()
-        (logits, *_) = self._session.run(None, {self._input: pixels})
-        return torch.from_numpy(logits).to(images.device)
+        try:
+            (logits, *_) = self._session.run(None, {self._input: pixels})
+        except self._errors as error:
+            shape = tuple(images.shape)
+            raise UsageError(f"'{self._path}' does not take images {shape}.") from error
+        return torch.from_numpy(np.asarray(logits)).to(images.device)

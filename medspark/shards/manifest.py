@@ -8,7 +8,6 @@ without an error.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
+from medspark.documents import parse_json, read_regular
 from medspark.errors import UsageError
 from medspark.shards.schema import MOST_FINDINGS, PixelFormat, findings_of
 
@@ -24,6 +24,7 @@ NAME = "manifest.json"
 # Version 2 added multi_label; what version 1 holds is one class each.
 SCHEMA_VERSION = 2
 _READ = (1, 2)
+_LARGEST = 1 << 28  # bytes: more than a million shards
 
 
 class _Record(BaseModel):
@@ -127,13 +128,15 @@ def read_manifest(folder: str | Path) -> Manifest:
     if not path.is_file():
         raise UsageError(f"{folder} holds no {NAME}: jobs/shard.py has not finished there.")
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = parse_json(read_regular(path, most=_LARGEST))
         version = record.get("schema_version")
         if version not in _READ:
             raise UsageError(
                 f"{path} has schema version {version}; this medspark reads {SCHEMA_VERSION}."
             )
         return Manifest.model_validate(record)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}.") from error
     except (ValueError, AttributeError, ValidationError) as error:
         raise UsageError(f"{path} is not a manifest of training shards.") from error
 

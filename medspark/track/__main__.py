@@ -1,25 +1,60 @@
-"""Publish recorded runs to MLflow later: python -m medspark.track FOLDER [FOLDER ...]."""
+"""Publish recorded runs to MLflow later: python -m medspark.track [--uri URI] FOLDER [FOLDER ...].
+
+A folder may come from elsewhere: where its run goes is said here and not in it, and nothing is
+published that does not lie in it.
+"""
 
 from __future__ import annotations
 
+import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from medspark.errors import RunError
+from medspark.job import log_to_terminal
+from medspark.redact import safe_text
 from medspark.track.runs import TrackedRun
-from medspark.track.spool import Spool
+from medspark.track.spool import Spool, read_state
+from medspark.track.store import tracking_uri
 
 
-def main(folders: list[str]) -> int:
-    """Publish every run in ``folders``; return 0 if MLflow took all of them."""
-    complete = True
-    for folder in folders:
-        try:
-            complete &= TrackedRun(Spool.reopen(Path(folder))).publish()
-        except RunError as error:
-            print(error, file=sys.stderr)
-            complete = False
-    return 0 if complete else 1
+def main(argv: Sequence[str]) -> int:
+    """Publish every run in the folders of ``argv``; return 0 if MLflow took all of them."""
+    log_to_terminal()
+    chosen = _parser().parse_args(argv)
+    uri = tracking_uri(chosen.uri)
+    published = [_publish(folder, uri) for folder in chosen.folders]
+    return 0 if all(published) else 1
+
+
+def _publish(folder: Path, uri: str) -> bool:
+    try:
+        recorded = read_state(folder).uri
+        spool = Spool.reopen(folder, uri=uri)
+        spool.check()
+    except RunError as error:
+        print(error, file=sys.stderr)
+        return False
+    print(
+        f"{folder}: recorded for {safe_text(recorded)}, goes to {safe_text(uri)}", file=sys.stderr
+    )
+    return TrackedRun(spool).publish()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m medspark.track",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--uri",
+        help="MLflow tracking URI; by default MLFLOW_TRACKING_URI, on Databricks the workspace, "
+        "else a database below mlruns/",
+    )
+    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="of a run")
+    return parser
 
 
 if __name__ == "__main__":

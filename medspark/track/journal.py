@@ -19,12 +19,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
+from medspark.documents import parse_json, read_regular
+
 __all__ = ["Journal", "JournalReader", "Record"]
 
 logger = logging.getLogger(__name__)
 
 _SUFFIX = ".jsonl"
 _NAME = re.compile(r"\d{8}-\w+" + re.escape(_SUFFIX))
+_LARGEST = 1 << 28  # bytes of a segment: far more than is ever written between two flushes
 
 
 class Record(NamedTuple):
@@ -130,7 +133,11 @@ def _write_segment(directory: Path, name: str, records: list[Record]) -> None:
 def _read_segment(path: Path) -> list[Record] | None:
     """Return the records of one segment, or None while a mount still shows it incomplete."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        return [Record(*json.loads(line)) for line in lines]
-    except (OSError, ValueError):
+        lines = read_regular(path, most=_LARGEST).decode().splitlines()
+        return [_record(*parse_json(line)) for line in lines]
+    except (OSError, ValueError, TypeError, AttributeError):  # what is no record, of any shape
         return None
+
+
+def _record(step: int, time_ms: int, metrics: dict[str, float]) -> Record:
+    return Record(int(step), int(time_ms), {key: float(value) for key, value in metrics.items()})

@@ -17,6 +17,7 @@ from mlflow.tracking import MlflowClient
 from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 
 from medspark.errors import UsageError
+from medspark.redact import safe_text
 from medspark.track.config import TrackConfig
 from medspark.track.spool import ModelEntry
 from medspark.track.store import first_line, quieten, tracking_uri
@@ -89,7 +90,7 @@ def fetch_model(model_uri: str, *, uri: str | None = None) -> Path:
         folder = mlflow.artifacts.download_artifacts(found.artifact_location, tracking_uri=uri)
     except (MlflowException, OSError) as error:
         raise UsageError(
-            f"The model {model_uri} cannot be had from MLflow at {uri}: "
+            f"The model {model_uri} cannot be had from MLflow at {safe_text(uri)}: "
             f"{first_line(error).rstrip('.')}."
         ) from error
     return Path(folder) / "artifacts" / "model"

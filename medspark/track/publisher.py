@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -18,7 +19,7 @@ from mlflow.tracking import MlflowClient
 
 from medspark.track.journal import JournalReader, Record
 from medspark.track.models import log_model, register_model
-from medspark.track.spool import DatasetEntry, Spool, State
+from medspark.track.spool import DatasetEntry, ModelEntry, Spool
 from medspark.track.store import quieten
 
 __all__ = ["Publisher"]
@@ -35,13 +36,17 @@ class Publisher:
         """Open the store. A local one that is new makes its tables now, for seconds."""
         quieten()  # now: MLflow sets its loggers up when it is imported
         self.spool = spool
-        self._client = MlflowClient(spool.state.uri)
+        self._client = MlflowClient(spool.uri)
         self._reader = JournalReader(spool.journal)
         self._pending: list[Metric] = []
         self._counted = dict(spool.state.published)
 
     def publish(self) -> None:
-        """Send what MLflow has not got. Raises whatever the store raises when it is away."""
+        """Send what MLflow has not got. Raises whatever the store raises when it is away.
+
+        Raises RunError, and sends nothing, for files that lie outside the run's folder.
+        """
+        self.spool.check()
         self._create()
         self._describe()
         self._publish_metrics()
@@ -69,7 +74,7 @@ class Publisher:
             samples_before_logging=2,
             resume_logging=bool(state.published),
             node_id="driver",
-            tracking_uri=state.uri,
+            tracking_uri=self.spool.uri,
         )
         monitor.start()  # type: ignore[no-untyped-call]
         try:
@@ -87,7 +92,7 @@ class Publisher:
         state = self.spool.state
         if state.run_id is not None:
             return
-        experiment = _experiment_id(self._client, state)
+        experiment = _experiment_id(self._client, state.experiment, self.spool.uri)
         tags = {"mlflow.source.name": "medspark"} | state.entry.tags
         if state.parent_run_id:
             tags["mlflow.parentRunId"] = state.parent_run_id
@@ -130,42 +135,36 @@ class Publisher:
         self._client.log_batch(self._run_id, metrics=metrics, params=params)
         for key, value in ending.tags.items():
             self._client.set_tag(self._run_id, key, value[:_TAG_LENGTH])
-        if ending.artifacts is not None and ending.artifacts.is_dir():
-            self._client.log_artifacts(self._run_id, str(ending.artifacts))
-        if ending.model is not None and self.spool.state.model_uri is None:
-            self.spool.update(
-                model_uri=log_model(ending.model, run_id=self._run_id, uri=self.spool.state.uri)
-            )
-        if (
-            ending.model is not None
-            and ending.model.register_as
-            and not self.spool.state.registered
-        ):
-            self.spool.update(
-                registered=register_model(
-                    ending.model,
-                    ending.model.register_as,
-                    run_id=self._run_id,
-                    uri=self.spool.state.uri,
-                )
-            )
+        if ending.artifacts is not None:
+            self._client.log_artifacts(self._run_id, str(self.spool.own(ending.artifacts)))
+        if ending.model is not None:
+            self._publish_model(ending.model)
         self._client.set_terminated(self._run_id, ending.status)
         self.spool.update(complete=True)
 
+    def _publish_model(self, model: ModelEntry) -> None:
+        model = model.model_copy(update={"folder": self.spool.own(model.folder)})
+        where = {"run_id": self._run_id, "uri": self.spool.uri}
+        if self.spool.state.model_uri is None:
+            self.spool.update(model_uri=log_model(model, **where))
+        if model.register_as and not self.spool.state.registered:
+            self.spool.update(registered=register_model(model, model.register_as, **where))
 
-def _experiment_id(client: MlflowClient, state: State) -> str:
-    found = client.get_experiment_by_name(state.experiment)
+
+def _experiment_id(client: MlflowClient, name: str, uri: str) -> str:
+    found = client.get_experiment_by_name(name)
     if found is None:
         location = None
-        if state.uri.startswith("sqlite:///"):
-            database = Path(state.uri.removeprefix("sqlite:///"))
-            location = (database.resolve().parent / "artifacts" / state.experiment).as_uri()
+        if uri.startswith("sqlite:///"):
+            store = Path(uri.removeprefix("sqlite:///")).resolve().parent
+            # Never elsewhere, whatever the experiment is called: ../x, or /Shared/x.
+            location = (store / "artifacts" / re.sub(r"[^\w -]", "_", name)).as_uri()
         # Another driver may make it at the same moment: then it is there all the same.
         with suppress(MlflowException):
-            return str(client.create_experiment(state.experiment, artifact_location=location))
-        found = client.get_experiment_by_name(state.experiment)
+            return str(client.create_experiment(name, artifact_location=location))
+        found = client.get_experiment_by_name(name)
     if found is None:
-        raise MlflowException(f"the experiment {state.experiment} cannot be created")
+        raise MlflowException(f"the experiment {name} cannot be created")
     return str(found.experiment_id)
 
 

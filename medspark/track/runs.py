@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import shlex
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -17,9 +18,11 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from medspark.errors import RunError
+from medspark.redact import safe_text
 from medspark.track.config import TrackConfig
 from medspark.track.spool import Ending, ModelEntry, RunEntry, Spool, State, Status
-from medspark.track.store import first_line, tracking_uri
+from medspark.track.store import experiment_name, first_line, tracking_uri
 from medspark.versions import of_process
 
 if TYPE_CHECKING:
@@ -95,7 +98,7 @@ class TrackedRun:
             params=dict(params or {}),
             summary=dict(summary or {}),
             tags=dict(tags or {}),
-            artifacts=artifacts,
+            artifacts=self._kept(artifacts),
             model=model,
         )
         self.spool.update(ending=ending)
@@ -105,9 +108,10 @@ class TrackedRun:
         if not self.spool.state.complete:
             logger.warning(
                 "MLflow at %s has not taken the run; nothing is lost, publish it later with: "
-                "python -m medspark.track %s",
+                "python -m medspark.track --uri %s %s",
                 self.spool.state.uri,
-                self.spool.folder,
+                shlex.quote(self.spool.state.uri),
+                shlex.quote(str(self.spool.folder)),
             )
 
     def publish(self) -> bool:
@@ -117,7 +121,9 @@ class TrackedRun:
                 self._publisher.publish()
             except Exception as error:  # whatever the store says, it is away
                 if not self._away:
-                    logger.warning("MLflow is away, training goes on: %s", first_line(error))
+                    ours = isinstance(error, RunError)
+                    said = f"MLflow is away, training goes on: {first_line(error)}"
+                    logger.warning("%s", error if ours else said)
                     logger.debug("what MLflow's store raised", exc_info=error)
                 self._away = True
                 return False
@@ -136,6 +142,15 @@ class TrackedRun:
             while not self._stop.wait(2.0):
                 self.publish()
 
+    def _kept(self, artifacts: Path | None) -> Path | None:
+        if artifacts is None or not artifacts.is_dir():
+            return None
+        try:
+            return self.spool.keep(artifacts)
+        except OSError as error:
+            logger.warning("MLflow gets no files of %s: %s", artifacts, error)
+            return None
+
     def _halt(self) -> None:
         self._stop.set()
         if self._thread.is_alive():
@@ -153,11 +168,11 @@ def tracked(folder: Path, config: TrackConfig, entry: RunEntry) -> Iterator[Trac
         entry=entry.model_copy(
             update={"name": config.run_name or entry.name, "versions": of_process()}
         ),
-        uri=uri,
-        experiment=_experiment_name(config.experiment, uri),
+        uri=safe_text(uri),
+        experiment=experiment_name(config.experiment, uri),
         parent_run_id=config.parent_run_id,
     )
-    run = TrackedRun(Spool.open(folder, state), system_metrics=config.system_metrics)
+    run = TrackedRun(Spool.open(folder, state, uri=uri), system_metrics=config.system_metrics)
     run.start()
     try:
         yield run
@@ -168,8 +183,3 @@ def tracked(folder: Path, config: TrackConfig, entry: RunEntry) -> Iterator[Trac
         why = {"medspark.error": f"{type(error).__name__}: {first_line(error)}"}
         run.end("FAILED", tags=why, patience_seconds=config.patience_seconds)
         raise
-
-
-def _experiment_name(name: str, uri: str) -> str:
-    """Return ``name`` as the store wants it: a workspace's experiments are paths."""
-    return f"/Shared/{name}" if uri.startswith("databricks") and not name.startswith("/") else name

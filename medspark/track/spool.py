@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field, ValidationError
 
-from medspark.config import Config
+from medspark.config import Config, first_problem
+from medspark.documents import read_regular
 from medspark.errors import RunError
+from medspark.redact import redacted, safe_text
+from medspark.track.store import experiment_name
 
-__all__ = ["DatasetEntry", "Ending", "ModelEntry", "RunEntry", "Spool", "State", "Status"]
+__all__ = [
+    "DatasetEntry", "Ending", "ModelEntry", "RunEntry", "Spool", "State", "Status", "read_state",
+]  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
-_STATE, _JOURNAL = "run.json", "journal"
+_STATE, _JOURNAL, _ARTIFACTS = "run.json", "journal", "artifacts"
+# A model that is opened calls its loader: a run in a stranger's folder must not name another one.
+Loader = Annotated[str, Field(pattern=r"^(medspark(\.\w+)+:\w+(\.\w+)*)?$")]
 
 
 class DatasetEntry(Config):
@@ -29,16 +38,16 @@ class DatasetEntry(Config):
 
 
 class ModelEntry(Config):
-    """A model folder to log, and the function ``module:name`` that loads it as a callable.
+    """A model folder to log, and the function ``module:name`` of ours that loads it.
 
     ``input_shape`` is that of one input, without the batch; ``outputs`` the number of classes.
     """
 
     folder: Path
-    loader: str
+    loader: Loader
     input_shape: tuple[int, ...]
     outputs: int
-    file_loader: str = Field("", description="function that loads it as one that answers files")
+    file_loader: Loader = Field("", description="function that loads it as one that answers files")
     classes: tuple[str, ...] = Field((), description="names of the outputs")
     card: str = Field("", description="the model card, as Markdown")
     register_as: str | None = Field(None, description="name in the model registry")
@@ -59,11 +68,14 @@ class RunEntry(Config):
 class Ending(Config):
     """How a run ended, and what it leaves."""
 
+    # A figure that is no number comes back as one, and not as nothing.
+    model_config = ConfigDict(ser_json_inf_nan="constants")
+
     status: Status
     params: dict[str, Any] = Field({}, description="parameters that only the run could tell")
     summary: dict[str, float] = Field({}, description="metrics of the whole run")
     tags: dict[str, str] = Field({}, description="MLflow tags that only the run could tell")
-    artifacts: Path | None = Field(None, description="folder of tables and plots")
+    artifacts: Path | None = Field(None, description="folder of tables and plots, below the run's")
     model: ModelEntry | None = None
 
 
@@ -71,7 +83,7 @@ class State(Config):
     """Everything that is known of a run apart from its journal."""
 
     entry: RunEntry
-    uri: str = Field(description="MLflow tracking URI")
+    uri: str = Field(description="MLflow tracking URI that the rest is about, without user info")
     experiment: str
     parent_run_id: str | None = None
     run_id: str | None = Field(None, description="None until MLflow has taken the run")
@@ -84,44 +96,117 @@ class State(Config):
 
 
 class Spool:
-    """The folder: its state, and the journal that rank 0 writes."""
+    """The folder: its state, and the journal that rank 0 writes.
 
-    def __init__(self, folder: Path, state: State) -> None:
+    ``uri`` is where the run is published: the user's, never the folder's. The folder only keeps
+    what it was, without user info, to tell which MLflow has what.
+    """
+
+    def __init__(self, folder: Path, state: State, *, uri: str) -> None:
         self.folder = folder
-        self.state = state
+        self.uri = uri
+        self.state = _safe(state)
+        if self.state.uri != safe_text(uri):
+            self.state = _moved(self.state, uri)
 
     @classmethod
-    def open(cls, folder: Path, new: State) -> Spool:
+    def open(cls, folder: Path, new: State, *, uri: str) -> Spool:
         """Return the spool that ``folder`` holds, or one that begins with ``new``."""
         (folder / _JOURNAL).mkdir(parents=True, exist_ok=True)
         if (folder / _STATE).exists():
-            spool = cls.reopen(folder)
+            spool = cls.reopen(folder, uri=uri)
             spool.update(ending=None, complete=False)
             return spool
-        spool = cls(folder, new)
+        spool = cls(folder, new, uri=uri)
         spool.update()
         return spool
 
     @classmethod
-    def reopen(cls, folder: Path) -> Spool:
-        """Return the spool in ``folder``. Raises RunError where there is none."""
-        try:
-            text = (folder / _STATE).read_text(encoding="utf-8")
-        except OSError:
-            raise RunError(f"{folder} holds no recorded run: there is no {_STATE}.") from None
-        return cls(folder, State.model_validate_json(text))
+    def reopen(cls, folder: Path, *, uri: str) -> Spool:
+        """Return the spool in ``folder``. Raises RunError where there is none that can be read."""
+        return cls(folder, read_state(folder), uri=uri)
 
     @property
     def journal(self) -> Path:
         """The folder of the journal."""
         return self.folder / _JOURNAL
 
+    def keep(self, files: Path) -> Path:
+        """Return the path of ``files`` below the spool, copied there if they lie elsewhere.
+
+        So the folder alone is enough to publish the run later, wherever it then lies.
+        """
+        root = self.folder.resolve()
+        if files.resolve().is_relative_to(root):
+            return files.resolve().relative_to(root)
+        shutil.copytree(files, root / _ARTIFACTS, dirs_exist_ok=True)
+        return Path(_ARTIFACTS)
+
+    def own(self, files: Path) -> Path:
+        """Return the folder ``files``, a path below the spool, with all that is in it.
+
+        Raises RunError where something of it lies elsewhere once symbolic links are resolved: it
+        would be published.
+        """
+        root, folder = self.folder.resolve(), self.folder / files
+        for path in (folder, *_below(folder)):
+            if not path.resolve().is_relative_to(root):
+                raise RunError(
+                    f"{path} lies outside {self.folder} and is not published: a run's files are "
+                    "in its own folder."
+                )
+        return folder
+
+    def check(self) -> None:
+        """Raise RunError if the run would publish what is not in its folder."""
+        ending = self.state.ending
+        if ending is not None and ending.artifacts is not None:
+            self.own(ending.artifacts)
+        if ending is not None and ending.model is not None:
+            self.own(ending.model.folder)
+
     def update(self, **changes: object) -> None:
-        """Change the state, in memory at once and on disk atomically if the disk lets us."""
-        self.state = self.state.model_copy(update=changes)
+        """Change the state, in memory at once and on disk atomically if the disk lets us.
+
+        What is secret in it is kept in neither.
+        """
+        self.state = _safe(self.state.model_copy(update=changes))
         scratch = self.folder / f".{_STATE}.partial"
         try:
             scratch.write_text(self.state.model_dump_json(indent=1), encoding="utf-8")
             os.replace(scratch, self.folder / _STATE)
         except OSError as error:
             logger.warning("the state of the run could not be kept in %s: %s", self.folder, error)
+
+
+def read_state(folder: Path) -> State:
+    """Return what ``folder`` says of its run. Raises RunError where it says nothing readable."""
+    try:
+        return State.model_validate_json(read_regular(folder / _STATE))
+    except FileNotFoundError:
+        raise RunError(f"{folder} holds no recorded run: there is no {_STATE}.") from None
+    except OSError as error:
+        raise RunError(f"{folder / _STATE} cannot be read: {error.strerror}.") from None
+    except ValidationError as error:
+        problem = first_problem(error)
+        raise RunError(f"{folder / _STATE} is no record of a run: {problem}.") from None
+
+
+def _safe(state: State) -> State:
+    return State.model_validate(redacted(state.model_dump()))
+
+
+def _moved(state: State, uri: str) -> State:
+    """Return ``state`` as that of the same run, of which MLflow at ``uri`` has nothing yet."""
+    return State(
+        entry=state.entry,
+        uri=safe_text(uri),
+        experiment=experiment_name(state.experiment, uri),
+        ending=state.ending,
+    )
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """Yield what lies below ``folder``, without following links to folders."""
+    for place, folders, files in os.walk(folder):
+        yield from (Path(place) / name for name in (*folders, *files))

@@ -6,7 +6,9 @@ import logging
 import os
 from pathlib import Path
 
-__all__ = ["first_line", "quieten", "tracking_uri"]
+from medspark.redact import safe_text
+
+__all__ = ["experiment_name", "first_line", "quieten", "tracking_uri"]
 
 _LOCAL_STORE = Path("mlruns")
 
@@ -22,8 +24,15 @@ def tracking_uri(uri: str | None) -> str:
     return f"sqlite:///{(_LOCAL_STORE / 'mlflow.db').resolve()}"
 
 
+def experiment_name(name: str, uri: str) -> str:
+    """Return ``name`` as the store wants it: a workspace's experiments are paths."""
+    return f"/Shared/{name}" if uri.startswith("databricks") and not name.startswith("/") else name
+
+
 def quieten() -> None:
     """Keep a server that is away from blocking for minutes, and migrations from chattering."""
+    # It would print the address of every run, with the user and password that reach it.
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -32,5 +41,5 @@ def quieten() -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """Return what an error says, in one line."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+    """Return what an error says, in one line and without the secrets of addresses."""
+    return (safe_text(str(error)).splitlines() or [type(error).__name__])[0][:200]

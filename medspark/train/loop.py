@@ -303,7 +303,8 @@ class _Run:
         config = self._config.evaluate
         rows = config.rows(len(self._test_split))
         batches = slices(self._test_split, rows, batch_size=config.batch_size, world=self._world)
-        return evaluate(model, batches, config, gather=gatherer(self._world))
+        gather, doubted = gatherer(self._world), config.doubted(rows)
+        return evaluate(model, batches, config, gather=gather, doubted=doubted)
 
     def _calibrate(self) -> None:
         folder, alone = self._config.run_dir / "model", World(0, 0, 1, self._world.device)

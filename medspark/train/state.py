@@ -54,6 +54,7 @@ class Checkpoints:
         self._folder = folder
         self._attempt = attempt
         self._keep = keep
+        self._damaged: set[Path] = set()
 
     def claim(self) -> None:
         """Fence off earlier attempts: what they try to save from now on is refused.
@@ -89,7 +90,7 @@ class Checkpoints:
             _LOGGER.warning("no checkpoint at step %d: %s", step, error)
             _remove(scratch)
             return False
-        self._forget_old()
+        self._forget_before(target)
         return True
 
     def latest(self) -> Saved | None:
@@ -98,6 +99,7 @@ class Checkpoints:
             saved = _load(path)
             if saved is not None:
                 return saved
+            self._damaged.add(path)
             _LOGGER.warning("the checkpoint %s is damaged and is passed over", path)
         return None
 
@@ -121,8 +123,14 @@ class Checkpoints:
                 f"Attempt {holder} has taken this run over; attempt {self._attempt} stops."
             )
 
-    def _forget_old(self) -> None:
-        for path in self._all()[: -self._keep]:
+    def _forget_before(self, newest: Path) -> None:
+        """Keep ``newest``, and the last before it that were not found damaged, so many in all.
+
+        A higher step is of an earlier attempt, which could not be gone on from; no reason to lose
+        what has just been written.
+        """
+        whole = [path for path in self._all() if path <= newest and path not in self._damaged]
+        for path in whole[: -self._keep]:
             _remove(path)
 
     def _all(self) -> list[Path]:

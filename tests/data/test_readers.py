@@ -133,6 +133,7 @@ def test_the_global_batch_does_not_depend_on_the_number_of_ranks(write_shards: W
         assert batch.rows.tolist() == together.tolist()
 
 
+@pytest.mark.petastorm
 def test_both_readers_show_a_row_in_the_same_way(write_shards: WriteShards):
     folder = write_shards()
     varied = AugmentConfig(flip=0.5, shift=0.2)

@@ -47,6 +47,7 @@ def test_a_missing_split_is_named(write_shards: WriteShards):
         source.split("holdout")
 
 
+@pytest.mark.petastorm
 @pytest.mark.parametrize("name", ["_common_metadata", "_metadata"])
 def test_petastorm_metadata_is_refused_before_petastorm_opens_it(
     name: str, write_shards: WriteShards
@@ -145,6 +146,7 @@ def test_a_share_depends_on_the_seed_and_lies_in_a_larger_one(write_shards: Writ
     assert inside != elsewhere
 
 
+@pytest.mark.petastorm
 def test_a_share_is_refused_where_the_reader_cannot_choose_images(write_shards: WriteShards):
     with pytest.raises(UsageError, match=r"data\.share needs the native reader"):
         open_source(write_shards(), DataConfig(reader="petastorm", share=0.5))

@@ -130,3 +130,17 @@ def test_misuse_is_one_sentence_before_spark_starts(run: Run, capsys, mistake, s
     message = capsys.readouterr().err
     assert sentence in message
     assert "Traceback" not in message
+
+
+@pytest.mark.parametrize("content", [b"", b"no model"])
+def test_a_damaged_onnx_file_is_one_sentence_before_spark_starts(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes
+) -> None:
+    pytest.importorskip("onnxruntime")
+    (tmp_path / "x.onnx").write_bytes(content)
+
+    status, _ = run(f"--model={tmp_path / 'x.onnx'}", "--attacks=square")
+
+    assert status == 2
+    (said,) = capsys.readouterr().err.strip().splitlines()
+    assert said == f"evaluate: '{tmp_path / 'x.onnx'}' cannot be opened as an ONNX model."

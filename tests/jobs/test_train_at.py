@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import subprocess
 import sys
 from collections.abc import Callable
@@ -94,6 +95,7 @@ def test_the_built_in_data_are_split_alike_on_every_machine(folder: Path) -> Non
 @pytest.mark.slow
 @pytest.mark.spark
 @pytest.mark.ddp
+@pytest.mark.petastorm
 def test_a_second_run_ingests_nothing_again_and_reads_through_petastorm(folder: Path) -> None:
     (said,) = folder.glob("build/demo/*/ingest.json")
     before = said.stat().st_mtime_ns
@@ -103,6 +105,30 @@ def test_a_second_run_ingests_nothing_again_and_reads_through_petastorm(folder: 
     assert done.returncode == 0, done.stderr[-3000:]
     assert said.stat().st_mtime_ns == before
     assert json.loads((folder / "out/second.json").read_text())["mode"] == "fused_noise"
+
+
+@pytest.mark.slow
+@pytest.mark.spark
+@pytest.mark.ddp
+def test_no_password_is_printed_or_left_behind(folder: Path) -> None:
+    secrets = (
+        *("--track.uri", "http://me:hunter2@127.0.0.1:9", "--track.patience_seconds", 0),
+        *("--spark.settings.spark.our.secret", "hunter2"),
+    )
+
+    done = _submit(folder, *TINY, *secrets, "--output", "out/secret/done.json")
+
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "Dashboard: http://***@127.0.0.1:9" in done.stdout.splitlines()
+    run = folder / "out/secret/done.run"
+    assert f"python -m medspark.track --uri 'http://***@127.0.0.1:9' {run}" in done.stderr
+    assert "hunter2" not in done.stdout + done.stderr
+    files = [path for path in (folder / "out/secret").rglob("*") if path.is_file()]
+    assert {"done.json", "run.json", "result.json", "model.json"} <= {path.name for path in files}
+    assert [path for path in files if b"hunter2" in path.read_bytes()] == []
+    modes = {name: stat.S_IMODE((run / name).stat().st_mode) for name in ("attempts", "model")}
+    assert modes["attempts"] == 0o700
+    assert modes["model"] & 0o500 == 0o500
 
 
 @pytest.mark.slow

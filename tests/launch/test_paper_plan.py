@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from array_shards import write_arrays
+from hypothesis import given
+from hypothesis import strategies as st
 
 from medspark.launch.paper_plan import (
     Dataset,
@@ -17,6 +22,7 @@ from medspark.launch.paper_plan import (
     surrogates,
 )
 from medspark.shards.manifest import read_manifest
+from medspark.shards.schema import SPLITS
 
 TRAININGS = ("original", "adversarial", "distillation", "robust_distillation")
 
@@ -26,8 +32,15 @@ def table(**changes: object) -> PaperTableConfig:
 
 
 @pytest.fixture
-def dataset(write_shards) -> Dataset:
-    folder = write_shards(rows=4, shards=1)
+def dataset(cxr: Dataset) -> Dataset:
+    return cxr
+
+
+@pytest.fixture(scope="module")
+def cxr(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    images, labels = np.zeros((4, 6, 6, 1), dtype=np.uint8), np.arange(4) % 2
+    splits = dict.fromkeys(SPLITS, (images, labels))
+    folder = write_arrays(tmp_path_factory.mktemp("cxr"), splits, shards=1, rows_per_group=8)
     return Dataset("cxr", folder, read_manifest(folder))
 
 
@@ -99,6 +112,14 @@ def test_transfer_comes_from_the_originals_of_the_other_models(dataset: Dataset)
         ({"train": {"mode": "pgd"}}, "robust_distillation", False),
         ({"temperature": 10}, "adversarial", True),
         ({"temperature": 10}, "distillation", False),
+        ({"temperature": 10}, "robust_distillation", True),
+        ({"robust_method": "ard"}, "robust_distillation", False),
+        ({"robust_method": "ard"}, "distillation", True),
+        ({"attack": {"eps": "4/255"}}, "adversarial", False),
+        ({"data": {"augment": {"flip": 0.1}}}, "original", False),
+        ({"data": {"window": 99}}, "original", False),
+        ({"data": {"prefetch": 9}}, "original", True),
+        ({"track": {"experiment": "x"}}, "original", True),
     ],
 )
 def test_a_fingerprint_changes_with_what_decides_the_weights(by_training, changes, training, same):
@@ -107,3 +128,50 @@ def test_a_fingerprint_changes_with_what_decides_the_weights(by_training, change
     told = {fingerprint(config, network) for config in (table(), table(**changes))}
 
     assert (len(told) == 1) == same
+
+
+@given(
+    shares=st.lists(st.floats(0.01, 1), min_size=2, max_size=2, unique=True),
+    training=st.sampled_from(TRAININGS),
+)
+def test_a_network_of_another_share_of_the_data_is_another_one(
+    shares: list[float], training: str, cxr: Dataset
+) -> None:
+    config = table(models=["a"], trainings=[training])
+    found = [next(networks(config, [replace(cxr, share=share)])) for share in shares]
+
+    assert len({fingerprint(config, network) for network in found}) == 2
+    assert [recipe(config, network).data.share for network in found] == shares
+
+
+def test_a_network_of_other_images_or_first_weights_is_another_one(
+    by_training: dict[str, Network], tmp_path: Path
+) -> None:
+    network, one, two = by_training["original"], tmp_path / "1", tmp_path / "2"
+    one.write_bytes(b"1")
+    two.write_bytes(b"2")
+    other = network.dataset.manifest.model_copy(update={"digest": "another"})
+    configs = [table(), table(weights={"a": str(one)}), table(weights={"a": str(two)})]
+
+    told = {fingerprint(config, network) for config in configs}
+    told.add(
+        fingerprint(table(), replace(network, dataset=replace(network.dataset, manifest=other)))
+    )
+
+    assert len(told) == 4
+    two.write_bytes(b"1")  # the same weights at another place
+    assert fingerprint(configs[1], network) == fingerprint(configs[2], network)
+
+
+def test_a_recipe_takes_seed_share_and_weights_of_its_network(cxr: Dataset) -> None:
+    config = table(weights={"b": "pretrained"}, seeds=[3], train={"epochs": 9})
+    (network,) = [
+        n for n in networks(config, [replace(cxr, share=0.5)]) if str(n).startswith("b, original")
+    ]
+
+    chosen = recipe(config, network)
+
+    assert (chosen.seed, chosen.data.share, chosen.train.epochs) == (3, 0.5, 9)
+    assert (chosen.model.name, chosen.model.weights) == ("b", "pretrained")
+    assert chosen.resume == "auto"
+    assert network.dataset.train_images == round(0.5 * cxr.manifest.splits["train"].rows)

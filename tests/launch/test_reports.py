@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from medspark.launch.ranks.reports import Ended, Kind, Reports, Started, diagnose, lost_its_peers
+from medspark.launch.ranks.reports import (
+    Ended,
+    Failure,
+    Kind,
+    Reports,
+    Started,
+    diagnose,
+    lost_its_peers,
+)
 
 
 def _began(reports: Reports, *ranks: int) -> None:
@@ -39,6 +50,71 @@ def test_an_exception_is_the_cause_even_if_another_rank_noticed_first(tmp_path: 
 
     assert failure.rank == 1
     assert failure.sentence == "rank 1 on node-1 (process 4194305) raised ValueError: bad pixel"
+
+
+KINDS: tuple[Kind, ...] = ("error", "killed", "agent_lost", "lost_peers", "terminated", "ok")
+# What happened to the ranks, and when, no two at the same moment.
+ENDS = st.lists(
+    st.tuples(st.sampled_from(KINDS), st.integers(0, 99)),
+    min_size=1, max_size=5, unique_by=lambda end: end[1],
+)  # fmt: skip
+
+
+@given(ENDS)
+def test_the_cause_is_blamed_before_its_consequences_and_the_first_of_several(
+    ends: list[tuple[Kind, int]],
+) -> None:
+    with tempfile.TemporaryDirectory() as place:
+        reports = Reports(Path(place))
+        _began(reports, *range(len(ends)))
+        for rank, (kind, time) in enumerate(ends):
+            _ended(reports, rank, kind, time=time)
+
+        failure = diagnose(reports, len(ends), None)
+
+    rank_of = {"error": 0, "killed": 1, "agent_lost": 2}
+    guilty = min(ends, key=lambda end: (rank_of.get(end[0], 3), end[1]))
+    assert failure.rank == ends.index(guilty)
+
+
+def test_of_ranks_that_lost_each_other_the_first_is_named_with_what_it_saw(tmp_path: Path) -> None:
+    reports = Reports(tmp_path)
+    _began(reports, 0, 1, 2)
+    for rank, time in ((0, 3), (1, 1), (2, 2)):
+        _ended(reports, rank, "lost_peers", f"no answer at {time}", time=time)
+
+    failure = diagnose(reports, 3, None)
+
+    assert failure.sentence == (
+        "rank 1 on node-1 (process 4194305) lost its connection to the other ranks: no answer at 1"
+    )
+
+
+def test_a_rank_that_never_began_is_told_from_one_that_was_killed(tmp_path: Path) -> None:
+    reports = Reports(tmp_path)
+    _began(reports, 1)
+    _ended(reports, 1, "lost_peers", "Timed out waiting")
+
+    assert diagnose(reports, 2, None).sentence.startswith("rank 0 never began, while others did")
+
+
+@pytest.mark.parametrize(
+    ("traceback", "taken"),
+    [("OSError: EADDRINUSE", True), ("Address already in use", True), ("address", False)],
+)
+def test_a_port_that_somebody_took_is_recognised(traceback: str, taken: bool) -> None:
+    assert Failure(rank=0, sentence="", traceback=traceback).port_taken == taken
+
+
+def test_what_a_rank_raised_travels_with_the_failure(tmp_path: Path) -> None:
+    reports = Reports(tmp_path)
+    _began(reports, 0)
+    ended = Ended(rank=0, kind="error", time=0, error="ValueError", cause="x", traceback="line 7")
+    reports.end(ended)
+
+    failure = diagnose(reports, 1, None)
+
+    assert (failure.error, failure.traceback, failure.rank) == ("ValueError", "line 7", 0)
 
 
 def test_a_signal_is_named(tmp_path: Path) -> None:

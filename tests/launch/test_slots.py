@@ -5,21 +5,143 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from medspark.errors import UsageError
+from medspark.launch import slots as slots_module
 from medspark.launch.distributor import LaunchConfig, check_room
 from medspark.launch.slots import (
     Slots,
     available_cores,
     check_settings,
     local_slots,
+    slots_of,
     usual_ranks,
+    wait_for,
 )
+
+Worker = tuple[str, int, int]  # id, tasks at once, cores
+
+
+class Spark:
+    """A session as far as room is concerned: master, settings, and workers of a cluster."""
+
+    def __init__(self, master: str, *workers: Worker, **settings: str) -> None:
+        self.sparkContext = self
+        self.master = master
+        self.conf = {name.replace("_", "."): value for name, value in settings.items()}
+        self.workers = list(workers)
+        self._jsc = self
+
+    def sc(self) -> Spark:
+        return self
+
+    statusStore = sc  # noqa: N815 - the JVM's name
+
+    def executorList(self, active: bool) -> Spark:  # noqa: N802 - the JVM's name
+        assert active
+        return self
+
+    def size(self) -> int:
+        return len(self.workers)
+
+    def apply(self, index: int) -> SimpleNamespace:
+        name, tasks, cores = self.workers[index]
+        return SimpleNamespace(id=lambda: name, maxTasks=lambda: tasks, totalCores=lambda: cores)
+
+
+@given(cores=st.integers(1, 64), cpus=st.integers(1, 8))
+def test_a_task_of_several_cores_takes_as_many_of_a_local_master(cores: int, cpus: int) -> None:
+    spark: Any = Spark(f"local[{cores}]", spark_task_cpus=str(cpus))
+
+    assert slots_of(spark) == slots_of(spark, on_executors=False) == Slots(cores // cpus, 1, cores)
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 99)), max_size=5))
+def test_a_cluster_has_the_room_of_its_executors_without_the_driver(
+    workers: list[tuple[int, int]],
+) -> None:
+    found = [(str(number), *each) for number, each in enumerate(workers)]
+    spark: Any = Spark("spark://host:7077", ("driver", 7, 7), *found, spark_task_cpus="2")
+
+    assert slots_of(spark) == Slots(
+        sum(tasks for tasks, _ in workers), len(workers), sum(cores for _, cores in workers)
+    )
+
+
+def test_ranks_on_the_driver_of_a_cluster_have_all_its_cores() -> None:
+    spark: Any = Spark("spark://host:7077", ("1", 4, 4), spark_task_cpus="2")
+    cores = available_cores()
+
+    assert slots_of(spark, on_executors=False) == Slots(cores, 1, cores)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The moment that it is, which only waiting moves on."""
+    now = [0.0]
+    monkeypatch.setattr(slots_module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(slots_module.time, "sleep", lambda s: now.__setitem__(0, now[0] + s))
+    return now
+
+
+def test_a_cluster_that_grows_is_waited_for_until_there_is_room(
+    clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def grown(*_: object, **__: object) -> Slots:
+        return Slots(int(clock[0]), 1, 8)
+
+    monkeypatch.setattr(slots_module, "slots_of", grown)
+    spark: Any = Spark("spark://host:7077")
+
+    assert wait_for(spark, 3, on_executors=True, seconds=30).tasks == 3
+    assert clock[0] == 3
+    assert wait_for(spark, 99, on_executors=True, seconds=5).tasks < 99
+    assert 8 < clock[0] <= 9
+
+
+@pytest.mark.parametrize(("master", "on_executors"), [("local[2]", True), ("yarn", False)])
+def test_a_machine_that_does_not_grow_is_not_waited_for(
+    clock: list[float], master: str, on_executors: bool
+) -> None:
+    spark: Any = Spark(master)
+
+    wait_for(spark, 10**6, on_executors=on_executors, seconds=30)
+
+    assert clock[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "gpu", "sentence"),
+    [
+        ({}, False, None),
+        ({"spark_dynamicAllocation_enabled": "true"}, False, "dynamic allocation"),
+        ({"spark_ssl_enabled": "TRUE"}, False, "gradients would travel in clear"),
+        (
+            {"spark_ssl_enabled": "true", "pytorch_spark_distributor_ignoreSsl": "true"},
+            False,
+            None,
+        ),
+        ({}, True, r"resource\.gpu\.amount=1 \(it is 0\)"),
+        ({"spark_task_resource_gpu_amount": "1"}, True, None),
+        ({"spark_task_resource_gpu_amount": "2"}, True, r"it is 2"),
+        ({"spark_task_resource_gpu_amount": "2"}, False, None),
+    ],
+)
+def test_settings_under_which_ranks_cannot_run_are_refused(
+    settings: dict[str, str], gpu: bool, sentence: str | None
+) -> None:
+    spark: Any = Spark("spark://host:7077", **settings)
+
+    with pytest.raises(UsageError, match=sentence) if sentence else nullcontext():
+        check_settings(spark, gpu=gpu)
 
 
 @pytest.mark.parametrize(

@@ -114,12 +114,22 @@ def test_files_that_no_reader_takes_for_data_are_left_alone(dataset: Path, name:
         ("{}", "has schema version None"),
         (json.dumps({"schema_version": 99}), "has schema version 99"),
         (json.dumps({"schema_version": 1}), "is not a manifest"),
+        ("[" * 100_000, "is not a manifest"),
+        ('{"a": ' * 100_000, "is not a manifest"),
     ],
 )
 def test_what_is_not_a_manifest_is_refused(dataset: Path, text: str, sentence: str):
     (dataset / NAME).write_text(text)
 
     with pytest.raises(UsageError, match=sentence):
+        read_manifest(dataset)
+
+
+def test_a_manifest_of_any_size_is_read_to_its_limit_only(dataset: Path):
+    with (dataset / NAME).open("wb") as file:
+        file.truncate(1 << 40)  # a hole: it takes no room
+
+    with pytest.raises(UsageError, match="cannot be read: it is larger than"):
         read_manifest(dataset)
 
 

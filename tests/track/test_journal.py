@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from medspark.track.journal import Journal, JournalReader
 
@@ -63,6 +66,51 @@ def test_an_incomplete_segment_is_read_when_it_is_complete(tmp_path: Path) -> No
     segment.write_text('[0, 1, {"loss": 2.0}]\n')
 
     assert _steps(reader) == [0]
+
+
+@given(st.permutations(range(5)), st.integers(1, 60))
+def test_nothing_is_lost_and_order_is_kept_however_late_segments_become_whole(
+    order: list[int], cut: int
+) -> None:
+    with tempfile.TemporaryDirectory() as place:
+        whole = {number: f'[{number}, 1, {{"loss": {number}.5}}]\n' for number in range(5)}
+        paths = {number: Path(place, f"{number:08d}-abc.jsonl") for number in range(5)}
+        for number, path in paths.items():
+            path.write_text(whole[number][: min(cut, len(whole[number]) - 2)])
+        reader, seen = JournalReader(Path(place)), []
+        for number in order:
+            seen += _steps(reader)
+            paths[number].write_text(whole[number])
+            assert seen == list(range(len(seen)))
+
+        assert seen + _steps(reader) == list(range(5))
+
+
+@pytest.mark.parametrize(
+    "line", ["3", "[1]", "[1, 2, 3]", '[1, 2, {"a": "b"}]', "[" * 100_000, '[1, 2, {"a": []}]']
+)
+def test_what_is_no_record_holds_the_journal_up_and_raises_nothing(
+    tmp_path: Path, line: str
+) -> None:
+    (tmp_path / "00000000-abc.jsonl").write_text(line)
+
+    assert _steps(JournalReader(tmp_path)) == []
+
+
+def test_files_of_other_names_are_no_segments(tmp_path: Path) -> None:
+    for name in ("notes.jsonl", "x-y.jsonl", "00000001-abc.tmp"):
+        (tmp_path / name).write_text("{}")
+
+    Journal(tmp_path, flush_seconds=0).record(3, {"loss": 1.0})
+
+    assert _steps(JournalReader(tmp_path)) == [3]
+    assert len(list(tmp_path.glob("00000000-*.jsonl"))) == 1
+
+
+def test_an_endless_segment_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "00000000-abc.jsonl").symlink_to("/dev/zero")
+
+    assert _steps(JournalReader(tmp_path)) == []
 
 
 def test_a_journal_without_a_directory_discards(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from medspark.track.config import TrackConfig
 from medspark.track.journal import Journal
 from medspark.track.models import fetch_model
 from medspark.track.runs import tracked
-from medspark.track.spool import DatasetEntry, ModelEntry, RunEntry, Spool
+from medspark.track.spool import DatasetEntry, ModelEntry, RunEntry, read_state
 
 ENTRY = RunEntry(
     name="mobilenetv2",
@@ -131,13 +131,11 @@ def test_a_server_that_is_down_costs_nothing_but_a_later_publish(
                 journal.record(step, {"loss": float(step)})
         run.end("FINISHED", patience_seconds=0)
     assert run.reference["run_id"] is None
-    assert "python -m medspark.track" in caplog.text
+    assert f"python -m medspark.track --uri {dead_server} {tmp_path / 'run'}" in caplog.text
 
-    spool = Spool.reopen(tmp_path / "run")
-    spool.update(uri=store)
-    assert publish_later([str(tmp_path / "run")]) == 0
+    assert publish_later(["--uri", store, str(tmp_path / "run")]) == 0
 
-    run_id = Spool.reopen(tmp_path / "run").state.run_id
+    run_id = read_state(tmp_path / "run").run_id
     assert len(_history(store, run_id, "loss")) == 50
 
 
@@ -162,7 +160,7 @@ def test_a_store_that_cannot_be_opened_costs_no_training(tmp_path: Path) -> None
         run.end("FINISHED")
 
     assert run.reference["run_id"] is None
-    assert Spool.reopen(tmp_path / "run").state.ending is not None
+    assert read_state(tmp_path / "run").ending is not None
 
 
 def test_publishing_a_folder_without_a_run_says_so(

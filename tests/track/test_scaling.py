@@ -17,6 +17,7 @@ from medspark.track.scaling import (
     efficiency,
     fit_amdahl,
     fit_usl,
+    mean_interval,
     project,
     steady,
     trend,
@@ -73,6 +74,77 @@ def test_the_interval_of_a_noisy_fit_holds_the_truth_and_shrinks_with_repeats() 
     assert low <= 0.1 <= high
     wide_low, wide_high = few.intervals["contention"]
     assert high - low < wide_high - wide_low
+
+
+def test_the_interval_of_a_fit_is_as_wide_as_theory_says() -> None:
+    # With two counts the law goes through both; one process alone decides its base, whose
+    # relative standard error is that of a mean: 95 % of draws lie within 1.96 of them.
+    seconds = np.random.default_rng(1).normal(1, 0.05, 400) / 100
+    points = {1: list(1 / seconds), 2: [150.0] * 400}
+    error = seconds.std() / seconds.mean() / math.sqrt(len(seconds))
+
+    fit = fit_amdahl(points, resamples=4000)
+
+    assert fit is not None
+    low, high = fit.intervals["base"]
+    assert (high - low) / fit.base == pytest.approx(2 * 1.96 * error, rel=0.07)
+    assert low < fit.base < high
+    assert (fit.base - low) == pytest.approx(high - fit.base, rel=0.15)
+
+
+def test_the_interval_of_a_mean_is_students() -> None:
+    mean, interval = mean_interval([1.0, 2.0, 3.0])
+
+    half = 4.30265 / 3**0.5  # t of 2 degrees of freedom at 97.5 %, times the standard error
+    assert mean == 2
+    assert interval == pytest.approx((2 - half, 2 + half), rel=1e-4)
+    assert mean_interval([7.0]) == (7.0, None)
+
+
+def test_the_residual_of_a_fit_is_its_largest_distance_from_a_median() -> None:
+    fit = fit_amdahl({1: [100.0], 2: [100.0], 4: [400.0]}, resamples=2)
+
+    assert fit is not None
+    off = [abs(float(fit.speed(n)) / v - 1) for n, v in ((1, 100), (2, 100), (4, 400))]
+    assert fit.largest_residual == pytest.approx(max(off))
+
+
+@given(batch=st.integers(1, 512), processes=st.integers(2, 512))
+def test_a_step_takes_what_its_parts_take(batch: int, processes: int) -> None:
+    model = StepModel(
+        seconds_per_image=0.01, seconds_per_step=0.2, gradient_bytes=1e8, overlap=0.25
+    )
+    cluster = Cluster(bandwidth=1e8, latency=1e-3)
+
+    seconds, bound = model.step(processes, batch, cluster)
+
+    compute = 0.2 + 0.01 * batch
+    talk = 2 * (processes - 1) * (1 / processes + 1e-3)
+    exposed = max(0.0, talk - 0.25 * compute)
+    assert seconds == pytest.approx(compute + exposed)
+    assert bound == ("network" if exposed > compute else "compute")
+    assert model.speed(processes, batch, cluster) == pytest.approx(processes * batch / seconds)
+
+
+def test_reading_that_is_slower_than_computing_binds() -> None:
+    slow = StepModel(seconds_per_image=0.01, gradient_bytes=1, loader_images_per_second=50)
+    shared = MODEL.model_copy(update={"image_bytes": 1e6})
+
+    assert slow.step(1, 10, Cluster()) == (pytest.approx(0.2), "storage")
+    assert shared.step(4, 10, Cluster(storage=1e6)) == (pytest.approx(40), "storage")
+
+
+def test_hours_and_cost_count_from_submission_for_every_node() -> None:
+    free = StepModel(seconds_per_image=0.01, gradient_bytes=1e-9)
+    cluster = Cluster(startup_seconds=900, price=3, latency=0)
+
+    seen = project(free, cluster, nodes=4, images=4e5, epochs=2, batch=10, largest_batch=40)
+
+    # 8e5 images, 0.01 s each, on four nodes: 2000 s, and 900 to start
+    assert seen.images_per_second == pytest.approx(400)
+    assert seen.hours == pytest.approx(2900 / 3600)
+    assert seen.cost == pytest.approx(4 * 3 * 2900 / 3600)
+    assert (seen.batch, seen.bound) == (10, "compute")
 
 
 def test_no_law_is_fitted_to_too_few_process_counts() -> None:

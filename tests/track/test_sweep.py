@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from medspark.track.forecast import predictions, step_models
 from medspark.track.scale_report import compare_sweeps, summary_note, table, write_sweep
-from medspark.track.scaling import Cluster, project
-from medspark.track.sweep import Cell, Measured, Price, Probe, Sweep, curves, prices
+from medspark.track.scaling import Cluster, StepModel, project, usl
+from medspark.track.sweep import Cell, Curve, Measured, Price, Probe, Sweep, curves, prices
 
 PROBE = Probe(processes=2, latency=1e-4, bandwidth=1e9, loader_images_per_second=1e5)
 
@@ -179,3 +182,58 @@ def test_a_point_is_foreseen_from_one_process_and_held_against_what_was_measured
     assert standard.measured == 181
     assert standard.predicted == pytest.approx(200, rel=0.05)
     assert standard.error == pytest.approx(standard.predicted / 181 - 1)
+
+
+@given(
+    per_step=st.floats(0.01, 1), per_image=st.floats(0.001, 0.1), world=st.integers(2, 64),
+    scaling=st.sampled_from(["strong", "weak"]),
+)  # fmt: skip
+def test_a_process_has_a_part_of_a_strong_batch_and_the_whole_of_a_weak_one(
+    per_step: float, per_image: float, world: int, scaling: Any
+) -> None:
+    curve = Curve(model="net", mode="fused", scaling=scaling, data_share=1, speeds={world: [50.0]})
+    model = StepModel(seconds_per_image=per_image, seconds_per_step=per_step, gradient_bytes=1e-9)
+    fast = PROBE.model_copy(update={"latency": 0.0, "loader_images_per_second": 1e30})
+
+    (found,) = predictions([curve], {"net fused": model}, fast, batch_size=640)
+
+    own = 640 if scaling == "weak" else 640 / world
+    assert found.predicted == pytest.approx(world * own / (per_step + per_image * own))
+    assert (found.scaling, found.world_size, found.measured) == (scaling, world, 50)
+    assert found.error == pytest.approx(found.predicted / 50 - 1)
+
+
+def test_the_largest_of_three_counts_is_foreseen_from_the_smaller_ones() -> None:
+    law = {n: [float(v)] for n, v in zip((1, 2, 4), usl([1, 2, 4], base=9, contention=0.1),
+                                         strict=True)}  # fmt: skip
+    curve = Curve(model="net", mode="fused", scaling="strong", data_share=1, speeds=law | {8: [1]})
+
+    found = predictions([curve], {}, PROBE, batch_size=32)
+    two = predictions([curve.model_copy(update={"speeds": {1: [9], 2: [10]}})], {}, PROBE,
+                      batch_size=32)  # fmt: skip
+
+    assert [(p.world_size, p.measured) for p in found] == [(8, 1)]
+    assert found[0].predicted == pytest.approx(float(usl(8, base=9, contention=0.1)))
+    assert two == []
+
+
+@pytest.mark.parametrize(
+    ("speeds", "found"),
+    [
+        ({8: 8 / 0.13, 32: 32 / 0.37}, (0.01, 0.05)),
+        ({32: 80.0}, (1 / 80, 0.0)),
+        ({8: 100.0, 32: 90.0}, (1 / 90, 0.0)),  # noise: a step would cost less than nothing
+        ({8: 10.0, 32: 80.0}, (1 / 80, 0.0)),  # noise: images would be free
+    ],
+)
+def test_seconds_per_image_and_per_step_come_from_two_sizes_of_batch(
+    speeds: dict[int, float], found: tuple[float, float]
+) -> None:
+    curve = Curve(model="net", mode="fused", scaling="strong", data_share=1, alone=speeds,
+                  speeds={1: [1.0]})  # fmt: skip
+
+    (model,) = step_models([curve], PROBE, gradient_bytes={"net": 7}, image_bytes=3).values()
+
+    assert (model.seconds_per_image, model.seconds_per_step) == pytest.approx(found)
+    assert (model.gradient_bytes, model.image_bytes) == (7, 3)
+    assert model.loader_images_per_second == PROBE.loader_images_per_second

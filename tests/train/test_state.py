@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import resource
+import tempfile
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from medspark.errors import RunError
 from medspark.train.state import RECORD, TENSORS, Checkpoints
@@ -47,6 +50,31 @@ def test_only_the_newest_are_kept(tmp_path: Path):
         "step-000000003",
         "step-000000004",
     ]
+
+
+@given(
+    keep=st.integers(1, 3),
+    damaged=st.sets(st.integers(0, 30), max_size=8),
+    steps=st.lists(st.integers(0, 30), min_size=1, max_size=6, unique=True).map(sorted),
+    looked=st.booleans(),
+)
+def test_what_was_just_saved_is_there_whatever_lies_beside_it(
+    keep: int, damaged: set[int], steps: list[int], looked: bool
+):
+    with tempfile.TemporaryDirectory() as place:
+        for step in damaged:
+            Path(place, f"step-{step:09d}-attempt-0001").mkdir()
+        kept = checkpoints(Path(place), attempt=2, keep=keep)
+        if looked:
+            kept.latest()
+
+        for step in steps:
+            assert kept.save(step, {"weights": torch.full((3,), float(step))}, {"note": step})
+            assert latest_step(Path(place)) == step
+
+        if looked:  # the damaged ones are known, and count for nothing
+            whole = [path.name for path in Path(place).glob("step-*attempt-0002")]
+            assert len(whole) == min(keep, len(steps))
 
 
 @pytest.mark.parametrize("name", [TENSORS, RECORD])

@@ -1,0 +1,83 @@
+"""What a card says a network is for, held against the images that it is given."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from medspark.models.card import CARD, ModelCard, read_card, write_card
+from medspark.shards.manifest import Manifest
+
+CLASSES = ("normal", "pneumonia", "other")
+# Classes, whether any of them, channels: what network and images have to agree on.
+MEANT = st.tuples(
+    st.permutations(CLASSES).flatmap(lambda names: st.sampled_from([tuple(names), names[:2]])),
+    st.booleans(),
+    st.integers(1, 4),
+)
+
+
+def card_of(classes: tuple[str, ...], multi_label: bool, channels: int) -> ModelCard:
+    return ModelCard(
+        architecture="resnet50", classes=tuple(classes), multi_label=multi_label, height=8, width=8,
+        channels=channels, mean=(0.5,) * channels, std=(0.25,) * channels,
+    )  # fmt: skip
+
+
+def manifest_of(classes: tuple[str, ...], multi_label: bool, channels: int) -> Manifest:
+    return Manifest(
+        digest="d", generation="g", classes=tuple(classes), multi_label=multi_label, height=16,
+        width=16, channels=channels, bits=16, seed=0, splits={}, leak_check={}, source={},
+    )  # fmt: skip
+
+
+@given(mine=MEANT, theirs=MEANT)
+def test_a_network_fits_images_of_its_classes_and_channels_and_no_others(mine, theirs) -> None:
+    same = (tuple(mine[0]), *mine[1:]) == (tuple(theirs[0]), *theirs[1:])
+
+    assert (card_of(*mine).misfit(manifest_of(*theirs)) == "") == same
+
+
+@pytest.mark.parametrize(
+    ("theirs", "said"),
+    [
+        ((CLASSES[:2], False, 3), "one of normal, pneumonia in images of 3 channel(s)"),
+        ((CLASSES[:2], True, 1), "any of normal, pneumonia in images of 1 channel(s)"),
+        ((CLASSES[1::-1], False, 1), "one of pneumonia, normal in images of 1 channel(s)"),
+    ],
+)
+def test_a_misfit_is_told_with_both_sides(theirs: tuple[tuple[str, ...], bool, int], said: str):
+    misfit = card_of(CLASSES[:2], False, 1).misfit(manifest_of(*theirs))
+
+    assert misfit == (
+        f"it tells one of normal, pneumonia in images of 1 channel(s), and the shards hold {said}"
+    )
+
+
+def test_a_card_comes_back_as_it_was_written_and_nothing_else_lies_there(tmp_path: Path) -> None:
+    card = card_of(CLASSES, True, 3).model_copy(
+        update={"temperature": 2.5, "bits": 16, "dropout": 0.3, "rendering": {"window": "lung"}}
+    )
+    (tmp_path / "model.safetensors").touch()
+
+    write_card(tmp_path, card)
+
+    assert read_card(tmp_path) == card
+    assert {path.name for path in tmp_path.iterdir()} == {CARD, "model.safetensors"}
+
+
+def test_a_card_without_what_came_later_is_read_with_the_usual_values(tmp_path: Path) -> None:
+    """As the first version wrote it."""
+    (tmp_path / "model.safetensors").touch()
+    (tmp_path / CARD).write_text(
+        '{"architecture": "resnet50", "classes": ["a", "b"], "channels": 1, "height": 224, '
+        '"width": 200, "mean": [0.4], "std": [0.2]}'
+    )
+
+    card = read_card(tmp_path)
+
+    assert (card.bits, card.multi_label, card.dropout, card.temperature) == (8, False, 0, 1)
+    assert (card.height, card.width, card.rendering) == (224, 200, {})
