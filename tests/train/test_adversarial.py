@@ -199,9 +199,8 @@ def test_gradalign_adds_a_penalty_that_falls_when_followed(weight: float, sample
     slopes = torch.autograd.grad(10 * weight * before, list(model.parameters()), allow_unused=True)
     added = {name: penalised[name] - without[name] for name in without}
     for name, slope in zip(added, slopes, strict=True):
-        torch.testing.assert_close(
-            added[name], torch.zeros_like(added[name]) if slope is None else slope
-        )
+        expected = torch.zeros_like(added[name]) if slope is None else slope
+        torch.testing.assert_close(added[name], expected)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter -= 1e-4 * added[name]
@@ -301,9 +300,8 @@ def test_clean_and_attacked_images_share_the_loss_as_they_are_told(share: float)
 
     stats = take_step(Learner(model, CrossEntropy(), config), given)
 
-    clean, attacked = (
-        F.cross_entropy(model(x), given.labels) for x in (given.images, stats.attacked)
-    )
+    shown = given.images, stats.attacked
+    clean, attacked = (F.cross_entropy(model(x), given.labels) for x in shown)
     expected = share * clean + (1 - share) * attacked
     assert float(stats.loss) == pytest.approx(float(expected.detach()))
 

@@ -11,8 +11,10 @@ from pydantic import ValidationError
 from medspark.train.config import FitConfig, TrainConfig
 
 BASE: dict[str, Any] = {"shards": "shards", "distill": {"teacher": "t"}}
-OTHERS = (True, False, 0.25, 0.5, 1.0, 2, 3, "other", *("l2", "kd", "ard", "standard", "main", "off"),
-          *("frozen", "balanced", "exact", "fp32", "petastorm"))  # fmt: skip
+OTHERS = (
+    True, False, 0.25, 0.5, 1.0, 2, 3, "other", "l2", "kd", "ard", "standard", "main", "off",
+    "frozen", "balanced", "exact", "fp32", "petastorm", "size", "never",
+)  # fmt: skip
 # Where it lies, who goes on with it, what is said of it: none of it decides the weights.
 FREE = ("shards", "run_dir", "evaluate", "checkpoint", "resume", "attempt")
 FREE_OF_DATA = ("verify", "prefetch", "cache_dir")
