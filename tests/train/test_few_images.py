@@ -14,11 +14,13 @@ import numpy as np
 import pytest
 import torch
 from array_shards import write_arrays
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 
 from medspark.errors import UsageError
-from medspark.train.config import FitConfig
+from medspark.train.config import FitConfig, TrainConfig, check_ranks
 from medspark.train.loop import fit
 from medspark.train.world import World
 
@@ -163,3 +165,25 @@ def test_processes_that_cannot_share_a_step_are_refused_before_anything_is_read(
 
     with pytest.raises(UsageError, match=sentence):
         fit(config, World(0, 0, ranks, torch.device("cpu")), few_images.Losses())
+
+
+@given(st.integers(0, 40), st.integers(1, 40), st.sampled_from([None, 1, 2, 4, 8, 16]))
+def test_as_many_processes_as_can_share_a_step_are_the_most(
+    available: int, batch: int, shards: int | None
+) -> None:
+    exact = {} if shards is None else {"elastic": "exact", "virtual_shards": shards}
+    train = TrainConfig.model_validate({"batch_size": batch} | exact)
+
+    most = train.most_ranks(available)
+
+    allowed = [ranks for ranks in range(1, available + 1) if can(train, ranks)]
+    assert most == max(allowed, default=0)
+    check_ranks(train, most)
+
+
+def can(train: TrainConfig, ranks: int) -> bool:
+    try:
+        check_ranks(train, ranks)
+    except UsageError:
+        return False
+    return True
