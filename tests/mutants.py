@@ -25,15 +25,8 @@ ROOT = Path(__file__).resolve().parents[1]
 MUTANTS = ROOT / "tests" / "mutants"
 
 _COPIED = (
-    "medspark",
-    "jobs",
-    "notebooks",
-    "conf",
-    "tests",
-    "pyproject.toml",
-    "README.md",
-    "Makefile",
-)
+    "medspark", "jobs", "notebooks", "conf", "tests", "pyproject.toml", "README.md", "Makefile",
+)  # fmt: skip
 _LIMIT_SECONDS = 900
 _TESTS_FAILED = 1  # pytest's exit status; any other one says nothing about the mutant
 

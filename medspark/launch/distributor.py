@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import stat
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -86,6 +87,7 @@ class Task(Config):
 
     Where ``config`` has the keys ``attempt`` and ``resume``, they are set for every attempt. New
     entries in ``checkpoints`` are progress: after two failures without any, the run is given up.
+    ``most_ranks`` says how many of so many ranks, at most, can share the work.
     """
 
     function: str
@@ -93,6 +95,7 @@ class Task(Config):
     run_dir: Path
     journal: Path
     checkpoints: Path
+    most_ranks: Callable[[int], int] = int
 
 
 class Launched(Config):
@@ -160,12 +163,12 @@ class _Supervisor:
         if self._launch.processes == 0:
             # Ranks on executors see the GPUs that Spark gives them.
             gpus = 0 if self._on_executors else _gpus()
-            self._wanted = usual_ranks(slots, gpus=gpus)
+            self._wanted = self._task.most_ranks(usual_ranks(slots, gpus=gpus))
         if slots.tasks < self._wanted:
             raise UsageError(_no_room(self._wanted, slots, self._spark))
         failed_at: str | None = None
         while True:
-            processes = min(self._wanted, slots.tasks)
+            processes = self._task.most_ranks(min(self._wanted, slots.tasks))
             attempt, threads = self._prepare(processes, slots)
             began_at = self._newest_checkpoint()
             try:
@@ -181,7 +184,7 @@ class _Supervisor:
                 self._count_failure(outcome, attempt, stuck=self._newest_checkpoint() == failed_at)
                 failed_at = self._newest_checkpoint()
             slots = self._room(_ROOM_AFTER_FAILURE_SECONDS)
-            if slots.tasks < self._launch.min_processes:
+            if self._task.most_ranks(slots.tasks) < self._launch.min_processes:
                 raise RunError(f"{_count(slots.tasks, 'slot')} left, too few to go on.")
 
     def _room(self, seconds: float) -> Slots:

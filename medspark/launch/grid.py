@@ -27,7 +27,7 @@ from medspark.track.config import TrackConfig
 from medspark.track.scaling import Cluster
 from medspark.track.sweep import ALONE, Cell, Scaling
 from medspark.train.config import ModeName as TrainMode
-from medspark.train.config import TrainConfig
+from medspark.train.config import TrainConfig, check_ranks
 
 __all__ = [
     "ScaleAtConfig", "cells_of", "check_grid", "check_shares", "local_master", "timed_only",
@@ -163,7 +163,10 @@ class ScaleAtConfig(JobConfig):
 def check_grid(config: ScaleAtConfig) -> None:
     for model in config.models:
         for mode in config.grid.mode:
-            cell = training_of(config, cells_of(config, 1, model=model, mode=mode)[0])
+            cells = cells_of(config, 1, model=model, mode=mode)
+            for each in cells:
+                check_ranks(training_of(config, each).train, each.world_size)
+            cell = training_of(config, cells[0])
             # Its processes find room in the session that the sweep makes.
             check(cell.model_copy(update={"launch": LaunchConfig(processes=1)}))
             check_model(cell.model)

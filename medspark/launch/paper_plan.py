@@ -28,7 +28,7 @@ from medspark.launch.training import TrainAtConfig
 from medspark.models.config import PRETRAINED, ModelConfig, check_model
 from medspark.shards.manifest import Manifest, read_manifest, verify
 from medspark.track.config import TrackConfig
-from medspark.train.config import DistillConfig, TrainConfig
+from medspark.train.config import DistillConfig, TrainConfig, check_ranks
 
 __all__ = [
     "Dataset", "Network", "PaperTableConfig", "Recipe", "check", "check_shards", "digest",
@@ -113,6 +113,7 @@ class PaperTableConfig(JobConfig):
 def check(config: PaperTableConfig) -> None:
     """Raise UsageError for what can be found wrong before Spark starts."""
     check_room(config.launch, config.spark.master)
+    check_ranks(config.train, config.launch.processes)
     if not config.datasets and not config.phantom.counts:
         raise UsageError("There are no datasets: give --datasets.NAME FOLDER or --phantom.counts.")
     if any(count < 10 for count in config.phantom.counts):

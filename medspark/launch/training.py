@@ -38,7 +38,7 @@ from medspark.shards.plan import EpochPlan
 from medspark.track.config import TrackConfig
 from medspark.track.runs import tracked
 from medspark.track.spool import DatasetEntry, ModelEntry, RunEntry
-from medspark.train.config import CheckpointConfig, FitConfig, TrainConfig
+from medspark.train.config import CheckpointConfig, FitConfig, TrainConfig, check_ranks
 from medspark.train.run_folder import check_run_folder, held_run, keep_result, kept_result
 
 # Torch, timm and MLflow take seconds to import: only where they are needed, beside the start of
@@ -207,6 +207,7 @@ def _check_folders(config: TrainAtConfig, place: Path) -> None:
 def check(config: TrainAtConfig) -> None:
     """Raise UsageError for what can be found wrong before Spark starts, and without timm."""
     check_room(config.launch, config.spark.master)
+    check_ranks(config.train, config.launch.processes)
     if config.shards is not None:
         verify(config.shards, read_manifest(config.shards), contents=False)
     check_data(config.data)
@@ -266,6 +267,7 @@ def train_once(
     document. Raises UsageError for input that cannot be used, and
     RunError, naming the rank and the cause, for training that failed.
     """
+    check_ranks(config.train, config.launch.processes)
     fit_config = _fit_config(config, folder)
     manifest = read_manifest(fit_config.shards)
     entry = _entry(config, manifest)
@@ -279,6 +281,7 @@ def train_once(
             run_dir=folder,
             journal=run.spool.journal,
             checkpoints=folder / "checkpoints",
+            most_ranks=config.train.most_ranks,
         )
         steps = (
             config.train.epochs

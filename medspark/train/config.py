@@ -12,12 +12,13 @@ from pydantic import Field
 from medspark.attacks.threat import ThreatModel
 from medspark.config import Config
 from medspark.data.config import DataConfig
+from medspark.errors import UsageError
 from medspark.evaluate.config import EvaluateConfig
 from medspark.models.config import ModelConfig
 
 __all__ = [
     "AdversarialConfig", "CheckpointConfig", "DistillConfig", "FitConfig", "ModeName",
-    "MonitorConfig", "TrainConfig",
+    "MonitorConfig", "TrainConfig", "check_ranks", "check_virtual_shards",
 ]  # fmt: skip
 
 ModeName = Literal[
@@ -138,6 +139,39 @@ class TrainConfig(AdversarialConfig):
     def attacks(self) -> bool:
         """Whether the mode learns from attacked images."""
         return self.mode != "standard"
+
+    def most_ranks(self, available: int) -> int:
+        """Return the most processes, ``available`` at most, that can share a step's images."""
+        most = min(available, self.batch_size)
+        if self.elastic == "none":
+            return most
+        even = (ranks for ranks in range(1, most + 1) if self.virtual_shards % ranks == 0)
+        return max(even, default=0)
+
+
+def check_ranks(train: TrainConfig, ranks: int) -> None:
+    """Raise UsageError unless ``ranks`` processes can share a step's images.
+
+    0 stands for as many as can.
+    """
+    if ranks == 0:
+        return
+    if ranks > train.batch_size:
+        raise UsageError(
+            f"train.batch_size {train.batch_size} leaves some of the {ranks} processes without an "
+            "image in every step: give a larger batch, or fewer processes."
+        )
+    if train.elastic == "exact":
+        check_virtual_shards(train.virtual_shards, ranks)
+
+
+def check_virtual_shards(count: int, ranks: int) -> None:
+    """Raise UsageError unless ``count`` is a power of two that ``ranks`` share out evenly."""
+    if count & (count - 1) or count % ranks:
+        raise UsageError(
+            f"train.virtual_shards {count} has to be a power of two and a multiple of the "
+            f"{ranks} processes."
+        )
 
 
 Method = Literal["kd", "defensive", "ard", "rslad"]

@@ -96,6 +96,8 @@ class Engine:
         self._replays = config.replays if config.mode == "free" else 1
         self._total = total_steps * self._replays
         self._lost = 0
+        self._blank = example[:1]
+        self._learnt = 0  # steps with an image since the batch-norm statistics were averaged
         self._settles_at = math.ceil(config.eps_warmup * total_steps) if settle else None
         self.precision = "bf16" if _wants_bf16(config, world.device) else "fp32"
         self._below_head = _below_head(self.model) if config.head_steps else []
@@ -132,6 +134,7 @@ class Engine:
         images = to_unit(batch.images, self._device)
         labels = batch.labels.to(self._device, non_blocking=True)
         pieces = self._gradients.pieces(batch)
+        self._learnt += len(batch.labels) > 0
         starts: dict[int, Tensor | None] = {}
         for replay in range(self._replays):
             update = number * self._replays + replay
@@ -152,11 +155,13 @@ class Engine:
                     key=derive(self._seed, "noise", update),
                     start=starts.get(piece.number),
                 )
-                with self._gradients.piece(last=piece is pieces[-1]):
-                    if len(sample.labels):
-                        stats = take_step(self._learner, sample)
-                        starts[piece.number] = stats.attacked
-                        figures += _figures(stats, sample, piece.part / piece.weight)
+                with self._gradients.learning(piece, last=piece is pieces[-1]):
+                    if piece.empty:
+                        self._gradients.attend(self._blank)
+                        continue
+                    stats = take_step(self._learner, sample)
+                    starts[piece.number] = stats.attacked
+                    figures += _figures(stats, sample, piece.part / piece.weight)
             self._gradients.finish()
             norm = self._update(update, rate)
         return Report(figures, rate, eps, norm)
@@ -180,7 +185,11 @@ class Engine:
             self.average.swap(self.model)
 
     def average_buffers(self) -> None:
-        """Give all ranks the mean of their moving batch-norm statistics."""
+        """Give all ranks the mean of their moving batch-norm statistics.
+
+        A rank counts as often as it has learnt from an image since the last time. In elastic exact
+        the ranks' statistics are the same already, to the last bit.
+        """
         moving = [
             buffer
             for layer in batch_norms(self.model)
@@ -188,11 +197,17 @@ class Engine:
             for buffer in layer.buffers()
             if buffer.is_floating_point()
         ]
-        if moving and self._world.size > 1:
-            mean = self._world.sum(torch.cat([b.flatten() for b in moving])) / self._world.size
-            parts = torch.split(mean, [buffer.numel() for buffer in moving])
+        if not moving or self._world.size == 1 or self._config.elastic == "exact":
+            return
+        learnt = torch.tensor([float(self._learnt)], device=self._device)
+        mine = torch.cat([b.flatten() for b in moving]) * learnt
+        *parts, times = torch.split(
+            self._world.sum(torch.cat([mine, learnt])), [*(b.numel() for b in moving), 1]
+        )
+        self._learnt = 0
+        if times > 0:
             for buffer, values in zip(moving, parts, strict=True):
-                buffer.copy_(values.view_as(buffer))
+                buffer.copy_((values / times).view_as(buffer))
 
     def tensors(self) -> dict[str, Tensor]:
         """Return everything that a resumed run needs, by name."""

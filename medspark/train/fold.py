@@ -52,9 +52,11 @@ class Folded:
             return self.kept
         state = self.trained.state_dict()
         for conv_name, norm_name in self.pairs:
+            conv: Any = self.kept.get_submodule(conv_name)
             norm: Any = self.kept.get_submodule(norm_name)
-            bias = state.pop(f"{conv_name}.bias")
-            norm.bias.copy_(bias + norm.running_mean)
+            shift = state.pop(f"{conv_name}.bias") + norm.running_mean
+            # A convolution of the kept form goes on adding the bias that it was made with.
+            norm.bias.copy_(shift if conv.bias is None else shift - conv.bias)
         self.kept.load_state_dict(state, strict=False)
         return self.kept
 

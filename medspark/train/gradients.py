@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from medspark.data.batch import Batch
-from medspark.errors import UsageError
-from medspark.models.classifier import batch_norms
+from medspark.models.classifier import batch_norms, evaluating
 from medspark.shards.plan import share
+from medspark.train.config import check_virtual_shards
 from medspark.train.world import World
 
 __all__ = ["Gradients", "Overlapped", "Piece", "VirtualShards", "tree_sum"]
@@ -42,6 +42,11 @@ class Piece:
     weight: float
     part: float
 
+    @property
+    def empty(self) -> bool:
+        """Whether there is no image in it."""
+        return self.rows.start == self.rows.stop
+
 
 class Gradients(Protocol):
     """Turns what backward passes leave in ``.grad`` into the gradient of the global batch."""
@@ -55,8 +60,11 @@ class Gradients(Protocol):
         """Start an update."""
 
     @contextmanager
-    def piece(self, *, last: bool) -> Iterator[None]:
+    def learning(self, piece: Piece, *, last: bool) -> Iterator[None]:
         """Hold while one piece is learnt."""
+
+    def attend(self, image: Tensor) -> None:
+        """Take part with a piece that is empty; ``image`` (1, C, H, W) is any that fits."""
 
     def finish(self) -> None:
         """Leave the gradient of the global batch in ``.grad``."""
@@ -89,13 +97,20 @@ class Overlapped:
         """Nothing to do."""
 
     @contextmanager
-    def piece(self, *, last: bool) -> Iterator[None]:
+    def learning(self, piece: Piece, *, last: bool) -> Iterator[None]:  # noqa: ARG002
         """Hold the all-reduce back until the last piece."""
         if isinstance(self.model, DistributedDataParallel) and not last:
             with self.model.no_sync():
                 yield
         else:
             yield
+
+    def attend(self, image: Tensor) -> None:
+        """Add zero to every gradient: without a rank's part no all-reduce of the others ends."""
+        with evaluating(self.model):  # no statistics move
+            self.model(image)  # DDP waits for gradients after a pass forward only
+        nothing = [0 * p.sum() for p in self.model.parameters() if p.requires_grad]
+        torch.stack(nothing).sum().backward()  # type: ignore[no-untyped-call]
 
     def finish(self) -> None:
         """Nothing to do: the last backward pass has waited for the all-reduce."""
@@ -106,11 +121,7 @@ class VirtualShards:
 
     def __init__(self, model: nn.Module, *, count: int, world: World) -> None:
         """Raises UsageError unless ``count`` is a power of two that the ranks share out evenly."""
-        if count & (count - 1) or count % world.size:
-            raise UsageError(
-                f"train.virtual_shards {count} has to be a power of two and a multiple of the "
-                f"{world.size} processes."
-            )
+        check_virtual_shards(count, world.size)
         self.model = model
         self._count = count
         self._world = world
@@ -118,9 +129,11 @@ class VirtualShards:
         self._before: list[Tensor] = []
         self._passes: list[Tensor] = []
         self._taken: list[Tensor] = []
+        self._seeing = count  # virtual shards that have an image in this step
 
     def pieces(self, batch: Batch) -> list[Piece]:
         """Return this rank's virtual shards."""
+        self._seeing = min(self._count, batch.global_size)
         first, last = share(self._count, self._world.size, self._world.rank)
         offset, _ = share(batch.global_size, self._count, first)
         pieces = []
@@ -137,7 +150,7 @@ class VirtualShards:
         self._taken = []
 
     @contextmanager
-    def piece(self, *, last: bool) -> Iterator[None]:  # noqa: ARG002
+    def learning(self, piece: Piece, *, last: bool) -> Iterator[None]:  # noqa: ARG002
         """Take what the piece leaves in the model, as one vector, out of it."""
         yield
         moving = self._moving()
@@ -145,12 +158,16 @@ class VirtualShards:
             torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten()
             for p in self._parameters
         ]
-        parts += [buffer.flatten() / self._count for buffer in moving]
+        seen = 0.0 if piece.empty else 1.0
+        parts += [seen * buffer.flatten() / self._seeing for buffer in moving]
         for parameter in self._parameters:
             parameter.grad = None
         for buffer, value in zip(moving, self._before, strict=True):
             buffer.copy_(value)
         self._taken.append(torch.cat(parts))
+
+    def attend(self, image: Tensor) -> None:
+        """Nothing to do: what travels, travels after the last piece."""
 
     def finish(self) -> None:
         """Put the sum over the virtual shards of all ranks into the model."""

@@ -22,7 +22,7 @@ from medspark.models.checkpoint import (
     load_classifier,
     save_classifier,
 )
-from medspark.train.config import FitConfig
+from medspark.train.config import FitConfig, check_ranks
 from medspark.train.engine import Engine
 from medspark.train.meter import Meter, Recorder
 from medspark.train.monitor import Monitor, look
@@ -54,6 +54,7 @@ def fit(config: FitConfig, world: World, journal: Recorder) -> dict[str, Any]:
     """
     timeline = Timeline()
     timeline.note("joined")
+    check_ranks(config.train, world.size)
     source = open_source(config.shards, config.data, seed=config.seed)
     timeline.note("opened")
     run = _Run(config, world, journal, source, timeline)

@@ -20,7 +20,7 @@ from medspark.models.checkpoint import load_classifier
 from medspark.models.classifier import Classifier, freeze_batch_norm
 from medspark.models.torchvision_ops import import_timm
 from medspark.seeding import derive
-from medspark.shards.plan import permute
+from medspark.shards.plan import EpochPlan, permute
 from medspark.train.adversarial import Learner, Sample, StepStats
 from medspark.train.config import FitConfig
 from medspark.train.distill import lesson
@@ -56,6 +56,7 @@ def make_network(config: FitConfig, source: Source, world: World) -> Classifier:
     elif config.train.sync_batch_norm:
         if world.device.type != "cuda":
             raise UsageError("train.sync_batch_norm works between GPUs only.")
+        _check_every_rank_sees(config, len(source.split("train")), world)
         # Torch's own conversion would lose the activations that timm computes in its batch norms.
         model = import_timm().layers.convert_sync_batchnorm(model)
     return model
@@ -108,6 +109,17 @@ def watched_images(source: Source, config: FitConfig, world: World) -> tuple[Ten
     images, labels = split.gather(rows)
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
     return to_unit(pixels, world.device), torch.from_numpy(labels).to(world.device)
+
+
+def _check_every_rank_sees(config: FitConfig, rows: int, world: World) -> None:
+    """Refuse steps in which a rank has no image, whose statistics the others would wait for."""
+    fewest = rows // EpochPlan(rows, config.train.batch_size, config.seed).steps
+    if fewest < world.size:
+        raise UsageError(
+            f"train.sync_batch_norm needs an image for each of the {world.size} processes in every "
+            f"step, and some steps have {fewest}: start fewer processes, or give a larger "
+            "train.batch_size."
+        )
 
 
 def _check_dual(config: FitConfig, *, frozen: bool) -> None:

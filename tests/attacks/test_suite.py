@@ -203,7 +203,8 @@ def test_deepfool_goes_as_near_as_that_of_foolbox(victim, images, labels, norm: 
     ours = deepfool(victim, images, labels, norm=norm)
 
     near, nearest = (float(sizes(x - images, norm).median()) for x in (ours, theirs))
-    assert near == pytest.approx(nearest, rel=0.02)
+    assert near <= 1.02 * nearest
+    assert right(victim, ours, labels).sum() <= 0.1 * COUNT
 
 
 def test_carlini_wagner_goes_as_near_as_that_of_foolbox(victim, images, labels) -> None:
@@ -218,7 +219,7 @@ def test_carlini_wagner_goes_as_near_as_that_of_foolbox(victim, images, labels) 
     fooled = ~right(victim, ours, labels) & ~right(victim, theirs, labels)
     assert fooled.float().mean() > 0.8
     near, nearest = (float(sizes(x - images, "l2")[fooled].median()) for x in (ours, theirs))
-    assert near == pytest.approx(nearest, rel=0.02)
+    assert near <= 1.02 * nearest
 
 
 @pytest.mark.parametrize("norm", NORMS)

@@ -66,6 +66,11 @@ def test_a_small_student_learns_from_a_teacher_of_another_architecture(
             "--distill.teacher {teacher} --distill.method hinton",
             "distill.method cannot be 'hinton'",
         ),
+        (
+            "--distill.teacher {teacher} --launch.processes 2 --spark.master local[2] "
+            "--train.batch_size 1",
+            "train.batch_size 1 leaves some of the 2 processes without an image in every step",
+        ),
     ],
 )
 def test_a_mistake_is_one_sentence_and_status_2_before_spark_starts(

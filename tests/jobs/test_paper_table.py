@@ -153,6 +153,10 @@ def assert_nested(client: MlflowClient, table: str) -> None:
         ("--phantom.counts 20 --models resnet5", "model.name: timm has no model 'resnet5'"),
         ("--phantom.counts 20 --seeds 0,0", "seeds: 0, 0 names one of them twice."),
         ("--phantom.counts 20 --data_share 0", "data_share: shares are above 0 and at most 1."),
+        (
+            "--launch.processes 2 --spark.master local[2] --train.batch_size 1",
+            "train.batch_size 1 leaves some of the 2 processes without an image in every step",
+        ),
         ("--phantom.counts 20 --trainings fast", "trainings.0 cannot be 'fast'"),
         ("--phantom.counts 20 --train.mode standard", "train.mode: standard is no adversarial"),
         (

@@ -166,6 +166,10 @@ def test_efficiency_is_taken_against_one_process_of_the_same_repeat(place: Path)
         ("--grid.model resnet5O", "model.name: timm has no model 'resnet5O'"),
         ("--repeats 0", "repeats cannot be '0'"),
         ("--shards /nowhere", "There is no shard folder /nowhere."),
+        (
+            "--spark.master local[2] --grid.processes 1,2 --train.batch_size 1",
+            "train.batch_size 1 leaves some of the 2 processes without an image in every step",
+        ),
         ("--spark.master local[2] --grid.processes 1,4", "grid.processes goes up to 4, but Spark"),
         ("--data.reader petastorm --grid.data 0.5", "data.share needs the native reader"),
         ("--shards {shards} --grid.data 0.01", "grid.data: 0.01 of 48 training images is less"),

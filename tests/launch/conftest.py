@@ -25,7 +25,10 @@ def run(spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     from rank_tasks import TinyConfig
 
     def start(
-        *, launch: LaunchConfig | None = None, **tiny: Any
+        *,
+        launch: LaunchConfig | None = None,
+        most_ranks: Callable[[int], int] = int,
+        **tiny: Any,
     ) -> tuple[dict[str, Any], Launched]:
         checkpoints = tmp_path / "checkpoints"
         checkpoints.mkdir(exist_ok=True)
@@ -35,6 +38,7 @@ def run(spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
             run_dir=tmp_path,
             journal=tmp_path / "journal",
             checkpoints=checkpoints,
+            most_ranks=most_ranks,
         )
         return run_ddp(task, spark=spark, launch=launch or LaunchConfig(processes=2))
 

@@ -7,15 +7,18 @@ import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
 
 from medspark.errors import RunError, UsageError
+from medspark.launch import distributor
 from medspark.launch.distributor import LaunchConfig
 from medspark.launch.ranks.network import choose_interface
-from medspark.launch.ranks.reports import Reports
+from medspark.launch.ranks.reports import Failure, Reports
+from medspark.launch.slots import Slots
 from medspark.track.journal import JournalReader
 
 pytestmark = [pytest.mark.spark, pytest.mark.ddp, pytest.mark.slow]
@@ -140,3 +143,38 @@ def test_more_ranks_than_slots_are_refused_at_once(run: Run) -> None:
         run(launch=LaunchConfig(processes=3))
 
     assert time.monotonic() - began < 5
+
+
+def even(available: int) -> int:
+    """Return the most ranks that can share four virtual shards."""
+    return max(count for count in (1, 2, 4) if count <= available)
+
+
+def test_as_many_ranks_as_can_share_the_work_start_where_nobody_says(run: Run) -> None:
+    result, launched = run(steps=1, launch=LaunchConfig(), most_ranks=lambda _: 1)
+
+    assert (result["world"], launched.processes) == (1, 1)
+
+
+@pytest.mark.parametrize(("fewest", "gone_on"), [(1, [4, 2]), (3, [4])])
+def test_after_a_loss_as_many_ranks_go_on_as_can_share_the_work(
+    fewest: int, gone_on: list[int], run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room, started = iter([4, 3, 0]), []
+
+    class Lost:
+        def __init__(self, *_: object, processes: int, **__: object) -> None:
+            started.append(processes)
+            self.reports = SimpleNamespace(folder=Path("logs"))
+
+        def run(self, **_: object) -> Failure:
+            return Failure(rank=3, sentence="a machine is gone")
+
+    monkeypatch.setattr(distributor, "Attempt", Lost)
+    monkeypatch.setattr(distributor, "wait_for", lambda *_, **__: Slots(next(room), 1, 4))
+    launch = LaunchConfig(processes=4, max_restarts=1, min_processes=fewest)
+
+    with pytest.raises(RunError, match="slots left" if fewest == 3 else "a machine is gone"):
+        run(launch=launch, most_ranks=even)
+
+    assert started == gone_on

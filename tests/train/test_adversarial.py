@@ -5,15 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+import few_images
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given as given_any
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from medspark.attacks.pgd import pgd
+from medspark.attacks.threat import ThreatModel
 from medspark.models.classifier import Classifier, freeze_batch_norm
 from medspark.train.adversarial import MODES, Learner, Sample, take_step
 from medspark.train.config import AdversarialConfig
-from medspark.train.objective import CrossEntropy
+from medspark.train.noise import keyed_noise
+from medspark.train.objective import CrossEntropy, divergence
 
 Tiny = Callable[..., Classifier]
 Make = Callable[..., Sample]
@@ -161,14 +167,143 @@ def test_noise_may_lead_out_of_the_eps_ball_but_not_out_of_the_pixel_range(
     assert ((attacked >= 0) & (attacked <= 1)).all()
 
 
-def test_gradalign_adds_a_penalty_that_falls_when_followed(tiny: Tiny, sample: Make):
-    model, given = tiny().double().eval(), sample()
+def smooth_network() -> nn.Module:
+    """Return a network that is not linear and has no kinks, so that its slopes can be followed."""
+    torch.manual_seed(0)
+    parts = nn.Conv2d(1, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(400, 2)
+    return nn.Sequential(*parts).double()
+
+
+def apart(model: nn.Module, given: Sample, near: Tensor) -> Tensor:
+    """Return 1 - cos of the slopes at the images and at those near them, on average."""
+    slopes = []
+    for x in (given.images, near):
+        x = x.clone().requires_grad_(True)
+        loss = F.cross_entropy(model(x), given.labels)
+        slopes.append(torch.autograd.grad(loss, x, create_graph=True)[0].flatten(1))
+    return (1 - F.cosine_similarity(*slopes, dim=1)).mean()
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.5])
+def test_gradalign_adds_a_penalty_that_falls_when_followed(weight: float, sample: Make):
+    model = smooth_network()
+    given = replace(sample(), weight=weight, threat=ThreatModel(eps=0.3))
     without = learnt(model, given, mode="rs_fgsm")
     model.zero_grad()
-
     penalised = learnt(model, given, mode="rs_fgsm", gradalign=10.0)
+    noise = keyed_noise(given.images, given.rows, key=given.key)
+    near = given.threat.random_start(given.images, (noise + 1) / 2)
 
-    assert any(not torch.allclose(without[k], penalised[k]) for k in without)
+    before = apart(model, given, near)
+
+    slopes = torch.autograd.grad(10 * weight * before, list(model.parameters()), allow_unused=True)
+    added = {name: penalised[name] - without[name] for name in without}
+    for name, slope in zip(added, slopes, strict=True):
+        expected = torch.zeros_like(added[name]) if slope is None else slope
+        torch.testing.assert_close(added[name], expected)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter -= 1e-4 * added[name]
+    assert apart(model, given, near) < before
+
+
+def straight(model: nn.Module, given: Sample, start: Tensor) -> Tensor:
+    """Return the sign of the loss's slope at ``start``."""
+    x = start.clone().requires_grad_(True)
+    return torch.autograd.grad(F.cross_entropy(model(x), given.labels), x)[0].sign()
+
+
+@pytest.mark.parametrize("length", [None, 0.7])
+@pytest.mark.parametrize("mode", ["naive", "fused", "fused_noise", "nfgsm", "rs_fgsm", "free"])
+def test_each_mode_learns_from_the_images_of_its_equation(
+    mode: str, length: float | None, sample: Make
+):
+    model, given = smooth_network(), sample()
+    eps, clean = given.threat.eps, given.images
+    noise = keyed_noise(clean, given.rows, key=given.key)
+    start = {
+        "naive": clean,
+        "fused": clean,
+        "fused_noise": clean + 3 * eps * noise,
+        "nfgsm": clean + 3 * eps * noise,
+        "rs_fgsm": clean + eps * noise,
+        "free": clean + eps * noise,
+    }[mode]
+    step = (length or (1.25 if mode == "rs_fgsm" else 1.0)) * eps
+    expected = start + step * straight(model, given, start)
+    if mode in ("rs_fgsm", "free"):
+        expected = expected.clamp(clean - eps, clean + eps)
+    config = AdversarialConfig(mode=mode, noise=3.0, step_length=length)
+
+    stats = take_step(Learner(model, CrossEntropy(), config), given)
+
+    torch.testing.assert_close(stats.attacked, expected.clamp(0, 1))
+
+
+def test_a_replay_of_free_goes_on_where_the_last_one_left_off(sample: Make):
+    model, given = smooth_network(), sample()
+    start = given.images + 0.5 * given.threat.eps
+    learner = Learner(model, CrossEntropy(), AdversarialConfig(mode="free"))
+
+    stats = take_step(learner, replace(given, start=start))
+
+    moved = start + given.threat.eps * straight(model, given, start)
+    expected = given.threat.project(moved, given.images)
+    torch.testing.assert_close(stats.attacked, expected)
+
+
+@pytest.mark.parametrize("beta", [0.5, 6.0])
+def test_trades_is_the_clean_loss_and_the_divergence_of_the_worst_neighbour(
+    beta: float, sample: Make
+):
+    model, given = smooth_network(), sample()
+    config = AdversarialConfig(mode="trades", beta=beta, inner_steps=3)
+
+    stats = take_step(Learner(model, CrossEntropy(), config), given)
+
+    noise = keyed_noise(given.images, given.rows, key=given.key)
+    start = given.threat.random_start(given.images, (noise + 1) / 2)
+    answers = model(given.images).detach()
+    worst = pgd(
+        model, given.images, given.labels, threat=given.threat, steps=3, start=start,
+        loss=lambda logits, labels: divergence(answers, logits, labels),
+    )  # fmt: skip
+    torch.testing.assert_close(stats.attacked, worst)
+    found = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    clean = model(given.images)
+    loss = F.cross_entropy(clean, given.labels)
+    (loss + beta * divergence(clean, model(worst), given.labels).mean()).backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(found[name], parameter.grad)
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_pgd_training_takes_as_many_steps_as_it_is_told_from_a_random_start(
+    steps: int, sample: Make
+):
+    model, given = smooth_network(), sample()
+    config = AdversarialConfig(mode="pgd", inner_steps=steps)
+    noise = keyed_noise(given.images, given.rows, key=given.key)
+    start = given.threat.random_start(given.images, (noise + 1) / 2)
+
+    stats = take_step(Learner(model, CrossEntropy(), config), given)
+
+    expected = pgd(model, given.images, given.labels, threat=given.threat, steps=steps, start=start)
+    torch.testing.assert_close(stats.attacked, expected)
+
+
+@given_any(st.floats(0, 1))
+def test_clean_and_attacked_images_share_the_loss_as_they_are_told(share: float):
+    model, given = smooth_network(), few_images.ranks.fixtures.build_sample()
+    config = AdversarialConfig(mode="fused", clean_share=share)
+
+    stats = take_step(Learner(model, CrossEntropy(), config), given)
+
+    shown = given.images, stats.attacked
+    clean, attacked = (F.cross_entropy(model(x), given.labels) for x in shown)
+    expected = share * clean + (1 - share) * attacked
+    assert float(stats.loss) == pytest.approx(float(expected.detach()))
 
 
 def test_a_gradient_that_is_not_a_number_leaves_the_pixel_alone(tiny: Tiny, sample: Make):

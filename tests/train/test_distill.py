@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from medspark.attacks.losses import cross_entropy
+from medspark.attacks.pgd import pgd
 from medspark.models.classifier import Classifier
 from medspark.train.adversarial import Learner, Sample, StepStats, take_step
-from medspark.train.config import AdversarialConfig, DistillConfig
+from medspark.train.config import AdversarialConfig, DistillConfig, FitConfig
 from medspark.train.distill import lesson
+from medspark.train.noise import keyed_noise
 from medspark.train.objective import CrossEntropy
 
 Tiny = Callable[..., Classifier]
@@ -124,3 +129,76 @@ def test_the_teacher_is_left_as_it_is(method: str, tiny: Tiny, sample: Make):
 
     assert all(parameter.grad is None for parameter in teacher.parameters())
     assert all(parameter.grad is not None for parameter in student.parameters())
+
+
+@pytest.mark.parametrize("method", ["ard", "rslad"])
+def test_the_attack_is_pgd_on_the_loss_of_the_method(method: str, tiny: Tiny, sample: Make):
+    given = sample()
+    teacher, student = tiny(seed=1).double().eval(), tiny(seed=2).double().eval()
+    config = DistillConfig(teacher=Path("unused"), method=method)
+    learner = Learner(
+        student, CrossEntropy(), AdversarialConfig(inner_steps=4), lesson=lesson(config, teacher)
+    )
+    said = teacher(given.images).detach().softmax(1)
+
+    def away_from_the_teacher(logits: Tensor, _: Tensor) -> Tensor:
+        return (said * (said / logits.softmax(1)).log()).sum(1)
+
+    loss = {"ard": cross_entropy, "rslad": away_from_the_teacher}[method]
+    noise = keyed_noise(given.images, given.rows, key=given.key)
+    start = given.threat.random_start(given.images, (noise + 1) / 2)
+    expected = pgd(
+        student, given.images, given.labels, threat=given.threat, steps=4, start=start, loss=loss
+    )
+
+    attacked = take_step(learner, given).attacked
+
+    torch.testing.assert_close(attacked, expected)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.25, 1.0])
+@pytest.mark.parametrize("method", ["kd", "ard", "rslad"])
+def test_alpha_is_the_weight_of_the_teachers_part_also_where_it_is_0(
+    method: str, alpha: float, tiny: Tiny, sample: Make
+):
+    given = sample()
+    stats, teacher, student = learnt(tiny, given, method=method, alpha=alpha, temperature=2.0)
+    answers, clean = teacher(given.images), student(given.images)
+    hard = F.cross_entropy(clean, given.labels)
+    shown = given.images if stats.attacked is None else stats.attacked
+    soft = divergence(answers, student(shown), 2.0)
+
+    expected = {
+        "kd": (1 - alpha) * hard + alpha * 4 * soft,
+        "ard": (1 - alpha) * hard + alpha * 4 * soft,
+        "rslad": (1 - alpha) * divergence(answers, clean, 2.0) + alpha * soft,
+    }[method]
+
+    assert float(stats.loss) == pytest.approx(float(expected.detach()))
+
+
+@pytest.mark.parametrize("method", ["kd", "defensive", "ard", "rslad"])
+def test_a_sample_counts_by_its_weight(method: str, tiny: Tiny, sample: Make):
+    single, double = (
+        learnt(tiny, replace(sample(), weight=weight), method=method)[0] for weight in (1.0, 2.0)
+    )
+
+    assert float(double.loss) == pytest.approx(2 * float(single.loss))
+
+
+def test_defensive_teaches_at_fifty_where_nothing_is_said(tiny: Tiny, sample: Make):
+    by_default, at_fifty = (
+        learnt(tiny, sample(), method="defensive", **chosen)[0].loss
+        for chosen in ({}, {"temperature": 50})
+    )
+
+    assert float(by_default) == float(at_fifty)
+
+
+@pytest.mark.parametrize(
+    ("method", "robust"), [("kd", False), ("defensive", False), ("ard", True), ("rslad", True)]
+)
+def test_students_of_robust_methods_are_judged_under_attack(method: str, robust: bool):
+    config = {"shards": "s", "distill": {"teacher": "t", "method": method}}
+
+    assert FitConfig.model_validate(config).attacks == robust

@@ -10,7 +10,7 @@ import torch
 from medspark.models.classifier import Classifier
 from medspark.train.adversarial import Learner, Sample, take_step
 from medspark.train.config import AdversarialConfig
-from medspark.train.dual_norm import DualNorm, dual
+from medspark.train.dual_norm import DualNorm, dual, for_attacked
 from medspark.train.objective import CrossEntropy
 
 Tiny = Callable[..., Classifier]
@@ -35,6 +35,45 @@ def test_each_norm_sees_its_own_images(mode: str, tiny: Tiny, sample: Make):
         assert main.weight.grad.abs().sum() > 0
         assert auxiliary.weight.grad.abs().sum() > 0
         assert not torch.equal(main.weight.grad, auxiliary.weight.grad)
+
+
+@pytest.mark.parametrize(
+    ("mode", "clean", "attacked"),
+    [("naive", 2, 1), ("fused", 1, 1), ("fused_noise", 1, 1), ("trades", 4, 1)],
+)
+def test_step_after_step_each_norm_counts_its_own_passes(
+    mode: str, clean: int, attacked: int, tiny: Tiny, sample: Make
+):
+    doubled = dual(tiny().double().train(), deployed="main")
+    config = AdversarialConfig(mode=mode, dual_bn=True, inner_steps=2)
+    learner = Learner(doubled.trained, CrossEntropy(), config)
+
+    for step in (1, 2):
+        take_step(learner, sample())
+
+        for layer in layers(doubled.trained):
+            assert int(layer.main.num_batches_tracked) == clean * step
+            assert int(layer.auxiliary.num_batches_tracked) == attacked * step
+
+
+def test_after_an_error_the_main_norms_are_used_again(tiny: Tiny):
+    doubled = dual(tiny(), deployed="main")
+
+    with pytest.raises(ZeroDivisionError), for_attacked(doubled.trained):
+        assert all(layer.attacked for layer in layers(doubled.trained))
+        raise ZeroDivisionError
+
+    assert not any(layer.attacked for layer in layers(doubled.trained))
+
+
+def test_what_one_norm_learns_the_other_does_not(tiny: Tiny):
+    model = tiny()
+    doubled = dual(model, deployed="main")
+    for layer in layers(doubled.trained):
+        layer.auxiliary.weight.data.add_(1)
+
+    assert all((layer.main.weight == 1).all() for layer in layers(doubled.trained))
+    assert not any("auxiliary" in name for name in model.state_dict())
 
 
 @pytest.mark.parametrize("deployed", ["main", "auxiliary"])

@@ -11,11 +11,15 @@ import torch
 
 from medspark.attacks.threat import ThreatModel
 from medspark.data.batch import Batch
+from medspark.errors import RunError
+from medspark.models.backbones import build
 from medspark.models.classifier import Classifier
+from medspark.models.config import ModelConfig
 from medspark.train.adversarial import Sample
 from medspark.train.config import TrainConfig
 from medspark.train.engine import Engine, bf16_pays
 from medspark.train.objective import CrossEntropy
+from medspark.train.schedule import one_cycle
 from medspark.train.state import Checkpoints
 from medspark.train.world import World
 
@@ -88,3 +92,139 @@ def test_a_gpu_that_only_emulates_bf16_computes_in_float32(monkeypatch: pytest.M
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
 
     assert not bf16_pays(torch.device("cuda"))
+
+
+def moved(engine: Engine, batch: Batch, step: int) -> set[str]:
+    """Return the names of the parameters that a step changes."""
+    before = {name: p.detach().clone() for name, p in engine.model.named_parameters()}
+    engine.step(batch, step)
+    return {n for n, p in engine.model.named_parameters() if not torch.equal(p, before[n])}
+
+
+def plain_batch(given: Sample) -> Batch:
+    return Batch((given.images * 255).to(torch.uint8), given.labels, np.arange(10), 1.0, 10, 0, 0)
+
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(("mode", "updates"), [("fused", 1), ("free", 3)])
+def test_in_the_first_steps_only_the_head_is_trained(mode: str, updates: int) -> None:
+    model = build(ModelConfig(name="test_efficientnet"), num_classes=2, channels=1)
+    engine = Engine(
+        model,
+        config=TrainConfig(mode=mode, precision="fp32", head_steps=2, replays=updates),
+        threat=ThreatModel(eps=8 / 255),
+        objective=CrossEntropy(),
+        image_shape=(1, 32, 32),
+        total_steps=4,
+        seed=0,
+        world=World(0, 0, 1, CPU),
+    )
+    images = torch.arange(4 * 32 * 32).view(4, 1, 32, 32).mul(7).remainder(251).to(torch.uint8)
+    batch = Batch(images, torch.tensor([0, 1, 0, 1]), np.arange(4), 1.0, 4, 0, 0)
+
+    first, second, third = (moved(engine, batch, step) for step in range(3))
+
+    assert first == second == {"backbone.classifier.weight", "backbone.classifier.bias"}
+    assert len(third) > 0.9 * len(list(model.parameters()))
+
+
+def test_what_is_deployed_is_the_average_and_training_goes_on_where_it_was(
+    tiny: Tiny, sample: Make
+) -> None:
+    engine = engine_on(CPU, tiny(), ema=0.9)
+    losses(engine, sample(), range(3))
+    assert engine.average is not None
+    average = {name: value.clone() for name, value in engine.average.values.items()}
+    weights = {name: p.detach().clone() for name, p in engine.model.named_parameters()}
+
+    with engine.deployable() as model:
+        lent = {name: p.detach().clone() for name, p in model.named_parameters()}
+
+    assert lent.keys() == average.keys()
+    assert all(torch.equal(lent[name], average[name]) for name in lent)
+    assert any(not torch.equal(lent[name], weights[name]) for name in lent)
+    assert all(torch.equal(p, weights[name]) for name, p in engine.model.named_parameters())
+    assert all(torch.equal(engine.average.values[name], average[name]) for name in average)
+
+
+def test_without_an_average_the_weights_themselves_are_deployed(tiny: Tiny, sample: Make) -> None:
+    engine = engine_on(CPU, tiny())
+    losses(engine, sample(), range(2))
+
+    with engine.deployable() as model:
+        left = dict(model.named_parameters())
+        assert all(torch.equal(left[name], p) for name, p in engine.model.named_parameters())
+
+
+def test_a_step_without_a_finite_gradient_is_left_out_and_twenty_in_a_row_end_the_run(
+    tiny: Tiny, sample: Make
+) -> None:
+    class Objective(CrossEntropy):
+        broken = True
+
+        def __call__(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+            return super().__call__(logits, labels) * (torch.nan if Objective.broken else 1.0)
+
+    engine = engine_on(CPU, tiny(), mode="standard")
+    engine._learner.objective = Objective()
+    batch = plain_batch(sample())
+
+    assert all(moved(engine, batch, 0) == set() for _ in range(19))
+    Objective.broken = False
+    assert moved(engine, batch, 0)
+    Objective.broken = True
+    assert all(moved(engine, batch, 0) == set() for _ in range(19))
+    with pytest.raises(RunError, match=r"Training diverged: 20 updates .* Lower train\.lr"):
+        engine.step(batch, 0)
+
+
+def test_a_report_counts_right_answers_on_clean_and_on_attacked_images(
+    tiny: Tiny, sample: Make
+) -> None:
+    given = sample()
+    seen = {}
+    for mode in ("standard", "pgd", "fused"):
+        engine = engine_on(CPU, tiny(), mode=mode, eps_warmup=0.0)
+        seen[mode] = engine.step(plain_batch(given), 0).figures.tolist()
+
+    assert [seen[mode][3] for mode in seen] == [10, 10, 10]
+    assert (seen["standard"][2], seen["pgd"][1]) == (0, 0)  # what the mode does not learn from
+    assert seen["standard"][1] == seen["fused"][1] > 0
+    assert seen["fused"][2] <= seen["fused"][1]
+
+
+def test_rate_and_eps_of_a_step_are_those_of_its_place_in_the_run(tiny: Tiny, sample: Make) -> None:
+    chosen = {"eps_warmup": 0.5, "lr": 0.1, "lr_rise": 0.5}
+    engine = engine_on(CPU, tiny(), **chosen)
+
+    reports = [engine.step(plain_batch(sample()), step) for step in range(4)]
+
+    assert [report.rate for report in reports] == [
+        one_cycle(step, 4, peak=0.1, rising=0.5) for step in range(4)
+    ]
+    assert [report.eps for report in reports] == [4 / 255, 8 / 255, 8 / 255, 8 / 255]
+
+
+def test_replays_of_a_batch_are_updates_of_their_own(tiny: Tiny, sample: Make) -> None:
+    engine = engine_on(CPU, tiny(), mode="free", replays=3, eps_warmup=1.0)
+
+    reports = [engine.step(plain_batch(sample()), step) for step in range(4)]
+
+    assert [report.eps for report in reports] == pytest.approx(
+        [8 / 255 * (3 * step + 3) / 12 for step in range(4)]
+    )
+    assert reports[-1].rate == one_cycle(11, 12, peak=3e-4)
+
+
+@pytest.mark.parametrize(("first", "second"), [(0, 1), (3, 3)])
+def test_noise_is_drawn_anew_at_every_step_and_alike_at_the_same_one(
+    first: int, second: int, tiny: Tiny, sample: Make
+) -> None:
+    found = []
+    for step in (first, second):
+        engine = engine_on(CPU, tiny(), mode="nfgsm", eps_warmup=0.0)
+        found.append(float(engine.step(plain_batch(sample()), step).figures[0]))
+
+    assert (found[0] == found[1]) == (first == second)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch import nn
 
 from medspark.models.backbones import build
 from medspark.models.classifier import Classifier, batch_norms, freeze_batch_norm
@@ -74,3 +75,44 @@ def test_moving_batch_norm_is_left_alone(tiny: Callable[..., Classifier]):
     folded = fold(model, IMAGES[..., :12, :12])
 
     assert folded.trained is folded.kept is model
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_convolutions_with_a_bias_are_folded_as_those_without(bias: bool):
+    torch.manual_seed(0)
+    backbone = nn.Sequential(
+        *[nn.Conv2d(1, 4, 3, bias=bias), nn.BatchNorm2d(4), nn.ReLU()],
+        *[nn.Conv2d(4, 4, 3, bias=bias), nn.BatchNorm2d(4), nn.ReLU()],
+        *[nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)],
+    )
+    model = lively(Classifier(backbone, architecture="biased", mean=[0.4], std=[0.2])).double()
+    images = IMAGES.double()
+    expected = model(images)
+
+    folded = fold(model, images)
+
+    assert len(folded.pairs) == 2
+    assert not list(batch_norms(folded.trained))
+    torch.testing.assert_close(folded.trained(images), expected)
+    torch.testing.assert_close(folded.unfold()(images), expected)
+
+
+class Branching(nn.Module):
+    """A convolution whose output is used beside its batch norm, so that folding is wrong."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        features = self.conv(images)
+        return (self.norm(features) + features).mean((2, 3))
+
+
+def test_a_network_that_folding_would_change_is_trained_as_it_is():
+    model = lively(Classifier(Branching(), architecture="branching", mean=[0.4], std=[0.2]))
+
+    folded = fold(model, IMAGES)
+
+    assert folded.trained is folded.kept is model
+    assert len(list(batch_norms(model))) == 1

@@ -1,0 +1,152 @@
+"""What four processes do for test_few_images.py where a step has three images.
+
+Writes to FOLDER, for every rank: the gradient of a step by mode, the batch-norm statistics of
+three steps, the tensors of elastic exact; and trains until everything stops at one step.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import ranks
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from medspark.attacks.threat import ThreatModel
+from medspark.train.adversarial import MODES
+from medspark.train.config import DistillConfig, FitConfig, TrainConfig
+from medspark.train.distill import lesson
+from medspark.train.engine import Engine
+from medspark.train.loop import fit
+from medspark.train.objective import CrossEntropy
+from medspark.train.world import World, join
+
+IMAGES = 3
+METHODS = ("kd", "defensive", "ard", "rslad")
+WAYS: dict[str, dict[str, Any]] = {
+    **{mode: {"mode": mode} for mode in MODES},
+    **{method: {"method": method} for method in METHODS},
+    "fused, accumulated": {"mode": "fused", "accumulate": 2},
+    "fused, aligned": {"mode": "fused", "gradalign": 0.2},
+}
+
+
+class StopError(Exception):
+    """Stands for a machine that was lost."""
+
+
+class Losses(ranks.Losses):
+    """Keeps the loss of every step, and may end the process that reports one of them."""
+
+    def __init__(self, stop_at: int | None = None) -> None:
+        super().__init__()
+        self._stop_at = stop_at
+
+    def record(self, step: int, metrics: Mapping[str, float]) -> None:
+        super().record(step, metrics)
+        if step == self._stop_at and "loss" in metrics:
+            raise StopError
+
+
+def engine_for(
+    world: World, *, frozen: bool = False, method: str | None = None, **chosen: Any
+) -> Engine:
+    """Return an engine around the tiny network, taught by another one where a method is given."""
+    network = ranks.fixtures.build_tiny().eval()
+    network.batch_norm_frozen = frozen
+    taught = None
+    if method is not None:
+        teacher = ranks.fixtures.build_tiny(seed=1).eval()
+        config = DistillConfig.model_validate({"teacher": "unused", "method": method})
+        taught = lesson(config, teacher)
+    return Engine(
+        network,
+        config=TrainConfig.model_validate({"precision": "fp32", "inner_steps": 2} | chosen),
+        threat=ThreatModel(eps=8 / 255),
+        objective=CrossEntropy(),
+        image_shape=(1, 12, 12),
+        total_steps=4,
+        seed=0,
+        world=world,
+        lesson=taught,
+    )
+
+
+def gradient(world: World, **chosen: Any) -> dict[str, Tensor]:
+    """Return what the first update learns from three images, by parameter."""
+    engine, kept = engine_for(world, **{"frozen": True} | chosen), {}
+
+    def keep(*_: object) -> None:
+        for name, parameter in engine.model.named_parameters():
+            kept.setdefault(name, parameter.grad.clone())
+
+    engine.optimiser.register_step_pre_hook(keep)
+    engine.step(ranks.batch_for(world, size=IMAGES), 0)
+    return kept
+
+
+def statistics(world: World, **chosen: Any) -> dict[str, Tensor]:
+    """Return the batch-norm statistics after three steps, each rank's own and what is kept."""
+    engine = engine_for(world, mode="fused", **chosen)
+    for step in range(3):
+        engine.step(ranks.batch_for(world, size=IMAGES), step)
+    own = moving(engine)
+    engine.average_buffers()
+    once = moving(engine)
+    engine.average_buffers()
+    twice = moving(engine)
+    parts = {"own": own, "once": once, "twice": twice}
+    return {f"{part}/{name}": value for part, all_ in parts.items() for name, value in all_.items()}
+
+
+def moving(engine: Engine) -> dict[str, Tensor]:
+    return {name: b.clone() for name, b in engine.model.named_buffers() if "running" in name}
+
+
+def exact(world: World, shards: int) -> dict[str, Tensor]:
+    """Return all tensors after three steps of elastic exact with moving batch norm."""
+    torch.set_num_threads(1)
+    engine = engine_for(world, mode="fused_noise", elastic="exact", virtual_shards=shards)
+    for step in range(3):
+        engine.step(ranks.batch_for(world, size=IMAGES), step)
+    engine.average_buffers()
+    return engine.tensors()
+
+
+RESULTS: dict[str, Callable[[World], dict[str, Tensor]]] = {
+    **{
+        f"gradient of {name}": lambda world, chosen=chosen: gradient(world, **chosen)
+        for name, chosen in WAYS.items()
+    },
+    "gradient with two norms": lambda world: gradient(
+        world, frozen=False, mode="fused", dual_bn=True
+    ),
+    "statistics": statistics,
+    "exact 4": lambda world: exact(world, 4),
+    "exact 8": lambda world: exact(world, 8),
+}
+
+
+def main(folder: str) -> None:
+    """Do everything and write it down, or only go on with the training that was stopped."""
+    task = json.loads(Path(folder, "task.json").read_text())
+    with join(timeout_s=60) as world:
+        for name, result in RESULTS.items() if task["results"] else ():
+            found = {key: value.contiguous() for key, value in result(world).items()}
+            save_file(found, Path(folder, f"{name}, rank {world.rank}.safetensors"))
+        losses = Losses(task["stop_at"])
+        with suppress(StopError):
+            fit(FitConfig.model_validate(task["fit"]), world, losses)
+        Path(folder, f"losses-{world.size}-{world.rank}.json").write_text(
+            json.dumps(losses.by_step)
+        )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
