@@ -45,7 +45,7 @@ class Piece:
     @property
     def empty(self) -> bool:
         """Whether there is no image in it."""
-        return self.rows.start == self.rows.stop
+        return bool(self.rows.start == self.rows.stop)
 
 
 class Gradients(Protocol):
