@@ -116,11 +116,17 @@ def remove(folder: str | Path, names: Iterable[str], *, keep: Collection[str] = 
 
 
 def place_of(folder: str | Path) -> tuple[Any, str]:
-    """Return fsspec's file system of a path or URL, and the absolute path in it."""
+    """Return fsspec's file system of a path or URL, and the absolute path in it.
+
+    Raises UsageError for a URL that nothing here can reach.
+    """
     name = os.fspath(folder)
     if "://" not in name:
         return fsspec.filesystem("file"), os.path.abspath(name)  # as it is: ~ is a name, too
-    system, path = fsspec.core.url_to_fs(name)
+    try:
+        system, path = fsspec.core.url_to_fs(name)
+    except (ImportError, ValueError) as error:
+        raise UsageError(f"{name} cannot be reached: {error}.") from None
     return system, str(path)
 
 
@@ -166,11 +172,14 @@ def _within(inner: str | Path, outer: str | Path) -> bool:
     if not (isinstance(system, LocalFileSystem) and isinstance(other, LocalFileSystem)):
         same = system.protocol == other.protocol
         return same and f"{inside.rstrip('/')}/".startswith(f"{outside.rstrip('/')}/")
-    below, above = Path(inside).resolve(), Path(outside).resolve()
-    return any(
-        place == above or (above.exists() and place.exists() and place.samefile(above))
-        for place in (below, *below.parents)
-    )
+    below, above = Path(os.path.realpath(inside)), Path(os.path.realpath(outside))
+    return any(place == above or _same(place, above) for place in (below, *below.parents))
+
+
+def _same(place: Path, other: Path) -> bool:
+    with suppress(OSError):
+        return place.samefile(other)
+    return False
 
 
 # --- how a folder is looked at, here or in an object store ---

@@ -174,6 +174,27 @@ def test_the_sentence_says_which_lies_in_which(tmp_path):
         apart({"the shards": tmp_path / "shards"}, {"the run": tmp_path})
 
 
+def test_an_address_that_cannot_be_reached_is_one_sentence():
+    for decide in (check, claim):
+        with pytest.raises(UsageError, match="nowhere://x cannot be reached"):
+            decide("nowhere://x", "samples")
+
+
+def test_a_loop_of_links_is_no_folder_of_anybody(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+
+    apart({"the source": tmp_path / "loop"}, {"the target": tmp_path / "target"})
+
+
+def test_a_folder_that_is_known_by_two_names_without_a_link_is_one(tmp_path, monkeypatch):
+    (tmp_path / "a" / "below").mkdir(parents=True)
+    (tmp_path / "b").mkdir()
+    monkeypatch.setattr(Path, "samefile", lambda one, two: {one.name, two.name} == {"a", "b"})
+
+    with pytest.raises(UsageError, match="lies inside"):
+        apart({"the source": tmp_path / "a" / "below"}, {"the target": tmp_path / "b"})
+
+
 # --- remove ---
 
 

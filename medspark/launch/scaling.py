@@ -6,10 +6,9 @@ import hashlib
 import json
 import logging
 import os
-import statistics
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +29,16 @@ from medspark.launch.grid import (
     training_of,
 )
 from medspark.launch.hardware import hardware
+from medspark.launch.scale_figures import (
+    assumed_cluster,
+    gradient_bytes,
+    judged_figures,
+    parent_figures,
+    projected,
+)
 from medspark.launch.slots import available_cores, local_slots, slots_of
 from medspark.launch.training import TrainAtConfig, train_once
 from medspark.lock import locked
-from medspark.models.backbones import build
 from medspark.redact import redacted_command, safe_text
 from medspark.shards.manifest import Manifest, read_manifest
 from medspark.track.forecast import predictions, step_models
@@ -42,12 +47,9 @@ from medspark.track.models import fetch_artifact
 from medspark.track.runs import TrackedRun, tracked
 from medspark.track.scale_report import compare_sweeps, summary_note, table, write_sweep
 from medspark.track.scaling import (
-    Cluster,
-    Projection,
     StepModel,
     Window,
     all_reduce_constants,
-    project,
     steady,
 )
 from medspark.track.spool import DatasetEntry, RunEntry, Spool
@@ -135,7 +137,7 @@ class _Sweeper:
             charts = run.charts_of_children(order_by="scale/images_per_second")
             run.end(
                 "FINISHED",
-                summary=_parent_figures(sweep),
+                summary=parent_figures(sweep),
                 tags={"mlflow.note.content": summary_note(sweep, charts=charts)},
                 artifacts=self._folder / "report",
                 patience_seconds=config.track.patience_seconds,
@@ -216,7 +218,7 @@ class _Sweeper:
         speed = steady(windows, warmup_steps=self._config.warmup_steps)
         assert speed is not None, "a training has reported its speed"
         base = self._base(cell)
-        judged = {} if new.timed_only else _judged(result)
+        judged = {} if new.timed_only else judged_figures(result)
         cores = cell.world_size * cell.threads_per_rank
         return new.model_copy(
             update={
@@ -306,13 +308,13 @@ class _Sweeper:
                 drawn,
                 measured,
                 gradient_bytes={
-                    name: _gradient_bytes(config, name, self._manifest)
+                    name: gradient_bytes(config, name, self._manifest)
                     for name in {curve.model for curve in drawn}
                 },
                 image_bytes=self._manifest.pixel_format.nbytes,
             )
             foreseen = predictions(drawn, models, measured, batch_size=config.train.batch_size)
-        cluster = _cluster(config, [m.startup["total"] for m in done if m.startup])
+        cluster = assumed_cluster(config, [m.startup["total"] for m in done if m.startup])
         return Sweep(
             name=self._folder.name,
             command=redacted_command(["spark-submit", *sys.argv]),
@@ -327,7 +329,7 @@ class _Sweeper:
             predictions=foreseen,
             cluster=cluster,
             projections={
-                name: list(_projected(config, model, cluster)) for name, model in models.items()
+                name: list(projected(config, model, cluster)) for name, model in models.items()
             },
         )
 
@@ -373,55 +375,6 @@ def _fingerprint(config: TrainAtConfig, manifest: Manifest) -> str:
         "version": __version__,
     }
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _judged(result: Mapping[str, Any]) -> dict[str, float | None]:
-    worst = result["worst_case"]
-    return {
-        "clean_auroc": result["clean"]["auroc"],
-        "clean_accuracy": result["clean"]["accuracy"],
-        "worst_case_accuracy": worst[-1]["accuracy"] if worst else None,
-    }
-
-
-def _gradient_bytes(config: ScaleAtConfig, name: str, manifest: Manifest) -> float:
-    model = config.model.model_copy(update={"name": name, "weights": None})
-    network = build(model, num_classes=len(manifest.classes), channels=manifest.channels)
-    return float(sum(4 * p.numel() for p in network.parameters() if p.requires_grad))
-
-
-def _cluster(config: ScaleAtConfig, startups: list[float]) -> Cluster:
-    """Return what is assumed of the cluster; start-up as measured, unless it is given."""
-    assumed = config.project.model_dump(include=set(Cluster.model_fields))
-    if startups and "startup_seconds" not in config.project.model_fields_set:
-        assumed["startup_seconds"] = statistics.median(startups)
-    return Cluster(**assumed)
-
-
-def _projected(config: ScaleAtConfig, model: StepModel, cluster: Cluster) -> Iterator[Projection]:
-    for images in config.project.images:
-        for nodes in config.project.nodes:
-            yield project(
-                model,
-                cluster,
-                nodes=nodes,
-                images=images,
-                epochs=config.train.epochs,
-                batch=config.project.batch,
-                largest_batch=config.project.largest_batch,
-            )
-
-
-def _parent_figures(sweep: Sweep) -> dict[str, float]:
-    """Return the figures of the whole sweep that its own run shows."""
-    failed = sum(m.status == "failed" for m in sweep.cells)
-    figures = {"sweep/finished": float(len(sweep.finished)), "sweep/failed": float(failed)}
-    for curve in sweep.curves:
-        name = f"{curve.scaling} {curve.model} {curve.mode}".replace("+", " ")
-        for world, value in curve.efficiencies.items():
-            if world > 1:
-                figures[f"sweep/efficiency on {world} {name}"] = value
-    return figures
 
 
 def _compare(config: ScaleAtConfig) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -20,7 +21,8 @@ from PIL import Image
 from small_disk import small_disk
 
 from medspark.launch import paper_table, scaling, training
-from medspark.ownership import MARKER
+from medspark.lock import locked
+from medspark.ownership import MARKER, claim
 from medspark.shards.manifest import read_manifest, verify
 
 if TYPE_CHECKING:
@@ -217,6 +219,24 @@ def test_what_is_read_and_what_is_written_are_apart(
 
 
 # --- folders of ours ---
+
+
+@pytest.mark.usefixtures("no_spark")
+@pytest.mark.parametrize("name", ["train_at", "train_at, going on", "train_at, over what is there",
+                                  "distill", "scale_at", "paper_table"])  # fmt: skip
+def test_a_folder_that_another_job_writes_is_refused_before_spark_and_its_holder_named(
+    call: Call, name: str, tmp_path: Path, capsys
+) -> None:
+    target = tmp_path / "target"
+    claim(target, "study" if name in ("scale_at", "paper_table") else "run")
+    with locked(target):
+        before = files(target)
+        assert call(name, target) == 2
+        assert files(target) == before
+
+    said = capsys.readouterr().err
+    assert f"Another job is writing {target} (process {os.getpid()} on " in said
+    assert len(said.splitlines()) == 1
 
 
 @pytest.fixture
