@@ -87,7 +87,7 @@ def _told(error: yaml.MarkedYAMLError) -> str:
     return f"{error.problem or error.context}{where}"
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
     """Refuses what is deep, or large once its aliases are written out."""
 
     def __init__(self, text: str) -> None:
