@@ -64,6 +64,15 @@ def test_a_configuration_that_is_a_trap_is_one_sentence(content: bytes, tmp_path
     assert len(str(told.value)) < 1000
 
 
+@pytest.mark.parametrize(("levels", "times", "fits"), [(4, 9, True), (9, 9, False), (20, 2, False)])
+def test_an_alias_counts_as_many_values_as_it_repeats(levels: int, times: int, fits: bool) -> None:
+    if fits:
+        assert parse_yaml(_bomb(levels, times))
+    else:
+        with pytest.raises(ValueError, match="more than 100000 values"):
+            parse_yaml(_bomb(levels, times))
+
+
 def test_a_configuration_of_any_size_is_read_to_its_limit_only() -> None:
     with pytest.raises(UsageError, match="/dev/zero is larger than"):
         load_config(Job, ["--config", "/dev/zero"])

@@ -12,9 +12,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from pyspark.sql import SparkSession
 
 from medspark import __version__, ownership
+from medspark.config import first_problem
+from medspark.documents import read_regular
 from medspark.errors import MedsparkError, RunError, UsageError
 from medspark.ingest.session import spark_session
 from medspark.launch.demo import check_demo, demo_folder, demo_shards
@@ -389,7 +392,17 @@ def _compare(config: ScaleAtConfig) -> dict[str, Any]:
 def _find_sweep(name: str, config: ScaleAtConfig) -> Sweep:
     for path in (Path(name), Path(name) / "sweep.json", Path(name) / "report" / "sweep.json"):
         if path.is_file() and path.name == "sweep.json":
-            return Sweep.model_validate_json(path.read_bytes())
+            return _read_sweep(path)
     if os.sep in name or Path(name).exists():
         raise UsageError(f"compare: {name} is not the folder of a sweep: it has no sweep.json.")
-    return Sweep.model_validate_json(fetch_artifact(name, "sweep.json", config.track).read_bytes())
+    return _read_sweep(fetch_artifact(name, "sweep.json", config.track))
+
+
+def _read_sweep(path: Path) -> Sweep:
+    try:
+        return Sweep.model_validate_json(read_regular(path))
+    except OSError as error:
+        raise UsageError(f"compare: {path} cannot be read: {error.strerror}.") from None
+    except ValidationError as error:
+        problem = first_problem(error)
+        raise UsageError(f"compare: {path} is no record of a sweep: {problem}.") from None

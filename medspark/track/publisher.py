@@ -135,7 +135,7 @@ class Publisher:
         self._client.log_batch(self._run_id, metrics=metrics, params=params)
         for key, value in ending.tags.items():
             self._client.set_tag(self._run_id, key, value[:_TAG_LENGTH])
-        if ending.artifacts is not None:
+        if ending.artifacts is not None and (self.spool.folder / ending.artifacts).is_dir():
             self._client.log_artifacts(self._run_id, str(self.spool.own(ending.artifacts)))
         if ending.model is not None:
             self._publish_model(ending.model)

@@ -98,8 +98,8 @@ class TrackedRun:
             params=dict(params or {}),
             summary=dict(summary or {}),
             tags=dict(tags or {}),
-            artifacts=self._kept(artifacts),
-            model=model,
+            artifacts=self._kept(artifacts, "artifacts"),
+            model=self._kept_model(model),
         )
         self.spool.update(ending=ending)
         deadline = time.monotonic() + patience_seconds
@@ -142,14 +142,18 @@ class TrackedRun:
             while not self._stop.wait(2.0):
                 self.publish()
 
-    def _kept(self, artifacts: Path | None) -> Path | None:
-        if artifacts is None or not artifacts.is_dir():
+    def _kept(self, files: Path | None, name: str) -> Path | None:
+        if files is None or not files.is_dir():
             return None
         try:
-            return self.spool.keep(artifacts)
+            return self.spool.keep(files, name)
         except OSError as error:
-            logger.warning("MLflow gets no files of %s: %s", artifacts, error)
+            logger.warning("MLflow gets nothing of %s, which cannot be copied: %s", files, error)
             return None
+
+    def _kept_model(self, model: ModelEntry | None) -> ModelEntry | None:
+        folder = self._kept(model.folder, "model") if model else None
+        return model.model_copy(update={"folder": folder}) if model and folder else None
 
     def _halt(self) -> None:
         self._stop.set()

@@ -24,7 +24,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
-_STATE, _JOURNAL, _ARTIFACTS = "run.json", "journal", "artifacts"
+_STATE, _JOURNAL = "run.json", "journal"
 # A model that is opened calls its loader: a run in a stranger's folder must not name another one.
 Loader = Annotated[str, Field(pattern=r"^(medspark(\.\w+)+:\w+(\.\w+)*)?$")]
 
@@ -115,7 +115,7 @@ class Spool:
         (folder / _JOURNAL).mkdir(parents=True, exist_ok=True)
         if (folder / _STATE).exists():
             spool = cls.reopen(folder, uri=uri)
-            spool.update(ending=None, complete=False)
+            spool.update(ending=None, complete=False, parent_run_id=new.parent_run_id)
             return spool
         spool = cls(folder, new, uri=uri)
         spool.update()
@@ -131,22 +131,23 @@ class Spool:
         """The folder of the journal."""
         return self.folder / _JOURNAL
 
-    def keep(self, files: Path) -> Path:
-        """Return the path of ``files`` below the spool, copied there if they lie elsewhere.
+    def keep(self, files: Path, name: str) -> Path:
+        """Return the path of the folder ``files`` below the spool.
 
-        So the folder alone is enough to publish the run later, wherever it then lies.
+        It is copied there, as ``name``, if it lies elsewhere: so the folder alone is enough to
+        publish the run later, wherever it then lies.
         """
         root = self.folder.resolve()
         if files.resolve().is_relative_to(root):
             return files.resolve().relative_to(root)
-        shutil.copytree(files, root / _ARTIFACTS, dirs_exist_ok=True)
-        return Path(_ARTIFACTS)
+        shutil.copytree(files, root / name, dirs_exist_ok=True)
+        return Path(name)
 
     def own(self, files: Path) -> Path:
         """Return the folder ``files``, a path below the spool, with all that is in it.
 
-        Raises RunError where something of it lies elsewhere once symbolic links are resolved: it
-        would be published.
+        Raises RunError where something of it lies elsewhere once symbolic links are resolved, or is
+        a pipe: it would be published.
         """
         root, folder = self.folder.resolve(), self.folder / files
         for path in (folder, *_below(folder)):
@@ -155,6 +156,8 @@ class Spool:
                     f"{path} lies outside {self.folder} and is not published: a run's files are "
                     "in its own folder."
                 )
+            if path.exists() and not (path.is_file() or path.is_dir()):
+                raise RunError(f"{path} is no file and is not published.")
         return folder
 
     def check(self) -> None:

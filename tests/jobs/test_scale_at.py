@@ -12,6 +12,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 from pyspark.sql import SparkSession
 
+from medspark.errors import UsageError
 from medspark.launch import scaling
 from medspark.launch.grid import ScaleAtConfig
 from medspark.launch.scaling import scale_at, told
@@ -200,3 +201,16 @@ def test_a_mistake_is_one_sentence_and_status_2_before_spark_starts(
 
 def _too_late(*_: object, **__: object) -> None:
     raise AssertionError("Spark was started")
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"[" * 100_000, b"\xff"])
+def test_a_damaged_sweep_cannot_be_compared_and_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "sweep.json").write_bytes(content)
+    config = ScaleAtConfig(compare=(str(tmp_path), str(tmp_path)))
+
+    with pytest.raises(
+        UsageError, match=r"compare: .*sweep\.json is no record of a sweep: "
+    ) as told:
+        scale_at(config)
+
+    assert len(str(told.value).splitlines()) == 1

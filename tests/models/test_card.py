@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from medspark.errors import UsageError
 from medspark.models.card import CARD, ModelCard, read_card, write_card
 from medspark.shards.manifest import Manifest
 
@@ -81,3 +82,19 @@ def test_a_card_without_what_came_later_is_read_with_the_usual_values(tmp_path: 
 
     assert (card.bits, card.multi_label, card.dropout, card.temperature) == (8, False, 0, 1)
     assert (card.height, card.width, card.rendering) == (224, 200, {})
+
+
+@pytest.mark.parametrize(("channels", "means", "deviations"), [(3, 1, 1), (1, 3, 3), (1, 1, 2)])
+def test_every_channel_has_a_mean_and_a_deviation(
+    tmp_path: Path, channels: int, means: int, deviations: int
+) -> None:
+    (tmp_path / "model.safetensors").touch()
+    card = card_of(CLASSES, False, channels).model_copy(
+        update={"mean": (0.5,) * means, "std": (0.5,) * deviations}
+    )
+    write_card(tmp_path, card)
+
+    with pytest.raises(
+        UsageError, match=rf"{channels} channel.* there are {means} and {deviations}"
+    ):
+        read_card(tmp_path)

@@ -86,15 +86,28 @@ def test_a_folder_that_was_moved_is_published_all_the_same(recorded: Path, store
     assert "table.md" in _files(store, moved)
 
 
-def test_a_report_beside_the_runs_folder_is_kept_in_it(tmp_path: Path, store: str) -> None:
-    (tmp_path / "report").mkdir()
-    (tmp_path / "report" / "table.md").write_text("| eps |")
+def test_report_and_model_beside_the_runs_folder_are_kept_in_it(tmp_path: Path, store: str) -> None:
+    for name in ("report", "net"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "table.md").write_text("| eps |")
+    model = MODEL.model_copy(update={"folder": tmp_path / "net"})
     with tracked(tmp_path / "run", TrackConfig(uri="http://127.0.0.1:9", **QUIET), ENTRY) as run:
-        run.end("FINISHED", artifacts=tmp_path / "report", patience_seconds=0)
+        run.end("FINISHED", artifacts=tmp_path / "report", model=model, patience_seconds=0)
 
+    kept = Spool.reopen(tmp_path / "run", uri=store)
+    assert kept.state.ending is not None
+    assert kept.state.ending.model is not None
+    assert (kept.own(kept.state.ending.model.folder) / "table.md").is_file()
+    kept.update(ending=kept.state.ending.model_copy(update={"model": None}))  # it is no network
     assert publish_later(["--uri", store, str(tmp_path / "run")]) == 0
 
     assert "table.md" in _files(store, tmp_path / "run")
+
+
+def test_a_pipe_in_the_report_is_not_waited_for(recorded: Path, store: str) -> None:
+    os.mkfifo(recorded / "report" / "pipe")
+
+    assert publish_later(["--uri", store, str(recorded)]) == 1
 
 
 @pytest.mark.parametrize("way", ["absolute", "upwards", "link", "linked file", "model"])
