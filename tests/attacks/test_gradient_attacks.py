@@ -8,7 +8,14 @@ from torch import Tensor, nn
 
 from medspark.attacks.fgsm import fgsm
 from medspark.attacks.gradient import input_gradient, zero_gradient
-from medspark.attacks.losses import correct, cross_entropy, dlr, margin, rescaled
+from medspark.attacks.losses import (
+    correct,
+    cross_entropy,
+    dlr,
+    margin,
+    probabilities,
+    rescaled,
+)
 from medspark.attacks.pgd import pgd
 from medspark.attacks.threat import ThreatModel
 from medspark.models.backbones import build
@@ -163,3 +170,60 @@ def test_findings_are_attacked_one_against_the_others() -> None:
 
     assert margin(logits, labels).tolist() == [-1.0, 1.0]
     assert correct(logits, labels).tolist() == [True, False]
+
+
+def test_a_gradient_of_infinities_alone_is_none() -> None:
+    gradient = torch.zeros(3, 1, 2, 2)
+    gradient[0], gradient[1], gradient[2, 0, 0, 0] = torch.inf, -torch.inf, 1.0
+
+    assert zero_gradient(gradient).tolist() == [True, True, False]
+
+
+def test_gradients_are_those_of_each_image_by_itself(plain_network, batch) -> None:
+    images, labels = batch[0][:5], batch[1][:5]
+    together, _ = input_gradient(plain_network, images, labels, loss=cross_entropy)
+
+    for i in range(5):
+        alone, _ = input_gradient(
+            plain_network, images[i : i + 1], labels[i : i + 1], loss=cross_entropy
+        )
+        torch.testing.assert_close(together[i : i + 1], alone, rtol=1e-3, atol=1e-6)
+
+
+def test_gradients_are_found_where_none_are_kept(plain_network, batch) -> None:
+    images, labels = batch
+    expected = fgsm(plain_network, images, labels, threat=THREAT)
+
+    with torch.no_grad():
+        assert torch.equal(fgsm(plain_network, images, labels, threat=THREAT), expected)
+
+
+def test_the_ratio_divides_by_the_lead_over_the_third_and_not_the_last() -> None:
+    logits = torch.tensor([[5.0, 4.0, 1.0, -9.0], [1.0, 3.0, 2.0, 0.0]])
+
+    ratio = dlr(logits, torch.tensor([0, 2]))
+
+    torch.testing.assert_close(ratio, torch.tensor([-1 / 4, 1 / 2]))
+
+
+def test_the_loss_of_findings_is_their_sum_and_zero_is_no_finding() -> None:
+    logits, labels = torch.tensor([[0.0, 2.0, -1.0]]), torch.tensor([[0, 1, 0]])
+    each = [cross_entropy(logits[:, k : k + 1], labels[:, k : k + 1]) for k in range(3)]
+
+    torch.testing.assert_close(cross_entropy(logits, labels), sum(each))
+    assert correct(logits, labels).all()
+
+
+def test_findings_are_rescaled_by_the_one_that_is_furthest_from_its_answer() -> None:
+    logits, labels = torch.tensor([[4.0, -1.0, 2.0]]), torch.tensor([[0, 1, 0]])
+    unit = logits / 4
+
+    torch.testing.assert_close(rescaled(cross_entropy)(logits, labels), cross_entropy(unit, labels))
+
+
+def test_probabilities_of_findings_keep_their_order_where_they_are_nearly_sure() -> None:
+    logits = torch.tensor([[20.0], [25.0], [30.0]])
+
+    likely = probabilities(logits, torch.ones(3, 1)).flatten()
+
+    assert likely[0] < likely[1] < likely[2] < 1

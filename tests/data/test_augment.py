@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from medspark.data.augment import augment
 from medspark.data.config import AugmentConfig
@@ -45,3 +47,56 @@ def test_a_shift_moves_by_at_most_its_reach_and_repeats_the_edge():
 
 def test_nothing_asked_for_changes_nothing():
     assert np.array_equal(varied(ROWS, flip=0, shift=0), IMAGES)
+
+
+def test_another_seed_flips_and_shifts_others():
+    def with_seed(seed: int, **chosen: float) -> np.ndarray:
+        config = AugmentConfig(**chosen)
+        return augment(IMAGES.copy(), ROWS, config=config, seed=seed, epoch=0)
+
+    for chosen in ({"flip": 0.5}, {"flip": 0, "shift": 0.25}):
+        assert np.array_equal(with_seed(1, **chosen), with_seed(1, **chosen))
+        assert not np.array_equal(with_seed(1, **chosen), with_seed(2, **chosen))
+
+
+def test_another_epoch_shifts_otherwise():
+    assert not np.array_equal(
+        varied(ROWS, flip=0, shift=0.25), varied(ROWS, epoch=1, flip=0, shift=0.25)
+    )
+
+
+@given(st.sampled_from([0.0, 0.2, 0.9, 1.0]), st.integers(0, 100))
+def test_as_many_are_mirrored_as_asked_for_and_all_the_others_are_left(flip: float, seed: int):
+    rows = np.arange(2000)
+    images = np.broadcast_to(np.array([0, 1], dtype=np.uint8)[:, None], (2000, 1, 2, 1)).copy()
+
+    found = augment(images, rows, config=AugmentConfig(flip=flip), seed=seed, epoch=0)
+
+    mirrored = found[:, 0, 0, 0] == 1
+    assert ((found.sum((1, 2, 3))) == 1).all()
+    assert abs(mirrored.mean() - flip) <= (0.06 if 0 < flip < 1 else 0)
+
+
+def shifts(**chosen: float) -> set[tuple[int, int]]:
+    """Return by how much (down, right) images of one bright pixel are moved."""
+    rows = np.arange(500)
+    images = np.zeros((500, 9, 9, 1), dtype=np.uint8)
+    images[:, 4, 4] = 1
+    config = AugmentConfig(**chosen)
+    found = augment(images, rows, config=config, seed=0, epoch=0)
+    return {(int(y) - 4, int(x) - 4) for _, y, x, _ in np.argwhere(found)}
+
+
+@pytest.mark.parametrize("flip", [0.0, 0.5])
+def test_a_shift_goes_every_way_in_both_directions_independently(flip: float):
+    reach = range(-2, 3)
+
+    assert shifts(flip=flip, shift=0.22) == {(y, x) for y in reach for x in reach}
+
+
+def test_a_shifted_image_is_mirrored_as_well():
+    config = AugmentConfig(flip=1.0, shift=0.25)
+
+    found = augment(IMAGES.copy(), ROWS, config=config, seed=1, epoch=0)
+
+    assert np.array_equal(found, varied(ROWS, flip=0, shift=0.25)[:, :, ::-1])

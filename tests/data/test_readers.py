@@ -37,7 +37,7 @@ def read(
 
 
 @pytest.mark.parametrize("reader", READERS)
-@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("world", [1, 2, 3, 8])
 @pytest.mark.parametrize("batch", [5, 12, 64])
 def test_every_row_is_read_exactly_once_an_epoch(
     reader: str, world: int, batch: int, write_shards: WriteShards
@@ -49,12 +49,14 @@ def test_every_row_is_read_exactly_once_an_epoch(
 
 
 @pytest.mark.parametrize("reader", READERS)
-def test_every_rank_takes_the_planned_number_of_steps(reader: str, write_shards: WriteShards):
-    ranks = read(write_shards(rows=51), reader, world=3)
+def test_every_rank_takes_the_planned_steps_and_weighs_its_part_of_each(
+    reader: str, write_shards: WriteShards
+):
+    ranks = read(write_shards(rows=51), reader, world=3, start=1)
 
-    assert [len(batches) for batches in ranks] == [5, 5, 5]
-    for step in range(5):
-        here = [batches[step] for batches in ranks]
+    assert [[b.step for b in batches] for batches in ranks] == [[1, 2, 3, 4]] * 3
+    assert {batch.global_size for batch in ranks[0]} == {10, 11}
+    for here in zip(*ranks, strict=True):
         assert sum(len(b.labels) for b in here) == here[0].global_size
         for batch in here:
             assert batch.weight == pytest.approx(3 * len(batch.labels) / batch.global_size)
@@ -151,3 +153,45 @@ def test_native_images_are_channels_last(write_shards: WriteShards):
     (batches,) = read(write_shards(), "native")
 
     assert batches[0].images.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_augmentation_is_drawn_by_the_seed_and_anew_in_every_epoch(
+    reader: str, write_shards: WriteShards
+):
+    folder, mirrored = write_shards(), []
+    for seed, epoch in ((3, 0), (3, 0), (3, 1), (4, 0)):
+        source = open_source(folder, DataConfig(reader=reader, augment=AugmentConfig(shift=0.3)))
+        batches = source.training(global_batch=50, seed=seed, rank=0, world=1).batches(epoch)
+        images, rows = zip(*((b.images, b.rows) for b in batches), strict=True)
+        mirrored.append(torch.cat(images)[np.argsort(np.concatenate(rows))])
+
+    first, again, later, other = mirrored
+    assert torch.equal(first, again)
+    assert not torch.equal(first, later)
+    assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_another_seed_reads_in_another_order(reader: str, write_shards: WriteShards):
+    source = open_source(write_shards(), DataConfig(reader=reader, window=16))
+    orders = [
+        [
+            b.rows.tolist()
+            for b in source.training(global_batch=12, seed=s, rank=0, world=1).batches(0)
+        ]
+        for s in (1, 1, 2)
+    ]
+
+    assert orders[0] == orders[1] != orders[2]
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_without_augmentation_a_row_is_read_as_it_is_stored(reader: str, write_shards: WriteShards):
+    (batches,) = read(write_shards(), reader)
+
+    for batch in batches:
+        first, *others = batch.images.flatten(1).unbind(1)
+        assert (first == 255).all()
+        for pixel in others:
+            assert np.array_equal(pixel.numpy(), 7 * batch.rows % 251)

@@ -14,7 +14,7 @@ import pytest
 from medspark.data import petastorm
 from medspark.data.config import DataConfig
 from medspark.data.petastorm_import import import_petastorm
-from medspark.data.source import localise, open_source
+from medspark.data.source import Source, localise, open_source
 from medspark.errors import UsageError
 
 WriteShards = Callable[..., Path]
@@ -150,3 +150,29 @@ def test_a_share_depends_on_the_seed_and_lies_in_a_larger_one(write_shards: Writ
 def test_a_share_is_refused_where_the_reader_cannot_choose_images(write_shards: WriteShards):
     with pytest.raises(UsageError, match=r"data\.share needs the native reader"):
         open_source(write_shards(), DataConfig(reader="petastorm", share=0.5))
+
+
+def test_a_split_without_rows_is_one_that_is_not_there(write_shards: WriteShards):
+    folder = write_shards()
+    source = open_source(folder, DataConfig())
+    empty = source.manifest.splits["val"].model_copy(update={"rows": 0, "shards": ()})
+    splits = source.manifest.splits | {"val": empty}
+    manifest = source.manifest.model_copy(update={"splits": splits})
+
+    with pytest.raises(UsageError, match="no val images"):
+        Source(folder, manifest, DataConfig()).split("val")
+
+
+def test_a_copy_that_was_cut_short_is_made_again(
+    write_shards: WriteShards, tmp_path_factory: pytest.TempPathFactory
+):
+    folder, cache = write_shards(), tmp_path_factory.mktemp("cut")
+    fsspec.filesystem("memory").put(str(folder), "/cut/shards", recursive=True)
+    place = localise("memory://cut/shards", cache)
+    (path, *_) = sorted(place.rglob("*.parquet"))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+
+    localise("memory://cut/shards", cache)
+
+    assert path.read_bytes() == whole

@@ -45,3 +45,11 @@ def test_noise_is_uniform_and_uncorrelated():
     assert between_rows.abs().max() < 5 / values.shape[1] ** 0.5
     neighbours = (values[:, 1:] * values[:, :-1]).mean()
     assert neighbours.abs() < 4 / 3 / values.numel() ** 0.5
+
+
+def test_noise_reaches_both_ends_and_its_mean_is_nothing():
+    values = noise(np.arange(256, dtype=np.int64))
+
+    assert -1 <= values.min() < -0.999
+    assert 0.999 < values.max() < 1
+    assert abs(values.mean()) < 0.01

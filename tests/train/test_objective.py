@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from medspark.models.classifier import Classifier
@@ -104,3 +106,54 @@ def test_balanced_weights_ask_for_the_same_ratio_in_either_form() -> None:
 
     assert weight == positive / negative == 3
     assert balanced_positive_weights([0, 40], 40).isfinite().all()
+
+
+logits_of_five = torch.randn(5, 3, generator=torch.Generator().manual_seed(1)).double()
+
+
+@pytest.mark.parametrize("weights", [None, torch.tensor([0.5, 1.0, 4.0]).double()])
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_the_loss_of_classes_is_the_weighted_sum_over_the_number_of_images(
+    weights: Tensor | None, smoothing: float, temperature: float
+) -> None:
+    labels = torch.tensor([0, 2, 1, 1, 0])
+    said = (logits_of_five / temperature).log_softmax(1)
+    each = torch.ones(3).double() if weights is None else weights
+    target = (1 - smoothing) * F.one_hot(labels, 3) + smoothing / 3
+
+    loss = CrossEntropy(weights, smoothing, temperature)(logits_of_five, labels)
+
+    torch.testing.assert_close(loss, -(target * each * said).sum() / 5)
+
+
+@pytest.mark.parametrize("weights", [None, torch.tensor([0.5, 1.0, 4.0]).double()])
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_the_loss_of_findings_weighs_their_positives(
+    weights: Tensor | None, smoothing: float, temperature: float
+) -> None:
+    labels = torch.tensor([[1, 0, 0], [1, 1, 0], [0, 0, 0], [0, 1, 1], [1, 1, 1]])
+    likely = (logits_of_five / temperature).sigmoid()
+    each = torch.ones(3).double() if weights is None else weights
+    target = (1 - smoothing) * labels + smoothing / 2
+
+    loss = BinaryCrossEntropy(weights, smoothing, temperature)(logits_of_five, labels)
+
+    expected = -(each * target * likely.log() + (1 - target) * (1 - likely).log())
+    torch.testing.assert_close(loss, expected.mean())
+
+
+@given(st.lists(st.integers(1, 1000), min_size=2, max_size=6))
+def test_balanced_weights_let_every_class_count_alike_and_the_mean_image_one(
+    counts: list[int],
+) -> None:
+    weights = balanced_weights(counts).double()
+
+    shares = weights * torch.tensor(counts)
+    torch.testing.assert_close(shares, shares[:1].expand(len(counts)), rtol=1e-4, atol=0)
+    assert float(shares.sum() / sum(counts)) == pytest.approx(1, rel=1e-4)
+
+
+def test_a_finding_of_few_images_weighs_as_much_as_all_the_others() -> None:
+    assert balanced_positive_weights([10, 50, 90], 100).tolist() == pytest.approx([9, 1, 1 / 9])
