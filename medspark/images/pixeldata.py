@@ -28,9 +28,9 @@ gdcm.Trace.WarningOff()  # it writes to standard error, past every logger
 gdcm.Trace.ErrorOff()
 
 # Permissive decoders by transfer syntax, the first that can decode it wins. Speed and exactness of
-# each were measured: JPEG-LS of 2048 x 2048 pixels 85 ms with pyjpegls and 170 with GDCM. JPEG 2000 is
-# OpenJPEG's in all of them: 2.5 in Pillow and pylibjpeg, where 512 x 512 lossless pixels of 16 bits
-# take 50 ms of processor time, and 2.3 in GDCM, which damaged streams end, 55 ms on two threads.
+# each were measured: JPEG-LS of 2048 x 2048 pixels 85 ms with pyjpegls and 170 with GDCM. JPEG 2000
+# is OpenJPEG's in all of them: 2.5 in Pillow and pylibjpeg, where 512 x 512 lossless pixels of 16
+# bits take 50 ms of processor time, and 2.3 in GDCM, 55 ms on two threads, which damaged files end.
 _PLUGINS: dict[str, tuple[str, ...]] = {
     uid.RLELossless: ("pydicom",),
     uid.JPEGBaseline8Bit: ("pillow", "gdcm"),
