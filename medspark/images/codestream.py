@@ -21,6 +21,7 @@ class Codestream:
     columns: int
     components: int
     precision: int  # bits per sample
+    signed: bool = False
     conformant: bool = True  # as far as the headers tell
 
 
@@ -67,5 +68,6 @@ def _read_j2k(data: bytes, start: int) -> Codestream | None:
         return None
     right, bottom, left, top = struct.unpack_from(">4I", data, start + 8)
     (components,) = struct.unpack_from(">H", data, start + 40)
-    precision = (data[start + 42] & 0x7F) + 1 if start + 42 < len(data) else 0
-    return Codestream(bottom - top, right - left, components, precision)
+    # Of the first component: the sign in the highest bit, and the precision less one (table A.11).
+    size = data[start + 42] if start + 42 < len(data) else 0
+    return Codestream(bottom - top, right - left, components, (size & 0x7F) + 1, bool(size >> 7))

@@ -10,19 +10,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from medspark.images.content import HEAD_BYTES, Content, content_of
 from medspark.images.deidentify import Privacy, Pseudonyms
-from medspark.images.dicom import NotPlain, decode_dicom, looks_like_dicom, looks_plain
+from medspark.images.dicom import NotPlain, decode_dicom, looks_plain
 from medspark.images.frame import Frame
 from medspark.images.limits import Limits
-from medspark.images.raster import decode_raster, looks_like_raster
+from medspark.images.raster import decode_raster
 from medspark.images.reasons import Reason, Unreadable
 from medspark.images.rendering import Rendering
 
 Source = str | Path | bytes | BinaryIO
 
-# Files up to this size are read whole, which is quicker than seeking in them.
+# Files up to this size, in bytes, are read whole, which is quicker than seeking in them.
 _SMALL_BYTES = 1 << 25
-_HEAD_BYTES = 1024
 
 
 def decode(
@@ -38,8 +38,8 @@ def decode(
 
     Raises Unreadable, and nothing else, for every file that cannot be used; a multi-frame file may
     have yielded some frames by then. With ``plain_only``, raises NotPlain before the first frame
-    of whatever native code would decode, or whose header is long: what is left costs little and
-    cannot crash a process.
+    of whatever native code would decode, of several frames, and where the header is long: what is
+    left is one frame of at most 32 MiB, which costs little and cannot crash a process.
     """
     limits, privacy = limits or Limits(), privacy or Privacy()
     frames = _decode(source, rendering, limits, pseudonyms, privacy, plain_only)
@@ -61,13 +61,17 @@ def _decode(
     plain_only: bool,
 ) -> Iterator[Frame]:
     with _opened(source, limits) as (file, size):
-        head = file.read(_HEAD_BYTES)
-        if plain_only and (size > _SMALL_BYTES or not looks_plain(head)):
+        head = file.read(HEAD_BYTES)
+        content = content_of(head)
+        if content is None:
+            raise Unreadable(Reason.NOT_AN_IMAGE)
+        plain = content is Content.DICOM and size <= _SMALL_BYTES and looks_plain(head)
+        if plain_only and not plain:
             raise NotPlain
         file = _in_memory(file, size)
-        if looks_like_raster(head) and head[128:132] != b"DICM":
+        if content is Content.RASTER:
             yield from decode_raster(file, size, rendering=rendering, limits=limits)
-        elif looks_like_dicom(head):
+        else:
             yield from decode_dicom(
                 file,
                 size,
@@ -77,8 +81,6 @@ def _decode(
                 pseudonyms=pseudonyms,
                 plain_only=plain_only,
             )
-        else:
-            raise Unreadable(Reason.NOT_AN_IMAGE)
 
 
 @contextmanager

@@ -9,11 +9,11 @@ from medspark.images.deidentify import Privacy, Pseudonyms, check_burned_in, kep
 from medspark.images.frame import Attributes, Frame, sha256_of
 from medspark.images.limits import Limits
 from medspark.images.meaning import grey_of, pixel_aspect, to_rgb
-from medspark.images.part10 import NotPlain, looks_like_dicom, looks_plain, parse, parse_plain
+from medspark.images.part10 import NotPlain, looks_plain, parse, parse_plain
 from medspark.images.pixeldata import GREYS, frames_of, image_pixel
 from medspark.images.rendering import Rendering, Stored, render_colour, render_grey
 
-__all__ = ["NotPlain", "decode_dicom", "looks_like_dicom", "looks_plain", "stored_frames"]
+__all__ = ["NotPlain", "decode_dicom", "looks_plain", "stored_frames"]
 
 
 def decode_dicom(
@@ -33,10 +33,13 @@ def decode_dicom(
     parsed = parse_plain(file, size) if plain_only else parse(file, size, limits)
     shape = image_pixel(parsed)
     limits.check_frame(shape.rows, shape.columns, shape.frames)
+    chosen = rendering.chosen_frames(shape.frames)
+    limits.check_output(len(chosen) * rendering.frame_bytes(shape.channels))
+    if plain_only and shape.frames > 1:
+        raise NotPlain
     check_burned_in(parsed.header, privacy)
     kept = kept_attributes(parsed.header, pseudonyms)
     aspect = pixel_aspect(parsed.header)
-    chosen = rendering.chosen_frames(shape.frames)
     for index, stored, photometric, decoder in frames_of(parsed, shape, chosen, limits):
         if photometric in GREYS:
             grey = grey_of(parsed.header, shape, index)

@@ -14,12 +14,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
-from socket import socketpair
+from socket import socket, socketpair
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 from medspark.errors import RunError
 from medspark.images.decode import Source, decode
@@ -30,14 +30,30 @@ from medspark.images.limits import Limits
 from medspark.images.reasons import Reason, Unreadable
 from medspark.images.rendering import Rendering
 
-_START_SECONDS = 120.0  # an interpreter with the decoders, on a machine that is busy
+START_SECONDS = 120.0  # an interpreter with the decoders, on a machine that is busy
 _DONE = None
+
+
+class Process(Protocol):
+    """What a decoder process has to be for its user: as much as subprocess.Popen is."""
+
+    pid: int
+
+    def kill(self) -> None:
+        """End it at once."""
+
+    def wait(self) -> Any:
+        """Return once it has ended."""
+
+
+Start = Callable[[socket], Process]  # a process that serves the line it is given
 
 
 class GuardedDecoder:
     """``decode`` with settings fixed, run in a child process that the limits bind.
 
     Use it as a context manager, or call ``close``. It may be pickled before its first use.
+    ``start`` starts the child, by default an interpreter of its own.
     """
 
     def __init__(
@@ -47,7 +63,9 @@ class GuardedDecoder:
         limits: Limits | None = None,
         pseudonyms: Pseudonyms | None = None,
         privacy: Privacy | None = None,
+        start: Start | None = None,
     ) -> None:
+        self._start = start or _interpreter
         self._limits = limits or Limits()
         self._settings: dict[str, Any] = {
             "rendering": rendering,
@@ -60,8 +78,8 @@ class GuardedDecoder:
     def decode(self, source: str | Path | bytes) -> Iterator[Frame]:
         """Yield the frames of ``source`` (a local path or the file's bytes). Raises Unreadable.
 
-        Uncompressed DICOM is decoded in this process, by Python and NumPy alone: nothing there
-        needs a guard, and the way to another process and back costs as much as decoding.
+        An uncompressed DICOM of one frame is decoded in this process, by Python and NumPy alone:
+        it is done before a limit could bind, and the way to another process and back costs as much.
         """
         try:
             yield from decode(source, **self._settings, plain_only=True)
@@ -70,7 +88,7 @@ class GuardedDecoder:
 
     def _guarded(self, source: str | Path | bytes) -> Iterator[Frame]:
         if self._child is None:
-            self._child = _Child(self._settings, self._limits)
+            self._child = _Child(self._settings, self._limits, self._start)
         finished = False
         try:
             yield from self._frames(self._child, source)
@@ -96,6 +114,16 @@ class GuardedDecoder:
                 raise answer
             yield answer
 
+    def interrupt(self) -> bool:
+        """End the child process while another thread decodes with it; return whether there is one.
+
+        That thread gets Unreadable, as for any child that dies.
+        """
+        child = self._child
+        if child is not None:
+            child.end()
+        return child is not None
+
     def close(self) -> None:
         """End the child process, if there is one."""
         if self._child is not None:
@@ -120,23 +148,14 @@ class GuardedDecoder:
 class _Child:
     """A decoder process and the line to it."""
 
-    def __init__(self, settings: dict[str, Any], limits: Limits) -> None:
+    def __init__(self, settings: dict[str, Any], limits: Limits, start: Start) -> None:
         ours, theirs = socketpair()
         with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", __name__, str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                # What native decoders print may quote the file.
-                stderr=subprocess.DEVNULL,
-                env=os.environ
-                | {"PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path)},
-            )
+            self._process = start(theirs)
         self._line: Connection[Any, Any] = Connection(ours.detach())
         try:
             self.send(settings)
-            started = self.receive(_START_SECONDS)
+            started = self.receive(START_SECONDS)
         except Unreadable:
             started = False
         if not started:
@@ -160,11 +179,32 @@ class _Child:
         except (EOFError, OSError):
             raise Unreadable(Reason.DECODER_CRASHED) from None
 
+    def end(self) -> None:
+        """End the process at once: whoever waits for its answer learns that it is gone."""
+        self._process.kill()
+
     def kill(self) -> None:
         """End the process at once and reap it."""
         self._line.close()
-        self._process.kill()
+        self.end()
         self._process.wait()
+
+
+def interpreter(module: str, line: socket, **environment: str) -> subprocess.Popen[bytes]:
+    """Start ``module`` in an interpreter of its own; its argument is the number of ``line``."""
+    paths = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
+    return subprocess.Popen(
+        [sys.executable, "-m", module, str(line.fileno())],
+        pass_fds=[line.fileno()],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,  # what native decoders print may quote the file
+        env=os.environ | {"PYTHONPATH": paths} | environment,
+    )
+
+
+def _interpreter(line: socket) -> Process:
+    return interpreter("medspark.images.guard", line)
 
 
 def _limit_memory(pid: int, size: int) -> None:
@@ -175,8 +215,13 @@ def _limit_memory(pid: int, size: int) -> None:
         resource.prlimit(pid, resource.RLIMIT_AS, (allowed, allowed))
 
 
+def serve_decoder(descriptor: int) -> None:
+    """Decode what comes along the socket ``descriptor`` until it is closed."""
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        _serve(Connection(descriptor))
+
+
 def _serve(line: Connection[Any, Any]) -> None:
-    """Decode what comes along ``line`` until it is closed."""
     settings = line.recv()
     line.send(True)
     while True:
@@ -209,8 +254,7 @@ def _timed(frames: Iterator[Frame], seconds: float) -> Iterator[Frame]:
 def _main() -> None:
     # A Ctrl-C in the terminal is for the parent, which then closes the line.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
-        _serve(Connection(int(sys.argv[1])))
+    serve_decoder(int(sys.argv[1]))
 
 
 if __name__ == "__main__":

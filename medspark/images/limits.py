@@ -17,7 +17,10 @@ class Limits(Config):
 
     file_bytes: int = Field(1 << 30, ge=1, description="largest file, in bytes")
     frame_pixels: int = Field(1 << 26, ge=1, description="largest frame, in pixels")
-    frames: int = Field(1 << 16, ge=1, description="most frames in one file")
+    frames: int = Field(1 << 14, ge=1, description="most frames in one file")
+    output_bytes: int = Field(
+        1 << 30, ge=1, description="most bytes of pixels that are made of one file"
+    )
     expansion: float = Field(
         200.0, ge=1, description="most decoded bytes per compressed byte, above 64 MiB decoded"
     )
@@ -48,6 +51,14 @@ class Limits(Config):
             )
         if frames > self.frames:
             raise Unreadable(Reason.TOO_LARGE, f"{frames} frames, limit {self.frames}")
+
+    def check_output(self, size: int) -> None:
+        """Raise Unreadable if ``size`` bytes of pixels would be made of one file."""
+        if size > self.output_bytes:
+            raise Unreadable(
+                Reason.TOO_LARGE,
+                f"it would become {size} bytes of pixels, limit {self.output_bytes}",
+            )
 
     def check_expansion(self, compressed: int, decoded: int) -> None:
         """Raise Unreadable if ``compressed`` bytes claim to hold ``decoded`` ones."""

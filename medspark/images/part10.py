@@ -43,20 +43,12 @@ class DicomFile:
     length: int  # of the value in bytes, as far as the file has it
 
 
-def looks_like_dicom(head: bytes) -> bool:
-    """Return whether ``head``, a file's first bytes, begin a DICOM file, with preamble or not."""
-    if head[128:132] == b"DICM":
-        return True
-    # Without a preamble: a first element of group 0002 or 0008, in either byte order.
-    return len(head) >= 8 and head[:2] in (b"\x02\x00", b"\x08\x00", b"\x00\x08", b"\x00\x02")
-
-
 class NotPlain(Exception):  # noqa: N818 - control flow, not an error
     """The file needs more than Python and NumPy: see ``decode``."""
 
 
 def looks_plain(head: bytes) -> bool:
-    """Return whether ``head`` begins a DICOM file whose meta information says: not compressed."""
+    """Return whether the meta information in ``head``, of a DICOM file, says: not compressed."""
     found = _SYNTAX.search(head)
     return found is not None and found[1].decode() in _NATIVE
 

@@ -20,13 +20,6 @@ _GREY_MODES = ("1", "L", "I;16", "I;16L", "I;16B", "I", "F")
 _COLOUR_MODES = ("P", "PA", "LA", "La", "RGB", "RGBA", "RGBa", "RGBX", "YCbCr", "CMYK")
 
 
-def looks_like_raster(head: bytes) -> bool:
-    """Return whether ``head``, a file's first bytes, begin a raster file that is read here."""
-    return head.startswith(
-        (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-    )
-
-
 def decode_raster(
     file: BinaryIO, size: int, *, rendering: Rendering, limits: Limits
 ) -> Iterator[Frame]:
@@ -34,7 +27,10 @@ def decode_raster(
     with _opened(file) as image:
         frames = getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
         limits.check_frame(image.height, image.width, frames)
-        for index in rendering.chosen_frames(frames):
+        chosen = rendering.chosen_frames(frames)
+        channels = 1 if image.mode in _GREY_MODES else 3
+        limits.check_output(len(chosen) * rendering.frame_bytes(channels))
+        for index in chosen:
             if frames > 1:
                 image.seek(index)
             yield _frame(image, index, frames, size, rendering, limits)

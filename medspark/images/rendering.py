@@ -76,6 +76,11 @@ class Rendering(Config):
             raise ValueError("percentiles should rise, within 0 and 100")
         return self
 
+    def frame_bytes(self, channels: int) -> int:
+        """Return the bytes of pixels that become of a frame of 1 or 3 ``channels``."""
+        kept = {"keep": channels, "grey": 1, "rgb": 3}[self.colour]
+        return self.size * self.size * kept * self.bits // 8
+
     def chosen_frames(self, frames: int) -> list[int]:
         """Return the indices, from 0, of the frames to keep out of ``frames``."""
         if self.frames == "all":

@@ -19,12 +19,16 @@ from typing import Any
 import pyarrow as pa
 from pyspark.sql.pandas.types import from_arrow_schema
 
+from medspark.images.content import HEAD_BYTES, content_of
 from medspark.images.decode import decode
 from medspark.images.deidentify import Privacy, Pseudonyms
-from medspark.images.dicom import looks_like_dicom
 from medspark.images.frame import Attributes, Frame, Rendered
 from medspark.images.guard import GuardedDecoder
+<<<<<<< HEAD
 from medspark.images.raster import looks_like_raster
+=======
+from medspark.images.limits import Limits
+>>>>>>> decoding
 from medspark.images.reasons import Reason, Unreadable
 from medspark.images.rendering import Rendering
 from medspark.ingest import ledger, npz, storage
@@ -112,9 +116,8 @@ class Decoding:
         if row["conflict"]:
             raise _Conflict
         if row["label"] is None and self.label_attribute is None:
-            head = source[:132] if isinstance(source, bytes) else _head(source)
-            image = looks_like_raster(head) or looks_like_dicom(head)
-            raise Unreadable(Reason.NO_LABEL if image else Reason.NOT_AN_IMAGE)
+            head = source[:HEAD_BYTES] if isinstance(source, bytes) else _head(source)
+            raise Unreadable(Reason.NO_LABEL if content_of(head) else Reason.NOT_AN_IMAGE)
 
     def _store(self, frame: Frame, row: dict[str, Any], writer: PartWriter) -> Outcome:
         label = row["label"]
@@ -215,7 +218,7 @@ _RENDERED = tuple(field.name for field in dataclasses.fields(Rendered))
 
 def _head(path: str) -> bytes:
     with open(path, "rb") as file:
-        return file.read(132)
+        return file.read(HEAD_BYTES)
 
 
 def _part_row(part: Part) -> Outcome:

@@ -4,54 +4,99 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import ValidationError
 
-from medspark.errors import UsageError
-from medspark.images.decode import decode
+from medspark.errors import RunError, UsageError
+from medspark.images.limits import Limits
+from medspark.images.pool import Busy, DecoderPool, Turn, Turns
 from medspark.images.reasons import Unreadable
 from medspark.images.rendering import Rendering
 from medspark.models.card import columns_of
 from medspark.models.predictor import Predictor
 
-__all__ = ["FilePredictor"]
+__all__ = ["SERVING", "FilePredictor", "serving_limits"]
+
+# What a file may cost a server: 4,096 x 5,120 pixels of 16 bits in JPEG 2000 fit.
+SERVING = Limits(
+    file_bytes=1 << 26,
+    frame_pixels=1 << 25,
+    frame_seconds=20,
+    file_seconds=20,
+    memory_bytes=384 << 20,
+)
+C = TypeVar("C", Limits, Turns)
+_PREFIX = "MEDSPARK_SERVE_"
+_BATCH = 8  # files that are decoded and answered together; a turn ends between two batches
 
 
 class FilePredictor:
-    """Answers files, DICOM, PNG, JPEG or TIFF in base64, decoded as the training images were."""
+    """Answers files, DICOM, PNG, JPEG or TIFF in base64, decoded as the training images were.
 
-    def __init__(self, predictor: Predictor) -> None:
+    Files are decoded by a few processes that they can crash, stall or fill without harm to this
+    one; may be called by several threads, which take turns.
+    """
+
+    def __init__(
+        self, predictor: Predictor, *, limits: Limits = SERVING, turns: Turns | None = None
+    ) -> None:
         card = predictor.card
         self._predictor = predictor
         colour = "grey" if card.channels == 1 else "rgb"
         settings = card.rendering | {
             "size": card.height, "bits": card.bits, "colour": colour, "frames": "middle",
         }  # fmt: skip
-        self._rendering = Rendering.model_validate(settings)
+        rendering = Rendering.model_validate(settings)
+        self._limits = limits
+        self._pool = DecoderPool(rendering=rendering, limits=limits, turns=turns or Turns())
 
     @classmethod
     def load(cls, folder: Path) -> FilePredictor:
-        """Return the predictor of the model in ``folder``."""
-        return cls(Predictor.load(folder))
+        """Return the predictor of the model in ``folder``, with the limits of the environment.
+
+        Raises UsageError for no model, and for a setting that is unknown or not valid.
+        """
+        limits, turns = serving_limits(os.environ)
+        return cls(Predictor.load(folder), limits=limits, turns=turns)
 
     def __call__(self, files: Sequence[str]) -> list[dict[str, Any]]:
         """Return for each of ``files`` the likeliest class and the probability of every class.
 
-        Of findings the label names all that are likelier than not, as ``a|b``.
-        Raises UsageError for what is not base64 or not an image that can be read; of several
-        frames the middle one is taken.
+        Of findings the label names all that are likelier than not, as ``a|b``; of several frames
+        the middle one is taken. A file that cannot be answered has an ``error`` instead, which says
+        why in one sentence.
         """
-        images = np.stack([self._pixels(number, text) for number, text in enumerate(files)])
-        columns = columns_of(self._predictor.card.classes)
-        return [
-            {"label": self._label(row), "probability": float(row.max())}
-            | {name: float(value) for name, value in zip(columns, row, strict=True)}
-            for row in self._predictor(images)
-        ]
+        answers: list[dict[str, Any]] = []
+        try:
+            with self._pool.turn() as turn:
+                for start in range(0, len(files), _BATCH):
+                    answers += self._answers(files[start : start + _BATCH], turn)
+        except Busy:
+            answers += [_error(_BUSY)] * (len(files) - len(answers))
+        return answers
+
+    def close(self) -> None:
+        """End the decoder processes."""
+        self._pool.close()
+
+    def _answers(self, files: Sequence[str], turn: Turn) -> Iterator[dict[str, Any]]:
+        decoded = [self._pixels(text, turn) for text in files]
+        images = [found for found in decoded if not isinstance(found, str)]
+        rows = iter(self._predictor(np.stack(images)) if images else ())
+        for found in decoded:
+            yield _error(found) if isinstance(found, str) else self._answer(next(rows))
+
+    def _answer(self, row: npt.NDArray[np.float32]) -> dict[str, Any]:
+        named = zip(columns_of(self._predictor.card.classes), row, strict=True)
+        return {"label": self._label(row), "probability": float(row.max())} | {
+            name: float(value) for name, value in named
+        }
 
     def _label(self, row: npt.NDArray[np.float32]) -> str:
         card = self._predictor.card
@@ -59,13 +104,57 @@ class FilePredictor:
             return card.classes[int(row.argmax())]
         return "|".join(name for name, p in zip(card.classes, row, strict=True) if p > 0.5)
 
-    def _pixels(self, number: int, text: str) -> npt.NDArray[np.generic]:
+    def _pixels(self, text: object, turn: Turn) -> npt.NDArray[np.generic] | str:
+        """Return the pixels (H, W, C) of a file in base64, or the sentence that says why not."""
         try:
-            content = base64.b64decode(text, validate=True)
-            frame = next(iter(decode(content, rendering=self._rendering)))
+            (frame,) = turn.decode(self._content(text))
         except (binascii.Error, ValueError):
-            raise UsageError(f"image {number} is not base64.") from None
+            return "The image is not base64."
         except Unreadable as error:
-            raise UsageError(f"image {number} cannot be read: {error}") from None
+            return f"The image cannot be read: {error.message}."
+        except (Busy, RunError) as error:
+            return str(error) or _BUSY
         pixels = np.asarray(frame.pixels)
         return pixels[..., None] if pixels.ndim == 2 else pixels
+
+    def _content(self, text: object) -> bytes:
+        if not isinstance(text, str):
+            raise ValueError("not text")
+        self._limits.check_file(len(text) * 3 // 4)  # before it is decoded: 2 bytes less, at most
+        return base64.b64decode(text, validate=True)
+
+
+_BUSY = "The server has no time left for this image: send it again, later or with fewer others."
+
+
+def _error(sentence: str) -> dict[str, Any]:
+    return {"error": sentence}
+
+
+def serving_limits(environment: Mapping[str, str]) -> tuple[Limits, Turns]:
+    """Return what the variables MEDSPARK_SERVE_… of ``environment`` make of a server's limits.
+
+    Each is the name of a limit in capitals, for example MEDSPARK_SERVE_FILE_SECONDS. Raises
+    UsageError for one that is unknown or not valid.
+    """
+    given = {
+        name.removeprefix(_PREFIX).lower(): value
+        for name, value in environment.items()
+        if name.startswith(_PREFIX)
+    }
+    unknown = given.keys() - Limits.model_fields.keys() - Turns.model_fields.keys()
+    if unknown:
+        known = ", ".join(sorted(map(str.upper, [*Limits.model_fields, *Turns.model_fields])))
+        name = _PREFIX + min(unknown).upper()
+        raise UsageError(f"{name} is no setting of a served model; {_PREFIX} goes before: {known}.")
+    try:
+        return _changed(SERVING, given), _changed(Turns(), given)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        name = _PREFIX + str(problem["loc"][0]).upper()
+        raise UsageError(f"{name} is not valid: {problem['msg']}.") from None
+
+
+def _changed(standing: C, given: Mapping[str, str]) -> C:
+    mine = {name: value for name, value in given.items() if name in type(standing).model_fields}
+    return type(standing).model_validate(standing.model_dump() | mine)

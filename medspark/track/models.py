@@ -53,7 +53,10 @@ def log_model(model: ModelEntry, *, run_id: str, uri: str) -> str:
 
 def register_model(model: ModelEntry, name: str, *, run_id: str, uri: str) -> str:
     """Log the model as one that answers files, and give it ``name``, a version and an alias."""
-    probabilities = [ColSpec(DataType.double, each) for each in ("probability", *model.classes)]
+    # A file that cannot be read has an error instead of an answer.
+    texts = [ColSpec(DataType.string, each, required=False) for each in ("label", "error")]
+    numbers = ("probability", *model.classes)
+    probabilities = [ColSpec(DataType.double, each, required=False) for each in numbers]
     info = _logged(
         "served",
         model,
@@ -63,7 +66,7 @@ def register_model(model: ModelEntry, name: str, *, run_id: str, uri: str) -> st
         model_config={"file_loader": model.file_loader},
         signature=ModelSignature(
             Schema([ColSpec(DataType.string, "image")]),
-            Schema([ColSpec(DataType.string, "label"), *probabilities]),
+            Schema([*texts, *probabilities]),
         ),
         pip_requirements=_requirements(*_READ_FILES),
         registered_model_name=name,

@@ -11,6 +11,17 @@ from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 
+class Answers(pd.DataFrame):  # type: ignore[misc]
+    """A table whose records, which MLflow sends as JSON, have only what their row has."""
+
+    def to_dict(self, orient: str = "dict", **settings: Any) -> Any:
+        """Return what pandas returns, in records without the values that a row lacks."""
+        found = super().to_dict(orient, **settings)
+        if orient != "records":
+            return found
+        return [{k: v for k, v in row.items() if not pd.isna(v)} for row in found]
+
+
 class ServedFiles(PythonModel):  # type: ignore[misc]
     """Calls whatever the run named as its model's loader with the model's folder."""
 
@@ -25,8 +36,11 @@ class ServedFiles(PythonModel):  # type: ignore[misc]
         model_input: pd.DataFrame,
         params: dict[str, Any] | None = None,  # noqa: ARG002
     ) -> pd.DataFrame:
-        """Return a row of label and probabilities for each of the files in column ``image``."""
-        return pd.DataFrame(self._predict(list(model_input["image"])))
+        """Return a row for each of the files in column ``image``.
+
+        It has label and probabilities, or an ``error`` that says why the file has none.
+        """
+        return Answers(self._predict(list(model_input["image"])))
 
 
 set_model(ServedFiles())

@@ -15,7 +15,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 MakeDicom = Callable[..., bytes]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def dicom() -> MakeDicom:
     """Return a function that makes an explicit little-endian file of an array, as bytes."""
     return _make

@@ -21,7 +21,7 @@ import pydicom
 import pytest
 from pydicom import uid
 from pydicom.dataset import Dataset
-from pydicom.encaps import encapsulate
+from pydicom.encaps import encapsulate, generate_frames
 
 from medspark.images import phantom
 from medspark.images.decode import decode
@@ -387,6 +387,46 @@ def test_a_syntax_without_a_decoder_is_named_as_the_reason(
     )  # fmt: skip
 
     assert refused(data) is Reason.UNSUPPORTED_TRANSFER_SYNTAX
+
+
+@pytest.mark.parametrize("frames", [1 << 16, 1 << 15])
+def test_a_small_file_of_very_many_frames_is_refused_before_the_first(
+    dicom: MakeDicom, frames: int
+) -> None:
+    data = dicom(np.zeros((1, 1), np.uint8), frames=frames, pixel_data=bytes(frames))
+
+    assert refused(data, rendering=Rendering(size=224)) is Reason.TOO_LARGE
+
+
+@pytest.mark.parametrize(("colour", "bits"), [("keep", 8), ("grey", 16), ("rgb", 8), ("rgb", 16)])
+def test_what_a_file_becomes_is_bounded_to_the_byte(
+    dicom: MakeDicom, colour: str, bits: int
+) -> None:
+    volume = np.zeros((5, 16, 16), np.uint8)
+    rendering = Rendering.model_validate({"size": 8, "colour": colour, "bits": bits, "frames": 4})
+    data = dicom(volume, frames=5)
+    made = sum(frame.pixels.nbytes for frame in frames_of(data, rendering=rendering))
+
+    assert refused(data, rendering=rendering, limits=Limits(output_bytes=made - 1)) is (
+        Reason.TOO_LARGE
+    )
+    assert len(frames_of(data, rendering=rendering, limits=Limits(output_bytes=made))) == 4
+
+
+def test_a_file_with_fewer_frames_than_it_claims_is_truncated_at_any_of_them(
+    dicom: MakeDicom,
+) -> None:
+    config = phantom.PhantomConfig(count=1, size=32, syntaxes=("jpeg_ls",), bits=(8,))
+    study = next(iter(phantom.plan(config)))
+    one = phantom.encode(study, config)
+    stream = next(generate_frames(pydicom.dcmread(io.BytesIO(one)).PixelData, number_of_frames=1))
+
+    for found in range(1, 5):
+        data = dicom(
+            np.zeros((32, 32), np.uint8), syntax=uid.JPEGLSLossless, frames=5,
+            pixel_data=encapsulate([stream] * found),
+        )  # fmt: skip
+        assert refused(data) is Reason.TRUNCATED, found
 
 
 def test_limits_are_the_callers(dicom: MakeDicom, ramp: Array) -> None:

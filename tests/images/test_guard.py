@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import pickle
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from pydicom import uid
+from pydicom.encaps import encapsulate
 
 from medspark.images import phantom
 from medspark.images.decode import decode
@@ -17,6 +20,8 @@ from medspark.images.guard import GuardedDecoder
 from medspark.images.limits import Limits
 from medspark.images.reasons import Reason, Unreadable
 from medspark.images.rendering import Rendering
+
+MakeDicom = Callable[..., bytes]
 
 SMALL = Rendering(size=16)
 CONFIG = phantom.PhantomConfig(count=8, size=32, syntaxes=("jpeg_ls", "png", "deflated"))
@@ -60,6 +65,46 @@ def test_uncompressed_files_need_no_process(guard: GuardedDecoder, syntax: str) 
 
     assert guard._child is None
     assert np.array_equal(ours.pixels, plain.pixels)
+
+
+def test_several_frames_are_guarded_uncompressed_too(
+    guard: GuardedDecoder, dicom: MakeDicom
+) -> None:
+    volume = np.arange(3, dtype=np.uint8)[:, None, None].repeat(16, 1).repeat(16, 2)
+
+    found = [int(frame.pixels[0, 0]) for frame in guard.decode(dicom(volume, frames=3))]
+
+    assert guard._child is not None
+    assert found == [0, 1, 2]
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_all_frames_of_a_file_share_its_seconds(dicom: MakeDicom, plain: bool) -> None:
+    """None of them is slow; together they take far longer than the file may."""
+    frames, side = 4000, 64
+    blank = (1).to_bytes(4, "little") + (64).to_bytes(4, "little") + bytes(56)
+    runs = encapsulate([blank + b"\x81\0" * (side * side // 128)] * frames, has_bot=False)
+    syntax = uid.ExplicitVRLittleEndian if plain else uid.RLELossless
+    data = dicom(
+        np.zeros((side, side), np.uint8), syntax=syntax, frames=frames,
+        pixel_data=bytes(side * side * frames) if plain else runs,
+    )  # fmt: skip
+    limits, seen = Limits(frame_seconds=60, file_seconds=0.2), 0
+
+    with GuardedDecoder(rendering=Rendering(size=224), limits=limits) as guard:
+        with pytest.raises(Unreadable) as caught:
+            for _ in guard.decode(data):
+                seen += 1
+        assert caught.value.reason is Reason.DECODE_TIMEOUT
+
+    assert seen < frames
+
+
+def test_what_the_caller_takes_between_two_frames_is_not_counted(dicom: MakeDicom) -> None:
+    volume = np.zeros((4, 16, 16), np.uint8)
+    with GuardedDecoder(rendering=SMALL, limits=Limits(file_seconds=4)) as guard:
+        for _ in guard.decode(dicom(volume, frames=4)):
+            time.sleep(1.5)
 
 
 def test_a_file_that_only_seems_uncompressed_is_guarded(

@@ -7,13 +7,16 @@ import io
 import json
 import os
 import sys
-import urllib.error
+import threading
+import time
 import urllib.request
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from mlflow.tracking import MlflowClient
 from PIL import Image
@@ -65,10 +68,21 @@ def registered(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 
 
 @pytest.fixture(scope="module")
-def server(registered: dict[str, Any], serve: Callable[..., str]) -> str:
+def server(
+    registered: dict[str, Any],
+    serve: Callable[..., str],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> str:
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     command = ("models", "serve", "-m", registered["registered"], "--env-manager", "local")
-    return serve(*command, page="ping", MLFLOW_TRACKING_URI=registered["uri"], PATH=path)
+    # A server has no Spark; and the test has not all day.
+    hidden = tmp_path_factory.mktemp("hidden")
+    (hidden / "pyspark.py").write_text("raise ModuleNotFoundError('hidden', name='pyspark')")
+    paths = os.pathsep.join([str(hidden), os.environ.get("PYTHONPATH", "")])
+    return serve(
+        *command, page="ping", MLFLOW_TRACKING_URI=registered["uri"], PATH=path,
+        PYTHONPATH=paths, MEDSPARK_SERVE_FILE_SECONDS="6",
+    )  # fmt: skip
 
 
 def _ask(server: str, *files: str) -> list[dict[str, Any]]:
@@ -105,8 +119,94 @@ def test_a_served_model_answers_dicom_and_png_with_calibrated_probabilities(
         assert answer["normal"] + answer["pneumonia"] == pytest.approx(1, abs=1e-6)
 
 
-def test_what_is_no_image_is_refused_with_the_reason(server: str) -> None:
-    with pytest.raises(urllib.error.HTTPError) as refused:
-        _ask(server, "no image!")
+def test_a_file_that_cannot_be_read_is_an_error_beside_the_answers_of_the_others(
+    server: str, model: Path
+) -> None:
+    good = _text(Path(str(get_testdata_file("CT_small.dcm"))).read_bytes())
 
-    assert "image 0 is not base64" in refused.value.read().decode()
+    first, bad, last = _ask(server, good, "no image!", good)
+
+    assert bad == {"error": "The image is not base64."}
+    assert first == last == pytest.approx(FilePredictor.load(model)([good])[0], abs=1e-6)
+
+
+def test_files_made_to_take_for_ever_hold_up_nobody_and_fill_no_memory(server: str) -> None:
+    """Eight requests of 470 kB, each good for minutes, and a good one behind them."""
+    good = _text(Path(str(get_testdata_file("JPEG2000.dcm"))).read_bytes())
+    _ask(server, good)
+    bombs: list[list[dict[str, Any]]] = []
+    bomb = _text(_bomb())
+    asking = [threading.Thread(target=lambda: bombs.append(_ask(server, bomb))) for _ in range(8)]
+    with _Memory(server) as memory:
+        for thread in asking:
+            thread.start()
+        time.sleep(0.5)
+        began = time.monotonic()
+        (answer,) = _ask(server, good)
+        waited = time.monotonic() - began
+        for thread in asking:
+            thread.join()
+
+    print(f"a good file took {waited:.1f} s, memory grew by {memory.growth / 1e6:.0f} MB")
+    assert answer["label"] in CLASSES
+    assert waited < 20  # 5 on a machine with nothing else to do
+    assert memory.growth < 1.5e9
+    assert {tuple(row) for rows in bombs for row in rows} == {("error",)}
+    assert len(bombs) == 8
+    assert _ask(server, good) == [answer]
+
+
+def test_no_answer_shows_a_trace_or_a_path_of_the_server(server: str, model: Path) -> None:
+    damaged = bytearray(Path(str(get_testdata_file("JPEG2000.dcm"))).read_bytes())
+    damaged[-2000:] = bytes(2000)
+
+    text = json.dumps(_ask(server, _text(bytes(damaged)), "", "!", _text(b"BM" + bytes(50))))
+
+    assert not any(word in text for word in ("Traceback", 'File "', "site-packages", str(model)))
+    assert text.count('"error"') == 4
+
+
+def _bomb(side: int = 5600, size: int = 470_000) -> bytes:
+    """A progressive JPEG whose last scan, 51 bytes that go over the whole image, comes again."""
+    file = io.BytesIO()
+    Image.new("L", (side, side), 128).save(file, "JPEG", progressive=True)
+    whole = file.getvalue()
+    scan = whole[whole.rindex(b"\xff\xda") : -2]
+    return whole[:-2] + scan * ((size - len(whole)) // len(scan)) + whole[-2:]
+
+
+def _text(content: bytes) -> str:
+    return base64.b64encode(content).decode()
+
+
+class _Memory(threading.Thread):
+    """The most that the server of this test run and its decoders hold more than at first."""
+
+    def __init__(self, server: str) -> None:
+        super().__init__(daemon=True)
+        port = server.rsplit(":", 1)[1]
+        children = psutil.Process().children(recursive=True)
+        (self._server,) = [
+            process for process in children
+            if port in process.cmdline() and process.parent() == psutil.Process()
+        ]  # fmt: skip
+        self._end, self._first, self.growth = threading.Event(), self._held(), 0
+
+    def _held(self) -> int:
+        held = 0
+        for process in [self._server, *self._server.children(recursive=True)]:
+            with suppress(psutil.Error):
+                held += process.memory_full_info().uss
+        return held
+
+    def run(self) -> None:
+        while not self._end.wait(0.1):
+            self.growth = max(self.growth, self._held() - self._first)
+
+    def __enter__(self) -> _Memory:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        self.join()
