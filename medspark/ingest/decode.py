@@ -24,11 +24,6 @@ from medspark.images.decode import decode
 from medspark.images.deidentify import Privacy, Pseudonyms
 from medspark.images.frame import Attributes, Frame, Rendered
 from medspark.images.guard import GuardedDecoder
-<<<<<<< HEAD
-from medspark.images.raster import looks_like_raster
-=======
-from medspark.images.limits import Limits
->>>>>>> decoding
 from medspark.images.reasons import Reason, Unreadable
 from medspark.images.rendering import Rendering
 from medspark.ingest import ledger, npz, storage
