@@ -11,7 +11,6 @@ import json
 import logging
 import math
 import os
-import re
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -24,7 +23,6 @@ __all__ = ["Journal", "JournalReader", "Record"]
 logger = logging.getLogger(__name__)
 
 _SUFFIX = ".jsonl"
-_NAME = re.compile(r"\d{8}-\w+" + re.escape(_SUFFIX))
 
 
 class Record(NamedTuple):
@@ -109,7 +107,7 @@ class JournalReader:
 
 
 def _segments(directory: Path) -> list[Path]:
-    return [path for path in directory.glob(f"*{_SUFFIX}") if _NAME.fullmatch(path.name)]
+    return list(directory.glob(f"*{_SUFFIX}"))
 
 
 def _sequence(path: Path) -> int:
