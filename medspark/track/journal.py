@@ -11,7 +11,6 @@ import json
 import logging
 import math
 import os
-import re
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -26,7 +25,6 @@ __all__ = ["Journal", "JournalReader", "Record"]
 logger = logging.getLogger(__name__)
 
 _SUFFIX = ".jsonl"
-_NAME = re.compile(r"\d{8}-\w+" + re.escape(_SUFFIX))
 _LARGEST = 1 << 28  # bytes of a segment: far more than is ever written between two flushes
 
 
@@ -112,7 +110,7 @@ class JournalReader:
 
 
 def _segments(directory: Path) -> list[Path]:
-    return [path for path in directory.glob(f"*{_SUFFIX}") if _NAME.fullmatch(path.name)]
+    return [path for path in directory.glob(f"*-*{_SUFFIX}") if path.name[:8].isdecimal()]
 
 
 def _sequence(path: Path) -> int:

@@ -389,3 +389,22 @@ def test_a_disk_that_is_full_while_evaluating_is_one_sentence_and_the_next_call_
         assert "Traceback" not in said
         assert "No space left" in said or "disk is full" in said
         assert not list(target.rglob(".piece*"))
+
+
+@pytest.mark.spark
+def test_a_disk_that_is_full_while_ingesting_has_its_room_back(
+    spark: SparkSession, call: Call, tmp_path: Path, capsys
+) -> None:
+    archive = write_classes(tmp_path / "archive", images=80)
+    with small_disk(tmp_path / "disk", 300 << 10) as mounted:
+        if not mounted:
+            pytest.skip("this machine does not let us mount a small disk")
+        samples = tmp_path / "disk" / "samples"
+
+        status = call("ingest", samples, "--source", archive, "--image_size", "128")
+
+        said = capsys.readouterr().err
+        assert status == 1
+        assert "No space left" in said
+        assert "Traceback" not in said
+        assert {name for name in files(samples) if not name.startswith(".")} == set()
