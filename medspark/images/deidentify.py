@@ -14,8 +14,6 @@ import logging
 import os
 import re
 import secrets
-import socket
-from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +23,7 @@ from pydicom._uid_dict import UID_dictionary
 from pydicom.dataset import Dataset
 
 from medspark.config import Config
-from medspark.errors import RunError, UsageError
+from medspark.errors import UsageError
 from medspark.images.header import clean, coded, numbers, text, texts
 from medspark.images.reasons import Reason, Unreadable
 
@@ -58,29 +56,19 @@ class Privacy(Config):
 
 
 class Pseudonyms:
-    """Keyed one-way names: the same key gives the same names on every machine and run.
+    """Keyed one-way names: the same key gives the same names on every machine and run."""
 
-    With a ``travel_file`` the pickle holds no key: who opens it reads the key there, from a file of
-    its own machine.
-    """
-
-    def __init__(self, key: bytes, *, travel_file: Path | None = None) -> None:
+    def __init__(self, key: bytes) -> None:
         if len(key) < 16:
             raise UsageError("The pseudonym key should have at least 16 bytes.")
         self._key = key
-        self._travel_file = travel_file
 
     def __repr__(self) -> str:
         return "Pseudonyms(key=hidden)"
 
-    def __reduce__(self) -> tuple[Callable[..., Pseudonyms], tuple[Any, ...]]:
-        if self._travel_file is None:
-            return Pseudonyms, (self._key,)
-        return _read_there, (self._travel_file, self.check)
-
     @property
     def check(self) -> str:
-        """What tells whether two keys are the same, and nothing about them."""
+        """What tells whether two keys are the same, and nothing else about them."""
         return self.name("key", "check")
 
     def name(self, domain: str, value: str) -> str:
@@ -144,20 +132,6 @@ def load_key(privacy: Privacy, *, dataset: str, new: bool = True) -> bytes:
         ) from None
 
 
-def _read_there(path: Path, check: str) -> Pseudonyms:
-    """Return the pseudonyms whose key lies in a file of this machine, which is not the driver's."""
-    try:
-        pseudonyms = Pseudonyms(_key_in(path.read_bytes()), travel_file=path)
-    except (OSError, UsageError) as error:
-        said = getattr(error, "strerror", None) or "too short"
-        raise RunError(
-            f"The pseudonym key {path} cannot be read on {socket.gethostname()}: {said}."
-        ) from None
-    if not hmac.compare_digest(pseudonyms.check, check):
-        raise RunError(f"{path} on {socket.gethostname()} holds another key than the driver's.")
-    return pseudonyms
-
-
 def _make_key(path: Path) -> bytes:
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     key = secrets.token_bytes(_KEY_BYTES)
@@ -183,16 +157,11 @@ def _read_key(path: Path, *, dataset: str) -> bytes:
         raw = path.read_bytes()
     except OSError as error:
         raise UsageError(f"The pseudonym key {path} cannot be read: {error.strerror}.") from None
-    if len(key := _key_in(raw)) < 16:
+    if re.fullmatch(rb"\s*([0-9a-fA-F]{2}){16,}\s*", raw):
+        raw = bytes.fromhex(raw.decode())
+    if len(raw) < 16:
         raise UsageError(f"The pseudonym key {path} should have at least 16 bytes.")
-    return key
-
-
-def _key_in(content: bytes) -> bytes:
-    """Return the key that a file holds, as hexadecimal digits or as it is."""
-    if re.fullmatch(rb"\s*([0-9a-fA-F]{2}){16,}\s*", content):
-        return bytes.fromhex(content.decode())
-    return content
+    return raw
 
 
 # --- the allow-list ---------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from medspark.config import Config
 from medspark.errors import UsageError
 from medspark.images.deidentify import Privacy, Pseudonyms, load_key
 from medspark.images.rendering import Rendering
+from medspark.images.resident import ResidentPseudonyms
 from medspark.ingest import ledger, npz, storage
 from medspark.ingest.decode import OUTCOME_SPARK_SCHEMA, Decoding
 from medspark.ingest.discover import discover, from_inventory
@@ -136,7 +137,8 @@ def open_archive(config: IngestConfig) -> Archive:
         raise UsageError("label_table is about a table of labels: give it with --labels.")
     manifest = samples.manifest()
     key = load_key(config.privacy, dataset=samples.url, new=manifest is None)
-    pseudonyms = Pseudonyms(key, travel_file=config.privacy.executor_key_file)
+    there = config.privacy.executor_key_file
+    pseudonyms = ResidentPseudonyms(key, file=there) if there else Pseudonyms(key)
     multi_label = several or (npz.is_npz(source) and npz.has_findings(source, config.limits))
     archive = Archive(config, source, samples, table, multi_label, pseudonyms)
     if manifest:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 import subprocess
 import sys
@@ -13,8 +14,10 @@ from hypothesis import strategies as st
 
 from medspark.errors import RunError
 from medspark.images.deidentify import Pseudonyms
+from medspark.images.resident import ResidentPseudonyms
 
-KEYS = st.binary(min_size=16, max_size=64)
+KEYS = st.binary(max_size=4).map(lambda seed: hashlib.sha256(seed).digest())
+KEY = hashlib.sha256(b"key").digest()
 
 
 def _written(path: Path, key: bytes) -> Path:
@@ -33,7 +36,7 @@ def test_names_are_the_same_where_the_pickle_is_opened(
     there: Path, key: bytes, domain: str, value: str
 ) -> None:
     _written(there, key)
-    for here in (Pseudonyms(key), Pseudonyms(key, travel_file=there)):
+    for here in (Pseudonyms(key), ResidentPseudonyms(key, file=there)):
         assert pickle.loads(pickle.dumps(here)).name(domain, value) == here.name(domain, value)
 
 
@@ -42,7 +45,7 @@ def test_a_key_that_the_executors_have_is_not_in_the_pickle_nor_in_its_copys(
     there: Path, key: bytes
 ) -> None:
     _written(there, key)
-    pickled = pickle.dumps(Pseudonyms(key, travel_file=there))
+    pickled = pickle.dumps(ResidentPseudonyms(key, file=there))
 
     for sent in (pickled, pickle.dumps(pickle.loads(pickled))):
         assert not any(key[at : at + 8] in sent for at in range(len(key) - 7))
@@ -51,27 +54,30 @@ def test_a_key_that_the_executors_have_is_not_in_the_pickle_nor_in_its_copys(
 
 @given(KEYS, KEYS)
 def test_another_key_on_an_executor_is_refused(there: Path, key: bytes, other: bytes) -> None:
-    pickled = pickle.dumps(Pseudonyms(key, travel_file=_written(there, other)))
+    pickled = pickle.dumps(ResidentPseudonyms(key, file=_written(there, other)))
     if key != other:
         with pytest.raises(RunError, match=r"holds another key than the driver's\.$"):
             pickle.loads(pickled)
 
 
-@pytest.mark.parametrize(("content", "said"), [(None, "No such file"), (b"short", "too short")])
+@pytest.mark.parametrize(
+    ("content", "said"), [(None, "cannot be read: No such file"), (b"short", "")]
+)
 def test_an_executor_without_the_key_says_which_file_is_missing(
     tmp_path: Path, content: bytes | None, said: str
 ) -> None:
     path = tmp_path / "key"
-    pickled = pickle.dumps(Pseudonyms(b"0123456789abcdef", travel_file=path))
+    pickled = pickle.dumps(ResidentPseudonyms(KEY, file=path))
     if content is not None:
         path.write_bytes(content)
+        path.chmod(0o600)
 
-    with pytest.raises(RunError, match=rf"{path} cannot be read on \S+: {said}"):
+    with pytest.raises(RunError, match=rf"^On the executor \S+: .*{path}.*{said}"):
         pickle.loads(pickled)
 
 
 def test_a_process_that_never_saw_the_key_reads_it_there(tmp_path: Path) -> None:
-    here = Pseudonyms(bytes(range(32)), travel_file=_written(tmp_path / "key", bytes(range(32))))
+    here = ResidentPseudonyms(KEY, file=_written(tmp_path / "key", KEY))
     code = "import pickle, sys; print(pickle.load(sys.stdin.buffer).patient('A'))"
 
     done = subprocess.run(

@@ -12,6 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
+from pyspark.ml.torch.log_communication import LogStreamingServer
 
 from medspark.errors import RunError, UsageError
 from medspark.launch import distributor
@@ -61,11 +62,17 @@ def test_ranks_on_the_driver_return_what_rank_0_found(run: Run, tmp_path: Path) 
     assert _ranks_left() == []
 
 
-def test_ranks_on_executors_return_the_same(run: Run) -> None:
+def test_ranks_on_executors_return_the_same_and_the_driver_serves_nobody(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    servers: list[object] = []
+    monkeypatch.setattr(LogStreamingServer, "start", lambda *given, **_: servers.append(given))
+
     result, launched = run(steps=3, launch=ON_EXECUTORS)
 
     assert result["total"] == 9.0
     assert launched.on_executors
+    assert servers == []  # PySpark's would print what anybody sends to it
 
 
 def test_one_process_takes_the_threads_it_is_told(run: Run) -> None:

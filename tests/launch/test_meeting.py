@@ -99,6 +99,7 @@ def test_a_port_that_was_taken_meanwhile_is_told_as_such(tmp_path: Path) -> None
 
 def test_a_store_waits_no_longer_than_it_is_told(tmp_path: Path) -> None:
     store: Any = open_store(tmp_path, timeout_s=0.2, environment=PLACE)
+    assert store.timeout.total_seconds() == 0.2
 
     with pytest.raises(RuntimeError, match=r"[Tt]imeout"):
         store.get("what nobody says")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import psutil
+import pytest
 
-from medspark.launch.ranks.network import choose_interface
+from medspark.launch.ranks import network
+from medspark.launch.ranks.network import choose_interface, own_address
 
 
 def _loopback() -> str:
@@ -36,3 +38,34 @@ def test_the_interface_owns_the_route_to_the_master() -> None:
 
 def test_a_name_that_nobody_knows_leaves_the_choice_to_gloo() -> None:
     assert choose_interface("no-such-host.invalid", environment={}) == ""
+
+
+@pytest.mark.parametrize(
+    ("master", "address"),
+    [
+        ("10.1.2.3", "10.1.2.3"),
+        ("another-host", "10.1.2.3"),
+        ("127.0.0.1", "127.0.0.1"),
+        ("localhost", "127.0.0.1"),
+        # Debian's habit: a machine maps its own name to loopback, and the others do not.
+        ("this-host", "10.1.2.3"),
+        ("nobody", ""),
+    ],
+)
+def test_a_machine_is_reached_by_the_address_that_the_others_know(
+    master: str, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ways = {"127.0.0.1": "127.0.0.1", "localhost": "127.0.0.1", "this-host": "127.0.1.1"}
+    ways |= dict.fromkeys(["10.1.2.3", "another-host", network._ANYWHERE], "10.1.2.3")
+    monkeypatch.setattr(network, "_source_address", lambda name: ways.get(name, ""))
+
+    assert own_address(master) == address
+
+
+def test_a_machine_without_a_network_is_reached_by_what_its_name_means(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ways = {"this-host": "127.0.1.1"}
+    monkeypatch.setattr(network, "_source_address", lambda name: ways.get(name, ""))
+
+    assert own_address("this-host") == "127.0.1.1"

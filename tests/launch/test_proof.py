@@ -88,6 +88,7 @@ def test_a_process_of_the_attempt_is_ended_even_if_it_is_stopped(
     rank = start(mark_of(tmp_path, NONCE))
     if stopped:
         rank.send_signal(signal.SIGSTOP)
+        os.waitpid(rank.pid, os.WUNTRACED)  # it has stopped, so that a signal can come too late
 
     _report(tmp_path, rank).end_leftovers()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 
 from medspark.errors import UsageError
 from medspark.train.timeline import Timeline, peak_memory_mb
-from medspark.train.world import World, join
+from medspark.train.world import World, _read, join
 
 
 def test_a_single_process_stays_out_of_a_process_group_if_told_to(
@@ -55,7 +56,7 @@ def test_what_is_gathered_is_what_was_said(together: World, value: Any) -> None:
 
 @pytest.mark.parametrize("value", [object(), {"a": 1}, [object()]])
 def test_nothing_is_gathered_that_would_have_to_be_unpickled(together: World, value: Any) -> None:
-    with pytest.raises(ValueError, match="allow_pickle"):
+    with pytest.raises(ValueError, match="cannot be saved"):
         together.gather(value)
 
 
@@ -98,3 +99,11 @@ def test_a_moment_is_kept_when_it_comes_first() -> None:
 
     assert timeline.moments == {"stepped": first}
     assert 1 < peak_memory_mb() < 1e6
+
+
+def test_what_reaches_a_rank_is_never_unpickled() -> None:
+    buffer = io.BytesIO()
+    np.save(buffer, np.array([{"a": 1}]), allow_pickle=True)
+
+    with pytest.raises(ValueError, match="allow_pickle"):
+        _read(torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8))

@@ -1,0 +1,40 @@
+"""Pseudonyms whose key stays where it is: on the driver, and in a file of each executor."""
+
+from __future__ import annotations
+
+import hmac
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+from medspark.errors import RunError, UsageError
+from medspark.images.deidentify import Privacy, Pseudonyms, load_key
+
+__all__ = ["ResidentPseudonyms"]
+
+
+class ResidentPseudonyms(Pseudonyms):
+    """Pseudonyms that are pickled without their key: who opens them reads it from ``file``.
+
+    Raises RunError there where this machine's file cannot be read or holds another key.
+    """
+
+    def __init__(self, key: bytes, *, file: Path) -> None:
+        super().__init__(key)
+        self._file = file
+
+    def __reduce__(self) -> tuple[Callable[[Path, str], ResidentPseudonyms], tuple[Path, str]]:
+        return _read_here, (self._file, self.check)
+
+
+def _read_here(path: Path, check: str) -> ResidentPseudonyms:
+    here = socket.gethostname()
+    try:
+        # No dataset is known here, and none has a file for its folder.
+        key = load_key(Privacy(key_file=path), dataset=str(path / "none"))
+    except UsageError as error:
+        raise RunError(f"On the executor {here}: {error}") from None
+    pseudonyms = ResidentPseudonyms(key, file=path)
+    if not hmac.compare_digest(pseudonyms.check, check):
+        raise RunError(f"On the executor {here}: {path} holds another key than the driver's.")
+    return pseudonyms
