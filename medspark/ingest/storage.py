@@ -136,9 +136,15 @@ def is_inside(source: str, path: str) -> bool:
 
     Links are of local folders alone.
     """
-    if not is_local(source):
+    if "://" in source and not is_local(source):
         return True
-    return _is_below(os.path.realpath(join(source, path)), os.path.realpath(source))
+    place = source
+    # Resolving every path costs more than the rest of opening a file: few have anything to resolve.
+    for name in path.split("/"):
+        place = join(place, name)
+        if name == os.pardir or os.path.islink(place):
+            return _is_below(os.path.realpath(join(source, path)), os.path.realpath(source))
+    return True
 
 
 def children(url: str, *, inside: str | None = None) -> Iterator[Entry]:

@@ -54,7 +54,6 @@ def patient_split(
     """
     known = [split for split in _HELD_OUT_FIRST if split in hints] if config.use_hints else []
     hint = known[0] if known else None
-    own = own if config.use_hints else ()
     if hint == "test" or (hint == "val" and config.folds is None):
         return hint
     carve_test = hint is None or "test" not in own

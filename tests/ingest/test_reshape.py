@@ -96,6 +96,7 @@ def test_a_part_that_is_not_what_the_manifest_or_the_ledger_says_is_named(tmp_pa
     ((name, (size, sha256)),) = part.items()
     for told, rows, said in (
         ((size + 1, sha256), asked_for(1), "missing or has another size"),
+        ((size - 1, sha256), asked_for(1), "missing or has another size"),
         ((size, sha256[::-1]), asked_for(1), "has been damaged"),
         ((size, sha256), asked_for(1, sample_key="k2"), "does not hold what the ledger says"),
     ):
@@ -141,9 +142,10 @@ def test_shards_hold_their_rows_in_order_however_these_are_cut_into_batches(tmp_
                      "test-00000.parquet"}  # fmt: skip
 
 
-def test_pixels_of_another_size_are_not_written(tmp_path):
+@pytest.mark.parametrize("pixels", [3, 5])
+def test_pixels_of_another_size_are_not_written(tmp_path, pixels):
     layout = Layout.of({"train": Counts(1, (1,), 1)}, SMALL, shard_bytes=16)
     write = WriteShards(str(tmp_path), "g", layout, SMALL, rows_per_group=3)
 
     with pytest.raises(RunError, match="has not the 4 bytes"):
-        list(write([placed([(0, 1)], pixels=3)]))
+        list(write([placed([(0, 1)], pixels=pixels)]))

@@ -107,6 +107,7 @@ def test_a_format_says_what_its_images_take(height, width, channels, bits):
     assert image.shape == (height, width, channels)
     assert image.nbytes == pixel_format.nbytes
     assert image.itemsize * 8 == bits
+    assert np.array(2, pixel_format.dtype).tobytes() == b"\x02\x00"[: bits // 8]
 
 
 def test_mapping_copies_nothing(tmp_path: Path):
@@ -124,7 +125,14 @@ def test_mapping_copies_nothing(tmp_path: Path):
     assert not view.flags.writeable
 
 
-@pytest.mark.parametrize("options", [{"compression": "zstd"}, {"data_page_size": 16}, {}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"compression": "zstd", "use_dictionary": False},
+        {"compression": "none", "use_dictionary": False, "data_page_size": 16},
+        {"compression": "none"},
+    ],
+)
 def test_a_parquet_file_of_another_layout_is_refused_by_name(tmp_path: Path, options: dict):
     pixel_format = PixelFormat(4, 4, 1, 8)
     (table,) = tables(images(200, pixel_format), pixel_format, 200)

@@ -76,15 +76,22 @@ def test_training_patients_are_held_out_only_for_a_split_that_the_data_do_not_ha
     assert dealt == {"train", *({"val", "test"} - set(own))}
 
 
-def test_folds_deal_what_came_as_val_and_leave_what_came_as_test():
+def test_a_split_that_one_patient_s_images_came_with_is_one_that_the_data_have():
+    hints = {"p": {"train", "val", "test"}} | {f"p{i}": {"train"} for i in range(100)}
+
+    assert set(assign(hints, SplitConfig(), seed=0).values()) == {"test", "train"}
+
+
+def test_folds_deal_what_came_as_train_or_val_and_leave_what_came_as_test():
     hints = {f"v{i}": {"val"} for i in range(60)} | {f"t{i}": {"test"} for i in range(20)}
+    hints |= {f"w{i}": {"train"} for i in range(60)}
     hints |= {f"b{i}": {"train", "test"} for i in range(20)}
 
     folds = [assign(hints, SplitConfig(folds=3, fold=k), seed=0) for k in range(3)]
 
     for patient in hints:
         seen = [fold[patient] for fold in folds]
-        assert sorted(seen) == (["test"] * 3 if patient[0] != "v" else ["train", "train", "val"])
+        assert sorted(seen) == (["test"] * 3 if patient[0] in "tb" else ["train", "train", "val"])
 
 
 def test_the_data_of_a_version_are_dealt_as_by_the_one_before():
