@@ -120,7 +120,8 @@ class FilePredictor:
     def _content(self, text: object) -> bytes:
         if not isinstance(text, str):
             raise ValueError("not text")
-        self._limits.check_file(len(text) * 3 // 4)  # before it is decoded: 2 bytes less, at most
+        # Before a copy is made of what may be too large.
+        self._limits.check_file(max(1, len(text) // 4 * 3 - text[-2:].count("=")))
         return base64.b64decode(text, validate=True)
 
 
