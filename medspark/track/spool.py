@@ -150,7 +150,7 @@ class Spool:
         a pipe: it would be published.
         """
         root, folder = self.folder.resolve(), self.folder / files
-        for path in (folder, *_below(folder)):
+        for path in _with_all_below(folder):
             if not path.resolve().is_relative_to(root):
                 raise RunError(
                     f"{path} lies outside {self.folder} and is not published: a run's files are "
@@ -209,7 +209,8 @@ def _moved(state: State, uri: str) -> State:
     )
 
 
-def _below(folder: Path) -> Iterator[Path]:
-    """Yield what lies below ``folder``, without following links to folders."""
+def _with_all_below(folder: Path) -> Iterator[Path]:
+    """Yield ``folder`` and then what lies below it, without following links to folders."""
+    yield folder
     for place, folders, files in os.walk(folder):
         yield from (Path(place) / name for name in (*folders, *files))
