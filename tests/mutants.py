@@ -5,6 +5,9 @@ Writes  a line per mutant; the exit status is 0 only if every one of them was no
 
     python tests/mutants.py                       all of them, in a copy of the checkout
     python tests/mutants.py --only settle,fold    those whose name holds one of the words
+    python tests/mutants.py --jobs 4              four at a time, each in a copy of its own
+
+The tests have to pass before a mistake is planted: where they do not, nothing is (status 2).
 """
 
 from __future__ import annotations
@@ -18,8 +21,10 @@ import tempfile
 import time
 import tomllib
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 
 ROOT = Path(__file__).resolve().parents[1]
 MUTANTS = ROOT / "tests" / "mutants"
@@ -67,22 +72,39 @@ def read_mutants(folder: Path = MUTANTS) -> list[Mutant]:
     ]
 
 
-def survivors(mutants: Sequence[Mutant], root: Path) -> Iterator[str]:
-    """Plant each mutant below ``root`` and take it back; yield those that no test noticed."""
-    for number, mutant in enumerate(mutants, 1):
-        began = time.monotonic()
-        text = mutant.plant(root)
+def survivors(mutants: Sequence[Mutant], roots: Sequence[Path]) -> Iterator[str]:
+    """Plant each mutant in one of the copies and take it back; yield those that nobody noticed."""
+    free: SimpleQueue[Path] = SimpleQueue()
+    for root in roots:
+        free.put(root)
+
+    def tried(mutant: Mutant) -> tuple[int, str, float]:
+        root = free.get()
         try:
-            status, output = _run(root, mutant.tests)
+            return _try(mutant, root)
         finally:
-            (root / mutant.file).write_text(text, encoding="utf-8")
-        noticed = status == _TESTS_FAILED
-        verdict = "noticed" if noticed else f"NOT NOTICED (pytest's status {status})"
-        took = time.monotonic() - began
-        print(f"{number}/{len(mutants)} {mutant.name}: {verdict}, {took:.0f} s", flush=True)
-        if not noticed:
-            print(output[-2000:], flush=True)
-            yield mutant.name
+            free.put(root)
+
+    with ThreadPoolExecutor(len(roots)) as pool:
+        results = zip(mutants, pool.map(tried, mutants), strict=True)
+        for number, (mutant, (status, output, took)) in enumerate(results, 1):
+            noticed = status == _TESTS_FAILED
+            verdict = "noticed" if noticed else f"NOT NOTICED (pytest's status {status})"
+            print(f"{number}/{len(mutants)} {mutant.name}: {verdict}, {took:.0f} s", flush=True)
+            if not noticed:
+                print(output[-2000:], flush=True)
+                yield mutant.name
+
+
+def _try(mutant: Mutant, root: Path) -> tuple[int, str, float]:
+    """Return how the mutant's tests end with the mistake in place, what they say, and seconds."""
+    began = time.monotonic()
+    text = mutant.plant(root)
+    try:
+        status, output = _run(root, mutant.tests)
+    finally:
+        (root / mutant.file).write_text(text, encoding="utf-8")
+    return status, output, time.monotonic() - began
 
 
 def _run(root: Path, tests: Sequence[str]) -> tuple[int, str]:
@@ -98,21 +120,33 @@ def _run(root: Path, tests: Sequence[str]) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
+def _copy(root: Path) -> Path:
+    root.mkdir()
+    for name in _COPIED:
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy2
+        copy(ROOT / name, root / name)
+    return root
+
+
 def main(argv: Sequence[str]) -> int:
     """Run the mutants that ``argv`` asks for; return the exit status."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", default="", help="parts of names, between commas")
-    words = [word for word in parser.parse_args(argv).only.split(",") if word]
+    parser.add_argument("--jobs", type=int, default=1, help="mutants that are tried at a time")
+    asked = parser.parse_args(argv)
+    words = [word for word in asked.only.split(",") if word]
     mutants = [m for m in read_mutants() if not words or any(word in m.name for word in words)]
+    if not mutants:
+        parser.error(f"no mutant's name holds one of {asked.only}")
     with tempfile.TemporaryDirectory(prefix="medspark-mutants-") as folder:
-        root = Path(folder) / "medspark"
-        root.mkdir()
-        for name in _COPIED:
-            copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy2
-            copy(ROOT / name, root / name)
-        missed = list(survivors(mutants, root))
+        roots = [_copy(Path(folder) / f"{number}") for number in range(max(1, asked.jobs))]
+        status, output = _run(roots[0], sorted({test for m in mutants for test in m.tests}))
+        if status != 0:
+            print(f"{output[-2000:]}\nThe tests do not pass as they are: no mistake is planted.")
+            return 2
+        missed = list(survivors(mutants, roots))
     print(f"{len(mutants) - len(missed)} of {len(mutants)} mutants noticed")
     return 1 if missed else 0
 

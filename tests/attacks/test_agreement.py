@@ -190,4 +190,4 @@ def test_pgd_in_l2_is_as_strong_as_that_of_foolbox(digits, plain_network) -> Non
 
     ours = pgd(plain_network, images, labels, threat=threat, steps=STEPS)
     held = [correct(plain_network(found), labels).float().mean() for found in (ours, theirs)]
-    assert held[0] == held[1]
+    assert held[0] <= held[1] + 0.01

@@ -1,6 +1,7 @@
 """FGSM and PGD: the laws they obey."""
 
 import copy
+from itertools import pairwise
 
 import pytest
 import torch
@@ -67,7 +68,7 @@ def test_accuracy_falls_with_eps(plain_network, batch, name: str) -> None:
         for eps in (0.0, 0.05, 0.1, 0.2)
     ]
 
-    assert found == sorted(found, reverse=True)
+    assert all(after <= before + 0.01 for before, after in pairwise(found))
     assert found[-1] < 0.5 * found[0]
 
 
@@ -77,7 +78,7 @@ def test_many_small_steps_are_worse_than_one(plain_network, batch) -> None:
     one = accuracy(plain_network, attacked("fgsm", plain_network, images, labels, 0.1), labels)
     many = accuracy(plain_network, attacked("pgd", plain_network, images, labels, 0.1), labels)
 
-    assert many <= one
+    assert many <= one + 0.01
 
 
 def test_stopping_when_fooled_gives_the_same_accuracy_for_less_work(plain_network, batch) -> None:
@@ -89,7 +90,7 @@ def test_stopping_when_fooled_gives_the_same_accuracy_for_less_work(plain_networ
     early = pgd(counted, images, labels, threat=THREAT, steps=20, stop_when_fooled=True)
 
     full = pgd(plain_network, images, labels, threat=THREAT, steps=20)
-    assert accuracy(plain_network, early, labels) <= accuracy(plain_network, full, labels)
+    assert accuracy(plain_network, early, labels) <= accuracy(plain_network, full, labels) + 0.01
     assert THREAT.holds(early, images).all()
     assert sum(seen) < 0.8 * 20 * len(images)
 

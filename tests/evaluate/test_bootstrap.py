@@ -94,3 +94,29 @@ def test_every_class_and_the_attacks_success_have_intervals_that_hold_their_figu
         low, high = found[name]
         assert low < value < high
     assert found["sensitivity/1"] == found["sensitivity"]
+
+
+@pytest.mark.parametrize("level", [0.5, 0.9])
+def test_a_level_is_the_share_of_resamples_that_an_interval_holds(level: float) -> None:
+    labels, probabilities = sample(300)
+    narrow, wide = (
+        intervals(labels, probabilities, np.arange(300), samples=1000, level=at)["accuracy"]
+        for at in (level, 0.95)
+    )
+    share = metrics(labels, probabilities).accuracy
+    spread = np.sqrt(share * (1 - share) / 300)
+
+    assert wide == intervals(labels, probabilities, np.arange(300), samples=1000)["accuracy"]
+    width = 2 * spread * {0.5: 0.674, 0.9: 1.645}[level]
+    assert narrow[1] - narrow[0] == pytest.approx(width, rel=0.15)
+
+
+def test_a_figure_that_most_resamples_leave_undefined_has_no_interval() -> None:
+    labels = np.zeros(20, dtype=int)
+    labels[0] = 1  # drawn by 64 % of resamples; of two groups in one, by hardly any
+    _, probabilities = sample(20)
+
+    found = intervals(labels, probabilities, np.arange(20), samples=400)
+    assert "sensitivity" in found
+    alone = intervals(np.array([1, 0]), probabilities[:2], np.array([0, 1]), samples=400)
+    assert "auroc" not in alone  # half of the resamples hold both, and half do not

@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+from sklearn import metrics as sklearn
 
+from medspark.evaluate.answers import answers_of
 from medspark.evaluate.metrics import class_metrics, metrics
 
 # Three healthy, two ill; one healthy called ill, one ill called healthy.
@@ -63,3 +65,54 @@ def test_what_the_labels_do_not_define_is_left_out() -> None:
     assert found.auroc is None
     assert found.sensitivity is None
     assert found.specificity == 1.0
+
+
+def test_the_lead_is_over_the_next_best_answer_and_negative_where_that_is_given() -> None:
+    probabilities = np.array([[0.5, 0.3, 0.2], [0.2, 0.7, 0.1], [0.2, 0.35, 0.45]])
+
+    answers = answers_of(np.array([0, 0, 2]), probabilities)
+
+    assert answers.lead == pytest.approx([0.2, -0.5, 0.1])
+    assert answers.sure == pytest.approx([0.5, 0.7, 0.45])
+    assert answers.right.tolist() == [True, False, True]
+
+
+def test_of_a_sure_network_all_the_other_classes_count_together() -> None:
+    probabilities = np.array([[1, 1e-10, 3e-10], [1, 3e-10, 2e-10]], dtype=np.float32)
+
+    first, second = answers_of(np.array([0, 0]), probabilities).log_odds(0)
+
+    assert first - second == pytest.approx(np.log(5 / 4), rel=1e-3)
+    assert np.isfinite(answers_of(np.array([0]), np.array([[1.0, 0.0]])).log_odds(1)).all()
+
+
+def test_with_three_classes_every_one_has_figures_against_the_others() -> None:
+    random = np.random.default_rng(0)
+    labels, likely = np.arange(60) % 3, random.dirichlet(np.ones(3), 60)
+    said = likely.argmax(1)
+
+    for k, found in enumerate(class_metrics(labels, likely, classes="abc")):
+        odds = np.log(likely[:, k]) - np.log(1 - likely[:, k])
+        assert found.auroc == pytest.approx(sklearn.roc_auc_score(labels == k, odds))
+        assert found.sensitivity == pytest.approx((said == k)[labels == k].mean())
+        assert found.specificity == pytest.approx((said != k)[labels != k].mean())
+        named = metrics(labels, likely, positive=k)
+        assert (named.auroc, named.sensitivity) == (found.auroc, found.sensitivity)
+
+
+def test_one_class_alone_has_no_area_whichever_it_is() -> None:
+    for label in (0, 1):
+        assert metrics(np.full(2, label), BINARY[:2]).auroc is None
+
+
+def test_a_finding_is_seen_above_one_half_and_not_at_it() -> None:
+    answers = answers_of(np.array([[1, 0]]), np.array([[0.5, 0.5]]))
+
+    assert answers.said.tolist() == [[False, False]]
+    assert answers.lead == pytest.approx([0.0])
+
+
+def test_the_lead_of_findings_is_that_of_the_worst_one() -> None:
+    answers = answers_of(np.array([[1, 0], [1, 0]]), np.array([[0.9, 0.4], [0.3, 0.1]]))
+
+    assert answers.lead == pytest.approx([0.2, -0.4])

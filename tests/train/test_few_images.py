@@ -93,7 +93,7 @@ def test_the_gradient_is_that_of_the_images_in_every_mode(way: str, four: Four) 
     for gradient in found(four, name):
         assert gradient.keys() == expected.keys()
         for key, value in expected.items():
-            torch.testing.assert_close(gradient[key], value, rtol=1e-3, atol=1e-5)
+            torch.testing.assert_close(gradient[key], value, rtol=1e-2, atol=1e-4)
 
 
 def test_with_two_norms_every_rank_has_one_and_the_same_gradient(four: Four) -> None:
@@ -147,7 +147,7 @@ def test_four_processes_and_after_a_loss_three_train_as_one_does(
     together = before | after
     assert min(after) == 6  # the step after the checkpoint
     assert list(together) == list(alone.by_step) == list(range(1, 13))
-    assert list(together.values()) == pytest.approx(list(alone.by_step.values()), rel=1e-3)
+    assert list(together.values()) == pytest.approx(list(alone.by_step.values()), rel=1e-2)
 
 
 @pytest.mark.parametrize(
