@@ -114,7 +114,7 @@ def _table(module_of: Callable[[str], Any]) -> Versions:
     versions |= {name: {"version": version} for name, version in native.items()}
     for package, parts in versions.items():
         if parts["version"] != NOT_INSTALLED:
-            parts |= _files_of(package)
+            parts |= _files_of(package, parts["version"])
     versions["pyspark"] |= _jars()
     for package, module, ask in _QUESTIONS:
         if versions[package]["version"] != NOT_INSTALLED:
@@ -140,7 +140,8 @@ def _native_packages() -> Iterator[tuple[str, str]]:
     for found in importlib.metadata.distributions():
         tags = re.findall(r"^Tag: \S+-(\S+)$", found.read_text("WHEEL") or "", re.MULTILINE)
         if any(tag != "any" for tag in tags):
-            yield re.sub(r"[-_.]+", "-", found.metadata["Name"]).lower(), found.version
+            told = found.metadata  # parsed anew each time
+            yield re.sub(r"[-_.]+", "-", told["Name"]).lower(), told["Version"]
 
 
 def _version(package: str) -> str:
@@ -150,7 +151,7 @@ def _version(package: str) -> str:
         return NOT_INSTALLED
 
 
-def _files_of(package: str) -> dict[str, str]:
+def _files_of(package: str, version: str) -> dict[str, str]:
     """Return the libraries that a wheel brings along, and the numbers of their files."""
     try:
         found = importlib.metadata.distribution(package)
@@ -160,7 +161,7 @@ def _files_of(package: str) -> dict[str, str]:
     files = [path for name in names for path in Path(str(found.locate_file(name))).glob("lib*.so*")]
     # A library has links beside it, whose numbers are shorter.
     numbered = dict(_numbered(path.name) for path in sorted(files, key=lambda path: len(path.name)))
-    return {name: number for name, number in numbered.items() if number != found.version}
+    return {name: number for name, number in numbered.items() if number != version}
 
 
 def _numbered(file: str) -> tuple[str, str]:
