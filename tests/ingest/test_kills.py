@@ -16,6 +16,8 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
+from key_files import write_key
+
 from medspark.images.deidentify import Privacy
 from medspark.images.phantom import ArchiveSummary, PhantomConfig, write_archive
 from medspark.ingest.archive import IngestConfig, ingest, open_archive
@@ -31,7 +33,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def archive(tmp_path: Path) -> ArchiveSummary:
-    (tmp_path / "key").write_text("33" * 32)
+    write_key(tmp_path / "key", "kills")
     return write_archive(tmp_path / "in", PhantomConfig(count=300, size=128))
 
 

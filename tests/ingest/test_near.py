@@ -12,7 +12,6 @@ from PIL import Image
 
 from medspark.config import load_config
 from medspark.errors import UsageError
-from medspark.images.deidentify import Privacy
 from medspark.ingest import near
 from medspark.ingest.archive import IngestConfig, ingest, open_archive
 from medspark.ingest.near import SIDE, Lookalike, perceptual_hash, tied_patients
@@ -72,16 +71,14 @@ def samples(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Pa
             Image.fromarray(image).save(folder / "in" / f"{who}-{seed}.png")
             lines.append(f"{who}-{seed}.png,{'ab'[seed % 2]},{who}-{seed}")
     (folder / "labels.csv").write_text("\n".join(lines) + "\n")
-    (folder / "key").write_text("22" * 32)
     config = IngestConfig(
         source=str(folder / "in"),
         labels=str(folder / "labels.csv"),
         samples=str(folder / "out"),
         image_size=32,
-        privacy=Privacy(key_file=folder / "key"),
         guarded=False,
     )
-    ingest(spark, open_archive(config))
+    ingest(spark, open_archive(config, key=b"\x22" * 32))
     return folder / "out"
 
 
