@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pyarrow.parquet as pq
 import pytest
-
 from key_files import write_key
 
 from medspark.images.deidentify import Privacy

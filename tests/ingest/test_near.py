@@ -50,6 +50,17 @@ def test_a_copy_is_a_few_bits_away_and_another_image_many():
     assert min(others) > 8
 
 
+def test_the_hash_of_no_image_is_told():
+    found = [Lookalike(f"s{n}", f"p{n}", hashed) for n, hashed in enumerate([77, -5, 77, -5, 9, 9])]
+
+    told = near._numbered(found[::-1])
+
+    assert [(one.sample_key, one.lookalike) for one in told] == [
+        *[("s0", 1), ("s2", 1), ("s1", 2), ("s3", 2), ("s4", 3), ("s5", 3)]
+    ]
+    assert tied_patients(told) == tied_patients(found)
+
+
 def test_patients_are_tied_through_images_that_they_share_with_others():
     found = [
         *[Lookalike("1", "b", 7), Lookalike("2", "c", 7)],
