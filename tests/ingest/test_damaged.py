@@ -133,18 +133,15 @@ def test_damaged_files_end_no_worker_and_all_of_them_are_accounted_for(
         folder = tmp_path / "archive" / f"label{number % 2}"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{number}.dcm").write_bytes(content)
-    key = tmp_path / "key"
-    key.write_text(os.urandom(32).hex())
-    key.chmod(0o600)
     failed_before = _failed_tasks(spark)
 
     settings: dict[str, Any] = {
         "source": str(tmp_path / "archive"),
         "samples": str(tmp_path / "samples"),
         "image_size": 16,
-        "privacy": {"key_file": key},
     }
-    result = ingest(spark, open_archive(IngestConfig.model_validate(settings)))
+    archive = open_archive(IngestConfig.model_validate(settings), key=bytes(32))
+    result = ingest(spark, archive)
 
     print({key: value for key, value in result.items() if isinstance(value, int | dict)})
     assert _failed_tasks(spark) == failed_before

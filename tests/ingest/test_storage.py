@@ -42,14 +42,6 @@ def test_a_text_comes_back_and_replaces_the_one_before(place: str):
     assert names(place) == {"file"}
 
 
-def test_a_file_is_created_once(place: str):
-    file = storage.join(place, "file")
-
-    assert storage.create(file, "first")
-    assert not storage.create(file, "second")
-    assert storage.read_text(file) == "first"
-
-
 def test_folders_and_files_are_told_apart_and_removed(place: str):
     folder, file = storage.join(place, "folder"), storage.join(place, "folder/file")
     storage.make_folder(folder)

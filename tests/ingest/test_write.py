@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from medspark.errors import UsageError
 from medspark.ingest.parts import SAMPLE_SCHEMA, Part, PartWriter
 from medspark.ingest.write import MANIFEST, SampleSet, SamplesManifest
+from medspark.lock import locked
 
+GENERATIONS = tuple(f"20260101T00000{number}-abcdef" for number in (1, 2, 3))
 DEFAULTS = {"string": "x", "int32": 1, "int64": 1, "double": 1.0, "bool": True, "binary": b"ab"}
 
 
@@ -141,6 +143,43 @@ def test_files_of_others_stay_wherever_they_lie(tmp_path_factory, planted, commi
     samples.clean_newest()
 
     assert left_in(folder) == theirs
+
+
+def killed(folder: Path) -> SampleSet:
+    """Return a dataset in which an ingest was killed."""
+    samples, (first, second, third) = SampleSet(str(folder)), GENERATIONS
+    samples.commit(manifest(generation=second, previous=first))
+    left = [f"ledger/{name}/{'0' * 32}.parquet" for name in (first, second, third)]
+    for name in ("staging/files/part-0", *left):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    return samples
+
+
+def test_a_job_that_only_reads_clears_what_a_killed_ingest_left(tmp_path):
+    killed(tmp_path).clean_after_kill()
+
+    assert not (tmp_path / "staging").exists()
+    assert {path.parent.name for path in tmp_path.glob("ledger/*/*")} == {*GENERATIONS[:2]}
+
+
+def test_a_job_that_only_reads_leaves_an_ingest_at_its_work(tmp_path, caplog):
+    samples = killed(tmp_path)
+
+    with locked(samples.url):
+        samples.clean_after_kill()
+
+    assert (tmp_path / "staging/files/part-0").exists()
+    assert "stays there: Another job is writing" in caplog.text
+
+
+def test_a_job_that_only_reads_writes_nothing_where_nothing_was_left(tmp_path):
+    samples = SampleSet(str(tmp_path))
+    samples.commit(manifest())
+
+    samples.clean_after_kill()
+
+    assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
 
 
 def test_a_manifest_comes_back_as_it_went(tmp_path):
