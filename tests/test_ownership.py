@@ -180,6 +180,14 @@ def test_an_address_that_cannot_be_reached_is_one_sentence():
             decide("nowhere://x", "samples")
 
 
+def test_a_link_into_the_middle_of_what_is_read_is_seen(tmp_path):
+    (tmp_path / "real" / "deep" / "x").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("real/deep/x")
+
+    with pytest.raises(UsageError, match="lies inside the source"):
+        apart({"the source": tmp_path / "real"}, {"the target": tmp_path / "link" / "y"})
+
+
 def test_a_loop_of_links_is_no_folder_of_anybody(tmp_path):
     (tmp_path / "loop").symlink_to("loop")
 
@@ -222,12 +230,13 @@ def test_folders_that_become_empty_go_and_others_stay(tmp_path):
     assert {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")} == {"c", "c/theirs"}
 
 
-def test_links_are_never_followed(tmp_path):
+@pytest.mark.parametrize("name", [r"model/model\.json", "model/"])
+def test_links_are_never_followed(tmp_path, name):
     write(tmp_path, "elsewhere/model.json")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "model").symlink_to(tmp_path / "elsewhere")
 
-    remove(tmp_path / "run", [r"model/model\.json", "model/"])
+    remove(tmp_path / "run", [name])
 
     assert (tmp_path / "elsewhere" / "model.json").exists()
 
