@@ -88,6 +88,23 @@ def test_what_an_earlier_version_made_is_ours_and_marked_at_the_next_write(folde
     assert MARKER in names(folder)
 
 
+def test_evidence_is_what_the_documents_say():
+    from medspark.ingest.write import SamplesManifest
+    from medspark.models.card import ModelCard
+    from medspark.shards.manifest import Manifest
+    from medspark.track.spool import State
+
+    documents = {
+        "manifest.json": {"samples": SamplesManifest, "shards": Manifest, "shard cache": Manifest}
+        | {"demo data": SamplesManifest},
+        "model.json": dict.fromkeys(KINDS, ModelCard),
+        "run.json": dict.fromkeys(KINDS, State),
+    }
+    for kind, found in EARLIER.items():
+        for name, keys in found.items():
+            assert keys <= set(documents[Path(name).name][kind].model_fields)
+
+
 @pytest.mark.parametrize("text", ["{", "[]", "null", "7", '{"name": "an app"}', "[" * 100_000])
 def test_another_manifest_of_the_same_name_proves_nothing(folder, text):
     write(folder, "manifest.json", text)
