@@ -88,6 +88,23 @@ def test_what_an_earlier_version_made_is_ours_and_marked_at_the_next_write(folde
     assert MARKER in names(folder)
 
 
+def test_evidence_is_what_the_documents_say():
+    from medspark.ingest.write import SamplesManifest
+    from medspark.models.card import ModelCard
+    from medspark.shards.manifest import Manifest
+    from medspark.track.spool import State
+
+    documents = {
+        "manifest.json": {"samples": SamplesManifest, "shards": Manifest, "shard cache": Manifest}
+        | {"demo data": SamplesManifest},
+        "model.json": dict.fromkeys(KINDS, ModelCard),
+        "run.json": dict.fromkeys(KINDS, State),
+    }
+    for kind, found in EARLIER.items():
+        for name, keys in found.items():
+            assert keys <= set(documents[Path(name).name][kind].model_fields)
+
+
 @pytest.mark.parametrize("text", ["{", "[]", "null", "7", '{"name": "an app"}', "[" * 100_000])
 def test_another_manifest_of_the_same_name_proves_nothing(folder, text):
     write(folder, "manifest.json", text)
@@ -180,6 +197,14 @@ def test_an_address_that_cannot_be_reached_is_one_sentence():
             decide("nowhere://x", "samples")
 
 
+def test_a_link_into_the_middle_of_what_is_read_is_seen(tmp_path):
+    (tmp_path / "real" / "deep" / "x").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("real/deep/x")
+
+    with pytest.raises(UsageError, match="lies inside the source"):
+        apart({"the source": tmp_path / "real"}, {"the target": tmp_path / "link" / "y"})
+
+
 def test_a_loop_of_links_is_no_folder_of_anybody(tmp_path):
     (tmp_path / "loop").symlink_to("loop")
 
@@ -222,12 +247,13 @@ def test_folders_that_become_empty_go_and_others_stay(tmp_path):
     assert {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")} == {"c", "c/theirs"}
 
 
-def test_links_are_never_followed(tmp_path):
+@pytest.mark.parametrize("name", [r"model/model\.json", "model/"])
+def test_links_are_never_followed(tmp_path, name):
     write(tmp_path, "elsewhere/model.json")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "model").symlink_to(tmp_path / "elsewhere")
 
-    remove(tmp_path / "run", [r"model/model\.json", "model/"])
+    remove(tmp_path / "run", [name])
 
     assert (tmp_path / "elsewhere" / "model.json").exists()
 

@@ -245,15 +245,14 @@ def _checked(
 
 
 def _plugins(syntax: str, header: Codestream | None, shape: ImagePixel) -> tuple[str, ...]:
-    """Return what to decode a frame with: Pillow only where it keeps every bit of JPEG 2000.
+    """Return what to decode a frame with.
 
-    It gives colours eight bits each, and takes the sign of the values from the file's header.
+    Pillow's JPEG 2000 takes the sign of the values from the file's header, and is not asked where
+    the codestream says otherwise. Colours of more than 8 bits it refuses by itself.
     """
     if header is None or syntax not in (uid.JPEG2000, uid.JPEG2000Lossless):
         return _PLUGINS[syntax]
-    deepest = 16 if header.components == 1 else 8
-    exact = header.precision <= deepest and header.signed == shape.signed
-    return _PLUGINS[syntax] if exact else ("pylibjpeg",)
+    return _PLUGINS[syntax] if header.signed == shape.signed else ("pylibjpeg",)
 
 
 def _decompressed(

@@ -153,7 +153,8 @@ def test_a_cell_that_is_not_one_value_is_refused_by_its_column(source, cell, col
     table = {"path": ["images/one.dcm"], "label": ["A"]} | {column: NESTED[cell]}
     pq.write_table(pa.table(table), source / "t.parquet")
 
-    with pytest.raises(UsageError, match=f"The column '{column}' of the label table .*parquet"):
+    said = "is not text" if cell.startswith("bytes") else "holds lists or records"
+    with pytest.raises(UsageError, match=f"The column '{column}' of the label table .* {said}"):
         rows(LabelTable(str(source / "t.parquet"), str(source), LabelConfig()), source)
 
 
@@ -310,6 +311,13 @@ def test_paths_that_leave_the_source_match_nothing(source):
 
     matches = [row["match"] for row in found]
     assert matches == ["one.dcm", "two.dcm", "one.dcm", "two.dcm", None, None, None]
+
+
+def test_an_empty_cell_says_nothing(source):
+    text = 'path,label,patient_id,split,site\nimages/one.dcm,,"  ",,\nimages/two.dcm," ",,"",\n'
+
+    for row in rows(LabelTable(write(source, text), str(source), LabelConfig()), source):
+        assert {row[name] for name in ("label", "patient_key", "split", "site")} == {None}
 
 
 def test_a_tab_separates_the_columns_of_a_tsv(source):

@@ -73,6 +73,15 @@ def test_an_archive_lists_every_image_of_every_split(tmp_path: Path):
     assert {row["size"] for row in rows} == {16}
 
 
+def test_other_pixels_are_another_state_of_the_same_images(tmp_path: Path):
+    one = list_images(archive(tmp_path / "a.npz"), LIMITS)["modified"].to_pylist()
+    same = list_images(archive(tmp_path / "b.npz"), LIMITS)["modified"].to_pylist()
+    other = archive(tmp_path / "c.npz", train_images=npy(255 - images()))
+
+    assert one == same
+    assert not set(one) & set(list_images(other, LIMITS)["modified"].to_pylist())
+
+
 def test_a_split_may_be_empty(tmp_path: Path):
     none = {"val_images": npy(images(0)), "val_labels": npy(np.empty((0, 1), np.uint8))}
 
@@ -92,7 +101,7 @@ def test_a_worker_that_is_used_again_sees_the_archive_as_it_is_now(tmp_path: Pat
 
 @pytest.mark.parametrize("bound", [0, -1])
 def test_the_limits_of_an_archive_are_what_it_may_just_reach(tmp_path: Path, bound: int):
-    source = archive(tmp_path / "a.npz")
+    source = archive(tmp_path / "a.npz", zipfile.ZIP_DEFLATED)
     with zipfile.ZipFile(source) as file:
         unpacked = sum(member.file_size for member in file.infolist())
     for key, value, said in (
@@ -118,8 +127,9 @@ def test_images_of_all_splits_count_together(tmp_path: Path):
 ONES = "{'descr': '|u1', 'fortran_order': False, 'shape': (%s), }"
 LIES = {
     "more images than bytes": header(ONES % "10000000000, 28, 28") + bytes(100),
-    "fewer images than bytes": header(ONES % "1, 4, 4") + bytes(48),
-    "less than nothing": header(ONES % "-3, -4, 4") + bytes(48),
+    "fewer pixels than bytes": header(ONES % "3, 4, 4") + bytes(100),
+    "more pixels than bytes": header(ONES % "3, 400, 400") + bytes(48),
+    "less than nothing": header(ONES % "3, -4, -4") + bytes(48),
     "a header of 4 GB": b"\x93NUMPY\x02\x00\xf0\xff\xff\xff" + b" " * 50_000,
     "code in place of a header": header("__import__('os').abort()"),
     "a very deep header": header("(" * 9_000),

@@ -121,7 +121,8 @@ def test_no_password_is_printed_or_left_behind(folder: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     assert "Dashboard: http://***@127.0.0.1:9" in done.stdout.splitlines()
     run = folder / "out/secret/done.run"
-    assert f"python -m medspark.track --uri 'http://***@127.0.0.1:9' {run}" in done.stderr
+    # spark-submit sends what the job says to its own output
+    assert f"python -m medspark.track --uri 'http://***@127.0.0.1:9' {run}" in done.stdout
     assert "hunter2" not in done.stdout + done.stderr
     files = [path for path in (folder / "out/secret").rglob("*") if path.is_file()]
     assert {"done.json", "run.json", "result.json", "model.json"} <= {path.name for path in files}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from medspark.errors import UsageError
@@ -172,6 +172,10 @@ def splits_of(shards: dict[str, list[str]]) -> dict[str, Split]:
 
 
 @given(SPLITS, SPLITS, st.booleans(), st.booleans())
+@example({"train": ["a"]}, {"val": ["a"]}, False, False)
+@example({"train": ["a", "b"]}, {"train": ["b", "a"]}, False, False)
+@example({"train": ["a"], "val": ["b"]}, {"train": ["b"], "val": ["a"]}, False, False)
+@example({"train": ["a"]}, {"train": ["a"]}, False, True)
 def test_two_datasets_have_one_digest_only_if_they_hold_the_same(one, other, masks, other_masks):
     digests = [
         digest_of(splits_of(shards), multi_label=multi_label)
