@@ -153,6 +153,7 @@ def test_patients_whose_images_look_alike_are_in_one_split(spark, samples, tmp_p
     for row in table:
         alike.setdefault(row["lookalike"], set()).add(row["patient_key"])
     assert len(table) == 2 * MOTIFS
+    assert sorted(alike) == list(range(1, MOTIFS + 1))  # numbers, and not hashes
     assert [len(patients) for patients in alike.values()] == [2] * MOTIFS
     assert all(len({kept[patient] for patient in patients}) == 1 for patients in alike.values())
     assert any(len({apart[patient] for patient in patients}) == 2 for patients in alike.values())
