@@ -46,6 +46,11 @@ def _summary(result: dict[str, Any]) -> str:
         lines.append(f"{row['name']:>14} {row['eps_255']:>8} {row['accuracy']:>9.3f} {auroc:>7}")
     doubts = [flag["sentence"] for flag in result["flags"] if flag["triggered"]]
     lines += [f"NOT TO BE BELIEVED: {doubt}." for doubt in doubts]
+    if result["gallery"]:
+        lines.append(
+            f"{result['gallery']} images of patients are in the report, and with it in MLflow; "
+            "--gallery 0 leaves them out"
+        )
     return "\n".join([*lines, f"report: {result['report']}"])
 
 

@@ -1,7 +1,8 @@
 """Turn an archive of medical images into a dataset of de-identified samples, ready for a network.
 
 Reads   DICOM, PNG, JPEG, TIFF, BMP below --source, with labels from a table, folders or DICOM
-Writes  the sample dataset --samples (Parquet, with quarantine and manifest), added to on rerun
+Writes  the sample dataset --samples (Parquet, with quarantine and manifest), added to on rerun;
+        outside of it, for you alone, the paths of the files in quarantine
 
     spark-submit jobs/ingest.py --source DIR --labels DIR/labels.csv --samples OUT --image_size 64
 """
@@ -41,7 +42,9 @@ def _summary(result: dict[str, Any]) -> str:
         return f"dry run: {seen}: {changes}"
     outcomes = " + ".join(f"{result[k]} {k}" for k in ("samples", "duplicates", "quarantined"))
     reasons = [f"  {count:>8} {reason}" for reason, count in result["quarantine_reasons"].items()]
-    return "\n".join([f"{seen} = {outcomes}  ({changes})", *reasons])
+    listed = result["quarantine_file"]
+    private = [f"their paths, for whoever mends the archive (private): {listed}"] if listed else []
+    return "\n".join([f"{seen} = {outcomes}  ({changes})", *reasons, *private])
 
 
 def main(argv: Sequence[str]) -> int:

@@ -34,6 +34,11 @@ def main(argv: Sequence[str]) -> int:
         command = shlex.join(["spark-submit", "jobs/paper_table.py", *argv])
         result = paper_table(config, command=command)
         print(Path(result["table"]).read_text(encoding="utf-8"))
+        if config.evaluate.gallery:
+            print(
+                "Images of patients are in the reports, and with them in MLflow; "
+                "--evaluate.gallery 0 leaves them out."
+            )
         return result
 
     return run_job(PaperTableJob, work, argv)

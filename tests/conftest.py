@@ -76,6 +76,18 @@ class Digits:
         return network.eval()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def home_of_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Let jobs keep their keys and private lists in a home that ends with the tests."""
+    home = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(
+            "XDG_CACHE_HOME", os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache"))
+        )
+        patch.setenv("HOME", str(home))
+        yield home
+
+
 @pytest.fixture(scope="session")
 def digits() -> Digits:
     import torch

@@ -24,7 +24,16 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 MUTANTS = ROOT / "tests" / "mutants"
 
-_COPIED = ("medspark", "jobs", "notebooks", "conf", "tests", "pyproject.toml", "README.md", "Makefile")
+_COPIED = (
+    "medspark",
+    "jobs",
+    "notebooks",
+    "conf",
+    "tests",
+    "pyproject.toml",
+    "README.md",
+    "Makefile",
+)
 _LIMIT_SECONDS = 900
 _TESTS_FAILED = 1  # pytest's exit status; any other one says nothing about the mutant
 

@@ -8,6 +8,7 @@ derived from the person's data, so under HIPAA they are a matter for expert dete
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import hmac
 import logging
@@ -18,6 +19,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any, Literal
 
+from cryptography.hazmat.primitives.ciphers.aead import AESSIV
 from pydantic import Field
 from pydicom._uid_dict import UID_dictionary
 from pydicom.dataset import Dataset
@@ -26,10 +28,11 @@ from medspark.config import Config
 from medspark.errors import UsageError
 from medspark.images.header import clean, coded, numbers, text, texts
 from medspark.images.reasons import Reason, Unreadable
+from medspark.images.secret import KEY_BYTES, check_readers, check_strength
 
 _LOGGER = logging.getLogger(__name__)
 
-_KEY_BYTES = 32
+_MADE_BYTES = 32
 _OLDEST = 90  # ages above 89 identify (45 CFR 164.514(b)(2)(i)(C))
 _MAX_SHIFT = 365  # days
 
@@ -39,8 +42,19 @@ class Privacy(Config):
 
     key_file: Path | None = Field(
         None,
-        description="file with the secret key of the pseudonyms, at least 16 bytes; by default one "
-        "is made in ~/.medspark/keys of the driver, a key per dataset",
+        description="file with the secret key of the pseudonyms, 16 random bytes or more, raw or "
+        "hexadecimal, for its owner alone; by default one is made in ~/.medspark/keys of the "
+        "driver, a key per dataset",
+    )
+    quarantine_file: Path | None = Field(
+        None,
+        description="private file with the paths of the files in quarantine, one per dataset and "
+        "outside of it; by default in ~/.medspark/quarantine of the driver",
+    )
+    sites: tuple[str, ...] = Field(
+        (),
+        description="sites of the label table that are kept by name, separated by commas; any "
+        "other becomes a pseudonym",
     )
     burned_in: Literal["flagged", "suspected", "ignore"] = Field(
         "flagged",
@@ -49,13 +63,17 @@ class Privacy(Config):
         "that do not say NO",
     )
 
+    def site(self, name: str, pseudonyms: Pseudonyms) -> str:
+        """Return what is kept of the site ``name``: the name if it is allowed, else a pseudonym."""
+        return name if name in self.sites else pseudonyms.name("site", clean(name))
+
 
 class Pseudonyms:
     """Keyed one-way names: the same key gives the same names on every machine and run."""
 
     def __init__(self, key: bytes) -> None:
-        if len(key) < 16:
-            raise UsageError("The pseudonym key should have at least 16 bytes.")
+        if len(key) < KEY_BYTES:
+            raise UsageError(f"The pseudonym key should have at least {KEY_BYTES} bytes.")
         self._key = key
 
     def __repr__(self) -> str:
@@ -89,10 +107,36 @@ class Pseudonyms:
         number = int.from_bytes(self._digest("date", clean(patient))[:8], "big")
         return day.toordinal() + number % (2 * _MAX_SHIFT + 1) - _MAX_SHIFT
 
+    def content(self, sha256: str) -> str:
+        """Return what is kept of the SHA-256 of a file: nobody can compute it without the key."""
+        return self.name("content", sha256)
+
+    def pixels(self, sha256: str) -> str:
+        """Return what is kept of the SHA-256 of an image's stored values."""
+        return self.name("pixels", sha256)
+
+    def seal(self, value: str) -> str:
+        """Return ``value`` so that only the key's holder reads it (AES-SIV, RFC 5297): hexadecimal.
+
+        Equal values are sealed alike.
+        """
+        return _cipher(self._key).encrypt(value.encode("utf-8", "surrogatepass"), None).hex()
+
+    def unseal(self, sealed: str) -> str:
+        """Return what was sealed. Raises cryptography's InvalidTag for what was not, or altered."""
+        value = _cipher(self._key).decrypt(bytes.fromhex(sealed), None)
+        return value.decode("utf-8", "surrogatepass")
+
     def _digest(self, domain: str, value: str) -> bytes:
         # The domain's length is part of the message, so that no pair can pose as another.
         message = b"%d:%s:%s" % (len(domain), domain.encode(), value.encode("utf-8", "replace"))
-        return hmac.new(self._key, message, hashlib.sha256).digest()
+        return hmac.digest(self._key, message, "sha256")
+
+
+@functools.lru_cache(maxsize=1)
+def _cipher(key: bytes) -> AESSIV:
+    # A key of its own, so that nothing sealed says anything of a pseudonym.
+    return AESSIV(hmac.digest(key, b"medspark seals", "sha512"))
 
 
 def load_key(privacy: Privacy, *, dataset: str, new: bool = True) -> bytes:
@@ -101,12 +145,11 @@ def load_key(privacy: Privacy, *, dataset: str, new: bool = True) -> bytes:
     A made key lies in ~/.medspark/keys, readable by its owner alone and outside of every dataset,
     named by a hash of ``dataset`` (the path or address of the samples). A dataset that is not
     ``new`` has its key already, and none is made. Raises UsageError when the key cannot be read,
-    is too short, or lies inside the dataset.
+    can be guessed, lies inside the dataset, or can be read by others who need not.
     """
     if privacy.key_file is not None:
         return _read_key(privacy.key_file, dataset=dataset)
-    name = hashlib.sha256(dataset.encode()).hexdigest()[:16]
-    path = Path.home() / ".medspark" / "keys" / f"{name}.key"
+    path = private_file(dataset, "keys", ".key")
     if not new and not path.exists():
         raise UsageError(
             f"The pseudonym key of {dataset} is not at {path}: name it with --privacy.key_file, "
@@ -122,9 +165,15 @@ def load_key(privacy: Privacy, *, dataset: str, new: bool = True) -> bytes:
         ) from None
 
 
+def private_file(dataset: str, kind: str, suffix: str) -> Path:
+    """Return the driver's own file of a ``kind`` for ``dataset``: outside of every dataset."""
+    name = hashlib.sha256(dataset.encode()).hexdigest()[:16]
+    return Path.home() / ".medspark" / kind / f"{name}{suffix}"
+
+
 def _make_key(path: Path) -> bytes:
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    key = secrets.token_bytes(_KEY_BYTES)
+    key = secrets.token_bytes(_MADE_BYTES)
     # Linked into place whole, so that a second ingest never reads half a key.
     draft = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -149,8 +198,8 @@ def _read_key(path: Path, *, dataset: str) -> bytes:
         raise UsageError(f"The pseudonym key {path} cannot be read: {error.strerror}.") from None
     if re.fullmatch(rb"\s*([0-9a-fA-F]{2}){16,}\s*", raw):
         raw = bytes.fromhex(raw.decode())
-    if len(raw) < 16:
-        raise UsageError(f"The pseudonym key {path} should have at least 16 bytes.")
+    check_strength(raw, str(path))
+    check_readers(path)
     return raw
 
 
@@ -305,5 +354,14 @@ def _spacing(header: Dataset) -> tuple[float | None, float | None, str | None]:
     for keyword in ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing"):
         values = numbers(header, keyword)
         if len(values) == 2 and min(values) > 0:
-            return values[0], values[1], keyword
+            return coarse_spacing(values[0]), coarse_spacing(values[1]), keyword
     return None, None, None
+
+
+def coarse_spacing(millimetres: float) -> float:
+    """Return a spacing to three significant digits: what a model of scanner has, and no one image.
+
+    That is half a percent at most, less than projection radiographs are magnified by. Rendering
+    takes the aspect of pixels from the header itself.
+    """
+    return float(f"{millimetres:.3g}")

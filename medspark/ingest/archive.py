@@ -7,11 +7,10 @@ import math
 import secrets
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
 from pydantic import Field
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
@@ -23,21 +22,19 @@ from medspark.images.limits import Limits
 from medspark.images.rendering import Rendering
 from medspark.ingest import ledger, npz, storage
 from medspark.ingest.decode import OUTCOME_SPARK_SCHEMA, Decoding
-from medspark.ingest.discover import discover, from_inventory
 from medspark.ingest.labels import (
     BETWEEN_FINDINGS,
     LabelConfig,
     LabelTable,
     coded_attribute,
-    from_folders,
     has_class_folders,
-    match_key,
 )
-from medspark.ingest.labels import (
-    SPARK_SCHEMA as LABEL_SCHEMA,
-)
+from medspark.ingest.listing import annotated, check_folders
 from medspark.ingest.lock import locked
+from medspark.ingest.migrate import Migration, former_paths, is_former
 from medspark.ingest.parts import Part
+from medspark.ingest.quarantine import QuarantineList, staged_rows
+from medspark.ingest.sealing import unsealed
 from medspark.ingest.session import task_errors
 from medspark.ingest.tally import SUMS, Sums, WriteLedger, digest_of, total
 from medspark.ingest.task import map_batches
@@ -47,10 +44,6 @@ _LOGGER = logging.getLogger(__name__)
 
 _DICOM = "dicom:"
 _FILES_PER_TASK = 1000
-_ANNOTATED = (
-    "path string, size bigint, label string, patient_key string, split string, site string, "
-    "conflict boolean, file_key string, fingerprint string"
-)
 
 
 class IngestConfig(Config):
@@ -68,6 +61,9 @@ class IngestConfig(Config):
     )
     image_size: int | None = Field(
         None, ge=4, le=8192, description="height and width of the samples, in pixels"
+    )
+    max_classes: int = Field(
+        50, ge=2, description="most folders that are classes; more of them are likely patients"
     )
     label_table: LabelConfig = Field(default_factory=LabelConfig)
     rendering: Rendering = Field(default_factory=Rendering)
@@ -102,15 +98,24 @@ class Archive:
     table: LabelTable | None
     multi_label: bool  # whether a sample's label is any number of findings
     pseudonyms: Pseudonyms
+    quarantined: QuarantineList
 
     @property
     def source_key(self) -> str:
         """The name of the source in the ledger."""
         return self.pseudonyms.name("source", self.source)
 
+    @property
+    def by_folder(self) -> bool:
+        """Whether a file's folder is its label."""
+        return self.config.labels is None and not npz.is_npz(self.source)
 
-def open_archive(config: IngestConfig) -> Archive:
-    """Check everything that can be checked without Spark. Raises UsageError."""
+
+def open_archive(config: IngestConfig, *, key: bytes | None = None) -> Archive:
+    """Check everything that can be checked without Spark. Raises UsageError.
+
+    Where nobody is behind the archive, as in the demo, ``key`` stands for the secret one.
+    """
     source, samples = storage.normalise(config.source), SampleSet(config.samples)
     if npz.is_npz(source):
         npz.list_images(source)
@@ -133,9 +138,11 @@ def open_archive(config: IngestConfig) -> Archive:
     if table is None and several:
         raise UsageError("label_table is about a table of labels: give it with --labels.")
     manifest = samples.manifest()
-    pseudonyms = Pseudonyms(load_key(config.privacy, dataset=samples.url, new=manifest is None))
+    listed = QuarantineList.of(config.privacy, dataset=samples.url, source=source)
+    key = key or load_key(config.privacy, dataset=samples.url, new=manifest is None)
+    pseudonyms = Pseudonyms(key)
     multi_label = several or (npz.is_npz(source) and npz.has_findings(source))
-    archive = Archive(config, source, samples, table, multi_label, pseudonyms)
+    archive = Archive(config, source, samples, table, multi_label, pseudonyms, listed)
     if manifest:
         _check_same(manifest, archive)
     return archive
@@ -177,8 +184,12 @@ def ingest(spark: SparkSession, archive: Archive) -> dict[str, Any]:
     with locked(archive.samples.url), task_errors():
         archive.samples.clean()
         try:
-            result = _Ingest(spark, archive).run()
-            archive.samples.clean_newest()
+            work = _Ingest(spark, archive)
+            result = work.run()
+            if work.migration is None:
+                archive.samples.clean_newest()
+            elif not archive.config.dry_run:
+                archive.samples.clean()
             return result
         finally:
             storage.remove(archive.samples.path("staging"))
@@ -191,11 +202,18 @@ class _Ingest:
         self._spark, self._archive, self._samples = spark, archive, archive.samples
         self._manifest = archive.samples.manifest()
         self._generation = f"{time.strftime('%Y%m%dT%H%M%S')}-{secrets.token_hex(3)}"
+        # What an earlier version left has names and digests in it, and none of it is to stay.
+        self.migration = (
+            Migration(self._generation, archive.pseudonyms, archive.config.privacy)
+            if is_former(self._manifest)
+            else None
+        )
 
     def run(self) -> dict[str, Any]:
         before = self._ledger()
         here = before.where(F.col("source_key") == self._archive.source_key)
-        files = self._staged("files", ledger.compare(self._annotated(), here))
+        files = ledger.compare(annotated(self._spark, self._archive), here)
+        files = self._staged("files", files)
         counts = self._changes(files)
         gone = counts.pop(ledger.DELETED) + counts[ledger.FORGOTTEN]
         forgotten = counts.pop(ledger.FORGOTTEN)
@@ -203,16 +221,22 @@ class _Ingest:
         result = {"files_seen": todo + counts[ledger.UNCHANGED], **counts, "deleted": gone}
         if self._archive.config.dry_run:
             return result | {"dry_run": True}
-        changes = bool(todo or forgotten or self._manifest is None)
+        changes = bool(todo or forgotten or self._manifest is None or self.migration)
         decoded = self._decoded(files, todo) if changes else None
         sums = self._settled(before, files, decoded)
         result |= _outcomes(sums) | {"labels": self._by_label(sums["label"])}
         result |= {"added": 0, "removed": 0}
         if decoded is not None:
-            after = read_ledger(self._spark, self._samples, list(sums["ledger"]))
+            after = self._opened(list(sums["ledger"]), sums["total"]["sealed"])
             result |= self._exchanged(before, after, sums)
             self._commit(tuple(self._parts(after, decoded)), sums, result)
-        return result | {"samples_folder": self._samples.url}
+        archive = self._archive
+        rows = staged_rows(
+            self._samples, sums["listed"], source=archive.source, pseudonyms=archive.pseudonyms
+        )
+        known = former_paths(self._samples, self._manifest)
+        listed = archive.quarantined.renewed(rows, known=known)
+        return result | {"quarantine_file": listed, "samples_folder": self._samples.url}
 
     def _exchanged(self, before: DataFrame, after: DataFrame, sums: Sums) -> dict[str, int]:
         added, removed = (
@@ -221,68 +245,32 @@ class _Ingest:
         return {"added": added, "removed": removed}
 
     def _changes(self, files: DataFrame) -> dict[str, int]:
-        table = files.groupBy("status").agg(
-            F.count("*").alias("count"), F.count("label").alias("labelled")
+        table = files.rollup("status").agg(
+            F.count("*").alias("count"),
+            F.count("label").alias("labelled"),
+            F.count_distinct("label").alias("classes"),
         )
-        rows = table.collect()
-        if self._archive.table and rows and not sum(row["labelled"] for row in rows):
+        rows = {row["status"]: row for row in table.collect()}
+        whole = rows.pop(None, None)  # none where there is no file
+        if whole and self._archive.table and not whole["labelled"]:
             raise self._archive.table.no_match()
-        found = {row["status"]: row["count"] for row in rows}
+        if whole:
+            check_folders(self._archive, whole["classes"])
+        found = {status: row["count"] for status, row in rows.items()}
         names = (ledger.NEW, ledger.CHANGED, ledger.UNCHANGED, ledger.DELETED, ledger.FORGOTTEN)
         return {name: found.get(name, 0) for name in names}
 
     # --- what there is ---
 
     def _ledger(self) -> DataFrame:
-        files = self._manifest.ledger if self._manifest else ()
-        return read_ledger(self._spark, self._samples, files)
+        if self._manifest is None:
+            return self._opened((), 0)
+        rows = self._opened(self._manifest.ledger, self._manifest.sealed)
+        return self.migration.ledger(rows) if self.migration else rows
 
-    def _annotated(self) -> DataFrame:
-        """Return the files of the archive with label, patient, split and site, and their keys."""
-        config, archive = self._archive.config, self._archive
-        by_folder = config.labels is None and not npz.is_npz(archive.source)
-        if npz.is_npz(archive.source):
-            listed = self._spark.createDataFrame(npz.list_images(archive.source))
-        elif config.inventory:
-            listed = from_inventory(self._spark, config.inventory, archive.source)
-        else:
-            listed = discover(self._spark, archive.source, exclude=self._side_files())
-        if archive.table is not None:
-            listed = self._with_table(listed)
-        annotate = _Annotate(archive.source, archive.pseudonyms, by_folder=by_folder)
-        return map_batches(listed, annotate, _ANNOTATED)
-
-    def _with_table(self, listed: DataFrame) -> DataFrame:
-        table, path = self._archive.table, self._samples.path("staging", "labels.parquet")
-        assert table is not None
-        storage.make_folder(self._samples.path("staging"))
-        table.write(path, self._archive.pseudonyms)
-        rows = self._spark.read.schema(LABEL_SCHEMA).parquet(storage.for_spark(path))
-        labels = (
-            rows.where(F.col("match").isNotNull())
-            .groupBy("match")
-            .agg(
-                F.min("label").alias("label"),
-                F.min("patient_key").alias("patient_key"),
-                F.min("split").alias("split"),
-                F.min("site").alias("site"),
-                (F.min("label") != F.max("label")).alias("conflict"),
-            )
-        )
-        match = self._archive.config.label_table.match
-        key = F.udf(lambda path: match_key(path, match), "string")
-        matched = F.col("path") if match == "path" else key("path")
-        joined = listed.withColumn("match", matched).join(labels, "match", "left")
-        return joined.drop("match")
-
-    def _side_files(self) -> frozenset[str]:
-        """Return files below the source that are not part of it: the table of labels."""
-        labels = self._archive.config.labels
-        if labels is None or self._archive.table is None:
-            return frozenset()
-        prefix = self._archive.source + "/"
-        table = storage.normalise(labels)
-        return frozenset([table.removeprefix(prefix)]) if table.startswith(prefix) else frozenset()
+    def _opened(self, files: Sequence[str], sealed: int) -> DataFrame:
+        rows = ledger.read(self._spark, self._samples, files)
+        return unsealed(rows, self._archive.pseudonyms) if sealed else rows
 
     # --- what is done ---
 
@@ -314,7 +302,8 @@ class _Ingest:
         """Write the ledger to come, if anything was decoded, and return what it adds up to."""
         here = F.col("source_key") == self._archive.source_key
         rows = ledger.remaining(before.where(here), files)
-        rows = rows.unionByName(self._with_paths(before.where(~here)))
+        elsewhere = before.where(~here).withColumn("present", F.lit(False))
+        rows = rows.unionByName(elsewhere.withColumn("sealed_path", F.lit(None).cast("string")))
         if decoded is not None:
             # What was just decoded is no sample yet: an older one with equal pixels has precedence.
             sample = F.col("outcome") == ledger.SAMPLE
@@ -323,17 +312,9 @@ class _Ingest:
             rows = rows.unionByName(
                 fresh.withColumn("present", F.lit(True)).select(ledger.ROW_NAMES)
             )
-        write = WriteLedger(self._samples.url, self._generation if decoded is not None else None)
+        generation = self._generation if decoded is not None else None
+        write = WriteLedger(self._samples.url, generation, self._archive.pseudonyms)
         return total(map_batches(ledger.settle(rows), write, SUMS).collect())
-
-    def _with_paths(self, elsewhere: DataFrame) -> DataFrame:
-        """Return rows of other archives with the paths of the files that are in quarantine."""
-        absent = elsewhere.withColumn("present", F.lit(False))
-        if not (self._manifest and self._manifest.quarantine):
-            return absent.withColumn("path", F.lit(None).cast("string"))
-        paths = [storage.for_spark(self._samples.path(path)) for path in self._manifest.quarantine]
-        known = self._spark.read.parquet(*paths).select("source_key", "file_key", "path")
-        return absent.join(known, ["source_key", "file_key"], "left")
 
     def _by_label(self, images: Counter[str]) -> dict[str, int]:
         """Return the samples that have each label; of several findings a sample has each counts."""
@@ -348,10 +329,11 @@ class _Ingest:
     # --- what is kept ---
 
     def _commit(self, parts: tuple[Part, ...], sums: Sums, result: dict[str, Any]) -> None:
+        previous = self._manifest
         self._samples.commit(
             SamplesManifest(
                 generation=self._generation,
-                previous=self._manifest.generation if self._manifest else None,
+                previous=previous.generation if previous and not self.migration else None,
                 digest=digest_of(sums),
                 counts={k: v for k, v in result.items() if isinstance(v, int)},
                 rendering=self._archive.config.effective_rendering.model_dump(mode="json"),
@@ -360,6 +342,7 @@ class _Ingest:
                 parts=parts,
                 ledger=tuple(sorted(sums["ledger"])),
                 quarantine=tuple(sorted(sums["quarantine"])),
+                sealed=sums["total"]["sealed"],
             )
         )
 
@@ -367,7 +350,7 @@ class _Ingest:
         """Yield every new part, and every old one of which a row is still of use."""
         if self._manifest:
             used = {row["part"] for row in after.select("part").distinct().collect()}
-            yield from (part for part in self._manifest.parts if part.path in used)
+            yield from (part for part in self._earlier_parts() if part.path in used)
         rows = decoded.where(F.col("part_sha256").isNotNull()).collect()
         for row in sorted(rows, key=lambda row: str(row["part"])):
             yield Part(
@@ -376,6 +359,15 @@ class _Ingest:
                 bytes=row["part_bytes"],
                 sha256=row["part_sha256"],
             )
+
+    def _earlier_parts(self) -> Sequence[Part]:
+        assert self._manifest is not None
+        parts = self._manifest.parts
+        if self.migration is None or not parts:
+            return parts
+        renewed = self.migration.parts(self._spark, self._samples, parts)
+        rows = self._staged("parts", renewed).collect()
+        return [Part.model_validate(row.asDict()) for row in rows]
 
     def _staged(self, name: str, rows: DataFrame) -> DataFrame:
         """Write rows down and return them read back: whatever made them is never run twice."""
@@ -398,58 +390,3 @@ def _outcomes(sums: Sums) -> dict[str, Any]:
         "bytes_seen": totals["bytes"],
         "cross_patient_duplicates": totals["shared"],
     }
-
-
-class _Annotate:
-    """Adds a file's key and fingerprint, and the label of its folder where asked to."""
-
-    def __init__(self, source: str, pseudonyms: Pseudonyms, *, by_folder: bool) -> None:
-        self._source, self._pseudonyms, self._by_folder = source, pseudonyms, by_folder
-
-    def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        for batch in batches:
-            rows = [self._annotated(row) for row in batch.to_pylist()]
-            yield pa.RecordBatch.from_pylist(rows, schema=_ANNOTATED_ARROW)
-
-    def _annotated(self, row: dict[str, Any]) -> dict[str, Any]:
-        path = row["path"]
-        label, split = row.get("label"), row.get("split")
-        if self._by_folder:
-            label, split = from_folders(path)
-        known = {
-            "label": label,
-            "patient_key": row.get("patient_key"),
-            "split": split,
-            "site": row.get("site"),
-            "conflict": bool(row.get("conflict")),
-        }
-        state = [row["size"], row["modified"], *known.values()]
-        return known | {
-            "path": path,
-            "size": row["size"],
-            "file_key": self._pseudonyms.name("file", f"{self._source}/{path}"),
-            "fingerprint": self._pseudonyms.name("fingerprint", repr(state)),
-        }
-
-
-_ANNOTATED_ARROW = pa.schema(
-    [
-        ("path", pa.string()),
-        ("size", pa.int64()),
-        ("label", pa.string()),
-        ("patient_key", pa.string()),
-        ("split", pa.string()),
-        ("site", pa.string()),
-        ("conflict", pa.bool_()),
-        ("file_key", pa.string()),
-        ("fingerprint", pa.string()),
-    ]
-)
-
-
-def read_ledger(spark: SparkSession, samples: SampleSet, files: Sequence[str]) -> DataFrame:
-    """Return the ledger that lies in ``files`` of a dataset, of which there may be none."""
-    if not files:
-        return spark.createDataFrame(ledger.SCHEMA.empty_table())
-    paths = [storage.for_spark(samples.path(path)) for path in files]
-    return spark.read.schema(ledger.SPARK_SCHEMA).parquet(*paths)

@@ -40,8 +40,8 @@ _CHUNK = 1 << 20
 
 # Besides the ledger's rows, a task reports its part, in rows that have a ``part_sha256``.
 OUTCOME_SCHEMA = pa.schema(
-    [*ledger.SCHEMA, ("path", pa.string()), ("part_rows", pa.int64()), ("part_bytes", pa.int64()),
-     ("part_sha256", pa.string())]
+    [*ledger.SCHEMA, ("sealed_path", pa.string()), ("part_rows", pa.int64()),
+     ("part_bytes", pa.int64()), ("part_sha256", pa.string())]
 )  # fmt: skip
 OUTCOME_SPARK_SCHEMA = from_arrow_schema(OUTCOME_SCHEMA)
 
@@ -80,11 +80,12 @@ class Decoding:
 
     def _outcomes(self, row: dict[str, Any], writer: PartWriter) -> list[Outcome]:
         """Return one outcome per frame of a file, or one for the file if it cannot be used."""
-        known = {name: row[name] for name in ("file_key", "fingerprint", "size", "path")}
-        known |= {"source_key": self.source_key, "sha256": None}
+        known = {name: row[name] for name in ("file_key", "fingerprint", "size", "sealed_path")}
+        known |= {"source_key": self.source_key, "content_key": None}
+        row = row | {"path": self.pseudonyms.unseal(row["sealed_path"])}
         try:
             with self._opened(row["path"], row["size"]) as (source, sha256):
-                known["sha256"] = sha256
+                known["content_key"] = self.pseudonyms.content(sha256)
                 self._check_label(row, source)
                 return [known | self._store(frame, row, writer) for frame in self._frames(source)]
         except _Conflict:
@@ -130,7 +131,7 @@ class Decoding:
             "label": label,
             "split": row["split"],
             "site": row["site"],
-            "pixel_sha256": frame.pixel_sha256,
+            "pixel_key": self.pseudonyms.pixels(frame.pixel_sha256),
             "height": height,
             "width": width,
             "channels": 1 if frame.pixels.ndim == 2 else frame.pixels.shape[2],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import posixpath
+import re
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from typing import Literal
@@ -109,7 +110,8 @@ class LabelConfig(Config):
         return role in ("path", "label") or role.startswith(_FINDING)
 
 
-# What is known of a file from outside it. A patient is a pseudonym from here on.
+# What is known of a file from outside it. A patient is a pseudonym from here on, and what names the
+# file and the site is sealed.
 SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("match", "label", "patient_key", "split", "site")]
 )
@@ -150,6 +152,8 @@ class LabelTable:
         self.url, self._source, self._config = url, storage.normalise(source), config
         if not storage.is_file(url):
             raise UsageError(f"There is no label table {url}.")
+        is_parquet = url.lower().endswith((".parquet", ".pq"))
+        self._first_row = 1 if is_parquet else 2  # below the header, as spreadsheets count
         self._dataset = self._open()
         self._columns = self._choose_columns()
         self._folder = self._base_folder()
@@ -158,8 +162,10 @@ class LabelTable:
         """Write the table as one Parquet file with the columns of SCHEMA."""
         system, path = storage.filesystem(url)
         with system.open(path, "wb") as file, pq.ParquetWriter(file, SCHEMA) as writer:
+            first = self._first_row
             for batch in self._batches():
-                writer.write_batch(self._normalised(batch, pseudonyms))
+                writer.write_batch(self._normalised(batch, pseudonyms, first))
+                first += batch.num_rows
 
     def _open(self) -> ds.Dataset:
         system, path = storage.filesystem(self.url)
@@ -177,7 +183,16 @@ class LabelTable:
             )
             return ds.dataset(path, filesystem=system, format=csv)
         except (pa.ArrowException, OSError) as error:
-            raise UsageError(f"The label table {self.url} cannot be read: {error}") from None
+            raise self._unreadable(error) from None
+
+    def _unreadable(self, error: Exception) -> UsageError:
+        """Return what to tell of an error whose own text may quote cells: where it is."""
+        found = re.search(r"Row #(\d+): (?:Expected (\d+) columns, got (\d+))?", str(error))
+        if found is None:
+            return UsageError(f"The label table {self.url} cannot be read: is it CSV or Parquet?")
+        row, wanted, cells = found.groups()
+        fault = f"has {cells} cells in place of {wanted}" if cells else "is no text in UTF-8"
+        return UsageError(f"The label table {self.url} cannot be read: row {row} {fault}.")
 
     def _choose_columns(self) -> dict[str, str]:
         wanted = self._config.columns
@@ -186,8 +201,9 @@ class LabelTable:
             if self._config.required(role):
                 key = "findings" if role.startswith(_FINDING) else role
                 raise UsageError(
-                    f"The label table {self.url} has no column {wanted[role]!r}; it has "
-                    f"{', '.join(self._dataset.schema.names)} (--label_table.{key} names it)."
+                    # Not what its columns are: without a header, they are the first patient's.
+                    f"The label table {self.url} has no column {wanted[role]!r} among its "
+                    f"{len(self._dataset.schema.names)} (--label_table.{key} names it)."
                 )
         return there
 
@@ -196,7 +212,7 @@ class LabelTable:
         try:
             yield from self._dataset.to_batches(columns=columns)
         except (pa.ArrowException, OSError) as error:
-            raise UsageError(f"The label table {self.url} cannot be read: {error}") from None
+            raise self._unreadable(error) from None
 
     def _paths(self) -> Iterator[str]:
         for batch in self._batches():
@@ -246,15 +262,18 @@ class LabelTable:
         inside = self._source + "/"
         return whole[len(inside) :] if whole.startswith(inside) else None
 
-    def _normalised(self, batch: pa.RecordBatch, pseudonyms: Pseudonyms) -> pa.RecordBatch:
+    def _normalised(
+        self, batch: pa.RecordBatch, pseudonyms: Pseudonyms, first: int
+    ) -> pa.RecordBatch:
+        """Return the columns of SCHEMA; ``first`` is the number of the batch's first row."""
         patients = self._text(batch, "patient_id").to_pylist()
         keys = [None if patient is None else pseudonyms.patient(patient) for patient in patients]
         columns = {
-            "match": pa.array(self._keys(batch.column("path").to_pylist()), pa.string()),
-            "label": self._labels(batch),
+            "match": _sealed(self._keys(batch.column("path").to_pylist()), pseudonyms),
+            "label": self._labels(batch, first),
             "patient_key": pa.array(keys, pa.string()),
-            "split": self._splits(self._text(batch, "split")),
-            "site": self._text(batch, "site"),
+            "split": self._splits(self._text(batch, "split"), first),
+            "site": _sealed(self._text(batch, "site").to_pylist(), pseudonyms),
         }
         return pa.RecordBatch.from_arrays(list(columns.values()), schema=SCHEMA)
 
@@ -265,30 +284,36 @@ class LabelTable:
         text = pc.utf8_trim_whitespace(batch.column(role).cast(pa.string()))
         return pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.string()), text)
 
-    def _labels(self, batch: pa.RecordBatch) -> pa.Array:
+    def _labels(self, batch: pa.RecordBatch, first: int) -> pa.Array:
         """Return the label of each row; findings as join_findings joins them."""
         config = self._config
         if not config.several:
             return self._text(batch, "label")
         if config.findings:
-            columns = [self._has(batch, name) for name in config.findings]
+            columns = [self._has(batch, name, first) for name in config.findings]
             told = ([n for n, has in zip(config.findings, row, strict=True) if has]
                     for row in zip(*columns, strict=True))  # fmt: skip
         else:
             cells = self._text(batch, "label").to_pylist()
             told = ((cell or "").split(config.separator) for cell in cells)
-        return pa.array([join_findings(names, config.no_finding) for names in told], pa.string())
+        return pa.array([self._joined(names, row) for row, names in enumerate(told, first)])
 
-    def _has(self, batch: pa.RecordBatch, finding: str) -> list[bool]:
+    def _joined(self, names: Iterable[str], row: int) -> str:
+        try:
+            return join_findings(names, self._config.no_finding)
+        except UsageError as error:
+            raise UsageError(f"Row {row} of the label table {self.url}: {error}") from None
+
+    def _has(self, batch: pa.RecordBatch, finding: str, first: int) -> list[bool]:
         present = _PRESENT | (_UNCERTAIN if self._config.uncertain == "present" else set())
-        cells = pc.utf8_lower(self._text(batch, _FINDING + finding))
-        for cell in pc.unique(cells).to_pylist():
+        cells = pc.utf8_lower(self._text(batch, _FINDING + finding)).to_pylist()
+        for row, cell in enumerate(cells, first):
             if cell not in _PRESENT | _UNCERTAIN | _ABSENT:
                 raise UsageError(
-                    f"The label table {self.url} says {cell!r} in the column {finding!r}; a "
-                    "finding is 1, 0, -1 or nothing."
+                    f"Row {row} of the label table {self.url} has no finding in the column "
+                    f"{finding!r}: that is 1, 0, -1 or nothing."
                 )
-        return [cell in present for cell in cells.to_pylist()]
+        return [cell in present for cell in cells]
 
     def _keys(self, paths: Iterable[object]) -> Iterator[str | None]:
         for path in paths:
@@ -299,15 +324,20 @@ class LabelTable:
             else:
                 yield match_key(str(path).strip().replace("\\", "/"), self._config.match)
 
-    def _splits(self, column: pa.Array) -> pa.Array:
-        lower = pc.utf8_lower(column)
-        for value in pc.unique(lower).to_pylist():
-            if value is not None and value not in SPLIT_NAMES:
+    def _splits(self, column: pa.Array, first: int) -> pa.Array:
+        names = pc.utf8_lower(column).to_pylist()
+        for row, name in enumerate(names, first):
+            if name is not None and name not in SPLIT_NAMES:
                 raise UsageError(
-                    f"The label table {self.url} has the split {value!r}; "
-                    "a split is train, val or test."
+                    f"Row {row} of the label table {self.url} has no split in the column "
+                    f"{self._config.split!r}: that is train, val, test or nothing."
                 )
-        return pa.array([SPLIT_NAMES.get(value) for value in lower.to_pylist()], pa.string())
+        return pa.array([SPLIT_NAMES.get(name) for name in names], pa.string())
+
+
+def _sealed(cells: Iterable[str | None], pseudonyms: Pseudonyms) -> pa.Array:
+    told = [None if cell is None else pseudonyms.seal(cell) for cell in cells]
+    return pa.array(told, pa.string())
 
 
 def join_findings(names: Iterable[str], no_finding: str) -> str:
@@ -319,7 +349,7 @@ def join_findings(names: Iterable[str], no_finding: str) -> str:
     for name in found:
         if BETWEEN_FINDINGS in name:
             raise UsageError(
-                f"A finding cannot be called {name!r}: {BETWEEN_FINDINGS} separates findings."
+                f"The name of a finding holds {BETWEEN_FINDINGS}, which separates findings."
             )
     return BETWEEN_FINDINGS.join(sorted(found))
 

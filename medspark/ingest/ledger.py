@@ -2,16 +2,22 @@
 
 The ledger has one row per decoded frame, and one per file that could not be used. It decides
 which rows of the sample files count: what is not a ``sample`` in the ledger is not in the dataset.
+
+It names no file and holds no digest that can be computed without the key of the pseudonyms.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pyarrow as pa
-from pyspark.sql import Column, DataFrame, Window
+from pyspark.sql import Column, DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 from pyspark.sql.pandas.types import from_arrow_schema
 
 from medspark.images.reasons import Reason
+from medspark.ingest import storage
+from medspark.ingest.write import SampleSet
 
 SAMPLE, DUPLICATE, QUARANTINED = "sample", "duplicate", "quarantined"
 
@@ -24,7 +30,7 @@ SCHEMA = pa.schema(
         ("file_key", pa.string()),
         ("fingerprint", pa.string()),
         ("size", pa.int64()),
-        ("sha256", pa.string()),
+        ("content_key", pa.string()),  # of the file's SHA-256
         ("frame", pa.int32()),
         ("outcome", pa.string()),
         ("reason", pa.string()),
@@ -35,20 +41,24 @@ SCHEMA = pa.schema(
         ("label", pa.string()),
         ("split", pa.string()),
         ("site", pa.string()),
-        ("pixel_sha256", pa.string()),
+        ("pixel_key", pa.string()),  # of the SHA-256 of the stored values
         ("height", pa.int32()),
         ("width", pa.int32()),
         ("channels", pa.int32()),
         ("bits", pa.int32()),
         ("part", pa.string()),  # file with the pixels, relative to the dataset
         ("row", pa.int64()),  # and the row in it
+        ("sealed", pa.string()),  # what medspark.ingest.sealing hides of a row in quarantine
     ]
 )
-SPARK_SCHEMA = from_arrow_schema(SCHEMA)
+# Until version 3 of the samples the digests were plain.
+_FORMER = {"content_key": "sha256", "pixel_key": "pixel_sha256"}
+_READ = from_arrow_schema(pa.schema([*SCHEMA, *[(name, pa.string()) for name in _FORMER.values()]]))
 
-# While an ingest works, a row also knows its file's path, where that is known, and whether the
-# file is there now. What it settles to has flags besides, of which each is set once per thing.
-ROW_NAMES = [*SCHEMA.names, "path", "present"]
+# While an ingest works, a row also knows its file's path, where that is known and sealed, and
+# whether the file is there now. What it settles to has flags besides, of which each is set once
+# per thing.
+ROW_NAMES = [*SCHEMA.names, "sealed_path", "present"]
 SETTLED_NAMES = [*ROW_NAMES, "shared", "first_of_patient", "speaks_for_file"]
 
 NEW, CHANGED, UNCHANGED, DELETED = "new", "changed", "unchanged", "deleted"
@@ -56,25 +66,42 @@ NEW, CHANGED, UNCHANGED, DELETED = "new", "changed", "unchanged", "deleted"
 FORGOTTEN = "forgotten"
 
 
+def read(spark: SparkSession, samples: SampleSet, files: Sequence[str]) -> DataFrame:
+    """Return the ledger that lies in ``files`` of a dataset, of which there may be none.
+
+    Digests of earlier versions take the places of keys: they tell images apart as well, and
+    medspark.ingest.migrate makes keys of them.
+    """
+    if not files:
+        return spark.createDataFrame(SCHEMA.empty_table())
+    paths = [storage.for_spark(samples.path(path)) for path in files]
+    rows = spark.read.schema(_READ).parquet(*paths)
+    for name, former in _FORMER.items():
+        rows = rows.withColumn(name, F.coalesce(name, former))
+    return rows.select(SCHEMA.names)
+
+
 def compare(files: DataFrame, ledger: DataFrame) -> DataFrame:
     """Return ``files`` (file_key, fingerprint, ...) with their ``status`` against the ``ledger``.
 
     A file of the ledger that is not there any more has a row too: as deleted if it is a sample,
-    else as forgotten.
+    else as forgotten. A file has changed, too, if its site is to be kept in another way.
     """
     known = ledger.groupBy("file_key").agg(
         F.first("fingerprint").alias("old"),
+        F.max("site").alias("old_site"),
         F.max((F.col("outcome") == SAMPLE).cast("int")).alias("was_sample"),
     )
+    same_site = F.col("old_site").isNull() | F.col("old_site").eqNullSafe(F.col("site"))
     status = (
         F.when(F.col("old").isNull(), NEW)
         .when(F.col("fingerprint").isNull() & (F.col("was_sample") == 1), DELETED)
         .when(F.col("fingerprint").isNull(), FORGOTTEN)
-        .when(F.col("fingerprint") == F.col("old"), UNCHANGED)
+        .when((F.col("fingerprint") == F.col("old")) & same_site, UNCHANGED)
         .otherwise(CHANGED)
     )
     joined = files.join(known, "file_key", "full").withColumn("status", status)
-    return joined.drop("old", "was_sample")
+    return joined.drop("old", "old_site", "was_sample")
 
 
 def remaining(ledger: DataFrame, files: DataFrame) -> DataFrame:
@@ -85,7 +112,7 @@ def remaining(ledger: DataFrame, files: DataFrame) -> DataFrame:
     status = files.where(F.col("status").isin(UNCHANGED, DELETED))
     kept = (F.col("status") == UNCHANGED) | (F.col("outcome") == SAMPLE)
     return (
-        ledger.join(status.select("file_key", "status", "path"), "file_key")
+        ledger.join(status.select("file_key", "status", "sealed_path"), "file_key")
         .where(kept)
         .withColumn("present", F.col("status") == UNCHANGED)
         .select(ROW_NAMES)
@@ -108,7 +135,7 @@ def settle(rows: DataFrame) -> DataFrame:
 
 
 def _with_outcomes(rows: DataFrame) -> DataFrame:
-    pixels = F.col("pixel_sha256")
+    pixels = F.col("pixel_key")
     same = Window.partitionBy("image")
     first = same.orderBy(
         F.when(F.col("outcome") == SAMPLE, 0).otherwise(1), _hint_rank(), "file_key", "frame"

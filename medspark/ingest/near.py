@@ -97,7 +97,16 @@ def lookalikes(rows: DataFrame, samples: HashSamples, *, bits: int) -> list[Look
         found = shared.drop("patients").orderBy("lookalike", "sample_key").collect()
     finally:
         hashed.unpersist()
-    return [Lookalike(*row) for row in found]
+    return _numbered([Lookalike(*row) for row in found])
+
+
+def _numbered(found: list[Lookalike]) -> list[Lookalike]:
+    """Return ``found`` with numbers in place of hashes, which anybody computes from an image."""
+    numbers: dict[int, int] = {}
+    for one in sorted(found):
+        numbers.setdefault(one.lookalike, len(numbers) + 1)
+    told = [one._replace(lookalike=numbers[one.lookalike]) for one in found]
+    return sorted(told, key=lambda one: (one.lookalike, one.sample_key))
 
 
 def tied_patients(found: Iterable[Lookalike]) -> dict[str, str]:

@@ -6,12 +6,14 @@ import dataclasses
 import hashlib
 import types
 import typing
+from collections.abc import Callable
 from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
+from medspark.errors import RunError
 from medspark.images.frame import Attributes, Rendered
 from medspark.ingest import storage
 
@@ -63,7 +65,6 @@ SAMPLE_SCHEMA = pa.schema(
         pa.field("width", pa.int32(), nullable=False),
         pa.field("channels", pa.int32(), nullable=False),
         pa.field("bits", pa.int32(), nullable=False),
-        pa.field("pixel_sha256", pa.string(), nullable=False),
         *[field for field in _fields(Attributes) if field.name != "patient_key"],
         *_fields(Rendered, "rendered_"),
     ]
@@ -79,12 +80,11 @@ class PartWriter:
     def __init__(self, folder: str, name: str) -> None:
         """``folder`` is the dataset's; ``name`` is relative to it."""
         self.name = name
-        self._url = storage.join(folder, name)
+        self._folder = folder
         self._columns: dict[str, list[Any]] = {field.name: [] for field in SAMPLE_SCHEMA}
         self._pending = self._bytes = 0
         self._rows = 0
-        self._file: _HashingFile | None = None
-        self._writer: pq.ParquetWriter | None = None
+        self._file: _PartFile | None = None
 
     def add(self, sample: dict[str, Any]) -> int:
         """Add one row and return its number in the file."""
@@ -100,46 +100,79 @@ class PartWriter:
     def close(self) -> Part | None:
         """Finish the file and return what it is, or None where no row was added."""
         self._flush()
-        if self._writer is None or self._file is None:
-            return None
-        self._writer.close()
-        self._file.close()
-        return Part(
-            path=self.name,
-            rows=self._rows,
-            bytes=self._file.size,
-            sha256=self._file.digest.hexdigest(),
-        )
+        return self._file.close() if self._file else None
 
     def _flush(self) -> None:
         if not self._pending:
             return
-        if self._writer is None:
-            self._open()
-        table = pa.table(self._columns, schema=SAMPLE_SCHEMA)
-        assert self._writer is not None
-        self._writer.write_table(table, row_group_size=self._pending)
+        if self._file is None:
+            self._file = _PartFile(self._folder, self.name)
+        self._file.write(pa.table(self._columns, schema=SAMPLE_SCHEMA))
         for column in self._columns.values():
             column.clear()
         self._pending = self._bytes = 0
 
-    def _open(self) -> None:
-        system, path = storage.filesystem(self._url)
+
+def rewrite(folder: str, part: Part, name: str, change: Callable[[pa.Table], pa.Table]) -> Part:
+    """Write ``part`` again as ``name``, its row groups changed by ``change`` one after the other.
+
+    Rows keep their places. Raises RunError where the part is not what its SHA-256 says.
+    """
+    check_part(folder, part.path, part.bytes, part.sha256)
+    system, path = storage.filesystem(storage.join(folder, part.path))
+    copy = _PartFile(folder, name)
+    with system.open(path, "rb") as file:
+        parquet = pq.ParquetFile(file)
+        for group in range(parquet.num_row_groups):
+            copy.write(change(parquet.read_row_group(group)))
+    return copy.close()
+
+
+def check_part(folder: str, name: str, size: int, sha256: str) -> None:
+    """Raise RunError where a part is not as the manifest has it: readers would not notice."""
+    system, path = storage.filesystem(storage.join(folder, name))
+    if not system.exists(path) or system.size(path) != size:
+        raise RunError(f"The part {name} of {folder} is missing or has another size.")
+    with system.open(path, "rb") as file:
+        digest = hashlib.sha256()
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    if digest.hexdigest() != sha256:
+        raise RunError(f"The part {name} of {folder} has been damaged.")
+
+
+class _PartFile:
+    """A Parquet file of samples that is being written, and its SHA-256."""
+
+    def __init__(self, folder: str, name: str) -> None:
+        system, path = storage.filesystem(storage.join(folder, name))
         system.makedirs(path.rpartition("/")[0], exist_ok=True)
+        self._name, self._rows = name, 0
         self._file = _HashingFile(system.open(path, "wb"))
-        dictionary = [name for name in SAMPLE_SCHEMA.names if name not in _UNIQUE]
         self._writer = pq.ParquetWriter(
             self._file,
             SAMPLE_SCHEMA,
             # Level 1 takes a quarter off radiographs at several hundred MB/s.
             compression="zstd",
             compression_level=1,
-            use_dictionary=dictionary,
+            use_dictionary=[name for name in SAMPLE_SCHEMA.names if name not in _UNIQUE],
             write_statistics=["sample_key"],
         )
 
+    def write(self, table: pa.Table) -> None:
+        """Add ``table`` as one row group."""
+        self._writer.write_table(table, row_group_size=len(table))
+        self._rows += len(table)
 
-_UNIQUE = {"sample_key", "pixels", "pixel_sha256", "instance_key"}
+    def close(self) -> Part:
+        """Finish the file and return what it is."""
+        self._writer.close()
+        self._file.close()
+        digest = self._file.digest.hexdigest()
+        return Part(path=self._name, rows=self._rows, bytes=self._file.size, sha256=digest)
+
+
+_UNIQUE = {"sample_key", "pixels", "instance_key"}
 
 
 class _HashingFile:

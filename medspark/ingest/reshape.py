@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import os
 import secrets
@@ -20,6 +19,7 @@ from medspark.errors import RunError
 from medspark.images.rendering import resize
 from medspark.ingest import storage
 from medspark.ingest.layout import Layout
+from medspark.ingest.parts import check_part
 from medspark.shards.manifest import sha256_of
 from medspark.shards.schema import PixelFormat, write_shard
 
@@ -45,7 +45,7 @@ class ReadSamples:
 
     def _part(self, part: str, rows: Iterator[dict[str, Any]]) -> Iterator[pa.RecordBatch]:
         system, path = storage.filesystem(storage.join(self.samples, part))
-        self._check(system, path, part)
+        check_part(self.samples, part, *self.parts[part])
         with system.open(path, "rb") as file:
             parquet = pq.ParquetFile(file)
             start, group = 0, 0
@@ -59,15 +59,6 @@ class ReadSamples:
                 if here:
                     yield self._group(parquet, group, start, here)
                 start, group = stop, group + 1
-
-    def _check(self, system: Any, path: str, part: str) -> None:
-        # Parquet readers do not notice a flipped bit; the manifest does.
-        size, sha256 = self.parts[part]
-        if not system.exists(path) or system.size(path) != size:
-            raise RunError(f"The part {part} of {self.samples} is missing or has another size.")
-        with system.open(path, "rb") as file:
-            if _sha256(file) != sha256:
-                raise RunError(f"The part {part} of {self.samples} has been damaged.")
 
     def _group(
         self, parquet: pq.ParquetFile, group: int, start: int, rows: list[dict[str, Any]]
@@ -91,13 +82,6 @@ class ReadSamples:
                 "pixels": pa.array(pixels, pa.binary()),
             }
         )
-
-
-def _sha256(file: Any) -> str:
-    digest = hashlib.sha256()
-    while chunk := file.read(1 << 20):
-        digest.update(chunk)
-    return digest.hexdigest()
 
 
 def bring_to(pixel_format: PixelFormat, sample: dict[str, Any]) -> bytes:

@@ -19,7 +19,6 @@ from pyspark.sql import functions as F
 from medspark.config import Bits, Config
 from medspark.errors import RunError, UsageError
 from medspark.ingest import ledger, storage
-from medspark.ingest.archive import read_ledger
 from medspark.ingest.layout import Counts, Layout
 from medspark.ingest.lock import locked
 from medspark.ingest.near import (
@@ -87,7 +86,9 @@ def open_samples(config: ShardConfig) -> SamplesManifest:
         check_library()
     if not storage.is_folder(config.samples):
         raise UsageError(f"There is no sample folder {config.samples}.")
-    manifest = SampleSet(config.samples).manifest()
+    samples = SampleSet(config.samples)
+    samples.clean_after_kill()
+    manifest = samples.manifest()
     if manifest is None:
         raise UsageError(f"{config.samples} holds no samples: jobs/ingest.py has not finished.")
     return manifest
@@ -134,7 +135,7 @@ class _Sharding:
     # --- what there is ---
 
     def _live(self) -> DataFrame:
-        rows = read_ledger(self._spark, self._samples, self._source.ledger)
+        rows = ledger.read(self._spark, self._samples, self._source.ledger)
         live = rows.where(F.col("outcome") == ledger.SAMPLE)
         if self._config.classes is not None:
             live = self._numbering.kept(live, self._config.classes)
@@ -207,7 +208,7 @@ class _Sharding:
             .withColumn("position", (F.row_number().over(shuffled) - 1).cast("bigint"))
             .select(
                 "target", "position", "sample_key", "patient_key", "number", "split",
-                "pixel_sha256", "part", "row",
+                "pixel_key", "part", "row",
             )
         )  # fmt: skip
 
@@ -240,7 +241,7 @@ class _Sharding:
     def _leak_check(self, dealt: DataFrame) -> dict[str, int]:
         leaks = {
             "patients_in_two_splits": _in_two(dealt, "patient_key"),
-            "images_in_two_splits": _in_two(dealt, "pixel_sha256"),
+            "images_in_two_splits": _in_two(dealt, "pixel_key"),
         }
         if any(leaks.values()):
             raise RunError(f"The splits are not apart: {leaks}.")

@@ -12,16 +12,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from medspark.images.deidentify import Pseudonyms
 from medspark.ingest import ledger, storage
 from medspark.ingest.ledger import QUARANTINED, SAMPLE
+from medspark.ingest.sealing import seal_conflicts
 
-QUARANTINE_NAMES = ["path", "reason", "message", "size", "sha256", "file_key", "source_key"]
+# Nothing in it leads to a file, a row of the ledger or a sample.
+QUARANTINE_NAMES = ["reason", "message"]
+# What the private list of quarantined files is made from, while an ingest works.
+LISTED_NAMES = ["file_key", "sealed_path", "reason", "message"]
 # What a task reports: how many of which kind of what. Text, since some are beyond 64 bits.
 SUMS = "what string, kind string, number string"
 
 # Rows wait in memory for a row group to fill: a few megabytes, whatever the archive holds.
 _GROUP_ROWS = 1 << 12
-_IDENTITY = ["sample_key", "pixel_sha256", "patient_key", "label", "split", "site"]
+_IDENTITY = ["sample_key", "pixel_key", "patient_key", "label", "split", "site"]
 
 Sums = dict[str, Counter[str]]
 
@@ -31,27 +36,38 @@ class WriteLedger:
     """Writes rows as ``ledger.settle`` leaves them, and reports sums of them.
 
     Each task writes files with names of its own and reports these too, so that only the files of
-    attempts that succeeded are ever committed. Without a ``generation`` nothing is written.
+    attempts that succeeded are ever committed. Without a ``generation`` nothing is written but
+    what the private list of quarantined files needs, below ``staging``.
     """
 
     samples: str
     generation: str | None
+    pseudonyms: Pseudonyms
 
     def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Take rows with the names of ledger.SETTLED_NAMES and yield rows of SUMS."""
         sums: Sums = defaultdict(Counter)
-        kept, bad = (self._file(kind) for kind in ("ledger", "quarantine"))
+        kept, bad, listed = self._files()
         for batch in batches:
             rows = pa.Table.from_batches([batch])
             tally(rows, sums)
-            kept.add(rows.select(ledger.SCHEMA.names))
-            bad.add(_quarantined(rows).select(QUARANTINE_NAMES))
-        for file in (kept, bad):
+            quarantined = _quarantined(rows)
+            bad.add(quarantined.select(QUARANTINE_NAMES))
+            listed.add(quarantined.select(LISTED_NAMES))
+            if kept.wanted:
+                hidden = seal_conflicts(rows.select(ledger.SCHEMA.names), self.pseudonyms)
+                sums["total"]["sealed"] += len(hidden) - hidden["sealed"].null_count
+                kept.add(hidden)
+        for file in (kept, bad, listed):
             sums[file.kind].update(file.close())
         yield _batch(sums)
 
-    def _file(self, kind: str) -> _File:
-        return _File(self.samples, kind, self.generation)
+    def _files(self) -> Iterator[_File]:
+        wanted = self.generation is not None
+        for kind in ("ledger", "quarantine"):
+            name = f"{kind}/{self.generation}/{uuid.uuid4().hex}.parquet"
+            yield _File(self.samples, kind, name, wanted)
+        yield _File(self.samples, "listed", f"staging/listed/part-{uuid.uuid4().hex}.parquet")
 
 
 def tally(rows: pa.Table, sums: Sums) -> None:
@@ -101,8 +117,7 @@ def total(rows: Iterable[tuple[str, str, str]]) -> Sums:
 
 
 def _quarantined(rows: pa.Table) -> pa.Table:
-    known = pc.and_(rows["speaks_for_file"], pc.is_valid(rows["path"]))
-    return rows.filter(pc.and_(known, pc.equal(rows["outcome"], QUARANTINED)))
+    return rows.filter(pc.and_(rows["speaks_for_file"], pc.equal(rows["outcome"], QUARANTINED)))
 
 
 def _batch(sums: Sums) -> pa.RecordBatch:
@@ -123,17 +138,15 @@ class _File:
 
     folder: str
     kind: str
-    generation: str | None
+    name: str
+    wanted: bool = True
     pending: list[pa.Table] = field(default_factory=list)
     writer: pq.ParquetWriter | None = None
     rows: int = 0
 
-    def __post_init__(self) -> None:
-        self.name = f"{self.kind}/{self.generation}/{uuid.uuid4().hex}.parquet"
-
     def add(self, table: pa.Table) -> None:
         """Add rows, of the same columns each time."""
-        if self.generation is None or not len(table):
+        if not self.wanted or not len(table):
             return
         self.pending.append(table)
         self.rows += len(table)

@@ -3,27 +3,35 @@
     manifest.json                      what the dataset is; replaced last, all at once
     data/<generation>/*.parquet        samples with their pixels, only ever added to
     ledger/<generation>/*.parquet      what became of every file; says which rows of data count
-    quarantine/<generation>/*.parquet  the files that could not be used, and why
+    quarantine/<generation>/*.parquet  why files could not be used, and not which
     staging/                           of an ingest that runs, or was killed
 
 Whatever the manifest does not name does not exist for readers. So an ingest that is killed at any
-moment leaves the old dataset, and the next one clears what it left.
+moment leaves the old dataset, and the next job clears what it left.
+
+No path of the archive is anywhere in it, in clear: staged ones are sealed with the key of the
+pseudonyms, and those of files that could not be used are in medspark.ingest.quarantine's list.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from medspark.errors import UsageError
 from medspark.ingest import storage
+from medspark.ingest.lock import locked
 from medspark.ingest.parts import Part
 
-# Version 2 added multi_label; what version 1 holds has one label each.
-SCHEMA_VERSION = 2
-_READ = (1, 2)
+_LOGGER = logging.getLogger(__name__)
+
+# Version 2 added multi_label; what version 1 holds has one label each. Version 3 has keys in place
+# of digests, and no paths: the next ingest makes it of the others (medspark.ingest.migrate).
+SCHEMA_VERSION = 3
+_READ = (1, 2, 3)
 MANIFEST = "manifest.json"
 
 
@@ -46,6 +54,8 @@ class SamplesManifest(BaseModel):
     parts: tuple[Part, ...]
     ledger: tuple[str, ...]
     quarantine: tuple[str, ...]
+    # Rows of the ledger that medspark.ingest.sealing has to open first.
+    sealed: int = 0
 
 
 class SampleSet:
@@ -94,6 +104,19 @@ class SampleSet:
                     storage.remove(self.path(kind, generation))
         for generation in self._names("data"):
             self._clean_parts(generation, parts)
+
+    def clean_after_kill(self) -> None:
+        """Remove what a killed ingest left, if one did; nothing where one is at work.
+
+        For jobs that only read the dataset, and may not be allowed more.
+        """
+        if not storage.is_folder(self.path("staging")):
+            return
+        try:
+            with locked(self.url):
+                self.clean()
+        except (UsageError, OSError) as error:
+            _LOGGER.warning("What an ingest left in %s stays there: %s", self.url, error)
 
     def clean_newest(self) -> None:
         """Remove parts that killed tasks have left in the generation that was just committed.

@@ -52,14 +52,13 @@ def _make(spark: SparkSession, config: DemoConfig, folder: Path, shards: Path, s
     from medspark.ingest.shards import ShardConfig, make_shards, open_samples
 
     archive, samples = folder / "archive", str(folder / "samples")
-    # Nobody is behind the phantom's names: a key that is no secret splits it alike everywhere.
-    key = folder / "pseudonyms.key"
     if not (archive / "labels.csv").exists():
         logger.info("writing %d synthetic radiographs to %s", config.count, archive)
         logging.getLogger("openjpeg").setLevel(logging.WARNING)
         phantom = PhantomConfig(count=config.count, seed=config.seed, processes=available_cores())
         write_archive(archive, phantom)
-    key.write_text("00" * 32, encoding="ascii")
+    privacy = Privacy(quarantine_file=folder / "quarantine.csv")
+    # Nobody is behind the phantom's names: a key that is no secret splits it alike everywhere.
     result = ingest(
         spark,
         open_archive(
@@ -68,8 +67,9 @@ def _make(spark: SparkSession, config: DemoConfig, folder: Path, shards: Path, s
                 labels=str(archive / "labels.csv"),
                 samples=samples,
                 image_size=config.image_size,
-                privacy=Privacy(key_file=key),
-            )
+                privacy=privacy,
+            ),
+            key=bytes(32),
         ),
     )
     shard_config = ShardConfig(samples=samples, shards=shards)

@@ -86,7 +86,7 @@ class Evaluation:
         )
         with tracked(self.folder / "mlflow", self.config.track, entry) as run:
             do_pieces(spark, self.job)
-            report = self._report()
+            report, shown = self._report()
             run.end(
                 "FINISHED",
                 summary=_summary(report),
@@ -100,10 +100,12 @@ class Evaluation:
             "split": self.config.split,
             "norm": self.config.norm,
             "report": str(self.folder / "report" / "report.html"),
+            "gallery": shown,
             "mlflow": reference,
         }
 
-    def _report(self) -> RobustReport:
+    def _report(self) -> tuple[RobustReport, int]:
+        """Write the report and return it, with the number of images that it shows."""
         arrays = self.job.arrays()
         classes = self.manifest.classes
         report = summarise(
@@ -119,6 +121,7 @@ class Evaluation:
             ),
         )
         eps = max(self.config.eps, default=0.0) / 255
+        shown = self._exhibits(report.labels, eps)
         write_report(
             self.folder / "report",
             report,
@@ -126,10 +129,10 @@ class Evaluation:
             facts=self._facts(report),
             classes=classes,
             positive=self._drawn(),
-            shown=self._exhibits(report.labels, eps),
+            shown=shown,
             shown_eps=eps,
         )
-        return report
+        return report, len(shown)
 
     def _drawn(self) -> int | None:
         """Return the class whose ROC curve is drawn: of findings all together, if none is named."""

@@ -51,7 +51,9 @@ class Scrutiny(Config):
     sanity_images: int = Field(256, ge=0, description="images that the sanity checks attack again")
     piece: int = Field(64, ge=1, description="images that a Spark task attacks")
     batch_size: int = Field(64, ge=1, description="images attacked together")
-    gallery: int = Field(6, ge=0, description="images shown in the report")
+    gallery: int = Field(
+        6, ge=0, description="images of patients shown in the report, and so in MLflow; 0 for none"
+    )
     seed: int = Field(0, ge=0, description="of the random starts and the resamples")
 
     def attack_config(self) -> EvaluateConfig:

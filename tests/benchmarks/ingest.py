@@ -29,7 +29,6 @@ from pydicom.uid import (
 )
 from timing import Result
 
-from medspark.images.deidentify import Privacy
 from medspark.images.phantom import PhantomConfig, write_archive
 from medspark.ingest.archive import IngestConfig, ingest, open_archive
 from medspark.ingest.session import SparkConfig, spark_session
@@ -65,13 +64,11 @@ def vs_limit(syntax: str) -> Result:
         multiprocessing.get_context("spawn").Pool(cores) as pool,
         spark_session(spark_config) as spark,
     ):
-        (FOLDER / "key").write_text("00" * 32)
         config = IngestConfig(
             source=str(source),
             labels=str(source / "labels.csv"),
             samples=str(scratch / "samples"),
             image_size=SIZE,
-            privacy=Privacy(key_file=FOLDER / "key"),
         )
         for turn in range(TURNS + 1):
             shutil.rmtree(scratch, ignore_errors=True)
@@ -80,7 +77,7 @@ def vs_limit(syntax: str) -> Result:
             pool.starmap(partial(bare, folder=scratch), zip(shares, range(cores), strict=True))
             limit = time.perf_counter() - began
             began = time.perf_counter()
-            result = ingest(spark, open_archive(config))
+            result = ingest(spark, open_archive(config, key=bytes(32)))
             ours = time.perf_counter() - began
             if result["frames"] != len(paths):
                 raise RuntimeError(f"{result['frames']} samples of {len(paths)} files")
@@ -131,17 +128,16 @@ def _peak_bytes(source: Path) -> int:
     scratch = FOLDER / "out"
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
-    (FOLDER / "key").write_text("00" * 32)
     config = IngestConfig(
         source=str(source), labels=str(source / "labels.csv"), samples=str(scratch / "samples"),
-        image_size=64, privacy=Privacy(key_file=FOLDER / "key"),
+        image_size=64,
     )  # fmt: skip
     settings = {"spark.ui.showConsoleProgress": "false"}
     with (
         spark_session(SparkConfig(master=f"local[{cores}]", settings=settings)) as spark,
         _Watch() as watch,
     ):
-        ingest(spark, open_archive(config))
+        ingest(spark, open_archive(config, key=bytes(32)))
     shutil.rmtree(scratch)
     print(f"{source.name}: {watch.peak / 1e6:.0f} MB")
     return watch.peak

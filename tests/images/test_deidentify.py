@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import stat
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cryptography.exceptions import InvalidTag
 from hypothesis import given
 from hypothesis import strategies as st
 from pydicom.datadict import DicomDictionary, keyword_dict
@@ -19,8 +21,15 @@ from pydicom.sequence import Sequence
 
 from medspark.errors import UsageError
 from medspark.images.decode import decode
-from medspark.images.deidentify import Privacy, Pseudonyms, check_burned_in, load_key
+from medspark.images.deidentify import (
+    Privacy,
+    Pseudonyms,
+    check_burned_in,
+    coarse_spacing,
+    load_key,
+)
 from medspark.images.frame import Frame
+from medspark.images.header import clean
 from medspark.images.reasons import Unreadable
 from medspark.images.rendering import Rendering
 
@@ -205,6 +214,50 @@ def test_different_patients_are_moved_differently() -> None:
     assert len({names.relative_day(str(n), date(2001, 2, 3)) for n in range(100)}) > 80
 
 
+@given(st.lists(st.text(), min_size=2, unique=True))
+def test_what_is_sealed_comes_back_and_only_with_the_key(values: list[str]) -> None:
+    names, other = Pseudonyms(KEY), Pseudonyms(b"another" + KEY)
+
+    sealed = [names.seal(value) for value in values]
+
+    assert [names.unseal(value) for value in sealed] == values
+    assert len(set(sealed)) == len(values)
+    assert sealed == [Pseudonyms(KEY).seal(value) for value in values]
+    with pytest.raises(InvalidTag):
+        other.unseal(sealed[0])
+
+
+@given(site=st.text(min_size=1), others=st.lists(st.text(min_size=1)))
+def test_a_site_is_a_pseudonym_unless_it_is_allowed_by_name(site: str, others: list[str]) -> None:
+    names = Pseudonyms(KEY)
+    others = [other for other in others if other != site]
+
+    assert Privacy(sites=(*others, site)).site(site, names) == site
+    assert Privacy(sites=tuple(others)).site(site, names) == names.name("site", clean(site)) != site
+
+
+@pytest.mark.parametrize(
+    ("spacing", "kept"),
+    [("0.1234567891", 0.123), ("0.6835937500", 0.684), ("12.3456789012", 12.3), ("0.2", 0.2)],
+)
+def test_a_spacing_has_three_digits_which_a_scanner_has_and_no_one_image(
+    dicom: MakeDicom, spacing: str, kept: float
+) -> None:
+    for keyword in ("PixelSpacing", "ImagerPixelSpacing"):
+        found = decoded(dicom(IMAGE, **{keyword: [spacing, "0.3000000001"]})).attributes
+
+        assert (found.row_spacing_mm, found.column_spacing_mm) == (kept, 0.3)
+        assert found.spacing_source == keyword
+
+
+@given(st.floats(1e-4, 1e4))
+def test_a_coarse_spacing_is_within_half_a_percent(spacing: float) -> None:
+    coarse = coarse_spacing(spacing)
+
+    assert abs(coarse / spacing - 1) <= 0.005
+    assert float(f"{coarse:.2e}") == coarse
+
+
 def test_without_a_patient_id_the_study_stands_for_the_person(dicom: MakeDicom) -> None:
     study = {"StudyInstanceUID": "1.2.3"}
     one, two = decoded(dicom(IMAGE, **study)), decoded(dicom(IMAGE + 1, **study))
@@ -263,12 +316,16 @@ def test_a_dataset_that_is_there_gets_no_second_key(home: Path) -> None:
     assert load_key(Privacy(), dataset="/a", new=False) == made
 
 
-@pytest.mark.parametrize("content", [KEY, KEY.hex().encode() + b"\n"], ids=["raw", "hex"])
+RANDOM = hashlib.sha256(KEY).digest()[:16]
+
+
+@pytest.mark.parametrize("content", [RANDOM, RANDOM.hex().encode() + b"\n"], ids=["raw", "hex"])
 def test_a_key_file_is_raw_or_hexadecimal(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "key"
+    path.touch(0o600)
     path.write_bytes(content)
 
-    assert load_key(Privacy(key_file=path), dataset="s3a://bucket/samples") == KEY
+    assert load_key(Privacy(key_file=path), dataset="s3a://bucket/samples") == RANDOM
 
 
 @pytest.mark.parametrize(

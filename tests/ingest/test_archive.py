@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import os
 import shutil
@@ -14,9 +15,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pydicom.data
 import pytest
+from key_files import write_key
 from PIL import Image
 
 from medspark.errors import UsageError
+from medspark.images.deidentify import Pseudonyms
 from medspark.images.phantom import CANARY, ArchiveSummary, PhantomConfig, write_archive
 from medspark.images.reasons import Reason
 from medspark.ingest.archive import IngestConfig, ingest, open_archive
@@ -27,8 +30,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.spark
 
-KEY = "00" * 32
-
 
 @pytest.fixture(scope="session")
 def phantom(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ArchiveSummary]:
@@ -38,9 +39,7 @@ def phantom(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ArchiveSumm
 
 @pytest.fixture(scope="session")
 def key_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("key") / "key"
-    path.write_text(KEY)
-    return path
+    return write_key(tmp_path_factory.mktemp("key") / "key", "archive")
 
 
 @pytest.fixture(scope="session")
@@ -50,7 +49,7 @@ def run(spark: SparkSession, key_file: Path) -> Any:
             "source": str(source),
             "samples": str(samples),
             "image_size": 16,
-            "privacy": {"key_file": key_file},
+            "privacy": {"key_file": key_file, "quarantine_file": listed(samples)},
             "guarded": False,
         }
         return ingest(spark, open_archive(IngestConfig.model_validate(config | values)))
@@ -77,11 +76,15 @@ def live(samples: Path) -> dict[str, dict[str, Any]]:
     return {row["sample_key"]: parts[row["part"]][row["row"]] for row in kept}
 
 
+def listed(samples: Path) -> Path:
+    """Return where the private list of a dataset's files in quarantine is."""
+    return samples.with_name(f"{samples.name}.csv")
+
+
 def quarantine(samples: Path) -> dict[str, dict[str, Any]]:
-    manifest = SampleSet(str(samples)).manifest()
-    assert manifest
-    tables = [pq.read_table(samples / file).to_pylist() for file in manifest.quarantine]
-    return {row["path"]: row for table in tables for row in table}
+    """Return what is said of the files in quarantine, by their whole paths."""
+    with listed(samples).open(encoding="utf-8", newline="") as file:
+        return {row["path"]: row for row in csv.DictReader(file)}
 
 
 def test_the_sum_is_the_answer_key(phantom, ingested):
@@ -148,8 +151,7 @@ def test_a_second_run_adds_nothing_and_says_the_same_sum(phantom, ingested, run)
 def test_another_rendering_or_key_does_not_mix_with_what_is_there(phantom, ingested, run, tmp_path):
     samples, _ = ingested
     labels = str(phantom[0] / "labels.csv")
-    other = tmp_path / "key"
-    other.write_text("11" * 32)
+    other = write_key(tmp_path / "key", "other")
 
     with pytest.raises(UsageError, match="rendered with size 16, not 24"):
         run(phantom[0], samples, labels=labels, image_size=24)
@@ -228,10 +230,9 @@ def test_equal_pixels_are_kept_once_and_under_two_labels_not_at_all(run, tmp_pat
 
 
 def _is_duplicate(samples: Path, value: int, name: str) -> bool:
-    from medspark.images.deidentify import Pseudonyms
-
-    source = samples.parent / "in"
-    key = Pseudonyms(bytes.fromhex(KEY)).name("file", f"{source}/A/{name}")
+    source, key_file = samples.parent / "in", write_key(samples.parent / "key", "archive")
+    secret = bytes.fromhex(key_file.read_text())
+    key = Pseudonyms(secret).name("file", f"{source}/A/{name}")
     manifest = SampleSet(str(samples)).manifest()
     assert manifest
     rows = [row for file in manifest.ledger for row in pq.read_table(samples / file).to_pylist()]
@@ -253,7 +254,7 @@ def test_a_second_archive_is_added_beside_the_first(run, tmp_path):
     assert (second["samples"], second["quarantined"], second["deleted"]) == (1, 1, 0)
     assert (third["files_seen"], third["deleted"], third["added"]) == (1, 1, 1)
     assert values(samples) == [("A", 1), ("A", 2), ("A", 9)]
-    assert set(quarantine(samples)) == {"B/bad"}
+    assert set(quarantine(samples)) == {str(tmp_path / "two" / "B" / "bad")}
 
 
 def test_a_file_of_many_frames_counts_once(run, tmp_path):

@@ -63,8 +63,6 @@ def test_damaged_files_end_no_worker_and_all_of_them_are_accounted_for(
         folder = tmp_path / "archive" / f"label{number % 2}"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{number}.dcm").write_bytes(_damaged(whole[number % len(whole)], chance))
-    key = tmp_path / "key"
-    key.write_text("00" * 32)
     failed_before = _failed_tasks(spark)
 
     result = ingest(
@@ -75,9 +73,9 @@ def test_damaged_files_end_no_worker_and_all_of_them_are_accounted_for(
                     "source": str(tmp_path / "archive"),
                     "samples": str(tmp_path / "samples"),
                     "image_size": 16,
-                    "privacy": {"key_file": key},
                 }
-            )
+            ),
+            key=bytes(32),
         ),
     )
 

@@ -16,8 +16,8 @@ from medspark.images.deidentify import Privacy, Pseudonyms
 from medspark.images.limits import Limits
 from medspark.images.rendering import Rendering
 from medspark.ingest import ledger
-from medspark.ingest.archive import _ANNOTATED_ARROW, _Annotate
 from medspark.ingest.decode import Decoding
+from medspark.ingest.listing import Annotate
 from medspark.ingest.npz import has_findings, list_images
 
 PSEUDONYMS = Pseudonyms(b"k" * 32)
@@ -49,7 +49,7 @@ def annotated(source: Path, *paths: str, **known: Any) -> list[pa.RecordBatch]:
         {"path": path, "size": (source / path).stat().st_size, "modified": 0, **known}
         for path in paths
     ]
-    annotate = _Annotate(str(source), PSEUDONYMS, by_folder=not known)
+    annotate = Annotate(str(source), PSEUDONYMS, Privacy(), by_folder=not known)
     return list(annotate([pa.RecordBatch.from_pylist(listing)]))
 
 
@@ -145,7 +145,7 @@ def test_a_file_beyond_the_limit_is_not_opened(source, tmp_path):
 
     (row,) = outcomes(task, annotated(source, "A/one.png"))
 
-    assert (row["reason"], row["sha256"]) == ("too_large", None)
+    assert (row["reason"], row["content_key"]) == ("too_large", None)
 
 
 def test_a_patient_of_the_table_comes_before_the_header(source, tmp_path):
@@ -179,7 +179,7 @@ def test_the_images_of_a_medmnist_archive_are_files_of_their_own(tmp_path):
         arrays[f"{split}_labels"] = np.arange(count)[:, None] % 2
     np.savez_compressed(tmp_path / "m.npz", **arrays)
     listing = list_images(str(tmp_path / "m.npz"))
-    annotate = _Annotate(str(tmp_path / "m.npz"), PSEUDONYMS, by_folder=False)
+    annotate = Annotate(str(tmp_path / "m.npz"), PSEUDONYMS, Privacy(), by_folder=False)
 
     *rows, part = outcomes(
         decoding(tmp_path / "m.npz", tmp_path), list(annotate(listing.to_batches()))
@@ -191,7 +191,6 @@ def test_the_images_of_a_medmnist_archive_are_files_of_their_own(tmp_path):
         *[("0", "test"), ("1", "test")],
     ]
     assert stored["pixels"][2].as_py() == arrays["train_images"][2].tobytes()
-    assert _ANNOTATED_ARROW.names[0] == "path"
 
 
 @pytest.mark.parametrize("several", [True, False])

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pyarrow.parquet as pq
 import pytest
+from key_files import write_key
 
 from medspark.images.deidentify import Privacy
 from medspark.images.phantom import ArchiveSummary, PhantomConfig, write_archive
@@ -31,7 +32,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def archive(tmp_path: Path) -> ArchiveSummary:
-    (tmp_path / "key").write_text("33" * 32)
+    write_key(tmp_path / "key", "kills")
     return write_archive(tmp_path / "in", PhantomConfig(count=300, size=128))
 
 

@@ -34,7 +34,8 @@ def source(tmp_path: Path) -> Path:
 
 def rows(table: LabelTable, folder: Path) -> list[dict[str, str]]:
     table.write(str(folder / "out.parquet"), PSEUDONYMS)
-    return pq.read_table(folder / "out.parquet").to_pylist()  # type: ignore[no-any-return]
+    found = pq.read_table(folder / "out.parquet").to_pylist()
+    return [row | {"match": PSEUDONYMS.unseal(row["match"])} for row in found]
 
 
 def write(folder: Path, text: str, name: str = "labels.csv") -> str:
@@ -106,8 +107,11 @@ def test_a_parquet_table_and_columns_of_other_names_are_read(source):
     ("text", "said"),
     [
         ("path,label\nimages/three.dcm,A\n", "matches no file"),
-        ("path,class\nimages/one.dcm,A\n", "no column 'label'; it has path, class"),
-        ("path,label,split\nimages/one.dcm,A,holdout\n", "the split 'holdout'"),
+        ("path,class\nimages/one.dcm,A\n", "no column 'label' among its 2 "),
+        (
+            "path,label,split\nimages/one.dcm,A,holdout\n",
+            "Row 2 of .* no split in the column 'split'",
+        ),
     ],
 )
 def test_a_table_that_cannot_be_meant_is_refused(source, text, said):
@@ -163,7 +167,7 @@ def test_the_separator_and_the_name_of_no_finding_can_be_others(source):
 def test_a_finding_whose_name_would_fall_apart_is_refused(source):
     url = write(source, 'path,label\nimages/one.dcm,"b;a|c"\n')
 
-    with pytest.raises(UsageError, match=r"'a\|c'"):
+    with pytest.raises(UsageError, match=r"Row 2 of .* holds \|, which"):
         rows(LabelTable(url, str(source), LabelConfig(separator=";")), source)
 
 
@@ -183,8 +187,14 @@ def test_findings_may_have_columns_of_their_own(source, uncertain):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("path,Edema\nimages/one.dcm,1\n", "no column 'Nodule'; .*--label_table.findings"),
-        ("path,Edema,Nodule\nimages/one.dcm,1,maybe\n", "'maybe' in the column 'Nodule'"),
+        (
+            "path,Edema\nimages/one.dcm,1\n",
+            "no column 'Nodule' among its 2 .*--label_table.findings",
+        ),
+        (
+            "path,Edema,Nodule\nimages/one.dcm,1,maybe\n",
+            "Row 2 of .* no finding in the column 'Nodule'",
+        ),
     ],
 )
 def test_columns_of_findings_that_cannot_be_meant_are_refused(source, text, said):
@@ -192,3 +202,46 @@ def test_columns_of_findings_that_cannot_be_meant_are_refused(source, text, said
 
     with pytest.raises(UsageError, match=said):
         rows(LabelTable(write(source, text), str(source), config), source)
+
+
+NAME = "DOE^JANE"
+
+
+@pytest.mark.parametrize(
+    ("text", "config", "said"),
+    [
+        (f"path,label\nimages/one.dcm,A\nimages/two.dcm,{NAME},A\n", {}, "row 3 has 3 cells"),
+        (f"path,label\nimages/one.dcm,\udcff{NAME}\n", {}, "row 2 is no text in UTF-8"),
+        (f"{NAME}.dcm,A\nimages/two.dcm,B\n", {}, "among its 2"),
+        (f"path,label,split\nimages/one.dcm,A,val\nimages/two.dcm,A,{NAME}\n", {}, "Row 3 of"),
+        (f"path,E\nimages/one.dcm,0\nimages/two.dcm,{NAME}\n", {"findings": ("E",)}, "Row 3 of"),
+        (f'path,label\nimages/one.dcm,A\nimages/two.dcm,"{NAME}|x;y"\n', {"separator": ";"},
+         "Row 3 of"),
+    ],
+)  # fmt: skip
+def test_an_error_says_where_a_cell_is_and_never_what_it_says(source, text, config, said):
+    (source / "labels.csv").write_bytes(text.encode("utf-8", "surrogateescape"))
+
+    with pytest.raises(UsageError, match=said) as caught:
+        rows(LabelTable(f"{source}/labels.csv", str(source), LabelConfig(**config)), source)
+
+    assert NAME not in f"{caught.value!r} {caught.value.__cause__!r}"
+
+
+def test_rows_are_counted_over_the_batches_of_a_long_table(source):
+    lines = ["path,label,split", *["images/one.dcm,A,val"] * 70_000, f"images/two.dcm,A,{NAME}"]
+    table = LabelTable(write(source, "\n".join(lines)), str(source), LabelConfig())
+
+    with pytest.raises(UsageError, match="Row 70002 of"):
+        rows(table, source)
+
+
+def test_what_a_task_reads_of_a_table_names_no_file_patient_or_site(source):
+    url = write(source, f"path,label,patient_id,site\nimages/one.dcm,A,{NAME},{NAME} Clinic\n")
+
+    (row,) = rows(LabelTable(url, str(source), LabelConfig()), source)
+
+    stored = repr(pq.read_table(source / "out.parquet").to_pylist())
+    assert NAME not in stored
+    assert "one.dcm" not in stored
+    assert PSEUDONYMS.unseal(row["site"]) == f"{NAME} Clinic"

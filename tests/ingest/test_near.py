@@ -12,7 +12,6 @@ from PIL import Image
 
 from medspark.config import load_config
 from medspark.errors import UsageError
-from medspark.images.deidentify import Privacy
 from medspark.ingest import near
 from medspark.ingest.archive import IngestConfig, ingest, open_archive
 from medspark.ingest.near import SIDE, Lookalike, perceptual_hash, tied_patients
@@ -51,6 +50,17 @@ def test_a_copy_is_a_few_bits_away_and_another_image_many():
     assert min(others) > 8
 
 
+def test_the_hash_of_no_image_is_told():
+    found = [Lookalike(f"s{n}", f"p{n}", hashed) for n, hashed in enumerate([77, -5, 77, -5, 9, 9])]
+
+    told = near._numbered(found[::-1])
+
+    assert [(one.sample_key, one.lookalike) for one in told] == [
+        *[("s0", 1), ("s2", 1), ("s1", 2), ("s3", 2), ("s4", 3), ("s5", 3)]
+    ]
+    assert tied_patients(told) == tied_patients(found)
+
+
 def test_patients_are_tied_through_images_that_they_share_with_others():
     found = [
         *[Lookalike("1", "b", 7), Lookalike("2", "c", 7)],
@@ -72,16 +82,14 @@ def samples(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Pa
             Image.fromarray(image).save(folder / "in" / f"{who}-{seed}.png")
             lines.append(f"{who}-{seed}.png,{'ab'[seed % 2]},{who}-{seed}")
     (folder / "labels.csv").write_text("\n".join(lines) + "\n")
-    (folder / "key").write_text("22" * 32)
     config = IngestConfig(
         source=str(folder / "in"),
         labels=str(folder / "labels.csv"),
         samples=str(folder / "out"),
         image_size=32,
-        privacy=Privacy(key_file=folder / "key"),
         guarded=False,
     )
-    ingest(spark, open_archive(config))
+    ingest(spark, open_archive(config, key=b"\x22" * 32))
     return folder / "out"
 
 
@@ -109,6 +117,7 @@ def test_patients_whose_images_look_alike_are_in_one_split(spark, samples, tmp_p
     for row in table:
         alike.setdefault(row["lookalike"], set()).add(row["patient_key"])
     assert len(table) == 2 * MOTIFS
+    assert sorted(alike) == list(range(1, MOTIFS + 1))  # numbers, and not hashes
     assert [len(patients) for patients in alike.values()] == [2] * MOTIFS
     assert all(len({kept[patient] for patient in patients}) == 1 for patients in alike.values())
     assert any(len({apart[patient] for patient in patients}) == 2 for patients in alike.values())

@@ -17,7 +17,6 @@ from small_disk import small_disk
 
 from medspark.config import load_config
 from medspark.errors import RunError, UsageError
-from medspark.images.deidentify import Privacy
 from medspark.images.phantom import PhantomConfig, write_archive
 from medspark.ingest.archive import IngestConfig, ingest, open_archive
 from medspark.ingest.layout import Counts, Layout
@@ -80,16 +79,14 @@ def test_making_images_smaller_averages():
 def samples(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("for-shards")
     write_archive(folder / "in", PhantomConfig(count=100, size=32, seed=5))
-    (folder / "key").write_text("22" * 32)
     config = IngestConfig(
         source=str(folder / "in"),
         labels=str(folder / "in" / "labels.csv"),
         samples=str(folder / "out"),
         image_size=16,
-        privacy=Privacy(key_file=folder / "key"),
         guarded=False,
     )
-    ingest(spark, open_archive(config))
+    ingest(spark, open_archive(config, key=b"\x22" * 32))
     return folder / "out"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from medspark.images.deidentify import Pseudonyms
 from medspark.ingest import ledger
 from medspark.ingest.tally import Sums, WriteLedger, digest_of, total
 
+PSEUDONYMS = Pseudonyms(b"k" * 32)
 FLAGS = {"present": True, "shared": False, "first_of_patient": True, "speaks_for_file": True}
 
 
@@ -19,7 +22,7 @@ def row(number: int, outcome: str = "sample", **values: Any) -> dict[str, Any]:
     known = {
         "source_key": "s",
         "file_key": f"f{number}",
-        "path": f"A/{number}",
+        "sealed_path": f"A/{number}",
         "size": 10,
         "outcome": outcome,
         "label": "A",
@@ -34,14 +37,23 @@ ROWS = [
     row(2, frame=2, label="B", speaks_for_file=False, first_of_patient=False),
     row(3, "duplicate", first_of_patient=False),
     row(4, "quarantined", reason="truncated", message="m", first_of_patient=False),
-    row(5, "quarantined", path=None, present=False, reason="empty_file", first_of_patient=False),
+    row(
+        5,
+        "quarantined",
+        sealed_path=None,
+        present=False,
+        reason="empty_file",
+        first_of_patient=False,
+    ),
 ]
-SCHEMA = pa.schema([*ledger.SCHEMA, ("path", pa.string()), *[(flag, pa.bool_()) for flag in FLAGS]])
+SCHEMA = pa.schema(
+    [*ledger.SCHEMA, ("sealed_path", pa.string()), *[(flag, pa.bool_()) for flag in FLAGS]]
+)
 
 
 def written(folder: Path, *tasks: list[dict[str, Any]], generation: str | None = "g") -> Sums:
     """Return what tasks with these rows report, each in batches of two."""
-    write = WriteLedger(str(folder), generation)
+    write = WriteLedger(str(folder), generation, PSEUDONYMS)
     reports: list[tuple[str, str, str]] = []
     for rows in tasks:
         batches = pa.Table.from_pylist(rows, schema=SCHEMA).to_batches(max_chunksize=2)
@@ -55,7 +67,7 @@ def test_files_count_once_and_samples_by_label(tmp_path: Path) -> None:
     assert sums["outcome"] == {"sample": 2, "duplicate": 1, "quarantined": 1}
     assert sums["reason"] == {"truncated": 1}
     assert sums["label"] == {"A": 1, "B": 2}
-    assert sums["total"] == {"bytes": 40, "frames": 3, "patients": 2, "shared": 1}
+    assert sums["total"] == {"bytes": 40, "frames": 3, "patients": 2, "shared": 1, "sealed": 0}
 
 
 def test_sums_do_not_depend_on_who_adds_up_what(tmp_path: Path) -> None:
@@ -67,7 +79,9 @@ def test_sums_do_not_depend_on_who_adds_up_what(tmp_path: Path) -> None:
     assert digest_of(one) == digest_of(several)
 
 
-@pytest.mark.parametrize("name", ["sample_key", "label", "split", "site"])
+@pytest.mark.parametrize(
+    "name", ["sample_key", "pixel_key", "patient_key", "label", "split", "site"]
+)
 def test_the_digest_tells_one_value_of_one_sample(tmp_path: Path, name: str) -> None:
     changed = [ROWS[0] | {name: "other"}, *ROWS[1:]]
 
@@ -81,19 +95,44 @@ def test_tasks_write_files_of_their_own_and_say_which(tmp_path: Path) -> None:
     stored = [pq.read_table(tmp_path / name) for name in sums["ledger"]]
     assert [len(table) for table in stored] == list(sums["ledger"].values()) == [2, 4]
     assert stored[0].schema.names == ledger.SCHEMA.names
-    (name,) = sums["quarantine"]
-    assert pq.read_table(tmp_path / name)["path"].to_pylist() == ["A/4"]
+    (name,), (staged,) = sums["quarantine"], sums["listed"]
+    assert pq.read_table(tmp_path / name)["reason"].to_pylist() == ["truncated", "empty_file"]
+    assert pq.read_table(tmp_path / staged)["file_key"].to_pylist() == ["f4", "f5"]
     assert {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*.parquet")} == {
         *sums["ledger"],
         name,
+        staged,
     }
 
 
-def test_without_a_generation_there_are_sums_and_no_files(tmp_path: Path) -> None:
+def test_nothing_in_the_quarantine_leads_to_a_row_of_the_ledger(tmp_path: Path) -> None:
+    sums = written(tmp_path, [row(4, "quarantined", reason="truncated", message="m", size=77)])
+
+    (name,), (staged,) = sums["quarantine"], sums["ledger"]
+    told = pq.read_table(tmp_path / name).to_pylist()
+    assert told == [{"reason": "truncated", "message": "m"}]
+    assert not {name, staged.rpartition("/")[2]} & {staged, name.rpartition("/")[2]}
+
+
+def test_without_a_generation_there_are_sums_and_only_the_list_is_staged(tmp_path: Path) -> None:
     sums = written(tmp_path, ROWS, generation=None)
 
     assert sums["total"]["frames"] == 3
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["staging"]
+
+
+def test_rows_of_contradicting_labels_keep_nothing_of_a_patient_in_clear(tmp_path: Path) -> None:
+    whose = {"sample_key": "k-7", "patient_key": "p-7", "label": "l-7", "split": "s-7",
+             "site": "h-7", "part": "d-7", "row": 3}  # fmt: skip
+    conflict = row(7, "quarantined", reason="conflicting_label", pixel_key="x", **whose)
+
+    sums = written(tmp_path, [ROWS[0], conflict])
+
+    (name,) = sums["ledger"]
+    first, hidden = pq.read_table(tmp_path / name).to_pylist()
+    assert (first["sample_key"], first["sealed"], sums["total"]["sealed"]) == ("k1", None, 1)
+    assert {hidden[key] for key in whose} == {None}
+    assert json.loads(PSEUDONYMS.unseal(hidden["sealed"])) == list(whose.values())
 
 
 def test_a_task_of_many_rows_keeps_few_of_them_in_memory(tmp_path: Path) -> None:

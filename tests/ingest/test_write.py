@@ -104,6 +104,42 @@ def test_cleaning_leaves_what_manifests_name_and_nothing_else(tmp_path):
     }
 
 
+def killed(folder: Path) -> SampleSet:
+    """Return a dataset in which an ingest was killed."""
+    samples = SampleSet(str(folder))
+    samples.commit(manifest())
+    for name in ("staging/files/part-0", "ledger/g1/x", "ledger/g2/x", "ledger/g3/x"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    return samples
+
+
+def test_a_job_that_only_reads_clears_what_a_killed_ingest_left(tmp_path):
+    killed(tmp_path).clean_after_kill()
+
+    assert not (tmp_path / "staging").exists()
+    assert {path.name for path in (tmp_path / "ledger").iterdir()} == {"g1", "g2"}
+
+
+def test_a_job_that_only_reads_leaves_an_ingest_at_its_work(tmp_path, caplog):
+    samples = killed(tmp_path)
+
+    with locked(samples.url):
+        samples.clean_after_kill()
+
+    assert (tmp_path / "staging/files/part-0").exists()
+    assert "stays there: Another job is writing" in caplog.text
+
+
+def test_a_job_that_only_reads_writes_nothing_where_nothing_was_left(tmp_path):
+    samples = SampleSet(str(tmp_path))
+    samples.commit(manifest())
+
+    samples.clean_after_kill()
+
+    assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
+
+
 def test_a_manifest_comes_back_as_it_went(tmp_path):
     samples = SampleSet(str(tmp_path))
     assert samples.manifest() is None

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow import MlflowClient
 
 Run = Callable[..., tuple[int, dict[str, Any]]]
 
@@ -70,6 +71,22 @@ def test_the_report_is_the_same_however_it_is_shared_out_and_after_a_kill(
         assert without_sizes(alone[part]) == without_sizes(whole[part])
         assert resumed[part] == cut[part]
     assert "data:image/png;base64," in Path(whole["report"]).read_text()
+
+
+@pytest.mark.spark
+@pytest.mark.parametrize("gallery", [0, 2])
+def test_images_of_patients_are_in_mlflow_only_if_that_is_said(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], gallery: int
+) -> None:
+    _, result = run(f"--gallery={gallery}", "--attacks=fgsm", "--sanity_images=0")
+
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    logged = {file.path for file in client.list_artifacts(result["mlflow"]["run_id"])}
+    report = {path.name for path in Path(result["report"]).parent.iterdir()}
+    assert ("images.png" in logged) == ("images.png" in report) == (gallery > 0)
+    assert result["gallery"] == gallery
+    said = capsys.readouterr().out
+    assert ("2 images of patients" in said) == ("--gallery 0" in said) == (gallery > 0)
 
 
 @contextmanager

@@ -15,7 +15,6 @@ from PIL import Image
 from medspark.config import load_config
 from medspark.data.native import MappedSplit
 from medspark.errors import UsageError
-from medspark.images.deidentify import Privacy
 from medspark.ingest.archive import IngestConfig, ingest, open_archive
 from medspark.ingest.labels import LabelConfig
 from medspark.ingest.shards import ShardConfig, make_shards, open_samples
@@ -41,13 +40,11 @@ def write_images(folder: Path) -> IngestConfig:
         Image.fromarray(pixels).save(folder / "in" / f"{number}.png")
         rows.append(f"{number}.png,{LABELS[number % len(LABELS)]}")
     (folder / "labels.csv").write_text("\n".join(rows), encoding="utf-8")
-    (folder / "key").write_text("22" * 32)
     return IngestConfig(
         source=str(folder / "in"),
         labels=str(folder / "labels.csv"),
         samples=str(folder / "samples"),
         label_table=LabelConfig(separator="|", match="name"),
-        privacy=Privacy(key_file=folder / "key"),
         guarded=False,
     )
 
@@ -62,7 +59,7 @@ class Nobody:
 def test_findings_go_all_the_way_from_a_table_to_an_attacked_network(
     spark, load_job: Callable[[str], ModuleType], tmp_path: Path
 ) -> None:
-    ingested = ingest(spark, open_archive(write_images(tmp_path)))
+    ingested = ingest(spark, open_archive(write_images(tmp_path), key=b"\x22" * 32))
     shards = tmp_path / "shards"
     config = load_config(ShardConfig, [f"--samples={tmp_path / 'samples'}", f"--shards={shards}"])
     make_shards(spark, config, open_samples(config))

@@ -60,6 +60,12 @@ def test_two_commands_turn_an_archive_into_shards_and_say_the_sum(tmp_path):
     # spark-submit joins both outputs of Python into one.
     assert str(made) in ingested.stdout + ingested.stderr
     assert CANARY not in ingested.stdout + ingested.stderr + sharded.stdout + sharded.stderr
+    # So was the list of the files in quarantine.
+    (listed,) = (tmp_path / ".medspark" / "quarantine").iterdir()
+    assert listed.stat().st_mode & 0o777 == 0o600
+    assert result["quarantine_file"] == str(listed)
+    assert str(listed) in ingested.stdout
+    assert len(listed.read_text().splitlines()) == 1 + result["quarantined"]
 
 
 @pytest.mark.parametrize(

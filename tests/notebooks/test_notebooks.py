@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from key_files import write_key
 from pyspark.sql import SparkSession
 
 from medspark.launch.notebook import parameters
@@ -25,7 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def small(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Parameters under which the notebooks take seconds; the key tells who trains and who not."""
-    (folder / "key").write_text("22" * 32)
+    write_key(folder / "key", "notebooks")
     chosen = {
         "folder": folder, "key_file": folder / "key", "count": 60, "image_size": 32,
         "processes": 1, "shares": "1.0",

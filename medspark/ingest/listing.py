@@ -1,0 +1,174 @@
+"""The files of an archive, with what is known of each before it is opened.
+
+A path is sealed by the task that first sees it, so none is in a shuffle or in ``staging``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+from pyspark.sql.pandas.types import from_arrow_schema
+
+from medspark.errors import UsageError
+from medspark.images.deidentify import Privacy, Pseudonyms
+from medspark.ingest import npz, storage
+from medspark.ingest.discover import discover, from_inventory
+from medspark.ingest.labels import SPARK_SCHEMA as LABEL_SCHEMA
+from medspark.ingest.labels import Match, from_folders, match_key
+from medspark.ingest.task import map_batches
+
+if TYPE_CHECKING:
+    from medspark.ingest.archive import Archive
+
+_TEXT, _NUMBER = pa.string(), pa.int64()
+_KEYED = pa.schema(
+    [
+        ("sealed_path", _TEXT),
+        ("file_key", _TEXT),
+        ("size", _NUMBER),
+        ("modified", _NUMBER),
+        ("match", _TEXT),
+    ]
+)
+_ANNOTATED = pa.schema(
+    [
+        ("sealed_path", _TEXT),
+        ("size", _NUMBER),
+        ("label", _TEXT),
+        ("patient_key", _TEXT),
+        ("split", _TEXT),
+        ("site", _TEXT),
+        ("conflict", pa.bool_()),
+        ("file_key", _TEXT),
+        ("fingerprint", _TEXT),
+    ]
+)
+
+
+def annotated(spark: SparkSession, archive: Archive) -> DataFrame:
+    """Return the files of ``archive`` with label, patient, split and site, and their keys."""
+    config = archive.config
+    if npz.is_npz(archive.source):
+        listed = spark.createDataFrame(npz.list_images(archive.source))
+    elif config.inventory:
+        listed = from_inventory(spark, config.inventory, archive.source)
+    else:
+        listed = discover(spark, archive.source, exclude=_side_files(archive))
+    if archive.table is not None:
+        listed = _with_table(spark, archive, listed)
+    annotate = Annotate(
+        archive.source, archive.pseudonyms, config.privacy, by_folder=archive.by_folder
+    )
+    return map_batches(listed, annotate, from_arrow_schema(_ANNOTATED))
+
+
+def check_folders(archive: Archive, classes: int) -> None:
+    """Raise UsageError where so many folders are more than there can be diagnoses."""
+    most = archive.config.max_classes
+    if archive.by_folder and classes > most:
+        raise UsageError(
+            f"The folders of {archive.source} would be {classes} classes, more than the {most} of "
+            "max_classes: if they are patients, give a table with --labels; if they are "
+            "diagnoses, raise --max_classes."
+        )
+
+
+def _with_table(spark: SparkSession, archive: Archive, listed: DataFrame) -> DataFrame:
+    table, path = archive.table, archive.samples.path("staging", "labels.parquet")
+    assert table is not None
+    storage.make_folder(archive.samples.path("staging"))
+    table.write(path, archive.pseudonyms)
+    rows = spark.read.schema(LABEL_SCHEMA).parquet(storage.for_spark(path))
+    labels = (
+        rows.where(F.col("match").isNotNull())
+        .groupBy("match")
+        .agg(
+            F.min("label").alias("label"),
+            F.min("patient_key").alias("patient_key"),
+            F.min("split").alias("split"),
+            F.min("site").alias("site"),
+            (F.min("label") != F.max("label")).alias("conflict"),
+        )
+    )
+    keyed = Keyed(archive.source, archive.pseudonyms, archive.config.label_table.match)
+    files = map_batches(listed, keyed, from_arrow_schema(_KEYED))
+    return files.join(labels, "match", "left").drop("match")
+
+
+def _side_files(archive: Archive) -> frozenset[str]:
+    """Return files below the source that are not part of it: the table of labels."""
+    labels = archive.config.labels
+    if labels is None or archive.table is None:
+        return frozenset()
+    prefix = archive.source + "/"
+    table = storage.normalise(labels)
+    return frozenset([table.removeprefix(prefix)]) if table.startswith(prefix) else frozenset()
+
+
+@dataclass(frozen=True)
+class Keyed:
+    """Seals the paths of files, in a task, and gives them their keys and what a table knows."""
+
+    source: str
+    pseudonyms: Pseudonyms
+    match: Match | None = None
+
+    def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            rows = [self.row(row) for row in batch.to_pylist()]
+            yield pa.RecordBatch.from_pylist(rows, schema=_KEYED)
+
+    def row(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Return a row of the listing with keys in place of the path."""
+        path, pseudonyms = row["path"], self.pseudonyms
+        return {
+            "sealed_path": pseudonyms.seal(path),
+            "file_key": pseudonyms.name("file", f"{self.source}/{path}"),
+            "size": row["size"],
+            "modified": row["modified"],
+            "match": pseudonyms.seal(match_key(path, self.match)) if self.match else None,
+        }
+
+
+class Annotate:
+    """Adds a file's fingerprint, its site as it is kept, and its folder's label where asked to."""
+
+    def __init__(
+        self, source: str, pseudonyms: Pseudonyms, privacy: Privacy, *, by_folder: bool
+    ) -> None:
+        self._keyed = Keyed(source, pseudonyms)
+        self._pseudonyms, self._privacy, self._by_folder = pseudonyms, privacy, by_folder
+
+    def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            rows = [self._annotated(row) for row in batch.to_pylist()]
+            yield pa.RecordBatch.from_pylist(rows, schema=_ANNOTATED)
+
+    def _annotated(self, row: dict[str, Any]) -> dict[str, Any]:
+        keyed = row if "file_key" in row else self._keyed.row(row)
+        label, split = row.get("label"), row.get("split")
+        if self._by_folder:
+            label, split = from_folders(row["path"])
+        sealed = row.get("site")
+        site = self._pseudonyms.unseal(sealed) if sealed else None
+        known = {
+            "label": label,
+            "patient_key": row.get("patient_key"),
+            "split": split,
+            "site": site,
+            "conflict": bool(row.get("conflict")),
+        }
+        # Of the site by its name: how it is kept is compared on its own (ledger.compare).
+        state = [row["size"], row["modified"], *known.values()]
+        return known | {
+            "site": self._privacy.site(site, self._pseudonyms) if site else None,
+            "sealed_path": keyed["sealed_path"],
+            "size": row["size"],
+            "file_key": keyed["file_key"],
+            "fingerprint": self._pseudonyms.name("fingerprint", repr(state)),
+        }

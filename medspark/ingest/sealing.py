@@ -1,0 +1,57 @@
+"""What the ledger hides of rows with contradicting labels: whose they are, and where pixels lie.
+
+Their files are on the list of what is to be mended, by name, so nothing in the ledger may lead from
+there to a patient. When the contradiction is gone the row is a sample, and needs all of it again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from medspark.images.deidentify import Pseudonyms
+from medspark.ingest import ledger
+from medspark.ingest.task import map_batches
+
+_HIDDEN = ("sample_key", "patient_key", "label", "split", "site", "part", "row")
+
+
+def seal_conflicts(rows: pa.Table, pseudonyms: Pseudonyms) -> pa.Table:
+    """Return ``rows`` of ledger.SCHEMA, in any order, with those of contradicting labels sealed."""
+    conflict = pc.equal(rows["reason"], ledger.CONFLICTING_LABEL)
+    chosen = pc.fill_null(pc.and_(conflict, pc.is_valid(rows["sample_key"])), False)
+    sealed = rows.filter(chosen).to_pylist()
+    if not sealed:
+        return rows
+    for row in sealed:
+        text = json.dumps([row[name] for name in _HIDDEN])
+        row |= dict.fromkeys(_HIDDEN) | {"sealed": pseudonyms.seal(text)}
+    hidden = pa.Table.from_pylist(sealed, schema=rows.schema)
+    return pa.concat_tables([rows.filter(pc.invert(chosen)), hidden])
+
+
+def unsealed(rows: DataFrame, pseudonyms: Pseudonyms) -> DataFrame:
+    """Return ``rows`` of the ledger as they were before they were sealed."""
+    hidden = rows.where(F.col("sealed").isNotNull())
+    told = map_batches(hidden, _Unseal(pseudonyms), rows.schema)
+    return rows.where(F.col("sealed").isNull()).unionByName(told)
+
+
+@dataclass(frozen=True)
+class _Unseal:
+    pseudonyms: Pseudonyms
+
+    def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            rows = [self._row(row) for row in batch.to_pylist()]
+            yield pa.RecordBatch.from_pylist(rows, schema=ledger.SCHEMA)
+
+    def _row(self, row: dict[str, object]) -> dict[str, object]:
+        values = json.loads(self.pseudonyms.unseal(str(row["sealed"])))
+        return row | dict(zip(_HIDDEN, values, strict=True)) | {"sealed": None}

@@ -1,0 +1,13 @@
+"""Key files for tests that call a job: as random as they have to be, and the same every time."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+
+def write_key(path: Path, seed: str) -> Path:
+    """Write the key of ``seed`` to ``path``, for its owner alone, and return ``path``."""
+    path.touch(0o600)
+    path.write_text(hashlib.sha256(seed.encode()).hexdigest(), encoding="ascii")
+    return path
