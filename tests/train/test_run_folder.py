@@ -20,6 +20,7 @@ NAMES = (
     "run.json", "finished.json", "result.json", "model/model.json", "model/model.safetensors",
     "report/MODEL_CARD.md", "report/result.json", "journal/00000000-0123abcd.jsonl",
     "attempts/0001/rank-0.log", "attempts/0001/rank-1.started.json", "attempts/0001/nonce",
+    "attempts/0001/torchrun-0.log",
     "checkpoints/attempt", "checkpoints/step-000000005-attempt-0001/state.json",
     "checkpoints/.step-000000005-attempt-0001/state.safetensors", "plain/model/model.json",
     "plain/run.json", "plain/checkpoints/step-000000005-attempt-0001/state.json",
