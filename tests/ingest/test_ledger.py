@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 
 from medspark.ingest import ledger
+from medspark.ingest.storage import OUTSIDE
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -92,6 +93,8 @@ def test_later_copies_never_take_the_place_of_a_sample_again_and_again(spark) ->
         ({"fingerprint": "f", "site": "s"}, {"fingerprint": "f", "site": None}, "changed"),
         ({"fingerprint": "f", "site": "s"}, {"fingerprint": "g", "site": "s"}, "changed"),
         (None, {"fingerprint": "f", "site": "s"}, "new"),
+        ({"outcome": "sample"}, {"fingerprint": "g", "site": "s", "size": OUTSIDE}, "unchanged"),
+        ({"outcome": "duplicate"}, {"fingerprint": "g", "site": "s", "size": OUTSIDE}, "changed"),
         ({"outcome": "sample"}, None, "deleted"),
         ({"outcome": "duplicate"}, None, "forgotten"),
     ],
@@ -99,8 +102,8 @@ def test_later_copies_never_take_the_place_of_a_sample_again_and_again(spark) ->
 def test_a_file_is_compared_by_its_fingerprint_and_how_its_site_is_kept(
     spark, known, now, status
 ) -> None:
-    schema = "file_key string, fingerprint string, site string"
-    files = [] if now is None else [("a", now["fingerprint"], now["site"])]
+    schema = "file_key string, fingerprint string, site string, size long"
+    files = [] if now is None else [("a", now["fingerprint"], now["site"], now.get("size", 9))]
     rows = [] if known is None else [dict.fromkeys(_ROWS.names) | {"file_key": "a",
             "fingerprint": "f", "outcome": "sample", **known}]  # fmt: skip
     before = spark.createDataFrame(pa.Table.from_pylist(rows, schema=_ROWS))

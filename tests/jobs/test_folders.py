@@ -170,7 +170,7 @@ def test_an_archive_is_not_its_own_target(call: Call, home: Path, tmp_path: Path
     status = call("ingest", tmp_path / "proj", "--source", tmp_path / "proj" / "data" / "xrays")
 
     assert status == 2
-    assert "lies inside the samples" in capsys.readouterr().err
+    assert "should not lie inside the samples" in capsys.readouterr().err
     assert files(tmp_path / "proj") == before
 
 
@@ -214,7 +214,7 @@ def test_what_is_read_and_what_is_written_are_apart(
 
     said = capsys.readouterr().err
     assert status == 2, said
-    assert "lies inside" in said
+    assert "should not lie inside" in said
     assert files(tmp_path / "root") == before
 
 

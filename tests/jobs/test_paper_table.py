@@ -80,7 +80,7 @@ def test_a_failed_cell_is_shown_and_tried_again_and_a_finished_one_is_not(
     assert trained == ["fused_noise", "rslad", "rslad"]
 
     for folder in [path for path in (tmp_path / "work").rglob("*") if path.is_dir()]:
-        (folder / "theirs.txt").write_text("theirs")
+        (folder / f"{folder.name}-theirs.txt").write_text("theirs")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*.npz")}
     before |= {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*.txt")}
     assert run() == 0

@@ -74,7 +74,7 @@ def test_a_run_goes_to_the_users_store_and_not_where_its_folder_says(
 
     assert publish_later([str(recorded)]) == 0
 
-    assert _files(store, recorded) == {"config.yaml", "table.md"}
+    assert _files(store, recorded) == {"config.yaml", "table.md", "versions.json"}
     assert f"recorded for http://127.0.0.1:9, goes to {store}" in capsys.readouterr().err
 
 

@@ -179,17 +179,20 @@ def _text(content: bytes) -> str:
     return base64.b64encode(content).decode()
 
 
+def _status(process: psutil.Process) -> str:
+    with suppress(psutil.Error):
+        return process.status()
+    return "zombie"
+
+
 class _Memory(threading.Thread):
     """The most that the server of this test run and its decoders hold more than at first."""
 
     def __init__(self, server: str) -> None:
         super().__init__(daemon=True)
         port = server.rsplit(":", 1)[1]
-        children = psutil.Process().children(recursive=True)
-        (self._server,) = [
-            process for process in children
-            if port in process.cmdline() and process.parent() == psutil.Process()
-        ]  # fmt: skip
+        alive = (child for child in psutil.Process().children() if _status(child) != "zombie")
+        (self._server,) = [process for process in alive if port in process.cmdline()]
         self._end, self._first, self.growth = threading.Event(), self._held(), 0
 
     def _held(self) -> int:

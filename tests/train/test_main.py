@@ -42,7 +42,7 @@ def test_shards_inside_the_run_are_refused(tmp_path: Path, capsys: pytest.Captur
     assert (
         alone.main(["--shards", str(tmp_path / "run/a"), "--run_dir", str(tmp_path / "run")]) == 2
     )
-    assert "lies inside the folder of the run" in capsys.readouterr().err
+    assert "should not lie inside the folder of the run" in capsys.readouterr().err
 
 
 def test_a_rank_that_does_not_write_holds_no_folder(tmp_path, monkeypatch):
