@@ -92,13 +92,13 @@ def apart(sources: Mapping[str, str | Path | None], targets: Mapping[str, str | 
                 continue
             if _within(target, source):
                 raise UsageError(
-                    f"{written} ({target}) should not lie inside {read} ({source}), which is only read: "
-                    "give another folder."
+                    f"{written} ({target}) should not lie inside {read} ({source}), which is only "
+                    "read: give another folder."
                 )
             if _within(source, target):
                 raise UsageError(
-                    f"{read} ({source}) should not lie inside {written} ({target}), which is written to: "
-                    "give another folder."
+                    f"{read} ({source}) should not lie inside {written} ({target}), which is "
+                    "written to: give another folder."
                 )
 
 
