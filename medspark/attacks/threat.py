@@ -22,8 +22,8 @@ class ThreatModel(Config):
     norm: Norm = Field("linf", description="how a perturbation is measured")
     eps: Eps = Field(
         2 / 255,
-        description="budget, a fraction of [0, 1] as 2/255: the largest change of a pixel for linf, "
-        "the root mean square over the image's pixels for l2",
+        description="budget, a fraction of [0, 1] as 2/255: the largest change of a pixel for "
+        "linf, the root mean square over the image's pixels for l2",
     )
 
     def __str__(self) -> str:
