@@ -3,7 +3,7 @@
 Reads   a model (folder, ONNX file, or MLflow URI) and the shards that jobs/shard.py wrote
 Writes  a report (Markdown, HTML, figures) and one MLflow run
 
-    spark-submit jobs/evaluate.py --model MODEL --shards DIR --attacks pgd,autoattack --eps 0,1,2,4
+    spark-submit jobs/evaluate.py --model MODEL --shards DIR --attacks pgd --eps 0,1/255,2/255
 
 An evaluation that was killed goes on where it was when the same command is given again.
 """
@@ -16,6 +16,7 @@ from typing import Any
 
 from pydantic import Field
 
+from medspark.eps import eps_text
 from medspark.ingest.session import SparkConfig, spark_session
 from medspark.job import JobConfig, run_job
 from medspark.launch.scrutiny import EvaluationConfig
@@ -39,11 +40,13 @@ def work(config: EvaluateJob) -> dict[str, Any]:
 
 
 def _summary(result: dict[str, Any]) -> str:
-    lines = [f"{'attack':>14} {'eps/255':>8} {'accuracy':>9} {'auroc':>7}"]
-    rows = [{"name": "clean", "eps_255": 0, **result["clean"]}, *result["attacks"]]
+    lines = [f"{'attack':>14} {'eps':>8} {'accuracy':>9} {'auroc':>7}"]
+    rows = [{"name": "clean", "eps": 0.0, **result["clean"]}, *result["attacks"]]
     for row in [*rows, *result["worst_case"]]:
         auroc = "–" if row["auroc"] is None else f"{row['auroc']:.3f}"
-        lines.append(f"{row['name']:>14} {row['eps_255']:>8} {row['accuracy']:>9.3f} {auroc:>7}")
+        lines.append(
+            f"{row['name']:>14} {eps_text(row['eps']):>8} {row['accuracy']:>9.3f} {auroc:>7}"
+        )
     doubts = [flag["sentence"] for flag in result["flags"] if flag["triggered"]]
     lines += [f"NOT TO BE BELIEVED: {doubt}." for doubt in doubts]
     if result["gallery"]:

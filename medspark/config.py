@@ -7,11 +7,10 @@ import difflib
 import json
 import re
 from collections.abc import Sequence
-from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict, SettingsError
 
 from medspark.documents import parse_yaml
@@ -23,19 +22,6 @@ class Config(BaseModel):
     """Base of every configuration: frozen, picklable, and unknown keys are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
-
-
-def _fraction(value: object) -> object:
-    if isinstance(value, str) and "/" in value:
-        try:
-            return float(Fraction(value.replace(" ", "")))
-        except (ValueError, ZeroDivisionError):
-            return value
-    return value
-
-
-# A distance between pixels in [0, 1]; "2/255", two grey levels of an 8-bit image, is understood.
-Eps = Annotated[float, BeforeValidator(_fraction), Field(ge=0, le=1)]
 
 
 def _whole(value: object) -> object:

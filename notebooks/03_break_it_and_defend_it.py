@@ -4,7 +4,7 @@
 # MAGIC
 # MAGIC Notebook 02 left a plain and a defended network. Here both are attacked with images of the test split:
 # MAGIC what the attacker changes, where the networks look before and after, and how accuracy falls with the
-# MAGIC attacker's budget `eps` (in grey levels of 255, after windowing).
+# MAGIC attacker's budget `eps` (a fraction of [0, 1], after windowing).
 
 # COMMAND ----------
 
@@ -15,6 +15,7 @@ import torch
 from medspark.attacks.threat import ThreatModel
 from medspark.data.batch import to_unit
 from medspark.data.native import MappedSplit
+from medspark.eps import eps_text
 from medspark.evaluate.gallery import exhibits, typical_rows
 from medspark.evaluate.plots import accuracy_curves, image_grid
 from medspark.evaluate.robust import evaluate
@@ -25,12 +26,11 @@ from medspark.shards.manifest import read_manifest
 from medspark.track.sweep import Sweep
 
 chosen = parameters(
-    globals().get("dbutils"), folder="build/notebooks", eps="4", images="128", steps="10"
+    globals().get("dbutils"), folder="build/notebooks", eps="4/255", images="128", steps="10"
 )
 folder = Path(chosen["folder"])
 pictures = folder / "pictures"
-levels = float(chosen["eps"])
-threat = ThreatModel(eps=levels / 255)
+threat = ThreatModel.model_validate({"eps": chosen["eps"]})
 
 # COMMAND ----------
 
@@ -92,7 +92,7 @@ for mode, network in networks.items():
     print(show(accuracy_curves(report), name=f"03 accuracy {mode}", folder=pictures))
     worst = report.worst[-1].metrics
     print(
-        f"{mode:>12}: clean {report.clean.accuracy:.1%}, worst case at {levels:g}/255 "
+        f"{mode:>12}: clean {report.clean.accuracy:.1%}, worst case at {eps_text(threat.eps)} "
         f"{worst.accuracy:.1%}, believable: {report.believable}"
     )
 

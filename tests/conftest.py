@@ -124,7 +124,7 @@ def robust_network(digits: Digits) -> nn.Module:
     def loss(network: nn.Module, images: Tensor, rows: Tensor) -> Tensor:
         labels = digits.labels[rows]
         noisy = images + 0.4 * (2 * torch.rand_like(images) - 1)
-        anywhere = ThreatModel(eps=1.0)  # N-FGSM does not project onto the ball
+        anywhere = ThreatModel.model_construct(eps=1.0)  # N-FGSM does not project onto the ball
         with evaluating(network):
             attacked = fgsm(network, noisy, labels, threat=anywhere, step=0.2)
         return cross_entropy(network(attacked), labels)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from medspark.config import Config, Eps
+from medspark.config import Config
+from medspark.eps import Eps, eps_text
 
 if TYPE_CHECKING:  # a threat model is also chosen and checked where torch is not imported
     from torch import Tensor
@@ -21,12 +22,12 @@ class ThreatModel(Config):
     norm: Norm = Field("linf", description="how a perturbation is measured")
     eps: Eps = Field(
         2 / 255,
-        description="budget in [0, 1] pixels: the largest change of a pixel for linf, the root "
-        "mean square over the image's pixels for l2",
+        description="budget, a fraction of [0, 1] as 2/255: the largest change of a pixel for "
+        "linf, the root mean square over the image's pixels for l2",
     )
 
     def __str__(self) -> str:
-        return f"{self.norm} {self.eps * 255:g}/255"
+        return f"{self.norm} {eps_text(self.eps)}"
 
     def radius(self, images: Tensor) -> float:
         """Return the budget as a plain norm of one image's perturbation.

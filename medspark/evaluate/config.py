@@ -9,7 +9,8 @@ from pydantic import Field
 
 from medspark.attacks.config import BLACK_BOX, AttackName, Effort
 from medspark.attacks.threat import Norm, ThreatModel
-from medspark.config import Config, Eps
+from medspark.config import Config
+from medspark.eps import Eps
 from medspark.errors import UsageError
 from medspark.evaluate.sanity import SanityConfig
 from medspark.evaluate.summary import Array, Trial
@@ -25,7 +26,7 @@ class EvaluateConfig(Config):
     attacks: tuple[AttackName, ...] = Field(("fgsm", "pgd"), description="by name")
     norm: Norm = Field("linf", description="how a perturbation is measured")
     eps: tuple[Eps, ...] = Field(
-        (1 / 255, 2 / 255, 4 / 255), description="budgets in [0, 1] pixels, as 2/255"
+        (1 / 255, 2 / 255, 4 / 255), description="budgets, fractions of [0, 1] as 2/255"
     )
     steps: int = Field(
         20, ge=1, description="steps of PGD; APGD takes five times as many, FAB 2.5 times"

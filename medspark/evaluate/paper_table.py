@@ -16,6 +16,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from medspark.config import Config
+from medspark.eps import eps_text
 from medspark.evaluate.names import in_markdown
 from medspark.evaluate.summary import WORST
 
@@ -35,7 +36,7 @@ class Measured(Config):
     """One figure of one network, in [0, 1], with its 95 % interval where there is one."""
 
     attack: str = Field(description="clean, the name of an attack, or worst_case")
-    eps_255: float = Field(description="budget in grey levels of 255")
+    eps: float = Field(description="budget, a fraction of [0, 1]")
     metric: str
     value: float
     low: float | None = None
@@ -67,13 +68,13 @@ class Column:
     """One column of figures."""
 
     attack: str
-    eps_255: float = 0.0
+    eps: float = 0.0
 
     @property
     def title(self) -> str:
         """Its heading."""
         name = {"fgsm": "FGSM", WORST: "worst case"}.get(self.attack, self.attack)
-        return name if self.attack == CLEAN else f"{name} {self.eps_255:g}/255"
+        return name if self.attack == CLEAN else f"{name} {eps_text(self.eps)}"
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ def measured(report: Mapping[str, Any]) -> tuple[Measured, ...]:
     """Return the figures in the result document of an evaluation."""
     conditions = [(CLEAN, 0.0, report["clean"])]
     for found in [*report["attacks"], *report["worst_case"]]:
-        conditions.append((found["name"], found["eps_255"], found))
+        conditions.append((found["name"], found["eps"], found))
     return tuple(
         _measured(attack, eps, metric, figures)
         for attack, eps, figures in conditions
@@ -138,17 +139,17 @@ def measured(report: Mapping[str, Any]) -> tuple[Measured, ...]:
 def _measured(attack: str, eps: float, metric: str, figures: Mapping[str, Any]) -> Measured:
     low, high = figures.get("intervals", {}).get(metric, (None, None))
     return Measured(
-        attack=attack, eps_255=eps, metric=metric, value=figures[metric], low=low, high=high
+        attack=attack, eps=eps, metric=metric, value=figures[metric], low=low, high=high
     )
 
 
 def columns(eps: Iterable[float], *, attacks: Iterable[str] = ("fgsm",)) -> list[Column]:
-    """Return the columns of a table under budgets ``eps`` in grey levels of 255.
+    """Return the columns of a table under the budgets ``eps``.
 
     Of the ``attacks`` those have one that are told apart; the others are in the worst case.
     """
     shown = [attack for attack in ("fgsm", "transfer") if attack in set(attacks)]
-    attacked = [Column(attack, level) for level in sorted(set(eps)) for attack in (*shown, WORST)]
+    attacked = [Column(attack, budget) for budget in sorted(set(eps)) for attack in (*shown, WORST)]
     return [Column(CLEAN), *attacked]
 
 
@@ -166,7 +167,7 @@ def entry(cells: Iterable[Cell], column: Column, metric: MetricName) -> Entry | 
         figure
         for cell in cells
         for figure in cell.figures
-        if (figure.attack, figure.eps_255, figure.metric) == (column.attack, column.eps_255, metric)
+        if (figure.attack, figure.eps, figure.metric) == (column.attack, column.eps, metric)
     ]
     if not found:
         return None

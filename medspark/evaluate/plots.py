@@ -11,10 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.metrics import roc_curve
 
+from medspark.eps import eps_text
 from medspark.evaluate.answers import Answers, answers_of
 from medspark.evaluate.gallery import Exhibit
 from medspark.evaluate.names import short, wrapped
-from medspark.evaluate.summary import WORST, AttackResult, RobustReport, grey_levels
+from medspark.evaluate.summary import WORST, AttackResult, RobustReport, Trial
 
 Array = npt.NDArray[Any]
 
@@ -26,17 +27,19 @@ def accuracy_curves(report: RobustReport) -> Figure:
     figure, axes = _blank(6.4, 4.2)
     for name, results in _by_attack([*report.attacks, *report.worst]).items():
         results = sorted(results, key=lambda result: result.eps)
-        levels = [0.0, *(grey_levels(result.eps) for result in results)]
+        budgets = [0.0, *(result.eps for result in results)]
         figures = [report.clean, *(result.metrics for result in results)]
         values = [figure.accuracy or 0.0 for figure in figures]
         style = {"lw": 2.5, "color": "black", "zorder": 3} if name == WORST else {"lw": 1.4}
         label = name.replace("_", " ")
-        (line,) = axes.plot(levels, values, marker="o", ms=4, label=label, **style)
+        (line,) = axes.plot(budgets, values, marker="o", ms=4, label=label, **style)
         bounds = [report.clean_intervals, *(result.intervals for result in results)]
         if all("accuracy" in bound for bound in bounds):
             low, high = zip(*(bound["accuracy"] for bound in bounds), strict=True)
-            axes.fill_between(levels, low, high, color=line.get_color(), alpha=0.12, lw=0)
-    axes.set(xlabel="eps, grey levels of 255", ylabel="accuracy", ylim=(-0.02, 1.02))
+            axes.fill_between(budgets, low, high, color=line.get_color(), alpha=0.12, lw=0)
+    budgets = sorted({0.0, *(result.eps for result in report.attacks)})
+    axes.set_xticks(budgets, [eps_text(eps) for eps in budgets], fontsize=8, rotation=30)
+    axes.set(xlabel="eps", ylabel="accuracy", ylim=(-0.02, 1.02))
     axes.legend(fontsize=8)
     return figure
 
@@ -136,16 +139,14 @@ def _answer(answers: Answers, classes: Sequence[str]) -> str:
 
 def _clean_and_worst(report: RobustReport) -> list[tuple[str, Array]]:
     worst = [
-        (f"worst case at {grey_levels(result.eps):g}/255", result.eps) for result in report.worst
+        (
+            f"worst case at {eps_text(result.eps)}",
+            report.probabilities[Trial(WORST, 0, result.eps).key],
+        )
+        for result in report.worst
+        if result.eps > 0
     ]
-    return [
-        ("clean", report.probabilities["clean"]),
-        *(
-            (name, report.probabilities[f"worst_case@{grey_levels(eps):g}"])
-            for name, eps in worst
-            if eps > 0
-        ),
-    ]
+    return [("clean", report.probabilities["clean"]), *worst]
 
 
 def _by_attack(results: Sequence[AttackResult]) -> dict[str, list[AttackResult]]:

@@ -10,13 +10,14 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from medspark.eps import eps_text
 from medspark.evaluate.bootstrap import Interval
 from medspark.evaluate.gallery import Exhibit
 from medspark.evaluate.metrics import Metrics
 from medspark.evaluate.names import in_markdown
 from medspark.evaluate.plots import accuracy_curves, image_grid, reliability_diagram, roc_curves
 from medspark.evaluate.sanity import Flag
-from medspark.evaluate.summary import AttackResult, RobustReport, grey_levels
+from medspark.evaluate.summary import AttackResult, RobustReport
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;
@@ -74,7 +75,7 @@ def table(report: RobustReport) -> list[list[str]]:
     names = [name.replace("_", " ") for name in type(report.clean).model_fields]
     rows = [["clean", "0", *_figures(report.clean, report.clean_intervals), ""]]
     return [
-        ["attack", "eps/255", *names, "success"],
+        ["attack", "eps", *names, "success"],
         *rows,
         *(_row(result) for result in [*report.attacks, *report.worst]),
     ]
@@ -90,7 +91,7 @@ def class_table(report: RobustReport) -> list[list[str]]:
         for condition, classes in [(["clean", "0"], report.clean_classes), *attacked]
         for figures in classes
     ]
-    return [["attack", "eps/255", "class", *names], *rows]
+    return [["attack", "eps", "class", *names], *rows]
 
 
 def markdown(
@@ -149,7 +150,7 @@ def _row(result: AttackResult) -> list[str]:
     figures = _figures(result.metrics, result.intervals)
     success = _text(result.success_rate, result.intervals.get("success_rate"))
     name = result.name.replace("_", " ") + (f"-{result.steps}" if result.name == "pgd" else "")
-    return [name, f"{grey_levels(result.eps):g}", *figures, success]
+    return [name, eps_text(result.eps), *figures, success]
 
 
 def _figures(figures: Metrics, intervals: Mapping[str, Interval]) -> list[str]:

@@ -1,8 +1,7 @@
 """From what happened to each image to the figures of a report; pure, and the same for any order.
 
 The arrays have one row per image: ``rows`` (N,) and ``labels``, (N,) or for findings (N, K),
-probabilities (N, K) under ``clean`` and under ``attack@eps`` (eps in grey levels), and what the
-sanity checks saw.
+probabilities (N, K) under ``clean`` and under ``Trial.key``, and what the sanity checks saw.
 """
 
 from __future__ import annotations
@@ -40,8 +39,8 @@ class Trial:
 
     @property
     def key(self) -> str:
-        """The name of its arrays."""
-        return f"{self.name}@{grey_levels(self.eps):g}"
+        """The name of its arrays: attack@2 for 2/255, as in the pieces of every version."""
+        return f"{self.name}@{round(255 * self.eps, 4):g}"
 
 
 @dataclass(frozen=True)
@@ -61,8 +60,8 @@ class AttackResult:
     classes: list[ClassMetrics] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
-        """Return the result as jobs report it, eps in grey levels of an 8-bit image."""
-        head = {"name": self.name, "steps": self.steps, "eps_255": grey_levels(self.eps)}
+        """Return the result as jobs report it."""
+        head = {"name": self.name, "steps": self.steps, "eps": self.eps}
         more = {
             "success_rate": self.success_rate,
             "linf_255": self.linf_255,
@@ -89,7 +88,7 @@ class RobustReport:
     flags: list[Flag] = field(default_factory=list)
     clean_intervals: dict[str, Interval] = field(default_factory=dict)
     clean_classes: list[ClassMetrics] = field(default_factory=list)
-    # Sorted by row: labels, and probabilities (N, K) clean and by "attack@eps_255".
+    # Sorted by row: labels, and probabilities (N, K) clean and by ``Trial.key``.
     labels: Array = field(default_factory=lambda: np.empty(0), repr=False)
     probabilities: Arrays = field(default_factory=dict, repr=False)
 
@@ -350,9 +349,3 @@ def each_once(arrays: Arrays) -> Arrays:
     """Return ``arrays`` sorted by row, without repeated images."""
     _, first = np.unique(arrays["rows"], return_index=True)
     return {name: values[first] for name, values in arrays.items()}
-
-
-def grey_levels(eps: float) -> float:
-    """Return ``eps`` in grey levels of an 8-bit image, a whole number where it is one."""
-    levels = round(eps * 255, 4)
-    return int(levels) if levels == int(levels) else levels

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from medspark import ownership
 from medspark.data.native import MappedSplit
+from medspark.eps import eps_name
 from medspark.errors import RunError, UsageError
 from medspark.evaluate.config import check_attacks
 from medspark.evaluate.gallery import Exhibit, exhibits, typical_rows
@@ -132,7 +133,7 @@ class Evaluation:
                 seed=self.config.seed,
             ),
         )
-        eps = max(self.config.eps, default=0.0) / 255
+        eps = max(self.config.eps, default=0.0)
         shown = self._exhibits(report.labels, eps)
         write_report(
             self.folder / "report",
@@ -159,7 +160,7 @@ class Evaluation:
             "shards": f"{self.config.shards}, digest {self.manifest.digest[:12]}",
             "images": f"{report.images} of {self._split_rows()} {self.config.split} images, "
             f"{patients} patients in the split",
-            "threat model": f"{self.config.norm}; eps is in grey levels of 255 after windowing",
+            "threat model": f"{self.config.norm}; eps is a fraction of [0, 1], after windowing",
             "intervals": f"95 %, {self.config.bootstrap} bootstrap resamples of the patients",
             "seed": str(self.config.seed),
         }
@@ -263,7 +264,7 @@ def _summary(report: RobustReport) -> dict[str, float]:
     """Return the figures by the names under which MLflow shows them."""
     found = {f"clean/{k}": v for k, v in report.clean.model_dump().items() if v is not None}
     for result in [*report.attacks, *report.worst]:
-        place = f"{result.name}/eps_{result.eps * 255:g}"
+        place = f"{result.name}/{eps_name(result.eps)}"
         found |= {
             f"{place}/{k}": v for k, v in result.metrics.model_dump().items() if v is not None
         }

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import psutil
 
+from medspark.eps import eps_name
 from medspark.launch.distributor import Launched
 from medspark.track.journal import JournalReader
 
@@ -26,9 +27,9 @@ def robustness(result: Mapping[str, Any]) -> dict[str, float]:
     """Return the figures of the test images under the names that MLflow shows."""
     figures = {f"test/clean/{key}": value for key, value in result["clean"].items()}
     for attack in [*result["attacks"], *result["worst_case"]]:
-        prefix = f"test/{attack['name']}/eps_{attack['eps_255']:g}"
+        prefix = f"test/{attack['name']}/{eps_name(attack['eps'])}"
         figures |= {f"{prefix}/{key}": value for key, value in attack.items()}
-    unwanted = ("steps", "eps_255")
+    unwanted = ("/steps", "/eps")
     return {
         key: float(value)
         for key, value in figures.items()

@@ -16,6 +16,7 @@ from medspark.attacks.config import AttackName
 from medspark.attacks.threat import ThreatModel
 from medspark.config import Config
 from medspark.data.config import DataConfig, check_data
+from medspark.eps import Eps
 from medspark.errors import UsageError
 from medspark.evaluate.config import EvaluateConfig, check_attacks
 from medspark.evaluate.paper_table import MetricName
@@ -23,7 +24,7 @@ from medspark.ingest.session import SparkConfig
 from medspark.job import JobConfig
 from medspark.launch.demo import DemoConfig, check_demo
 from medspark.launch.distributor import LaunchConfig, check_room
-from medspark.launch.scrutiny import GreyLevels, Scrutiny, positive_class
+from medspark.launch.scrutiny import Scrutiny, positive_class
 from medspark.launch.training import TrainAtConfig
 from medspark.models.config import PRETRAINED, ModelConfig, check_model
 from medspark.shards.manifest import Manifest, read_manifest, verify
@@ -59,8 +60,10 @@ class TableScrutiny(Scrutiny):
         "strongest and the slowest; transfer, a column of its own, makes images for the other "
         "networks' originals of the same data and seed",
     )
-    eps: tuple[GreyLevels, ...] = Field(
-        (2,), min_length=1, description="budgets in grey levels of 255, separated by commas"
+    eps: tuple[Eps, ...] = Field(
+        (2 / 255,),
+        min_length=1,
+        description="budgets, fractions of [0, 1] as 2/255, separated by commas",
     )
     steps: int = Field(10, ge=1, description="steps of PGD; APGD takes five times as many")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Iterator, Mapping
@@ -9,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from pyspark.sql import SparkSession
 
 from medspark import __version__, ownership
 from medspark.attacks.config import AttackName
+from medspark.eps import eps_name, with_eps
 from medspark.errors import MedsparkError, RunError
 from medspark.evaluate.paper_figure import paper_figure
 from medspark.evaluate.paper_table import (
@@ -187,7 +188,7 @@ class _Table:
             figures = measured(report)
             run.end(
                 "FINISHED",
-                summary={f"{f.attack}/eps_{f.eps_255:g}/{f.metric}": f.value for f in figures},
+                summary={f"{f.attack}/{eps_name(f.eps)}/{f.metric}": f.value for f in figures},
                 patience_seconds=self._config.track.patience_seconds,
             )
         doubts = tuple(flag["sentence"] for flag in report["flags"] if flag["triggered"])
@@ -227,6 +228,8 @@ class _Table:
 
     def _cell_file(self, network: Network) -> Path:
         scrutiny = self._config.evaluate.model_dump(mode="json") | {"attacks": self._attacks()}
+        # In grey levels, by which earlier versions named their cells.
+        scrutiny["eps"] = [255 * eps for eps in self._config.evaluate.eps]
         told = {"network": fingerprint(self._config, network), "evaluate": scrutiny}
         others = surrogates(self._config, network)
         if others:
@@ -237,8 +240,8 @@ class _Table:
         """Return the finished cell of ``network`` if there is one; one that failed is not."""
         try:
             text = self._cell_file(network).read_text(encoding="utf-8")
-            cell = Cell.model_validate_json(text)
-        except (OSError, ValidationError):
+            cell = Cell.model_validate(with_eps(json.loads(text)))
+        except (OSError, ValueError):
             return None
         # It may have been found for a table that calls its data by another name.
         named = {"dataset": network.dataset.name}

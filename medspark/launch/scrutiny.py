@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
 from medspark.attacks.config import AttackName
 from medspark.attacks.threat import Norm
 from medspark.config import Config
+from medspark.eps import Eps
 from medspark.errors import UsageError
 from medspark.evaluate.config import EvaluateConfig
 from medspark.track.config import TrackConfig
 
-__all__ = ["EvaluationConfig", "GreyLevels", "Scrutiny", "positive_class"]
-
-
-def _grey_levels(value: object) -> object:
-    if isinstance(value, str) and value.replace(" ", "").endswith("/255"):
-        return value.replace(" ", "").removesuffix("/255")
-    return value
-
-
-GreyLevels = Annotated[float, BeforeValidator(_grey_levels), Field(ge=0, le=255)]
+__all__ = ["EvaluationConfig", "Scrutiny", "positive_class"]
 
 
 class Scrutiny(Config):
@@ -35,8 +27,9 @@ class Scrutiny(Config):
         description="by name, separated by commas",
     )
     norm: Norm = Field("linf", description="how a perturbation is measured")
-    eps: tuple[GreyLevels, ...] = Field(
-        (1, 2, 4), description="budgets in grey levels of 255, separated by commas"
+    eps: tuple[Eps, ...] = Field(
+        (1 / 255, 2 / 255, 4 / 255),
+        description="budgets, fractions of [0, 1] as 2/255, separated by commas",
     )
     steps: int = Field(20, ge=1, description="steps of PGD; APGD takes five times as many")
     restarts: int = Field(1, ge=1, description="random starts of PGD")
@@ -61,7 +54,7 @@ class Scrutiny(Config):
         return EvaluateConfig(
             attacks=self.attacks,
             norm=self.norm,
-            eps=tuple(levels / 255 for levels in self.eps),
+            eps=self.eps,
             steps=self.steps,
             restarts=self.restarts,
             queries=self.queries,

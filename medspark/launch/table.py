@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from medspark.eps import eps_text
+
 __all__ = ["robustness_table"]
 
 
@@ -31,7 +33,7 @@ def _figures(result: Mapping[str, Any]) -> dict[str, str]:
     }
     for attack in result["attacks"]:
         steps = f"-{attack['steps']}" if attack["steps"] > 1 else ""
-        figures[f"{attack['name'].upper()}{steps} {attack['eps_255']:g}/255"] = _percent(attack)
+        figures[f"{attack['name'].upper()}{steps} {eps_text(attack['eps'])}"] = _percent(attack)
     return figures
 
 

@@ -98,6 +98,6 @@ def _step_metrics(report: Report, figures: list[float]) -> dict[str, float]:
         "train/clean_accuracy": clean / images,
         "train/attacked_accuracy": attacked / images,
         "lr": report.rate,
-        "eps_255": report.eps * 255,
+        "eps": report.eps,
         "gradient_norm": report.gradient_norm,
     }

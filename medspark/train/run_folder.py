@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from medspark import ownership
+from medspark.eps import with_eps
 from medspark.errors import UsageError
 from medspark.job import write_result
 from medspark.lock import locked
@@ -103,7 +104,7 @@ def kept_result(folder: Path, *, run: str, asked: str) -> dict[str, Any] | None:
             f"{folder} holds a run of other data or another configuration: give another --run_dir, "
             "or --overwrite to begin again there."
         )
-    return dict(kept["result"]) if kept and kept.get("asked") == asked else None
+    return dict(with_eps(kept["result"])) if kept and kept.get("asked") == asked else None
 
 
 @contextmanager

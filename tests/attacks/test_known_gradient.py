@@ -45,7 +45,7 @@ def flat(seed: int = 0, **chosen: object) -> Flat:
     return Flat(slope, **chosen)
 
 
-budgets = st.floats(0.001, 0.3)
+budgets = st.floats(0.001, 0.25)
 seeds = st.integers(0, 1000)
 
 
@@ -79,7 +79,7 @@ def test_from_another_start_the_ball_is_still_around_the_image(
 def test_the_gradient_is_taken_where_the_step_begins() -> None:
     network = Flat(torch.ones(SHAPE), square=True)
     images, start = torch.full(SHAPE, 0.4).double(), torch.full(SHAPE, 0.6).double()
-    threat = ThreatModel(eps=0.3)
+    threat = ThreatModel(eps=0.25)
 
     from_image = fgsm(network, images, LABELS, threat=threat, step=0.05)
     from_start = fgsm(network, images, LABELS, threat=threat, step=0.05, start=start)

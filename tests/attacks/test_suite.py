@@ -24,6 +24,7 @@ NAMES = get_args(AttackName)
 PARTS = ["apgd_ce", "apgd_dlr", "fab", "square"]  # of autoattack
 NORMS = get_args(Norm)
 EFFORT = Effort(steps=10, queries=200)
+ANYWHERE = ThreatModel.model_construct(eps=1.0)  # more than a job accepts
 COUNT = 50
 
 
@@ -130,7 +131,7 @@ def test_the_ensemble_works_for_any_number_of_classes(classes: int) -> None:
     labels = model(images).argmax(1)
     attack = attacks_by_name(["autoattack"], EFFORT)["autoattack"]
 
-    attacked = attack(model, images, labels, ThreatModel(eps=1.0), Chance.any(images))
+    attacked = attack(model, images, labels, ANYWHERE, Chance.any(images))
 
     assert not right(model, attacked, labels).any()
 
@@ -142,7 +143,7 @@ def test_independent_findings_are_attacked_too(name: str) -> None:
     labels = (model(images) > 0).float()
     attack = attacks_by_name([name], EFFORT)[name]
 
-    attacked = attack(model, images, labels, ThreatModel(eps=1.0), Chance.any(images))
+    attacked = attack(model, images, labels, ANYWHERE, Chance.any(images))
 
     assert right(model, attacked, labels).float().mean() < 0.2
 

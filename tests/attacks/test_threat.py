@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from medspark.attacks.threat import ThreatModel, norms
+from medspark.eps import LARGEST
 
 NORMS: list[Literal["linf", "l2"]] = ["linf", "l2"]
-threats = st.builds(
-    ThreatModel, norm=st.sampled_from(NORMS), eps=st.floats(0, 1, allow_subnormal=False)
-)
+budgets = st.floats(0, LARGEST, allow_subnormal=False)
+threats = st.builds(ThreatModel, norm=st.sampled_from(NORMS), eps=budgets)
 
 
 def images(seed: int, low: float = 0.0, high: float = 1.0) -> Tensor:
@@ -95,7 +95,7 @@ def test_any_allowed_image_stays_where_it_is(threat: ThreatModel, seed: int) -> 
     torch.testing.assert_close(threat.project(allowed, clean), allowed, rtol=0, atol=1e-6)
 
 
-@given(st.floats(0, 1, allow_subnormal=False), st.integers(0, 1000))
+@given(budgets, st.integers(0, 1000))
 def test_in_linf_every_pixel_goes_to_the_nearest_allowed_value(eps: float, seed: int) -> None:
     clean, far = images(seed), images(seed + 1, -3, 3)
 
@@ -119,7 +119,7 @@ def test_in_l2_an_image_outside_comes_back_along_the_straight_line(
     torch.testing.assert_close(projected, expected, rtol=0, atol=1e-5)
 
 
-@given(st.floats(0, 0.3, allow_subnormal=False), st.integers(0, 1000))
+@given(budgets, st.integers(0, 1000))
 def test_a_random_start_is_centred_on_the_image_and_reaches_all_of_its_ball(
     eps: float, seed: int
 ) -> None:

@@ -36,6 +36,7 @@ from medspark.data.batch import Batch, Reader
 from medspark.data.config import DataConfig
 from medspark.data.prefetch import Prefetcher
 from medspark.data.source import Source, open_source
+from medspark.eps import eps_text, with_eps
 from medspark.evaluate.config import EvaluateConfig
 from medspark.evaluate.robust import evaluate
 from medspark.job import write_result
@@ -200,7 +201,7 @@ def figures(cell: Mapping[str, Any]) -> dict[str, float]:
     }
     for attack in cell["attacks"]:
         if attack["name"] == "pgd":
-            title = f"PGD-{attack['steps']} {attack['eps_255']:g}/255"
+            title = f"PGD-{attack['steps']} {eps_text(attack['eps'])}"
             found[title] = attack["accuracy"]
             found[f"{title} balanced"] = attack["balanced_accuracy"]
     return found
@@ -276,7 +277,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             kept = folder / f"{name}-{seed}.json"
             if not kept.exists():
                 write_result(kept, do_cell(name, source, setup, seed))
-            cells.append(json.loads(kept.read_text(encoding="utf-8")))
+            cells.append(with_eps(json.loads(kept.read_text(encoding="utf-8"))))
             document = {"setup": asdict(setup), "digest": source.manifest.digest, "cells": cells}
             write_result(args.output, document)
             print(table(cells), flush=True)

@@ -15,6 +15,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import Any
 
 from records import READMES, ROOT, Figure, Record, filled, read_records
@@ -74,8 +75,8 @@ def is_within(again: float, figure: Figure) -> bool:
 def look_up(document: Any, path: str) -> float:
     """Return the figure that ``document`` has at ``path``.
 
-    A path is made of keys and, for lists, ``[name=value,…]`` of the entry; one that ends with
-    `` %`` is of a share that is shown in percent.
+    A path is made of keys and, for lists, ``[name=value,…]`` of the entry, where a number may be
+    written as 2/255; one that ends with `` %`` is of a share that is shown in percent.
     """
     steps, percent, _ = path.partition(" %")
     for step in _STEP.finditer(steps):
@@ -83,9 +84,14 @@ def look_up(document: Any, path: str) -> float:
             document = document[step["key"]]
         else:
             wanted = [pair.split("=") for pair in step["wanted"].split(",")]
-            fits = (x for x in document if all(str(x[name]) == value for name, value in wanted))
+            fits = (x for x in document if all(_is(x[name], value) for name, value in wanted))
             document = next(fits)
     return float(document) * (100 if percent else 1)
+
+
+def _is(found: Any, wanted: str) -> bool:
+    number = isinstance(found, int | float)
+    return bool(found == (float(Fraction(wanted)) if number else wanted))
 
 
 def main(argv: Sequence[str]) -> int:

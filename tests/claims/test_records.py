@@ -82,9 +82,9 @@ def test_a_figure_measured_again_is_held_to_interval_else_two_deviations_else_di
 
 
 def test_a_path_finds_one_entry_of_a_list():
-    entries = [{"name": "pgd", "eps_255": eps, "accuracy": eps / 10} for eps in (2.0, 4.0)]
+    entries = [{"name": "pgd", "eps": n / 255, "accuracy": n / 10} for n in (2, 4)]
 
-    assert look_up({"attacks": entries}, "attacks[name=pgd,eps_255=4.0]accuracy %") == 40
+    assert look_up({"attacks": entries}, "attacks[name=pgd,eps=4/255]accuracy %") == 40
 
 
 @pytest.mark.parametrize("path", READMES, ids=lambda path: str(path.parent.relative_to(ROOT)))

@@ -23,7 +23,7 @@ from medspark.evaluate.paper_table import (
     seconds_left,
 )
 
-SHOWN = columns([2.0])
+SHOWN = columns([2 / 255])
 SHARES = st.floats(0, 1)
 
 
@@ -33,11 +33,9 @@ def cell(**changes: object) -> Cell:
 
 
 def figures(clean: float, fgsm: float, worst: float) -> tuple[Measured, ...]:
-    values = [("clean", 0.0, clean), ("fgsm", 2.0, fgsm), ("worst_case", 2.0, worst)]
+    values = [("clean", 0.0, clean), ("fgsm", 2 / 255, fgsm), ("worst_case", 2 / 255, worst)]
     return tuple(
-        Measured(
-            attack=name, eps_255=eps, metric="accuracy", value=v, low=v - 0.125, high=v + 0.125
-        )
+        Measured(attack=name, eps=eps, metric="accuracy", value=v, low=v - 0.125, high=v + 0.125)
         for name, eps, v in values
     )
 
@@ -58,7 +56,7 @@ def test_every_figure_comes_with_its_interval():
 
 
 def test_the_columns_are_clean_and_then_fgsm_and_worst_case_of_every_budget():
-    titles = [column.title for column in columns([4, 1.5, 4])]
+    titles = [column.title for column in columns([4 / 255, 1.5 / 255, 4 / 255])]
 
     assert titles == [
         *("clean", "FGSM 1.5/255", "worst case 1.5/255", "FGSM 4/255", "worst case 4/255"),
@@ -66,7 +64,7 @@ def test_the_columns_are_clean_and_then_fgsm_and_worst_case_of_every_budget():
 
 
 def test_transfer_has_a_column_where_it_is_among_the_attacks():
-    titles = [column.title for column in columns([2], attacks=["transfer", "pgd", "fgsm"])]
+    titles = [column.title for column in columns([2 / 255], attacks=["transfer", "pgd", "fgsm"])]
 
     assert titles == ["clean", "FGSM 2/255", "transfer 2/255", "worst case 2/255"]
 
@@ -147,12 +145,12 @@ def test_figures_are_read_from_an_evaluation_with_their_intervals():
 
     report = {
         "clean": found(1.0),
-        "attacks": [{"name": "fgsm", "eps_255": 2} | found(0.5)],
-        "worst_case": [{"name": "worst_case", "eps_255": 2} | found(0.25)],
+        "attacks": [{"name": "fgsm", "eps": 2 / 255} | found(0.5)],
+        "worst_case": [{"name": "worst_case", "eps": 2 / 255} | found(0.25)],
     }
 
-    assert [(m.attack, m.eps_255, m.value, m.high) for m in measured(report)] == [
-        ("clean", 0, 1.0, 1.0), ("fgsm", 2, 0.5, 1.0), ("worst_case", 2, 0.25, 1.0),
+    assert [(m.attack, m.eps, m.value, m.high) for m in measured(report)] == [
+        ("clean", 0, 1.0, 1.0), ("fgsm", 2 / 255, 0.5, 1.0), ("worst_case", 2 / 255, 0.25, 1.0),
     ]  # fmt: skip
 
 

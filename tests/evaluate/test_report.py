@@ -56,7 +56,7 @@ def test_every_class_has_a_row_for_each_attack(report: RobustReport) -> None:
 
     assert [row[:3] for row in rows] == [
         [attack, eps, name]
-        for attack, eps in (("clean", "0"), ("pgd-20", "2"), ("worst case", "2"))
+        for attack, eps in (("clean", "0"), ("pgd-20", "2/255"), ("worst case", "2/255"))
         for name in CLASSES
     ]
     assert "## Classes" in markdown(report, title="title", facts={})

@@ -16,7 +16,6 @@ from medspark.evaluate.summary import (
     Detail,
     Trial,
     flags,
-    grey_levels,
     joined,
     summarise,
     worst_cases,
@@ -300,7 +299,7 @@ def test_the_share_of_the_same_class_is_of_the_images_of_the_others() -> None:
     assert found["same_class_for_all"] == 1 / 2
 
 
-def test_grey_levels_are_of_eight_bits() -> None:
-    assert [grey_levels(n / 255) for n in range(256)] == list(range(256))
-    assert isinstance(grey_levels(2 / 255), int)
-    assert grey_levels(0.05) == 12.75
+def test_arrays_are_called_as_in_the_pieces_of_earlier_versions() -> None:
+    names = [Trial("pgd", 20, eps).key for eps in (0.0, 0.5 / 255, 2 / 255, 0.05)]
+
+    assert names == ["pgd@0", "pgd@0.5", "pgd@2", "pgd@12.75"]

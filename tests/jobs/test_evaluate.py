@@ -31,7 +31,7 @@ def run(tmp_path: Path, shards: Path, network: Path, load_job) -> Run:
                 f"--model={network}",
                 f"--shards={shards}",
                 "--attacks=fgsm,pgd",
-                "--eps=0,2/255,8",
+                "--eps=0,2/255,0.03137254901960784",
                 "--steps=3",
                 "--bootstrap=20",
                 f"--folder={tmp_path / folder}",
@@ -68,7 +68,7 @@ def test_the_report_is_the_same_however_it_is_shared_out_and_after_a_kill(
     assert [path.stat().st_mtime_ns for path in (first, last)] == before
     assert [path.read_text() for path in theirs] == 3 * ["theirs"]
     assert whole["images"] == 12
-    assert [row["eps_255"] for row in whole["attacks"]] == [0, 2, 8, 0, 2, 8]
+    assert [row["eps"] for row in whole["attacks"]] == 2 * [0, 2 / 255, 8 / 255]
     assert whole["clean"]["accuracy"] == whole["attacks"][0]["accuracy"]
     for part in ("clean", "attacks", "worst_case"):
         assert without_sizes(cut[part]) == without_sizes(whole[part])
@@ -120,9 +120,7 @@ def one_worker(spark, folder: Path) -> Iterator[None]:
 def without_sizes(part: Any) -> Any:
     """Return figures without the mean sizes, which floating point sums in another order."""
     rows = part if isinstance(part, list) else [part]
-    return [
-        {k: v for k, v in row.items() if not k.endswith("_255") or k == "eps_255"} for row in rows
-    ]
+    return [{k: v for k, v in row.items() if not k.endswith("_255")} for row in rows]
 
 
 @pytest.mark.parametrize(
@@ -135,7 +133,7 @@ def without_sizes(part: Any) -> Any:
         ("--model=runs:/zzz/model", "The model runs:/zzz/model cannot be had from MLflow at"),
         ("--shards=/no/such/shards", "There is no shard folder"),
         ("--attacks=fgsm,transfer", "transfer needs a surrogate"),
-        ("--eps=300", "eps"),
+        ("--eps=0,2", "cannot be 2; write grey levels of 255 as 2/255."),
         ("--positive=ill", "there is no class 'ill'; there are a, b"),
         ("--atacks=fgsm", "did you mean attacks?"),
     ],

@@ -76,7 +76,7 @@ def test_findings_go_all_the_way_from_a_table_to_an_attacked_network(
     status = load_job("evaluate").main(
         [
             *(f"--model={trained['model']}", f"--shards={shards}", "--attacks=pgd", "--gallery=1"),
-            *("--eps=0,2", "--steps=2", "--bootstrap=20", f"--folder={tmp_path / 'work'}"),
+            *("--eps=0,2/255", "--steps=2", "--bootstrap=20", f"--folder={tmp_path / 'work'}"),
             f"--track.uri=sqlite:///{tmp_path / 'mlflow.db'}",
             *("--track.system_metrics=false", f"--output={tmp_path / 'report.json'}"),
         ]

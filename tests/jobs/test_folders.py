@@ -374,7 +374,7 @@ def test_ingest_and_shard_leave_the_files_of_others_in_folders_of_ours(
 def test_a_disk_that_is_full_while_evaluating_is_one_sentence_and_the_next_call_goes_on(
     spark: SparkSession, call: Call, tmp_path: Path, capsys
 ) -> None:
-    words = ("--attacks", "fgsm", "--eps", "2", "--bootstrap", "5", "--gallery", "0")
+    words = ("--attacks", "fgsm", "--eps", "2/255", "--bootstrap", "5", "--gallery", "0")
     with small_disk(tmp_path / "disk", 96 << 10) as mounted:
         if not mounted:
             pytest.skip("this machine does not let us mount a small disk")

@@ -98,7 +98,7 @@ def test_a_sweep_is_one_run_with_children_and_a_failed_cell_does_not_end_it(
     ):  # fmt: skip
         history = client.get_metric_history(two.info.run_id, f"scale/{name}")
         assert [metric.step for metric in history] == [0], name
-    assert "test/worst_case/eps_2/accuracy" in two.data.metrics
+    assert "test/worst_case/eps_2_255/accuracy" in two.data.metrics
     (three,) = [run for run in children if run.info.status == "FAILED"]
     assert three.data.tags["medspark.error"].startswith("UsageError: launch.processes is 3")
 

@@ -143,7 +143,7 @@ def test_the_run_in_mlflow_is_complete_and_its_model_can_be_trained_on(folder: P
     assert run.data.params["world_size"] == "2"
     assert run.data.params["model.name"] == "mobilenetv2_050"
     assert run.data.tags["medspark.dataset_digest"] == result["dataset_digest"]
-    assert {"loss", "images_per_second", "data_wait_share", "test/pgd/eps_2/accuracy"} <= set(
+    assert {"loss", "images_per_second", "data_wait_share", "test/pgd/eps_2_255/accuracy"} <= set(
         run.data.metrics
     )
     model = fetch_classifier(reference["model"], uri=reference["uri"])

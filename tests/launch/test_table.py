@@ -2,7 +2,7 @@
 
 from medspark.launch.table import robustness_table
 
-ATTACK = {"name": "pgd", "steps": 20, "eps_255": 2, "accuracy": 0.25}
+ATTACK = {"name": "pgd", "steps": 20, "eps": 2 / 255, "accuracy": 0.25}
 
 
 def test_a_row_for_each_result_and_a_column_for_each_attack():

@@ -187,7 +187,7 @@ def apart(model: nn.Module, given: Sample, near: Tensor) -> Tensor:
 @pytest.mark.parametrize("weight", [1.0, 0.5])
 def test_gradalign_adds_a_penalty_that_falls_when_followed(weight: float, sample: Make):
     model = smooth_network()
-    given = replace(sample(), weight=weight, threat=ThreatModel(eps=0.3))
+    given = replace(sample(), weight=weight, threat=ThreatModel(eps=0.25))
     without = learnt(model, given, mode="rs_fgsm")
     model.zero_grad()
     penalised = learnt(model, given, mode="rs_fgsm", gradalign=10.0)

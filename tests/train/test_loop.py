@@ -109,7 +109,7 @@ def test_the_result_says_what_was_done(
     assert result["steps"] == 3
     assert result["images_per_second"] > 0
     assert 0 <= result["data_wait_share"] < 1
-    assert [attack["eps_255"] for attack in result["attacks"]] == [1, 2, 4]
+    assert [attack["eps"] for attack in result["attacks"]] == [1 / 255, 2 / 255, 4 / 255]
     assert set(result["clean"]) >= {"accuracy", "balanced_accuracy", "auroc"}
     assert load_classifier(Path(result["model"])).channels == 1
 

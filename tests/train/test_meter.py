@@ -54,7 +54,7 @@ def test_steps_are_recorded_under_their_numbers_and_speed_with_the_last(clock: C
     assert list(kept.records) == [11, 12]
     assert kept.records[11] == pytest.approx(
         {"loss": 0.5, "train/clean_accuracy": 0.75, "train/attacked_accuracy": 0.5, "lr": 0.1,
-         "eps_255": 2, "gradient_norm": 3, "epoch": 1}
+         "eps": 2 / 255, "gradient_norm": 3, "epoch": 1}
     )  # fmt: skip
     assert kept.records[12]["images_per_second"] == 4
     assert kept.records[12]["data_wait_share"] == 0.5

@@ -228,6 +228,14 @@ def test_neighbours_and_weights_of_the_hub_are_no_reason(tmp_path):
     )
 
 
+def test_a_result_that_an_earlier_version_kept_comes_back_with_eps_as_a_fraction(tmp_path):
+    keep_result(tmp_path, {"attacks": [{"name": "pgd", "eps_255": 2}]}, run="r", asked="a")
+
+    found = kept_result(tmp_path, run="r", asked="a")
+
+    assert found == {"attacks": [{"name": "pgd", "eps": 2 / 255}]}
+
+
 def test_a_kept_result_comes_back_where_the_same_was_asked(tmp_path):
     keep_result(tmp_path, {"steps": 3}, run="r", asked="a")
 
