@@ -253,20 +253,19 @@ class _Ingest:
         return {"added": added, "removed": removed}
 
     def _changes(self, files: DataFrame) -> dict[str, int]:
-        table = files.rollup("status").agg(
+        table = files.groupBy("status").agg(
             F.count("*").alias("count"),
             F.count("label").alias("labelled"),
-            F.count_distinct("label").alias("classes"),
             F.max(F.length("label")).alias("longest"),
         )
         rows = {row["status"]: row for row in table.collect()}
-        whole = rows.pop(None, None)  # none where there is no file
-        if whole and not self._archive.multi_label:
-            check_length(whole["longest"] or 0)
-        if whole and self._archive.table and not whole["labelled"]:
+        if not self._archive.multi_label:
+            check_length(max((row["longest"] or 0 for row in rows.values()), default=0))
+        if self._archive.table and rows and not sum(row["labelled"] for row in rows.values()):
             raise self._archive.table.no_match()
-        if whole:
-            check_folders(self._archive, whole["classes"])
+        if self._archive.by_folder:
+            labels = files.where(F.col("label").isNotNull()).select("label")
+            check_folders(self._archive, labels.distinct().count())
         found = {status: row["count"] for status, row in rows.items()}
         names = (ledger.NEW, ledger.CHANGED, ledger.UNCHANGED, ledger.DELETED, ledger.FORGOTTEN)
         return {name: found.get(name, 0) for name in names}

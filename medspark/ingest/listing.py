@@ -75,7 +75,7 @@ def annotated(spark: SparkSession, archive: Archive) -> DataFrame:
 def check_folders(archive: Archive, classes: int) -> None:
     """Raise UsageError where so many folders are more than there can be diagnoses."""
     most = archive.config.max_classes
-    if archive.by_folder and classes > most:
+    if classes > most:
         raise UsageError(
             f"The folders of {archive.source} would be {classes} classes, more than the {most} of "
             "max_classes: if they are patients, give a table with --labels; if they are "
