@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import platform
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -204,3 +207,41 @@ def test_an_archive_whose_images_have_several_findings_lists_them(tmp_path, seve
 
     assert listed == (["", "00", "00|13"] if several else ["0", "1", "1"])
     assert has_findings(str(tmp_path / "m.npz"), ArchiveLimits()) == several
+
+
+_COUNT_FAULTS = """
+import resource, sys
+import pyarrow as pa
+from medspark.images.deidentify import Privacy, Pseudonyms
+from medspark.images.rendering import Rendering
+from medspark.ingest.decode import Decoding
+from medspark.ingest.limits import ArchiveLimits
+
+names = Pseudonyms(b"k" * 32)
+decoding = Decoding(
+    source=sys.argv[1], source_key="s", samples=sys.argv[1] + "/samples", generation="g",
+    rendering=Rendering(size=64), limits=ArchiveLimits(), privacy=Privacy(), pseudonyms=names,
+    guarded=False,
+)
+row = dict.fromkeys(("split", "site")) | {"sealed_path": names.seal("x.png"), "size": 9}
+row |= {"label": "a", "patient_key": "p", "conflict": False, "file_key": "f", "fingerprint": "f"}
+batch = pa.RecordBatch.from_pylist([row] * 20)
+faults = []
+for _ in range(3):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    assert list(decoding([batch]))[0]["outcome"].to_pylist() == ["sample"] * 20
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(faults[-1] / 20)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="no C library that can keep memory")
+def test_a_worker_asks_the_kernel_for_no_pages_that_it_had_for_the_file_before(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 65536, (512, 512), dtype=np.uint16)
+    Image.fromarray(noise).save(tmp_path / "x.png")
+    command = [sys.executable, "-c", _COUNT_FAULTS, str(tmp_path)]
+
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+
+    # An image of 512 x 512 is 256 pages as float32 alone, and there are several of it.
+    assert float(done.stdout) < 100
