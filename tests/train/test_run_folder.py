@@ -214,7 +214,9 @@ def test_what_a_run_reads_does_not_lie_in_its_folder(tmp_path, monkeypatch, what
     (tmp_path / "link").symlink_to("run")
     given = {"shards": Path("shards"), "model": ModelConfig(), "distill": None} | reads
 
-    with pytest.raises(UsageError, match=rf"{what} \(\S+\) lies inside|lies inside {what}"):
+    with pytest.raises(
+        UsageError, match=rf"{what} \(\S+\) should not lie inside|should not lie inside {what}"
+    ):
         check_run_folder(Path("run"), fixed=True, **given)
 
 
