@@ -18,4 +18,5 @@ def small_disk(folder: Path, size: int) -> Iterator[bool]:
         yield mounted
     finally:
         if mounted:
-            subprocess.run(["umount", str(folder)], check=False)
+            # Lazily: a worker of Spark may still have a file of it open, and nobody is to find the disk.
+            subprocess.run(["umount", "--lazy", str(folder)], check=True)

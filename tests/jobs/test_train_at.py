@@ -170,7 +170,7 @@ def _cores() -> int:
         ),
         (
             "--attack.eps 3/2",
-            "attack.eps cannot be '3/2': input should be less than or equal to 1.",
+            "attack.eps: the budget is a fraction of [0, 1], at most 64/255, so it cannot be 1.5;",
         ),
         (
             "--launch.processes 3 --spark.master local[2]",
