@@ -18,5 +18,5 @@ def small_disk(folder: Path, size: int) -> Iterator[bool]:
         yield mounted
     finally:
         if mounted:
-            # Lazily: a worker of Spark may still have a file of it open, and nobody is to find the disk.
+            # Lazily, as a worker of Spark may still have a file of it open.
             subprocess.run(["umount", "--lazy", str(folder)], check=True)
