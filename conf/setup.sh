@@ -78,7 +78,7 @@ fi
 import sys, zipfile
 from pathlib import Path
 import pyspark
-from medspark.ingest.ship import repack
+from medspark.spark.ship import repack
 try:
     for zipped in Path(pyspark.__file__).parent.glob("python/lib/*.zip"):
         repack(zipped)

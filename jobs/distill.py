@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from medspark.job import run_job
-from medspark.launch.training import TrainAtConfig, summary, train_at
 from medspark.models.card import read_card
 from medspark.train.config import DistillConfig
+from medspark.workflows.train_at import TrainAtConfig, summary, train_at
 
 
 class DistillJob(TrainAtConfig):

@@ -17,9 +17,9 @@ from typing import Any
 from pydantic import Field
 
 from medspark.eps import eps_text
-from medspark.ingest.session import SparkConfig, spark_session
 from medspark.job import JobConfig, run_job
-from medspark.launch.scrutiny import EvaluationConfig
+from medspark.spark.session import SparkConfig, spark_session
+from medspark.workflows.evaluate_config import EvaluationConfig
 
 
 class EvaluateJob(JobConfig, EvaluationConfig):
@@ -30,7 +30,7 @@ class EvaluateJob(JobConfig, EvaluationConfig):
 
 def work(config: EvaluateJob) -> dict[str, Any]:
     """Attack the model, print the table and the verdict, and return the result."""
-    from medspark.launch.evaluation import Evaluation  # torch: not for --help
+    from medspark.workflows.evaluate import Evaluation  # torch: not for --help
 
     evaluation = Evaluation(config)
     with spark_session(config.spark, name="medspark evaluate") as spark:

@@ -16,8 +16,8 @@ from typing import Any
 from pydantic import Field
 
 from medspark.ingest.archive import IngestConfig, ingest, open_archive
-from medspark.ingest.session import SparkConfig, spark_session
 from medspark.job import JobConfig, run_job
+from medspark.spark.session import SparkConfig, spark_session
 
 
 class IngestJob(JobConfig, IngestConfig):

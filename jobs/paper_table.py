@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from medspark.job import run_job
-from medspark.launch.paper_plan import PaperTableConfig
 from medspark.redact import redacted_command
+from medspark.workflows.paper_plan import PaperTableConfig
 
 
 class PaperTableJob(PaperTableConfig):
@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
     """Run the job; return its exit status."""
 
     def work(config: PaperTableJob) -> dict[str, Any]:
-        from medspark.launch.paper_table import paper_table  # torch: not for --help
+        from medspark.workflows.paper_table import paper_table  # torch: not for --help
 
         command = redacted_command(["spark-submit", "jobs/paper_table.py", *argv])
         result = paper_table(config, command=command)

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from medspark.job import run_job
-from medspark.launch.grid import ScaleAtConfig
+from medspark.workflows.scale_grid import ScaleAtConfig
 
 
 class ScaleAtJob(ScaleAtConfig):
@@ -27,7 +27,7 @@ class ScaleAtJob(ScaleAtConfig):
 
 def work(config: ScaleAtJob) -> dict[str, Any]:
     """Run the sweep, print what came of it, and return it."""
-    from medspark.launch.scaling import scale_at, told  # torch: not for --help
+    from medspark.workflows.scale_at import scale_at, told  # torch: not for --help
 
     result = scale_at(config)
     print(told(result))

@@ -14,9 +14,9 @@ from typing import Any
 
 from pydantic import Field
 
-from medspark.ingest.session import SparkConfig, spark_session
-from medspark.ingest.shards import ShardConfig, make_shards, open_samples
 from medspark.job import JobConfig, run_job
+from medspark.sharding.build import ShardConfig, make_shards, open_samples
+from medspark.spark.session import SparkConfig, spark_session
 
 
 class ShardJob(JobConfig, ShardConfig):

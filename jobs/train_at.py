@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from medspark.job import run_job
-from medspark.launch.training import TrainAtConfig, summary, train_at
+from medspark.workflows.train_at import TrainAtConfig, summary, train_at
 
 
 class TrainAtJob(TrainAtConfig):

@@ -28,8 +28,8 @@ from medspark.data.native import MappedSplit
 from medspark.images.deidentify import Privacy
 from medspark.images.phantom import PhantomConfig, write_archive
 from medspark.ingest.archive import IngestConfig, ingest, open_archive
-from medspark.ingest.shards import ShardConfig, make_shards, open_samples
-from medspark.launch.notebook import contact_sheet, open_session, parameters, show
+from medspark.sharding.build import ShardConfig, make_shards, open_samples
+from medspark.workflows.notebook import contact_sheet, open_session, parameters, show
 from medspark.shards.manifest import read_manifest
 
 chosen = parameters(

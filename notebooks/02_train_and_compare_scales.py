@@ -15,11 +15,11 @@
 
 from pathlib import Path
 
-from medspark.launch.grid import ScaleAtConfig
-from medspark.launch.notebook import open_session, parameters, show
-from medspark.launch.scaling import scale_at
-from medspark.track.scale_report import figures_of
-from medspark.track.sweep import Sweep
+from medspark.workflows.scale_grid import ScaleAtConfig
+from medspark.workflows.notebook import open_session, parameters, show
+from medspark.workflows.scale_at import scale_at
+from medspark.study.scale_report import figures_of
+from medspark.study.sweep import Sweep
 
 chosen = parameters(
     globals().get("dbutils"),

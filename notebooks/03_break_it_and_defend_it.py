@@ -20,10 +20,10 @@ from medspark.evaluate.gallery import exhibits, typical_rows
 from medspark.evaluate.plots import accuracy_curves, image_grid
 from medspark.evaluate.robust import evaluate
 from medspark.evaluate.config import EvaluateConfig
-from medspark.launch.notebook import parameters, show
+from medspark.workflows.notebook import parameters, show
 from medspark.models.checkpoint import load_classifier
 from medspark.shards.manifest import read_manifest
-from medspark.track.sweep import Sweep
+from medspark.study.sweep import Sweep
 
 chosen = parameters(
     globals().get("dbutils"), folder="build/notebooks", eps="4/255", images="128", steps="10"

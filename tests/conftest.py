@@ -258,7 +258,7 @@ def load_job() -> Callable[[str], ModuleType]:
 @pytest.fixture(scope="session")
 def spark() -> Iterator[SparkSession]:
     """The one Spark session of the suite: two local cores, nothing written but below tests."""
-    from medspark.ingest.session import SparkConfig, spark_session
+    from medspark.spark.session import SparkConfig, spark_session
 
     settings = {
         "spark.ui.enabled": "false",

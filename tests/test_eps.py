@@ -14,8 +14,8 @@ from medspark.config import Config, load_config
 from medspark.eps import LARGEST, Eps, eps_name, eps_text, with_eps
 from medspark.errors import UsageError
 from medspark.evaluate.config import EvaluateConfig
-from medspark.launch.paper_plan import TableScrutiny
-from medspark.launch.scrutiny import EvaluationConfig
+from medspark.workflows.evaluate_config import EvaluationConfig
+from medspark.workflows.paper_plan import TableScrutiny
 
 allowed = st.floats(0, LARGEST) | st.integers(0, 6400).map(lambda n: n / 100 / 255)
 too_large = st.floats(LARGEST, 1e6, exclude_min=True) | st.integers(1, 255)

@@ -19,7 +19,7 @@ from medspark.errors import UsageError
 from medspark.images.deidentify import Privacy, Pseudonyms, load_key
 from medspark.images.rendering import Rendering
 from medspark.images.resident import ResidentPseudonyms
-from medspark.ingest import ledger, npz, storage
+from medspark.ingest import ledger, npz
 from medspark.ingest.decode import OUTCOME_SPARK_SCHEMA, Decoding
 from medspark.ingest.labels import (
     BETWEEN_FINDINGS,
@@ -35,11 +35,12 @@ from medspark.ingest.migrate import Migration, former_paths, is_former
 from medspark.ingest.parts import Part
 from medspark.ingest.quarantine import QuarantineList, staged_rows
 from medspark.ingest.sealing import unsealed
-from medspark.ingest.session import task_errors
 from medspark.ingest.tally import SUMS, Sums, WriteLedger, digest_of, total
-from medspark.ingest.task import map_batches
 from medspark.ingest.write import SampleSet, SamplesManifest, new_generation
 from medspark.lock import locked
+from medspark.spark import storage
+from medspark.spark.session import task_errors
+from medspark.spark.task import map_batches
 
 _LOGGER = logging.getLogger(__name__)
 

@@ -26,11 +26,12 @@ from medspark.images.frame import Attributes, Frame, Rendered
 from medspark.images.guard import GuardedDecoder
 from medspark.images.reasons import Reason, Unreadable
 from medspark.images.rendering import Rendering
-from medspark.ingest import ledger, npz, storage
+from medspark.ingest import ledger, npz
 from medspark.ingest.ledger import CONFLICTING_LABEL, QUARANTINED, SAMPLE
 from medspark.ingest.limits import ArchiveLimits
 from medspark.ingest.parts import Part, PartWriter
 from medspark.memory import keep_freed_memory
+from medspark.spark import storage
 
 _LOGGER = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from medspark.errors import UsageError
-from medspark.ingest import storage
-from medspark.ingest.task import map_batches
+from medspark.spark import storage
+from medspark.spark.task import map_batches
 
 SCHEMA = pa.schema([("path", pa.string()), ("size", pa.int64()), ("modified", pa.int64())])
 _SPARK_SCHEMA = "path string, size bigint, modified bigint"

@@ -19,7 +19,7 @@ from pyspark.sql.pandas.types import from_arrow_schema
 from medspark.config import Config
 from medspark.errors import UsageError
 from medspark.images.deidentify import Pseudonyms
-from medspark.ingest import storage
+from medspark.spark import storage
 
 SPLIT_NAMES = {
     "train": "train",

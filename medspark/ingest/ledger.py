@@ -16,8 +16,8 @@ from pyspark.sql import functions as F
 from pyspark.sql.pandas.types import from_arrow_schema
 
 from medspark.images.reasons import Reason
-from medspark.ingest import storage
 from medspark.ingest.write import SampleSet
+from medspark.spark import storage
 
 SAMPLE, DUPLICATE, QUARANTINED = "sample", "duplicate", "quarantined"
 

@@ -16,11 +16,12 @@ from pyspark.sql.pandas.types import from_arrow_schema
 
 from medspark.errors import UsageError
 from medspark.images.deidentify import Privacy, Pseudonyms
-from medspark.ingest import ledger, npz, storage
+from medspark.ingest import ledger, npz
 from medspark.ingest.discover import discover, from_inventory
 from medspark.ingest.labels import SPARK_SCHEMA as LABEL_SCHEMA
 from medspark.ingest.labels import Match, from_folders, match_key
-from medspark.ingest.task import map_batches
+from medspark.spark import storage
+from medspark.spark.task import map_batches
 
 if TYPE_CHECKING:
     from medspark.ingest.archive import Archive

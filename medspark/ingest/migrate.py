@@ -16,10 +16,11 @@ import pyarrow.parquet as pq
 from pyspark.sql import DataFrame, SparkSession
 
 from medspark.images.deidentify import Privacy, Pseudonyms, coarse_spacing
-from medspark.ingest import ledger, storage
+from medspark.ingest import ledger
 from medspark.ingest.parts import SAMPLE_SCHEMA, Part, rewrite
-from medspark.ingest.task import map_batches
 from medspark.ingest.write import SCHEMA_VERSION, SampleSet, SamplesManifest
+from medspark.spark import storage
+from medspark.spark.task import map_batches
 
 PARTS = "path string, rows bigint, bytes bigint, sha256 string"
 _SPACINGS = ("row_spacing_mm", "column_spacing_mm")

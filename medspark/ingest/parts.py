@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from medspark.errors import RunError
 from medspark.images.frame import Attributes, Rendered
-from medspark.ingest import storage
+from medspark.spark import storage
 
 # Rows wait in memory for a row group to fill, and take three times their size when it is written:
 # enough for good pages, little beside a worker.

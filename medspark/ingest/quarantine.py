@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 
 from medspark.errors import UsageError
 from medspark.images.deidentify import Privacy, Pseudonyms, private_file
-from medspark.ingest import storage
 from medspark.ingest.write import SampleSet
+from medspark.spark import storage
 
 _LOGGER = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from pyspark.sql import functions as F
 
 from medspark.images.deidentify import Pseudonyms
 from medspark.ingest import ledger
-from medspark.ingest.task import map_batches
+from medspark.spark.task import map_batches
 
 _HIDDEN = ("sample_key", "patient_key", "label", "split", "site", "part", "row")
 

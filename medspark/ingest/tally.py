@@ -14,9 +14,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from medspark.images.deidentify import Pseudonyms
-from medspark.ingest import ledger, storage
+from medspark.ingest import ledger
 from medspark.ingest.ledger import QUARANTINED, SAMPLE
 from medspark.ingest.sealing import seal_conflicts
+from medspark.spark import storage
 
 # Nothing in it leads to a file, a row of the ledger or a sample.
 QUARANTINE_NAMES = ["reason", "message"]

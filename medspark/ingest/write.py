@@ -26,9 +26,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from medspark import ownership
 from medspark.errors import UsageError
-from medspark.ingest import storage
 from medspark.ingest.parts import Part
 from medspark.lock import locked
+from medspark.spark import storage
 
 _LOGGER = logging.getLogger(__name__)
 

@@ -1,1 +1,1 @@
-"""The one place where Spark and torch meet: Spark starts the ranks, and we watch over them."""
+"""Spark starts torch: the ranks of a training, which are watched over, and nothing else."""

@@ -20,11 +20,11 @@ from pyspark.sql import SparkSession
 
 from medspark.config import Config
 from medspark.errors import MedsparkError, RunError, UsageError
-from medspark.ingest.ship import package_zip
 from medspark.launch.ranks.attempt import Attempt, Interrupted, new_nonce
 from medspark.launch.ranks.rank import Order
 from medspark.launch.ranks.reports import Failure
-from medspark.launch.slots import (
+from medspark.spark.ship import package_zip
+from medspark.spark.slots import (
     Slots,
     available_cores,
     check_settings,

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from pyspark.sql import SparkSession
 
-from medspark.ingest.session import is_local
-from medspark.launch.slots import available_cores, slots_of
+from medspark.spark.session import is_local
+from medspark.spark.slots import available_cores, slots_of
 
 __all__ = ["hardware"]
 

@@ -34,7 +34,7 @@ from medspark.attacks.losses import Loss, cross_entropy
 from medspark.attacks.pgd import pgd
 from medspark.attacks.threat import ThreatModel
 from medspark.data.batch import Integers
-from medspark.train.casts import same_weights
+from medspark.models.kernels.casts import same_weights
 from medspark.train.config import AdversarialConfig, ModeName
 from medspark.train.dual_norm import for_attacked, idle_sum
 from medspark.train.noise import keyed_noise

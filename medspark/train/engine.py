@@ -18,13 +18,13 @@ from medspark.attacks.threat import ThreatModel
 from medspark.data.batch import Batch, to_unit
 from medspark.errors import RunError
 from medspark.models.classifier import Classifier, batch_norms, freeze_batch_norm
+from medspark.models.kernels.fold import Folded, fold
+from medspark.models.kernels.lower import lower
 from medspark.seeding import derive
 from medspark.train.adversarial import Learner, Sample, StepStats, take_step
 from medspark.train.config import TrainConfig
 from medspark.train.dual_norm import Dual, dual
-from medspark.train.fold import Folded, fold
 from medspark.train.gradients import Gradients, Overlapped, VirtualShards
-from medspark.train.lower import lower
 from medspark.train.objective import Objective
 from medspark.train.optimise import Average, adamw, clip_gradients, set_rate
 from medspark.train.schedule import one_cycle, ramp

@@ -1,4 +1,4 @@
-"""The layers of the house: upper modules import lower ones, and Spark and torch meet in launch."""
+"""The layers of the house: upper modules import lower ones; torch and Spark code stay apart."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_spark_and_torch_do_not_load_each_other(package: str, stranger: str):
     ("module", "late"),
     [
         ("medspark.train.loop", ["sklearn", "scipy", "pandas", "matplotlib", "mlflow"]),
-        ("medspark.launch.training", ["sklearn", "pydicom", "matplotlib"]),
+        ("medspark.workflows.train_at", ["sklearn", "pydicom", "matplotlib"]),
     ],
 )
 def test_the_first_step_waits_for_no_library_of_the_end(module: str, late: list[str]):

@@ -237,8 +237,8 @@ def _spread(values: Sequence[float]) -> str:
 
 def demo() -> Path:
     """Return the shards of the built-in synthetic images, made by Spark if they are not there."""
-    from medspark.ingest.session import SparkConfig, spark_session
-    from medspark.launch.demo import DemoConfig, demo_shards
+    from medspark.spark.session import SparkConfig, spark_session
+    from medspark.workflows.demo import DemoConfig, demo_shards
 
     with spark_session(SparkConfig(), name="medspark equal time") as spark:
         return demo_shards(spark, DemoConfig())[0]

@@ -31,7 +31,7 @@ from timing import Result
 
 from medspark.images.phantom import PhantomConfig, write_archive
 from medspark.ingest.archive import IngestConfig, ingest, open_archive
-from medspark.ingest.session import SparkConfig, spark_session
+from medspark.spark.session import SparkConfig, spark_session
 
 FILES = int(os.environ.get("MEDSPARK_BENCH_FILES", "10000"))
 TURNS = int(os.environ.get("MEDSPARK_BENCH_TURNS", "3"))

@@ -33,8 +33,8 @@ from mlflow.tracking import MlflowClient
 from standalone import StandaloneCluster
 from timing import Result
 
+from medspark.study.laws import Window, efficiency, steady
 from medspark.track.journal import JournalReader
-from medspark.track.scaling import Window, efficiency, steady
 
 RANK_BATCH, STEPS, WARM_UP = 32, 48, 8
 TURNS = int(os.environ.get("MEDSPARK_BENCH_TURNS", "5"))

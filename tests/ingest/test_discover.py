@@ -9,8 +9,8 @@ import pyarrow as pa
 import pytest
 
 from medspark.ingest import discover as discovery
-from medspark.ingest import storage
 from medspark.ingest.discover import Walk, discover
+from medspark.spark import storage
 
 
 @pytest.fixture

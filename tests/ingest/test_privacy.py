@@ -26,8 +26,8 @@ from medspark.ingest import ledger
 from medspark.ingest.archive import IngestConfig, ingest, open_archive
 from medspark.ingest.listing import Keyed
 from medspark.ingest.sealing import _Unseal
-from medspark.ingest.shards import ShardConfig, make_shards, open_samples
 from medspark.ingest.write import SampleSet, SamplesManifest
+from medspark.sharding.build import ShardConfig, make_shards, open_samples
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession

@@ -17,14 +17,14 @@ from medspark.data.native import MappedSplit
 from medspark.errors import UsageError
 from medspark.ingest.archive import IngestConfig, ingest, open_archive
 from medspark.ingest.labels import LabelConfig
-from medspark.ingest.shards import ShardConfig, make_shards, open_samples
-from medspark.launch.model_card import model_card
 from medspark.models.card import read_card
 from medspark.models.predictor import Predictor
+from medspark.sharding.build import ShardConfig, make_shards, open_samples
 from medspark.shards.manifest import read_manifest
 from medspark.train.config import FitConfig
 from medspark.train.loop import fit
 from medspark.train.world import World
+from medspark.workflows.model_card_text import model_card
 
 LABELS = ("Cardiomegaly|Effusion", "Effusion", "No Finding", "", "Mass|Effusion", "Mass")
 CLASSES = ["Cardiomegaly", "Effusion", "Mass"]

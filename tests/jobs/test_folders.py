@@ -20,10 +20,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from small_disk import small_disk
 
-from medspark.launch import paper_table, scaling, training
 from medspark.lock import locked
 from medspark.ownership import MARKER, claim
 from medspark.shards.manifest import read_manifest, verify
+from medspark.workflows import paper_table
+from medspark.workflows import scale_at as scaling
+from medspark.workflows import train_at as training
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession

@@ -13,7 +13,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from medspark.errors import RunError
-from medspark.launch import paper_table
+from medspark.workflows import paper_table
 
 Run = Callable[..., int]
 

@@ -13,10 +13,10 @@ from mlflow.tracking import MlflowClient
 from pyspark.sql import SparkSession
 
 from medspark.errors import UsageError
-from medspark.launch import scaling
-from medspark.launch.grid import ScaleAtConfig
-from medspark.launch.scaling import scale_at, told
-from medspark.track.sweep import Measured
+from medspark.study.sweep import Measured
+from medspark.workflows import scale_at as scaling
+from medspark.workflows.scale_at import scale_at, told
+from medspark.workflows.scale_grid import ScaleAtConfig
 
 
 @pytest.fixture(scope="module")

@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 from mlflow.tracking import MlflowClient
 
-from medspark.launch import training
-from medspark.launch.training import fetch_classifier
 from medspark.models.checkpoint import load_classifier, same_weights
 from medspark.shards.manifest import read_manifest
+from medspark.workflows import train_at as training
+from medspark.workflows.train_at import fetch_classifier
 
 ROOT = Path(__file__).parents[2]
 TINY = (

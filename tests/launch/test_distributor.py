@@ -19,7 +19,7 @@ from medspark.launch import distributor
 from medspark.launch.distributor import LaunchConfig
 from medspark.launch.ranks.network import choose_interface
 from medspark.launch.ranks.reports import Failure, Reports
-from medspark.launch.slots import Slots
+from medspark.spark.slots import Slots
 from medspark.track.journal import JournalReader
 
 pytestmark = [pytest.mark.spark, pytest.mark.ddp, pytest.mark.slow]

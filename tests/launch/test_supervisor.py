@@ -15,7 +15,7 @@ from medspark.errors import MedsparkError, RunError, UsageError
 from medspark.launch import distributor
 from medspark.launch.distributor import LaunchConfig, Task, run_ddp
 from medspark.launch.ranks.reports import Failure
-from medspark.launch.slots import Slots
+from medspark.spark.slots import Slots
 
 LOST = Failure(rank=1, sentence="rank 1 was lost")
 BUSY = Failure(rank=None, sentence="no rank began", traceback="EADDRINUSE")

@@ -11,7 +11,7 @@ import pytest
 from key_files import write_key
 from pyspark.sql import SparkSession
 
-from medspark.launch.notebook import parameters
+from medspark.workflows.notebook import parameters
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.py"))

@@ -1,0 +1,201 @@
+"""Inside the tasks that make shards: samples read, brought to one format, and written as files."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import secrets
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from medspark import ownership
+from medspark.errors import RunError, UsageError
+from medspark.images.rendering import resize
+from medspark.ingest.parts import check_part
+from medspark.ingest.write import GENERATION
+from medspark.sharding.layout import Layout
+from medspark.shards.manifest import NAME, read_manifest, sha256_of
+from medspark.shards.schema import PixelFormat, write_shard
+from medspark.spark import storage
+
+# What goes from the readers, through Spark's shuffle, to the writers; and what these report.
+PLACED = (
+    "bucket int, position bigint, sample_key string, patient_key string, label int, pixels binary"
+)
+WRITTEN = "bucket int, path string, rows bigint, bytes bigint, sha256 string"
+# How a shard is called below the folder of its generation, whole or half written.
+_FILE = r"(train|val|test)-\d{5,}\.parquet|\.(train|val|test)-\d{5,}\.parquet\.[0-9a-f]{8}"
+
+
+@dataclass(frozen=True)
+class ReadSamples:
+    """Reads the pixels of rows that come sorted by part and row, and brings them to one format."""
+
+    samples: str
+    parts: dict[str, tuple[int, str]]
+    pixel_format: PixelFormat
+
+    def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        rows = (row for batch in batches for row in batch.to_pylist())
+        for part, group in itertools.groupby(rows, key=lambda row: str(row["part"])):
+            yield from self._part(part, group)
+
+    def _part(self, part: str, rows: Iterator[dict[str, Any]]) -> Iterator[pa.RecordBatch]:
+        system, path = storage.filesystem(storage.join(self.samples, part))
+        check_part(self.samples, part, *self.parts[part])
+        with system.open(path, "rb") as file:
+            parquet = pq.ParquetFile(file)
+            start, group = 0, 0
+            wanted = next(rows, None)
+            while wanted is not None:
+                stop = start + parquet.metadata.row_group(group).num_rows
+                here = []
+                while wanted is not None and wanted["row"] < stop:
+                    here.append(wanted)
+                    wanted = next(rows, None)
+                if here:
+                    yield self._group(parquet, group, start, here)
+                start, group = stop, group + 1
+
+    def _group(
+        self, parquet: pq.ParquetFile, group: int, start: int, rows: list[dict[str, Any]]
+    ) -> pa.RecordBatch:
+        columns = ["sample_key", "pixels", "height", "width", "channels", "bits"]
+        table = parquet.read_row_group(group, columns=columns)
+        pixels = []
+        for row in rows:
+            index = row["row"] - start
+            sample = {name: table[name][index].as_py() for name in columns}
+            if sample["sample_key"] != row["sample_key"]:
+                raise RunError(f"{parquet} does not hold what the ledger says.")
+            pixels.append(bring_to(self.pixel_format, sample))
+        return pa.RecordBatch.from_pydict(
+            {
+                "bucket": pa.array([row["bucket"] for row in rows], pa.int32()),
+                "position": pa.array([row["position"] for row in rows], pa.int64()),
+                "sample_key": [row["sample_key"] for row in rows],
+                "patient_key": [row["patient_key"] for row in rows],
+                "label": pa.array([row["number"] for row in rows], pa.int32()),
+                "pixels": pa.array(pixels, pa.binary()),
+            }
+        )
+
+
+def bring_to(pixel_format: PixelFormat, sample: dict[str, Any]) -> bytes:
+    """Return the bytes of a sample's pixels in ``pixel_format``: size, depth, channels (HWC)."""
+    if all(sample[name] == getattr(pixel_format, name) for name in _FORMAT):
+        return bytes(sample["pixels"])
+    dtype = np.dtype("<u1") if sample["bits"] == 8 else np.dtype("<u2")
+    shape = (sample["height"], sample["width"], sample["channels"])
+    image: npt.NDArray[Any] = np.frombuffer(sample["pixels"], dtype).reshape(shape)
+    image = _with_channels(image, pixel_format.channels)
+    if image.shape[:2] != (pixel_format.height, pixel_format.width):
+        plane = image[..., 0] if image.shape[2] == 1 else image
+        image = resize(plane, pixel_format.height, pixel_format.width).reshape(pixel_format.shape)
+    if sample["bits"] > pixel_format.bits:
+        image = (image.astype(np.uint32) + 128) // 257  # 65535 is 255, rounded between
+    return image.astype(pixel_format.dtype).tobytes()
+
+
+_FORMAT = ("height", "width", "channels", "bits")
+
+
+def _with_channels(image: npt.NDArray[Any], channels: int) -> npt.NDArray[Any]:
+    if image.shape[2] == channels:
+        return image
+    if channels == 3:
+        return np.repeat(image, 3, axis=2)
+    weights = np.array([0.299, 0.587, 0.114])  # luma of ITU-R BT.601, as in PS3.3 C.7.6.3.1.2
+    grey: npt.NDArray[Any] = np.rint(image @ weights).astype(image.dtype)[..., None]
+    return grey
+
+
+@dataclass(frozen=True)
+class WriteShards:
+    """Writes shards from rows that come sorted by file and position."""
+
+    shards: str
+    generation: str
+    layout: Layout
+    pixel_format: PixelFormat
+    rows_per_group: int
+
+    def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        pieces = (
+            piece for batch in batches for piece in _by_bucket(pa.Table.from_batches([batch]))
+        )
+        for bucket, group in itertools.groupby(pieces, key=lambda piece: piece[0]):
+            yield self._file(bucket, (table for _, table in group))
+
+    def _file(self, bucket: int, tables: Iterator[pa.Table]) -> pa.RecordBatch:
+        name = f"data/{self.generation}/{self.layout.file_name(bucket)}"
+        path = Path(self.shards) / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # A task that runs twice writes the same bytes under the same name, each time whole.
+        scratch = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        typed = (_as_shard_rows(table, self.pixel_format) for table in tables)
+        try:
+            rows = write_shard(
+                scratch, typed, self.pixel_format, rows_per_group=self.rows_per_group
+            )
+            size, sha256 = scratch.stat().st_size, sha256_of(scratch)
+            os.replace(scratch, path)
+        finally:
+            scratch.unlink(missing_ok=True)  # a disk may be full: it is there for a retry
+        return pa.RecordBatch.from_pydict(
+            {
+                "bucket": pa.array([bucket], pa.int32()),
+                "path": [name],
+                "rows": pa.array([rows], pa.int64()),
+                "bytes": pa.array([size], pa.int64()),
+                "sha256": [sha256],
+            }
+        )
+
+
+def clean_shards(folder: Path) -> None:
+    """Remove what the manifest does not name: older shards, and what jobs left that failed."""
+    named: set[str] = set()
+    if (folder / NAME).exists():
+        try:
+            splits = read_manifest(folder).splits.values()
+        except UsageError:
+            return  # who can tell what it named?
+        named = {shard.path for split in splits for shard in split.shards}
+    ownership.remove(folder, [f"data/{GENERATION}/{_FILE}"], keep=named)
+
+
+def _by_bucket(table: pa.Table) -> Iterator[tuple[int, pa.Table]]:
+    """Cut a table where its file changes."""
+    buckets = table["bucket"].to_numpy()
+    edges = [0, *(np.flatnonzero(np.diff(buckets)) + 1).tolist(), len(buckets)]
+    for start, stop in itertools.pairwise(edges):
+        if stop > start:
+            yield (
+                int(buckets[start]),
+                table.slice(start, stop - start).drop_columns(["bucket", "position"]),
+            )
+
+
+def _as_shard_rows(table: pa.Table, pixel_format: PixelFormat) -> pa.Table:
+    """Return ``table`` with its pixels as values of a fixed size, without copying them."""
+    index = table.schema.get_field_index("pixels")
+    chunks = [_fixed_size(chunk, pixel_format.nbytes) for chunk in table["pixels"].chunks]
+    return table.set_column(index, "pixels", pa.chunked_array(chunks)).cast(pixel_format.schema)
+
+
+def _fixed_size(values: pa.BinaryArray, nbytes: int) -> pa.FixedSizeBinaryArray:
+    # Arrow has no cast for this. Values of one size lie end to end, so offsets are all they lack.
+    _, offsets, data = values.buffers()
+    ends = np.frombuffer(offsets, np.int32)[values.offset : values.offset + len(values) + 1]
+    if not (np.diff(ends) == nbytes).all():
+        raise RunError(f"A sample has not the {nbytes} bytes that its format asks for.")
+    body = data.slice(int(ends[0]), len(values) * nbytes)
+    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(nbytes), len(values), [None, body])

@@ -1,0 +1,1 @@
+"""What every Spark job needs: session, code, storage, lock, tasks, slots."""

@@ -1,0 +1,194 @@
+"""The Spark session that every job works in: found or made, quiet, and able to import medspark."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from ipaddress import ip_address
+
+from py4j.protocol import Py4JError  # type: ignore[import-untyped]
+from pydantic import Field
+from pyspark import SparkConf, SparkContext
+from pyspark.errors import PySparkException
+from pyspark.sql import SparkSession
+
+from medspark.config import Config
+from medspark.errors import RunError, UsageError
+from medspark.spark.ship import package_file
+
+_LOGGER = logging.getLogger(__name__)
+
+_SETTINGS = {
+    # A path is small but what comes back for it is not; pixels set a smaller number of their own.
+    "spark.sql.execution.arrow.maxRecordsPerBatch": "256",
+    "spark.sql.session.timeZone": "UTC",
+    # Rows of the ledger have more columns than Spark likes to print, of which it would warn.
+    "spark.sql.debug.maxToStringFields": "100",
+    # Barrier stages refuse to run with it, and an ingest should not lose its workers' caches.
+    "spark.dynamicAllocation.enabled": "false",
+    "spark.speculation": "false",
+    "spark.ui.showConsoleProgress": "true",
+    # Keys never are settings, but whatever looks like one is not to be readable in the event log.
+    "spark.redaction.regex": "(?i)secret|password|token|access[.]?key|hmac|pseudonym",
+}
+_PARTITIONS = "spark.sql.shuffle.partitions"
+# Where driver and workers are one machine, nobody else has anything to say to them.
+_LOOPBACK = {"spark.driver.host": "127.0.0.1", "spark.driver.bindAddress": "127.0.0.1"}
+_UI = "spark.ui.enabled"
+_AUTHENTICATE = "spark.authenticate"
+
+
+class SparkConfig(Config):
+    """Where Spark runs. What spark-submit or the platform already decided is left as it is."""
+
+    master: str | None = Field(
+        None, description="Spark master; by default what spark-submit says, else every local core"
+    )
+    log_level: str = Field("WARN", description="log level of the JVM: ERROR, WARN, INFO, DEBUG")
+    settings: dict[str, str] = Field(
+        default_factory=dict, description="further Spark properties, by name"
+    )
+    encrypted: bool = Field(
+        False,
+        description="refuse a session that does not authenticate, and encrypt traffic and local "
+        "files (conf/profiles/secure.yaml has the settings)",
+    )
+
+
+@contextmanager
+def spark_session(config: SparkConfig, *, name: str = "medspark") -> Iterator[SparkSession]:
+    """Yield a session in whose workers medspark can be imported.
+
+    A session that runs already, as in a notebook, is used and left running; one that was
+    started here is stopped at the end. Raises UsageError for a session that is not encrypted
+    although ``config`` asks for it.
+    """
+    running = SparkSession.getActiveSession()
+    spark = running or _start(config, name)
+    try:
+        if config.encrypted:
+            _check_encrypted(spark)
+        spark.sparkContext.setLogLevel(config.log_level)
+        if not is_local(spark):
+            spark.sparkContext.addPyFile(str(package_file()))
+        yield spark
+    finally:
+        if running is None:
+            spark.stop()
+
+
+@contextmanager
+def task_errors() -> Iterator[None]:
+    """Raise RunError, in one line that names the cause, for work that failed inside Spark."""
+    try:
+        yield
+    except (PySparkException, Py4JError) as error:
+        _LOGGER.debug("Spark gave up", exc_info=error)
+        raise RunError(f"A Spark task failed: {_cause(str(error))}") from error
+
+
+def _cause(text: str) -> str:
+    """Return the last Python error in what Spark says, or else the first line of that."""
+    found = re.findall(r"^((?:[A-Za-z_]\w*\.)*\w*(?:Error|Exception)): (.+)$", text, re.MULTILINE)
+    python = [(name, said) for name, said in found if not name.startswith(("java.", "org."))]
+    if not python:
+        return next((line.strip() for line in text.splitlines() if line.strip()), "no reason given")
+    name, said = python[-1]
+    return str(said) if name.endswith("RunError") else f"{name.rpartition('.')[2]}: {said}"
+
+
+def is_local(spark: SparkSession) -> bool:
+    """Return whether driver and workers share one machine and one Python installation."""
+    return _runs_here(str(spark.sparkContext.master))
+
+
+def _runs_here(master: str) -> bool:
+    return master == "local" or master.startswith("local[")
+
+
+def _start(config: SparkConfig, name: str) -> SparkSession:
+    SparkContext._ensure_initialized()  # so that SparkConf sees what spark-submit was told
+    submitted = SparkConf()
+    master = config.master or submitted.get("spark.master", "local[*]") or "local[*]"
+    if _runs_here(master):
+        # Without it the workers run whatever python3 comes first on the path.
+        os.environ["PYSPARK_PYTHON"] = sys.executable
+    builder = SparkSession.builder.appName(name).master(_retrying(master))
+    builder = builder.config("spark.log.level", config.log_level)
+    for key, value in _chosen(config.settings, master, submitted.get).items():
+        builder = builder.config(key, value)
+    spark = builder.getOrCreate()
+    if _runs_here(master) and not submitted.contains(_PARTITIONS):
+        # 200 is made for a cluster: on a laptop it is a second of waiting at every shuffle.
+        spark.conf.set(_PARTITIONS, str(2 * spark.sparkContext.defaultParallelism))
+    return spark
+
+
+def _chosen(
+    settings: Mapping[str, str],
+    master: str,
+    submitted: Callable[[str], str | None],
+    environment: Mapping[str, str] = os.environ,
+) -> dict[str, str]:
+    """Return what to tell Spark: ``settings``, and ours where nobody has ``submitted`` another.
+
+    Raises UsageError for a standalone cluster's secret that is missing.
+    """
+    ours = _SETTINGS | (_LOOPBACK | {_UI: "false"} if _runs_here(master) else {})
+    chosen = {key: value for key, value in ours.items() if submitted(key) is None} | dict(settings)
+
+    def is_on(key: str) -> bool:
+        return str(chosen.get(key, submitted(key))).lower() == "true"
+
+    if _runs_here(master) and is_on(_UI) and not _is_loopback(environment.get("SPARK_LOCAL_IP")):
+        _LOGGER.warning(
+            "Spark's UI stays off, as it would listen on all interfaces: start with "
+            "SPARK_LOCAL_IP=127.0.0.1 in the environment to have it."
+        )
+        chosen[_UI] = "false"
+    secret = chosen.get(f"{_AUTHENTICATE}.secret", submitted(f"{_AUTHENTICATE}.secret"))
+    if master.startswith("spark://") and is_on(_AUTHENTICATE) and not secret:
+        raise UsageError(
+            f"{_AUTHENTICATE} is on, so the driver needs the secret that the master and the "
+            f"workers of {master} have: put {_AUTHENTICATE}.secret into a file that only you can "
+            "read, and give it to spark-submit with --properties-file."
+        )
+    return chosen
+
+
+def _is_loopback(address: str | None) -> bool:
+    try:
+        return address == "localhost" or ip_address(address or "").is_loopback
+    except ValueError:
+        return False
+
+
+def _check_encrypted(spark: SparkSession) -> None:
+    """Raise UsageError unless what Spark itself works with is authenticated and encrypted.
+
+    Its settings alone do not tell: those of a profile come too late for a session that runs.
+    """
+    java = spark.sparkContext._jvm
+    assert java is not None, "there is a session"
+    security = java.org.apache.spark.SparkEnv.get().securityManager()
+    in_force = {
+        _AUTHENTICATE: security.isAuthenticationEnabled(),
+        "spark.network.crypto.enabled": security.isEncryptionEnabled(),
+        "spark.io.encryption.enabled": security.getIOEncryptionKey().isDefined(),
+    }
+    if missing := [name for name, on in in_force.items() if not on]:
+        raise UsageError(
+            f"This Spark session has to be encrypted, but it was started without "
+            f"{' and '.join(missing)}: set them where it is started, for a cluster of its own with "
+            "spark-submit --properties-file."
+        )
+
+
+def _retrying(master: str) -> str:
+    """Return ``master`` so that a local task that dies is tried again, as on a cluster."""
+    cores = re.fullmatch(r"local(?:\[([\d*]+)\])?", master)
+    return f"local[{cores[1] or 1},4]" if cores else master

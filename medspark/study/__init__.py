@@ -1,0 +1,1 @@
+"""Grids of resumable cells, and the reports that are made of them."""

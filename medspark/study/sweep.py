@@ -1,0 +1,315 @@
+"""What a sweep over scales measured, cell by cell, and what follows from all cells together."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Literal, TypeVar
+
+from pydantic import Field
+
+from medspark.config import Config
+from medspark.study.laws import (
+    Cluster,
+    Fit,
+    Projection,
+    StepModel,
+    Trend,
+    efficiency,
+    fit_amdahl,
+    fit_usl,
+    trend,
+)
+
+__all__ = [
+    "ALONE",
+    "Cell",
+    "Curve",
+    "Measured",
+    "Price",
+    "Scaling",
+    "Sweep",
+    "curves",
+    "median",
+    "prices",
+]
+
+Scaling = Literal["strong", "weak", "plain", "slice"]
+# A single process without DDP: with nobody to talk to, these say what talking costs.
+ALONE = ("plain", "slice")
+K = TypeVar("K", bound=Hashable)
+
+
+class Cell(Config):
+    """One point of the grid, under the names that its run in MLflow has as parameters.
+
+    strong: the global batch stays the same; weak: it grows with the processes; plain: a single
+    process without DDP; slice: the same on as few images a step as the most processes have each.
+    """
+
+    model: str
+    mode: str
+    data_share: float
+    scaling: Scaling
+    world_size: int
+    threads_per_rank: int
+    repeat: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.mode} on {self.world_size} x {self.threads_per_rank}, {self.scaling}, "
+            f"{self.data_share:.0%} of the data, {self.model}, repeat {self.repeat}"
+        )
+
+
+class Measured(Config):
+    """What came of one cell."""
+
+    cell: Cell
+    fingerprint: str
+    status: Literal["finished", "failed"]
+    error: str = ""
+    oversubscribed: bool = Field(description="more threads in all than cores")
+    timed_only: bool = Field(False, description="trained for its speed alone, a few steps")
+    train_images: int = 0
+    global_batch: int = 0
+    images_per_second: float = Field(0.0, description="after the warm-up")
+    data_wait_share: float = 0.0
+    communication_share: float = 0.0
+    efficiency: float | None = Field(None, description="against one process of the same repeat")
+    startup: dict[str, float] = Field({}, description="seconds by part, and in total")
+    peak_memory_mb: float = Field(0.0, description="of the largest rank")
+    core_seconds_per_million_images: float = 0.0
+    clean_auroc: float | None = None
+    clean_accuracy: float | None = None
+    worst_case_accuracy: float | None = None
+    seconds: float = Field(0.0, description="of the whole cell")
+    run_id: str | None = None
+
+    def figures(self) -> dict[str, float]:
+        """Return the figures of the scale by the names under which MLflow shows them."""
+        found: dict[str, float | None] = {
+            "scale/images_per_second": self.images_per_second,
+            "scale/data_wait_share": self.data_wait_share,
+            "scale/communication_share": self.communication_share,
+            "scale/efficiency": self.efficiency,
+            "scale/startup_seconds": self.startup.get("total"),
+            "scale/peak_memory_mb": self.peak_memory_mb,
+            "scale/core_seconds_per_million_images": self.core_seconds_per_million_images,
+        }
+        return {name: value for name, value in found.items() if value is not None}
+
+
+class Probe(Config):
+    """Constants of the machine that were measured apart from training."""
+
+    processes: int
+    latency: float = Field(description="seconds per message between two ranks")
+    bandwidth: float = Field(description="bytes per second between two ranks")
+    loader_images_per_second: float = Field(description="that one rank reads and augments")
+
+
+class Prediction(Config):
+    """Speed of a point that no constant was taken from, and what was measured there."""
+
+    model: str
+    mode: str
+    scaling: Scaling
+    world_size: int
+    predicted: float
+    measured: float
+    how: str
+
+    @property
+    def error(self) -> float:
+        """By what share the prediction is too high."""
+        return self.predicted / self.measured - 1
+
+
+class Curve(Config):
+    """Speed over processes of one network, mode and kind of scaling, on the largest share."""
+
+    model: str
+    mode: str
+    scaling: Scaling
+    data_share: float
+    plain: float | None = Field(None, description="images per second of one process without DDP")
+    alone: dict[int, float] = Field(
+        {}, description="images per second of one process without DDP, by images in a step"
+    )
+    speeds: dict[int, list[float]] = Field({}, description="images per second by processes")
+    oversubscribed: list[int] = Field([], description="process counts with more threads than cores")
+    amdahl: Fit | None = None
+    usl: Fit | None = None
+
+    @property
+    def efficiencies(self) -> dict[int, float]:
+        """Efficiency by processes, against the median of one of them."""
+        base = median(self.speeds.get(1, []))
+        if base is None:
+            return {}
+        return {n: efficiency(statistics.median(v), n, base) for n, v in self.speeds.items() if v}
+
+
+class Price(Config):
+    """What a mode costs in clean AUROC against plain training, over the size of the data."""
+
+    model: str
+    mode: str
+    by_images: dict[int, list[float]] = Field(description="AUROC lost, one for each repeat")
+    trend: Trend | None
+
+    @property
+    def sentence(self) -> str:
+        """Say in a sentence whether the price shrinks with data."""
+        sizes = sorted(self.by_images)
+        each = [f"{_price(self.by_images[size])} on {size} images" for size in sizes]
+        seen = f"{self.model}: of clean AUROC, {self.mode} {each[0]}"
+        if self.trend is None:
+            return f"{seen}; one size of data says nothing about a trend."
+        seen = f"{seen} and {each[-1]}"
+        repeats = f"{self.trend.repeats} repeat{'s' if self.trend.repeats > 1 else ''}"
+        if self.trend.interval is None:
+            return f"{seen}; with {repeats} chance cannot be told from a trend."
+        low, high = self.trend.interval
+        change = (
+            f"{self.trend.slope:+.3f} for each tenfold of data, 95 % interval "
+            f"[{low:+.3f}, {high:+.3f}], {repeats}"
+        )
+        verdict = {
+            "falls": "the price of robustness shrank with data",
+            "rises": "the price of robustness grew with data",
+            "unclear": "whether the price of robustness shrinks with data cannot be told from this",
+        }
+        return f"{seen} ({change}): {verdict[self.trend.direction]}."
+
+
+class Sweep(Config):
+    """A whole sweep: what its report is made from, and what other sweeps are compared with."""
+
+    name: str
+    command: str
+    hardware: str
+    dataset: str
+    dataset_digest: str
+    cells: list[Measured]
+    curves: list[Curve] = Field([])
+    prices: list[Price] = Field([])
+    probe: Probe | None = None
+    step_models: dict[str, StepModel] = Field({}, description="by network and mode")
+    predictions: list[Prediction] = Field([])
+    cluster: Cluster = Cluster()
+    projections: dict[str, list[Projection]] = Field({}, description="by network and mode")
+
+    @property
+    def finished(self) -> list[Measured]:
+        """The cells that came to their end."""
+        return [cell for cell in self.cells if cell.status == "finished"]
+
+    @property
+    def sentences(self) -> list[str]:
+        """What was seen of the price of robustness."""
+        return [price.sentence for price in self.prices]
+
+
+def curves(cells: Iterable[Measured]) -> list[Curve]:
+    """Return speed over processes, with fitted laws, for every network, mode and scaling."""
+    found = []
+    for (model, mode), group in _grouped(cells, lambda m: (m.cell.model, m.cell.mode)).items():
+        share = max(m.cell.data_share for m in group)
+        largest = [m for m in group if m.cell.data_share == share]
+        plain = [m for m in largest if m.cell.scaling in ALONE]
+        alone = [m for m in largest if m.cell.world_size == 1 and m.cell.scaling not in ALONE]
+        for scaling in ("strong", "weak"):
+            several = [m for m in largest if m.cell.scaling == scaling and m.cell.world_size > 1]
+            if several or (alone and scaling == alone[0].cell.scaling):
+                found.append(
+                    _curve(
+                        [*alone, *several],
+                        Curve(
+                            model=model,
+                            mode=mode,
+                            scaling=scaling,  # type: ignore[arg-type]
+                            data_share=share,
+                            plain=median(
+                                [m.images_per_second for m in plain if m.cell.scaling == "plain"]
+                            ),
+                            alone={
+                                batch: statistics.median(m.images_per_second for m in group)
+                                for batch, group in _grouped(plain, _batch).items()
+                            },
+                        ),
+                    )
+                )
+    return found
+
+
+def _curve(cells: Sequence[Measured], empty: Curve) -> Curve:
+    speeds: dict[int, list[float]] = {}
+    for measured in sorted(cells, key=lambda m: m.cell.world_size):
+        speeds.setdefault(measured.cell.world_size, []).append(measured.images_per_second)
+    crowded = sorted({m.cell.world_size for m in cells if m.oversubscribed})
+    # A law of more cores is not learnt from processes that shared one.
+    honest = {n: v for n, v in speeds.items() if n not in crowded}
+    return empty.model_copy(
+        update={
+            "speeds": speeds,
+            "oversubscribed": crowded,
+            "amdahl": fit_amdahl(honest),
+            "usl": fit_usl(honest),
+        }
+    )
+
+
+def prices(cells: Iterable[Measured]) -> list[Price]:
+    """Return what each mode loses in clean AUROC against standard training, paired by repeat."""
+    judged = [m for m in cells if m.clean_auroc is not None and m.cell.scaling not in ALONE]
+    auroc = {
+        key: statistics.fmean(m.clean_auroc or 0.0 for m in group)
+        for key, group in _grouped(
+            judged,
+            lambda m: (m.cell.model, m.cell.mode, m.cell.data_share, m.cell.repeat),
+        ).items()
+    }
+    images = {m.cell.data_share: round(_mean_images(judged, m.cell.data_share)) for m in judged}
+    found = []
+    for model, mode in dict.fromkeys(key[:2] for key in auroc):
+        if mode == "standard":
+            continue
+        lost: dict[int, dict[float, float]] = {}
+        for (m, o, share, repeat), value in auroc.items():
+            plain = auroc.get((model, "standard", share, repeat))
+            if (m, o) == (model, mode) and plain is not None:
+                lost.setdefault(repeat, {})[images[share]] = plain - value
+        if lost:
+            sizes = sorted({size for series in lost.values() for size in series})
+            by_images = {n: [s[n] for s in lost.values() if n in s] for n in sizes}
+            found.append(
+                Price(model=model, mode=mode, by_images=by_images, trend=trend(list(lost.values())))
+            )
+    return found
+
+
+def median(values: Sequence[float]) -> float | None:
+    """Return the median, None of nothing."""
+    return statistics.median(values) if values else None
+
+
+def _mean_images(cells: Sequence[Measured], share: float) -> float:
+    return statistics.fmean(m.train_images for m in cells if m.cell.data_share == share)
+
+
+def _batch(measured: Measured) -> int:
+    return measured.global_batch
+
+
+def _grouped(cells: Iterable[Measured], key: Callable[[Measured], K]) -> dict[K, list[Measured]]:
+    groups: dict[K, list[Measured]] = {}
+    for measured in cells:
+        groups.setdefault(key(measured), []).append(measured)
+    return groups
+
+
+def _price(losses: Sequence[float]) -> str:
+    lost = statistics.fmean(losses)
+    return f"{'gained' if lost < 0 else 'cost'} {abs(lost):.3f}"

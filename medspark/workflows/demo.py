@@ -1,0 +1,91 @@
+"""The built-in data: a synthetic archive, ingested and sharded as a user's own would be."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+from pyspark.sql import SparkSession
+
+from medspark import ownership
+from medspark.config import Config
+from medspark.job import write_result
+from medspark.lock import locked
+from medspark.shards import manifest
+from medspark.spark.slots import available_cores
+
+__all__ = ["DemoConfig", "check_demo", "demo_folder", "demo_shards", "ingest_sum"]
+
+logger = logging.getLogger(__name__)
+
+
+class DemoConfig(Config):
+    """The data of a run without --shards."""
+
+    folder: Path = Field(Path("build/demo"), description="where archive, samples and shards go")
+    count: int = Field(2000, ge=10, description="images of the synthetic archive")
+    image_size: int = Field(64, ge=16, description="height and width of the shards, in pixels")
+    seed: int = Field(0, description="of the synthetic archive")
+
+
+def demo_folder(config: DemoConfig) -> Path:
+    """Return the folder of the demo's archive, samples and shards."""
+    return config.folder / f"{config.count}-images-{config.image_size}px-seed-{config.seed}"
+
+
+def check_demo(config: DemoConfig) -> None:
+    """Raise UsageError where somebody else's files are in the demo's way."""
+    ownership.check(demo_folder(config), "demo data")
+
+
+def demo_shards(spark: SparkSession, config: DemoConfig) -> tuple[Path, dict[str, Any]]:
+    """Return the folder of the demo's shards and what ingest said, made if they are not there."""
+    folder = demo_folder(config)
+    shards, said = folder / "shards", folder / "ingest.json"
+    if not said.exists() or not (shards / manifest.NAME).exists():
+        ownership.claim(folder, "demo data")
+        with locked(folder):
+            _make(spark, config, folder, shards, said)
+    return shards, dict(json.loads(said.read_text(encoding="utf-8")))
+
+
+def ingest_sum(ingested: dict[str, Any]) -> str:
+    """Return the sum that shows that ingest lost no file."""
+    parts = " + ".join(f"{ingested[key]} {key}" for key in ("samples", "duplicates", "quarantined"))
+    return f"{ingested['files_seen']} files seen = {parts}"
+
+
+def _make(spark: SparkSession, config: DemoConfig, folder: Path, shards: Path, said: Path) -> None:
+    # What decodes DICOM is nothing that a training on somebody's own shards should wait for.
+    from medspark.images.deidentify import Privacy
+    from medspark.images.phantom import PhantomConfig, write_archive
+    from medspark.ingest.archive import IngestConfig, ingest, open_archive
+    from medspark.sharding.build import ShardConfig, make_shards, open_samples
+
+    archive, samples = folder / "archive", str(folder / "samples")
+    if not (archive / "labels.csv").exists():
+        logger.info("writing %d synthetic radiographs to %s", config.count, archive)
+        logging.getLogger("openjpeg").setLevel(logging.WARNING)
+        phantom = PhantomConfig(count=config.count, seed=config.seed, processes=available_cores())
+        write_archive(archive, phantom)
+    privacy = Privacy(quarantine_file=folder / "quarantine.csv")
+    # Nobody is behind the phantom's names: a key that is no secret splits it alike everywhere.
+    result = ingest(
+        spark,
+        open_archive(
+            IngestConfig(
+                source=str(archive),
+                labels=str(archive / "labels.csv"),
+                samples=samples,
+                image_size=config.image_size,
+                privacy=privacy,
+            ),
+            key=bytes(32),
+        ),
+    )
+    shard_config = ShardConfig(samples=samples, shards=shards)
+    make_shards(spark, shard_config, open_samples(shard_config))
+    write_result(said, result)

@@ -1,0 +1,271 @@
+"""Evaluation on Spark: the pieces of a test set, each attacked by one task."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from pyspark.sql import SparkSession
+from tqdm import tqdm
+
+from medspark import ownership
+from medspark.data.native import MappedSplit
+from medspark.eps import eps_name
+from medspark.errors import RunError, UsageError
+from medspark.evaluate.config import check_attacks
+from medspark.evaluate.gallery import Exhibit, exhibits, typical_rows
+from medspark.evaluate.pieces import Job, fingerprint, load_batch
+from medspark.evaluate.report import write_report
+from medspark.evaluate.robust import RobustReport
+from medspark.evaluate.summary import Array, Detail, summarise
+from medspark.lock import locked
+from medspark.memory import keep_freed_memory
+from medspark.models.card import read_card
+from medspark.models.checkpoint import load_classifier
+from medspark.models.onnx import OnnxClassifier
+from medspark.shards.manifest import Manifest, read_manifest, verify
+from medspark.spark.session import is_local, task_errors
+from medspark.track.models import fetch_model
+from medspark.track.runs import tracked
+from medspark.track.spool import DatasetEntry, RunEntry
+from medspark.workflows.evaluate_config import EvaluationConfig, positive_class
+
+_LOGGER = logging.getLogger(__name__)
+
+_OF_FINDINGS = (
+    "of images of which every finding is right, at a probability of one half; label accuracy is of "
+    "single findings, and attacks that stop at an image's first wrong one leave it high"
+)
+
+
+class Evaluation:
+    """One evaluation: checked before Spark starts, done by Spark, reported by the driver."""
+
+    def __init__(self, config: EvaluationConfig) -> None:
+        """Find model and data. Raises UsageError where they are missing or do not fit."""
+        self.config = config
+        self.manifest = read_manifest(config.shards)
+        verify(config.shards, self.manifest, contents=False)
+        if config.split not in self.manifest.splits or not self._split_rows():
+            raise UsageError(f"The shards in {config.shards} have no {config.split} images.")
+        model = resolve_model(config.model, uri=config.track.uri)
+        surrogates = tuple(resolve_model(name, uri=config.track.uri) for name in config.surrogates)
+        for path in (model, *surrogates):
+            _check_fit(path, self.manifest)
+        gradients = model.suffix != ".onnx"
+        check_attacks(config.attacks, gradients=gradients, surrogates=len(surrogates))
+        self.positive = positive_class(config.positive, self.manifest.classes)
+        others = {f"the surrogate {path}": path for path in surrogates}
+        sources = {"the model": model, **others, "the shards": config.shards}
+        ownership.apart(sources, {"the folder of evaluations": config.folder})
+        ownership.check(config.folder, "evaluation")
+        job = Job(
+            model=model.resolve(),
+            surrogates=tuple(path.resolve() for path in surrogates),
+            shards=config.shards.resolve(),
+            split=config.split,
+            config=config.attack_config(),
+            rows=min(self._split_rows(), config.images or self._split_rows()),
+            piece=config.piece,
+            work=config.folder.resolve(),
+        )
+        name = fingerprint(job, dataset_digest=self.manifest.digest)
+        self.folder = config.folder / name
+        self.job = Job(**(vars(job) | {"work": self.folder.resolve() / "pieces"}))
+
+    def run(self, spark: SparkSession) -> dict[str, Any]:
+        """Do the pieces that are missing, write the report, and return the result document."""
+        entry = RunEntry(
+            name=f"evaluate {Path(self.config.model).name}",
+            config=self.config.model_dump(mode="json"),
+            tags={"medspark.job": "evaluate"},
+            dataset=DatasetEntry(
+                name=self.config.split,
+                digest=self.manifest.digest,
+                source=str(self.config.shards),
+            ),
+        )
+        ownership.claim(self.config.folder, "evaluation")
+        self.folder.mkdir(exist_ok=True)
+        with (
+            locked(self.folder),
+            tracked(self.folder / "mlflow", self.config.track, entry) as run,
+        ):
+            do_pieces(spark, self.job)
+            report, shown = self._report()
+            run.end(
+                "FINISHED",
+                summary=_summary(report),
+                artifacts=self.folder / "report",
+                patience_seconds=self.config.track.patience_seconds,
+            )
+            reference = run.reference
+        return report.as_json() | {
+            "model": self.config.model,
+            "dataset_digest": self.manifest.digest,
+            "split": self.config.split,
+            "norm": self.config.norm,
+            "report": str(self.folder / "report" / "report.html"),
+            "gallery": shown,
+            "mlflow": reference,
+        }
+
+    def _report(self) -> tuple[RobustReport, int]:
+        """Write the report and return it, with the number of images that it shows."""
+        arrays = self.job.arrays()
+        classes = self.manifest.classes
+        report = summarise(
+            arrays,
+            self.job.config.trials(),
+            limits=self.job.config.sanity,
+            positive=self.positive,
+            detail=Detail(
+                groups=self._patients(arrays["rows"]),
+                samples=self.config.bootstrap,
+                classes=classes,
+                seed=self.config.seed,
+            ),
+        )
+        eps = max(self.config.eps, default=0.0)
+        shown = self._exhibits(report.labels, eps)
+        write_report(
+            self.folder / "report",
+            report,
+            title=f"Robustness of {Path(self.config.model).name}",
+            facts=self._facts(report),
+            classes=classes,
+            positive=self._drawn(),
+            shown=shown,
+            shown_eps=eps,
+        )
+        return report, len(shown)
+
+    def _drawn(self) -> int | None:
+        """Return the class whose ROC curve is drawn: of findings all together, if none is named."""
+        if self.positive is None and not self.manifest.multi_label:
+            return len(self.manifest.classes) - 1
+        return self.positive
+
+    def _facts(self, report: RobustReport) -> dict[str, str]:
+        patients = self.manifest.splits[self.config.split].patients
+        return ({"accuracy": _OF_FINDINGS} if self.manifest.multi_label else {}) | {
+            "model": self.config.model,
+            "shards": f"{self.config.shards}, digest {self.manifest.digest[:12]}",
+            "images": f"{report.images} of {self._split_rows()} {self.config.split} images, "
+            f"{patients} patients in the split",
+            "threat model": f"{self.config.norm}; eps is a fraction of [0, 1], after windowing",
+            "intervals": f"95 %, {self.config.bootstrap} bootstrap resamples of the patients",
+            "seed": str(self.config.seed),
+        }
+
+    def _exhibits(self, labels: Array, eps: float) -> list[Exhibit]:
+        if self.config.gallery == 0 or self.job.model.suffix == ".onnx":
+            return []
+        split = MappedSplit(self.config.shards, self.manifest, self.config.split)
+        rows = typical_rows(labels, self.config.gallery)
+        images, truth, _ = load_batch(split, rows)
+        threat = self.job.config.threat(eps)
+        return exhibits(load_classifier(self.job.model), images, truth, threat=threat)
+
+    def _patients(self, rows: Array) -> Array:
+        shards = self.manifest.splits[self.config.split].shards
+        keys = [
+            pq.read_table(self.config.shards / shard.path, columns=["patient_key"])["patient_key"]
+            for shard in shards
+        ]
+        patients: Array = np.concatenate([column.to_numpy() for column in keys])
+        return patients[rows].astype(str)
+
+    def _split_rows(self) -> int:
+        return self.manifest.splits[self.config.split].rows
+
+
+def do_pieces(spark: SparkSession, job: Job) -> None:
+    """Do every piece of ``job`` that is missing, one in a Spark task, and show progress.
+
+    The work folder, the models and the shards have to be where every worker sees them.
+    """
+    job.work.mkdir(parents=True, exist_ok=True)
+    missing = job.missing()
+    if len(missing) < job.pieces:
+        _LOGGER.info("%d of %d pieces are done already", job.pieces - len(missing), job.pieces)
+    if missing:
+        threads = int(spark.conf.get("spark.task.cpus", "1") or "1")
+        with _progress(job), task_errors():
+            spark.sparkContext.parallelize(missing, len(missing)).foreach(
+                lambda number: _do_piece(job, number, threads)
+            )
+    if job.missing():
+        where = "" if is_local(spark) else "; every worker has to see that folder"
+        raise RunError(f"Pieces are missing in {job.work} although Spark did them{where}.")
+
+
+def _do_piece(job: Job, number: int, threads: int) -> None:
+    keep_freed_memory()
+    # A worker of Spark is used again, for work that may want other threads.
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        job.do(number)
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _progress(job: Job) -> Iterator[None]:
+    """Show how many images are done: the files in the work folder tell."""
+    stop = threading.Event()
+    with tqdm(total=job.rows, initial=job.done(), unit="image", desc="attacked") as bar:
+
+        def advance() -> None:
+            bar.update(max(job.done() - bar.n, 0))
+
+        def follow() -> None:
+            while not stop.wait(1.0):
+                advance()
+
+        thread = threading.Thread(target=follow, name="progress", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+            advance()
+
+
+def resolve_model(name: str, *, uri: str | None) -> Path:
+    """Return the folder or file of the model ``name``, fetched from MLflow if it lies there."""
+    if name.startswith(("models:/", "runs:/")):
+        return fetch_model(name, uri=uri)
+    path = Path(name)
+    if path.suffix == ".onnx":
+        if not path.is_file():
+            raise UsageError(f"model: there is no file '{path}'.")
+        return path
+    read_card(path)
+    return path
+
+
+def _check_fit(path: Path, manifest: Manifest) -> None:
+    model = OnnxClassifier(path) if path.suffix == ".onnx" else read_card(path)
+    if difference := model.misfit(manifest):
+        raise UsageError(f"The model '{path}' does not fit: {difference}.")
+
+
+def _summary(report: RobustReport) -> dict[str, float]:
+    """Return the figures by the names under which MLflow shows them."""
+    found = {f"clean/{k}": v for k, v in report.clean.model_dump().items() if v is not None}
+    for result in [*report.attacks, *report.worst]:
+        place = f"{result.name}/{eps_name(result.eps)}"
+        found |= {
+            f"{place}/{k}": v for k, v in result.metrics.model_dump().items() if v is not None
+        }
+    return found | {"flags_triggered": float(sum(flag.triggered for flag in report.flags))}

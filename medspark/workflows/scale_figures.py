@@ -1,0 +1,67 @@
+"""What a sweep's own run shows and projects, from what its cells measured: pure arithmetic."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from medspark.models.backbones import build
+from medspark.shards.manifest import Manifest
+from medspark.study.laws import Cluster, Projection, StepModel, project
+from medspark.study.sweep import Sweep
+from medspark.workflows.scale_grid import ScaleAtConfig
+
+__all__ = ["assumed_cluster", "gradient_bytes", "judged_figures", "parent_figures", "projected"]
+
+
+def judged_figures(result: Mapping[str, Any]) -> dict[str, float | None]:
+    """Return what a network is worth under attack, of the result of its training."""
+    worst = result["worst_case"]
+    return {
+        "clean_auroc": result["clean"]["auroc"],
+        "clean_accuracy": result["clean"]["accuracy"],
+        "worst_case_accuracy": worst[-1]["accuracy"] if worst else None,
+    }
+
+
+def gradient_bytes(config: ScaleAtConfig, name: str, manifest: Manifest) -> float:
+    """Return the bytes of gradients that ranks exchange in a step of the network ``name``."""
+    model = config.model.model_copy(update={"name": name, "weights": None})
+    network = build(model, num_classes=len(manifest.classes), channels=manifest.channels)
+    return float(sum(4 * p.numel() for p in network.parameters() if p.requires_grad))
+
+
+def assumed_cluster(config: ScaleAtConfig, startups: list[float]) -> Cluster:
+    """Return what is assumed of the cluster; start-up as measured, unless it is given."""
+    assumed = config.project.model_dump(include=set(Cluster.model_fields))
+    if startups and "startup_seconds" not in config.project.model_fields_set:
+        assumed["startup_seconds"] = statistics.median(startups)
+    return Cluster(**assumed)
+
+
+def projected(config: ScaleAtConfig, model: StepModel, cluster: Cluster) -> Iterator[Projection]:
+    """Yield a projection for every size of data on every number of machines."""
+    for images in config.project.images:
+        for nodes in config.project.nodes:
+            yield project(
+                model,
+                cluster,
+                nodes=nodes,
+                images=images,
+                epochs=config.train.epochs,
+                batch=config.project.batch,
+                largest_batch=config.project.largest_batch,
+            )
+
+
+def parent_figures(sweep: Sweep) -> dict[str, float]:
+    """Return the figures of the whole sweep that its own run shows."""
+    failed = sum(m.status == "failed" for m in sweep.cells)
+    figures = {"sweep/finished": float(len(sweep.finished)), "sweep/failed": float(failed)}
+    for curve in sweep.curves:
+        name = f"{curve.scaling} {curve.model} {curve.mode}".replace("+", " ")
+        for world, value in curve.efficiencies.items():
+            if world > 1:
+                figures[f"sweep/efficiency on {world} {name}"] = value
+    return figures

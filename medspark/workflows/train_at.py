@@ -1,0 +1,360 @@
+"""Train on shards from Spark: what jobs/train_at.py does."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+from pyspark.sql import SparkSession
+
+from medspark.attacks.threat import ThreatModel
+from medspark.data.config import DataConfig, check_data
+from medspark.errors import UsageError
+from medspark.evaluate.config import EvaluateConfig
+from medspark.job import JobConfig, write_result
+from medspark.launch.distributor import (
+    SPARK_SETTINGS,
+    LaunchConfig,
+    Task,
+    check_room,
+    run_ddp,
+)
+from medspark.models.card import columns_of, read_card
+from medspark.models.config import PRETRAINED, ModelConfig, check_model, check_weights
+from medspark.shards.manifest import Manifest, read_manifest, verify
+from medspark.shards.plan import EpochPlan
+from medspark.spark.session import SparkConfig, spark_session
+from medspark.track.config import TrackConfig
+from medspark.track.runs import tracked
+from medspark.track.spool import DatasetEntry, ModelEntry, RunEntry
+from medspark.train.config import CheckpointConfig, FitConfig, TrainConfig, check_ranks
+from medspark.train.run_folder import check_run_folder, held_run, keep_result, kept_result
+from medspark.workflows import figures
+from medspark.workflows.demo import DemoConfig, check_demo, demo_folder, demo_shards, ingest_sum
+from medspark.workflows.model_card_text import model_card
+from medspark.workflows.progress import progress
+from medspark.workflows.robustness_table import robustness_table
+
+# Torch, timm and MLflow take seconds to import: only where they are needed, beside the start of
+# Spark and of the ranks, and never for --help.
+if TYPE_CHECKING:
+    from medspark.models.classifier import Classifier
+
+__all__ = ["TrainAtConfig", "check", "fetch_classifier", "summary", "train_at", "train_once"]
+
+# How a row of the table is called that no robustness was trained into.
+_NO_DEFENCE = {"standard": "undefended", "kd": "student (kd)", "defensive": "student (defensive)"}
+
+# What every rank runs, by name.
+_FIT = "medspark.train.loop:fit"
+
+
+class TrainAtConfig(JobConfig):
+    """Adversarial fine-tuning of one classifier on one dataset of shards."""
+
+    shards: Path | None = Field(
+        None, description="folder that jobs/shard.py wrote; built-in demo data by default"
+    )
+    run_dir: Path | None = Field(
+        None,
+        description="folder for checkpoints, logs and the model, shared by all machines; by "
+        "default one of its own beside the output: x.run, x-2.run, ...",
+    )
+    baseline: bool = Field(
+        False, description="also train without attacks first, and report both side by side"
+    )
+    model: ModelConfig = ModelConfig()
+    attack: ThreatModel = ThreatModel()
+    train: TrainConfig = TrainConfig()
+    data: DataConfig = DataConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    seed: int = Field(0, ge=0, description="of the weights, the order of images and all noise")
+    resume: Literal["auto", "never"] = Field(
+        "never",
+        description="auto goes on with the interrupted run in run_dir, if there is one, and "
+        "returns the result of one that has finished",
+    )
+    overwrite: bool = Field(
+        False, description="replace the run in run_dir, finished or not; other files there stay"
+    )
+    launch: LaunchConfig = LaunchConfig()
+    spark: SparkConfig = SparkConfig()
+    track: TrackConfig = TrackConfig()
+    demo: DemoConfig = DemoConfig()
+
+
+def train_at(config: TrainAtConfig) -> dict[str, Any]:
+    """Train as ``config`` says and return the result document.
+
+    Raises UsageError for whatever is wrong with the configuration or the shards before Spark
+    starts, with the network while it starts, and RunError, naming the rank and the cause, for
+    training that failed.
+    """
+    check(config)
+    place, demo = _place(config), demo_folder(config.demo) if config.shards is None else None
+    _check_folders(config, place)
+    with held_run(
+        place,
+        fixed=config.run_dir is not None,
+        resume=config.resume,
+        overwrite=config.overwrite,
+        demo=demo,
+    ) as folder:
+        return _kept(config, folder) or _run(config, folder)
+
+
+def _run(config: TrainAtConfig, folder: Path) -> dict[str, Any]:
+    settings = SPARK_SETTINGS | config.spark.settings
+    spark_config = config.spark.model_copy(update={"settings": settings})
+    asked = config
+
+    def check_name() -> None:
+        # A run that goes on was checked when it began.
+        if not any((folder / "checkpoints").glob("step-*")):
+            check_model(config.model)
+
+    # To import timm takes as long as Spark to start.
+    with (
+        _beside(check_name) as checked,
+        spark_session(spark_config, name="medspark train_at") as spark,
+    ):
+        checked()
+        before: dict[str, Any] = {}
+        if config.shards is None:
+            shards, before["ingest"] = demo_shards(spark, config.demo)
+            config = config.model_copy(update={"shards": shards})
+        if config.baseline:
+            plain = config.train.model_copy(update={"mode": "standard"})
+            undefended = config.model_copy(update={"train": plain})
+            before["baseline"] = _plain(undefended, spark, folder / "plain")
+        result = train_once(config, spark, folder)
+        if not before:
+            # What came before the launch was Spark's own start and nothing else.
+            submitted = result["launch"]["launched_at"] - figures.submitted_at()
+            result["startup"] = {"submit": submitted, **result["startup"]}
+        result |= before
+        keep_result(folder, result, **_digests(asked))
+        return result
+
+
+def _plain(config: TrainAtConfig, spark: SparkSession, folder: Path) -> dict[str, Any]:
+    """Return what came of the training without attacks, now or before the run was interrupted."""
+    if (kept := _kept(config, folder)) is not None:
+        return kept
+    result = train_once(config, spark, folder)
+    keep_result(folder, result, **_digests(config))
+    return result
+
+
+# What decides the weights of a run, and what says only where and how it is done.
+_DATA = {"reader", "augment", "window", "share"}
+_DECISIVE = dict.fromkeys(("attack", "train", "model", "seed", "distill", "baseline"), True)
+_PLACES = {
+    "output", "run_dir", "shards", "resume", "overwrite", "launch", "spark", "track",
+    "checkpoint", "demo",
+}  # fmt: skip
+
+
+def _kept(config: TrainAtConfig, folder: Path) -> dict[str, Any] | None:
+    if config.resume == "never":
+        return None
+    return kept_result(folder, **_digests(config))
+
+
+def _digests(config: TrainAtConfig) -> dict[str, str]:
+    return {"run": _digest(config, weights=True), "asked": _digest(config, weights=False)}
+
+
+def _digest(config: TrainAtConfig, *, weights: bool) -> str:
+    """Return a hash of the data, and of what decides the ``weights`` or else all of the result."""
+    if weights:
+        told = config.model_dump(mode="json", include=_DECISIVE | {"data": _DATA})
+    else:
+        told = config.model_dump(mode="json", exclude=_PLACES)
+    data = config.shards and read_manifest(config.shards).digest
+    told["dataset"] = data or config.demo.model_dump(mode="json")
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def _place(config: TrainAtConfig) -> Path:
+    """Return the folder that the run is asked to have, or the first of those it may get."""
+    output = config.output or Path("build/results/train_at.json")
+    return (config.run_dir or output.with_suffix(".run")).resolve()
+
+
+def _check_folders(config: TrainAtConfig, place: Path) -> None:
+    """Raise UsageError for a run that would write to what it reads, or to a stranger's folder."""
+    if config.overwrite and config.resume == "auto":
+        raise UsageError("overwrite begins a run anew and resume auto goes on with it: give one.")
+    check_run_folder(
+        place,
+        fixed=config.run_dir is not None,
+        shards=config.shards or demo_folder(config.demo),
+        model=config.model,
+        distill=getattr(config, "distill", None),
+    )
+    if config.shards is None:
+        check_demo(config.demo)
+
+
+def check(config: TrainAtConfig) -> None:
+    """Raise UsageError for what can be found wrong before Spark starts, and without timm."""
+    check_room(config.launch, config.spark.master)
+    check_ranks(config.train, config.launch.processes)
+    if config.shards is not None:
+        verify(config.shards, read_manifest(config.shards), contents=False)
+    check_data(config.data)
+    check_weights(config.model)
+
+
+@contextmanager
+def _beside(work: Callable[[], None]) -> Iterator[Callable[[], None]]:
+    """Do ``work`` in a thread; what is yielded waits for its end, and raises what it raised."""
+    with ThreadPoolExecutor(1) as pool:
+        yield pool.submit(work).result
+
+
+def summary(result: Mapping[str, Any]) -> str:
+    """Return what a person wants to read at the end: robustness, the ingest sum, the dashboard."""
+    mode = result["mode"]
+    name = _NO_DEFENCE.get(mode, f"defended ({mode})")
+    rows = {"undefended": result["baseline"]} if "baseline" in result else {}
+    lines = ["", "Accuracy on the test images (%)", "", robustness_table(rows | {name: result}), ""]
+    lines.append(f"Model: {result['model']}")
+    if "ingest" in result:
+        lines.append(ingest_sum(result["ingest"]))
+    if "submit" in result["startup"]:
+        parts = {name: took for name, took in result["startup"].items() if name != "total"}
+        said = ", ".join(f"{name.replace('_', ' ')} {took:.1f}" for name, took in parts.items())
+        lines.append(f"First step {sum(parts.values()):.1f} s after spark-submit: {said}")
+    store = result["mlflow"]["uri"]
+    if store.startswith("sqlite:"):
+        lines.append(f"Dashboard: make ui    (mlflow ui --backend-store-uri {store})")
+    else:
+        lines.append(f"Dashboard: {store}")
+    return "\n".join(lines)
+
+
+def fetch_classifier(model_uri: str, *, uri: str | None = None) -> Classifier:
+    """Return the classifier that a run logged as ``models:/…``, to be trained on or asked."""
+    from medspark.models.checkpoint import load_classifier
+    from medspark.track.models import fetch_model
+
+    return load_classifier(fetch_model(model_uri, uri=uri))
+
+
+def train_once(
+    config: TrainAtConfig,
+    spark: SparkSession,
+    folder: Path,
+    *,
+    params: Mapping[str, Any] | None = None,
+    tags: Mapping[str, str] | None = None,
+    measure: Callable[[Mapping[str, Any]], Mapping[str, float]] | None = None,
+    timed_only: bool = False,
+) -> dict[str, Any]:
+    """Train one network on ``config.shards`` in a running session; leave all of it in ``folder``.
+
+    The run in MLflow gets ``params`` and ``tags`` beside its own, and what ``measure`` makes of the
+    result; ``timed_only`` keeps figures of the network itself out of it. Returns the result
+    document. Raises UsageError for input that cannot be used, and
+    RunError, naming the rank and the cause, for training that failed.
+    """
+    check_ranks(config.train, config.launch.processes)
+    fit_config = _fit_config(config, folder)
+    manifest = read_manifest(fit_config.shards)
+    entry = _entry(config, manifest)
+    entry = entry.model_copy(
+        update={"params": dict(params or {}), "tags": entry.tags | dict(tags or {})}
+    )
+    with tracked(folder, config.track, entry) as run:
+        task = Task(
+            function=_FIT,
+            config=fit_config,
+            run_dir=folder,
+            journal=run.spool.journal,
+            checkpoints=folder / "checkpoints",
+            most_ranks=config.train.most_ranks,
+        )
+        steps = (
+            config.train.epochs
+            * EpochPlan(manifest.splits["train"].rows, config.train.batch_size, config.seed).steps
+        )
+        with progress(run.spool.journal, steps=steps, name=config.train.mode):
+            result, launched = run_ddp(task, spark=spark, launch=config.launch)
+        result |= {"startup": figures.startup(result["timeline"], launched)}
+        told = (
+            figures.cost(result)
+            | figures.speed(run.spool.journal)
+            | {"restarts": launched.restarts}
+        )
+        if not timed_only:
+            told |= figures.robustness(result)
+        keep_model = config.track.log_model and not timed_only
+        run.end(
+            "FINISHED",
+            params={"world_size": launched.processes, "threads_per_rank": launched.threads},
+            summary=told | dict(measure(result) if measure else {}),
+            artifacts=None if timed_only else _write_report(folder, result, manifest),
+            model=_model_entry(folder, manifest, config, result) if keep_model else None,
+            patience_seconds=config.track.patience_seconds,
+        )
+    return result | {"launch": launched.model_dump(), "mlflow": run.reference}
+
+
+def _fit_config(config: TrainAtConfig, folder: Path) -> FitConfig:
+    assert config.shards is not None, "the demo's shards have been made"
+    model = config.model
+    if model.weights not in (None, PRETRAINED):
+        # The ranks work in folders of their own.
+        model = model.model_copy(update={"weights": str(Path(str(model.weights)).resolve())})
+    # What the jobs and the training call by the same name is the same thing.
+    shared = {
+        name: getattr(config, name) for name in FitConfig.model_fields if hasattr(config, name)
+    }
+    placed = {"shards": config.shards.resolve(), "run_dir": folder, "model": model}
+    return FitConfig(**(shared | placed))
+
+
+def _entry(config: TrainAtConfig, manifest: Manifest) -> RunEntry:
+    return RunEntry(
+        name=f"{config.model.name} {config.train.mode}",
+        config=config.model_dump(mode="json"),
+        tags={"medspark.job": "train_at", "medspark.mode": config.train.mode},
+        dataset=DatasetEntry(
+            name=Path(str(config.shards)).name, digest=manifest.digest, source=str(config.shards)
+        ),
+    )
+
+
+def _model_entry(
+    folder: Path, manifest: Manifest, config: TrainAtConfig, result: Mapping[str, Any]
+) -> ModelEntry:
+    return ModelEntry(
+        folder=folder / "model",
+        loader="medspark.models.predictor:Predictor.load",
+        input_shape=(manifest.height, manifest.width, manifest.channels),
+        outputs=len(manifest.classes),
+        file_loader="medspark.models.file_predictor:FilePredictor.load",
+        classes=columns_of(manifest.classes),
+        card=model_card(result, manifest, read_card(folder / "model")),
+        register_as=config.track.register_as,
+        alias=config.track.alias,
+    )
+
+
+def _write_report(run_folder: Path, result: Mapping[str, Any], manifest: Manifest) -> Path:
+    folder = run_folder / "report"
+    folder.mkdir(parents=True, exist_ok=True)
+    card = model_card(result, manifest, read_card(run_folder / "model"))
+    write_result(folder / "result.json", dict(result))
+    (folder / "robustness.md").write_text(robustness_table({"": result}), encoding="utf-8")
+    (folder / "MODEL_CARD.md").write_text(card, encoding="utf-8")
+    return folder
