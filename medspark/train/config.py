@@ -13,7 +13,7 @@ from medspark.attacks.threat import ThreatModel
 from medspark.config import Config
 from medspark.data.config import DataConfig
 from medspark.errors import UsageError
-from medspark.evaluate.config import EvaluateConfig
+from medspark.evaluate.config import AttackSettings
 from medspark.models.config import ModelConfig
 
 __all__ = [
@@ -221,7 +221,7 @@ class FitConfig(Config):
     model: ModelConfig = ModelConfig()
     attack: ThreatModel = ThreatModel()
     train: TrainConfig = TrainConfig()
-    evaluate: EvaluateConfig = EvaluateConfig()
+    evaluate: AttackSettings = AttackSettings()
     checkpoint: CheckpointConfig = CheckpointConfig()
     distill: DistillConfig | None = Field(
         None, description="a teacher to learn from, instead of train.mode"
