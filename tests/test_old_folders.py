@@ -20,6 +20,7 @@ from medspark.images.deidentify import Pseudonyms
 from medspark.ingest.archive import IngestConfig, ingest, open_archive
 from medspark.sharding.build import ShardConfig, make_shards, open_samples
 from medspark.shards.manifest import Manifest, read_manifest, verify
+from medspark.shards.schema import read_sites
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -123,6 +124,13 @@ def test_old_shards_are_whole_and_hold_the_same_pixels():
         EXPECTED["shards"]["rows"]
     )
     assert pixels_of(OLD / "shards", manifest) == EXPECTED["shards"]["pixels_sha256"]
+
+
+def test_no_site_is_known_of_an_old_shard():
+    splits = read_manifest(OLD / "shards").splits.values()
+    paths = [OLD / "shards" / shard.path for split in splits for shard in split.shards]
+
+    assert [site for path in paths for site in read_sites(path)] == 48 * [None]
 
 
 @pytest.mark.parametrize("reader", ["native", "petastorm"])

@@ -19,6 +19,7 @@ from medspark import ownership
 from medspark.config import Bits, Config
 from medspark.errors import RunError, UsageError
 from medspark.ingest import ledger
+from medspark.ingest.migrate import is_former
 from medspark.ingest.write import SampleSet, SamplesManifest, new_generation
 from medspark.lock import locked
 from medspark.sharding.layout import Counts, Layout
@@ -157,6 +158,8 @@ class _Sharding:
     def _live(self) -> DataFrame:
         rows = ledger.read(self._spark, self._samples, self._source.ledger)
         live = rows.where(F.col("outcome") == ledger.SAMPLE)
+        if is_former(self._source):  # its sites are plain names until the next ingest
+            live = live.withColumn("site", F.lit(None).cast("string"))
         if self._config.classes is not None:
             live = self._numbering.kept(live, self._config.classes)
         return live
@@ -227,15 +230,18 @@ class _Sharding:
             .withColumn("number", self._numbering.number(classes))
             .withColumn("position", (F.row_number().over(shuffled) - 1).cast("bigint"))
             .select(
-                "target", "position", "sample_key", "patient_key", "number", "split",
+                "target", "position", "sample_key", "patient_key", "site", "number", "split",
                 "pixel_key", "part", "row",
             )
         )  # fmt: skip
 
     def _counts(self, dealt: DataFrame, classes: list[str]) -> dict[str, Counts]:
-        images: dict[str, dict[int, int]] = {split: {} for split in SPLITS}
-        for row in dealt.groupBy("target", "number").count().collect():
-            images[row["target"]][row["number"]] = row["count"]
+        images: dict[str, Counter[int]] = {split: Counter() for split in SPLITS}
+        sites: dict[str, Counter[str]] = {split: Counter() for split in SPLITS}
+        for row in dealt.groupBy("target", "number", "site").count().collect():
+            images[row["target"]][row["number"]] += row["count"]
+            if row["site"] is not None:
+                sites[row["target"]][row["site"]] += row["count"]
         patients = {
             row["target"]: row["patients"]
             for row in dealt.groupBy("target")
@@ -247,6 +253,7 @@ class _Sharding:
                 sum(images[split].values()),
                 self._numbering.by_class(images[split], len(classes)),
                 patients.get(split, 0),
+                dict(sorted(sites[split].items())),
             )
             for split in SPLITS
         }
@@ -283,7 +290,7 @@ class _Sharding:
                 number = layout.number(split, F.col("position"))
                 bucket = F.when(F.col("target") == split.name, F.floor(number)).otherwise(bucket)
         placed = dealt.withColumn("bucket", bucket.cast("int")).select(
-            "bucket", "position", "sample_key", "patient_key", "number", "part", "row"
+            "bucket", "position", "sample_key", "patient_key", "site", "number", "part", "row"
         )
         parts = self._parts
         cores = self._spark.sparkContext.defaultParallelism
@@ -313,7 +320,11 @@ class _Sharding:
         if sum(shard.rows for shard in shards) != counts.rows:
             raise RunError(f"The {name} shards do not hold the {counts.rows} rows they should.")
         return Split(
-            rows=counts.rows, patients=counts.patients, class_counts=counts.by_class, shards=shards
+            rows=counts.rows,
+            patients=counts.patients,
+            class_counts=counts.by_class,
+            sites=counts.by_site,
+            shards=shards,
         )
 
     def _commit(

@@ -75,14 +75,14 @@ class Lookalike(NamedTuple):
 def lookalikes(rows: DataFrame, samples: HashSamples, *, bits: int) -> list[Lookalike]:
     """Return the samples that look like one of another patient.
 
-    ``rows`` have sample_key, patient_key, part and row. Two images are alike where their hashes
-    differ in at most ``bits``, and all that are alike one to the next have one number.
+    ``rows`` have sample_key, patient_key, site, part and row. Two images are alike where their
+    hashes differ in at most ``bits``, and all that are alike one to the next have one number.
     """
     spark = rows.sparkSession
     tasks = min(len(samples.parts), 8 * spark.sparkContext.defaultParallelism)
     placed = rows.select(
         F.lit(0).alias("bucket"), F.lit(0).cast("bigint").alias("position"), "sample_key",
-        "patient_key", F.lit(0).alias("number"), "part", "row",
+        "patient_key", "site", F.lit(0).alias("number"), "part", "row",
     )  # fmt: skip
     by_part = placed.repartition(max(1, tasks), "part").sortWithinPartitions("part", "row")
     hashed = map_batches(by_part, samples, _HASHED).persist()

@@ -27,7 +27,8 @@ from medspark.spark import storage
 
 # What goes from the readers, through Spark's shuffle, to the writers; and what these report.
 PLACED = (
-    "bucket int, position bigint, sample_key string, patient_key string, label int, pixels binary"
+    "bucket int, position bigint, sample_key string, patient_key string, site string, label int, "
+    "pixels binary"
 )
 WRITTEN = "bucket int, path string, rows bigint, bytes bigint, sha256 string"
 # How a shard is called below the folder of its generation, whole or half written.
@@ -82,6 +83,7 @@ class ReadSamples:
                 "position": pa.array([row["position"] for row in rows], pa.int64()),
                 "sample_key": [row["sample_key"] for row in rows],
                 "patient_key": [row["patient_key"] for row in rows],
+                "site": pa.array([row["site"] for row in rows], pa.string()),
                 "label": pa.array([row["number"] for row in rows], pa.int32()),
                 "pixels": pa.array(pixels, pa.binary()),
             }
