@@ -17,8 +17,11 @@ from key_files import write_key
 
 from medspark.config import load_config
 from medspark.images.deidentify import Pseudonyms
-from medspark.ingest.archive import IngestConfig, ingest, open_archive
-from medspark.sharding.build import ShardConfig, make_shards, open_samples
+from medspark.ingest.archive import open_archive
+from medspark.ingest.config import IngestConfig
+from medspark.ingest.pipeline import ingest
+from medspark.sharding.build import make_shards, open_samples
+from medspark.sharding.config import ShardConfig
 from medspark.shards.manifest import Manifest, read_manifest, verify
 from medspark.shards.schema import read_sites
 

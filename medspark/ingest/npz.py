@@ -28,8 +28,8 @@ from PIL import Image
 
 from medspark.errors import UsageError
 from medspark.images.reasons import Reason, Unreadable
+from medspark.ingest.config import ArchiveLimits
 from medspark.ingest.labels import join_findings
-from medspark.ingest.limits import ArchiveLimits
 from medspark.spark import storage
 
 _FORMAT: Any = np.lib.format  # untyped in numpy

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from medspark.errors import UsageError
 from medspark.images.deidentify import Privacy, Pseudonyms, private_file
-from medspark.ingest.write import SampleSet
+from medspark.ingest.sample_set import SampleSet
 from medspark.spark import storage
 
 _LOGGER = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ from medspark import ownership
 from medspark.errors import RunError, UsageError
 from medspark.images.rendering import resize
 from medspark.ingest.parts import check_part
-from medspark.ingest.write import GENERATION
+from medspark.ingest.sample_set import GENERATION
 from medspark.sharding.layout import Layout
 from medspark.shards.manifest import NAME, read_manifest, sha256_of
 from medspark.shards.schema import PixelFormat, write_shard

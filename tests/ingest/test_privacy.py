@@ -22,13 +22,15 @@ from PIL import Image
 from medspark.errors import RunError, UsageError
 from medspark.images.deidentify import Pseudonyms
 from medspark.images.frame import sha256_of
-from medspark.ingest import archive as ingesting
-from medspark.ingest import ledger
-from medspark.ingest.archive import IngestConfig, ingest, open_archive
+from medspark.ingest import ledger, pipeline
+from medspark.ingest.archive import open_archive
+from medspark.ingest.config import IngestConfig
 from medspark.ingest.listing import Keyed
+from medspark.ingest.pipeline import ingest
+from medspark.ingest.sample_set import SampleSet, SamplesManifest
 from medspark.ingest.sealing import _Unseal
-from medspark.ingest.write import SampleSet, SamplesManifest
-from medspark.sharding.build import ShardConfig, make_shards, open_samples
+from medspark.sharding.build import make_shards, open_samples
+from medspark.sharding.config import ShardConfig
 from medspark.shards.manifest import read_manifest
 
 if TYPE_CHECKING:
@@ -242,7 +244,7 @@ def killed(runs, tmp_path, monkeypatch) -> Runs:
     runs(source)
     image(source / "new.png", 100)
     with monkeypatch.context() as patch, pytest.raises(_Killed):
-        patch.setattr(ingesting._Ingest, "_commit", die)
+        patch.setattr(pipeline._Ingest, "_commit", die)
         runs(source)
     shutil.move(tmp_path / "staged", runs.samples / "staging")
     assert (runs.samples / "staging" / "outcomes").exists()

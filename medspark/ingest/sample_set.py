@@ -20,12 +20,18 @@ import logging
 import re
 import secrets
 import time
+from collections.abc import Sequence
 from typing import Any
 
+import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+from pyspark.sql.pandas.types import from_arrow_schema
 
 from medspark import ownership
 from medspark.errors import UsageError
+from medspark.ingest import ledger
 from medspark.ingest.parts import Part
 from medspark.lock import locked
 from medspark.spark import storage
@@ -37,6 +43,11 @@ _LOGGER = logging.getLogger(__name__)
 SCHEMA_VERSION = 3
 _READ = (1, 2, 3)
 MANIFEST = "manifest.json"
+# Until version 3 the ledger's digests were plain.
+_FORMER = {"content_key": "sha256", "pixel_key": "pixel_sha256"}
+_LEDGER = from_arrow_schema(
+    pa.schema([*ledger.SCHEMA, *[(name, pa.string()) for name in _FORMER.values()]])
+)
 # What ingests name: nothing else below the folder is ever removed.
 GENERATION, _FILE = r"\d{8}T\d{6}-[0-9a-f]{6}", r"[0-9a-f]{32}\.parquet"
 _SPARKS = r"\.?(part-.*|_(SUCCESS|(started|committed)_\d+)(\.crc)?)"
@@ -99,6 +110,20 @@ class SampleSet:
             return SamplesManifest.model_validate(record)
         except (ValueError, AttributeError, ValidationError) as error:
             raise UsageError(f"{path} is not a manifest of samples.") from error
+
+    def read_ledger(self, spark: SparkSession, files: Sequence[str]) -> DataFrame:
+        """Return the ledger that lies in ``files`` of the dataset, of which there may be none.
+
+        Digests of earlier versions take the places of keys: they tell images apart as well, and
+        medspark.ingest.migrate makes keys of them.
+        """
+        if not files:
+            return spark.createDataFrame(ledger.SCHEMA.empty_table())
+        paths = [storage.for_spark(self.path(path)) for path in files]
+        rows = spark.read.schema(_LEDGER).parquet(*paths)
+        for name, former in _FORMER.items():
+            rows = rows.withColumn(name, F.coalesce(name, former))
+        return rows.select(ledger.SCHEMA.names)
 
     def commit(self, manifest: SamplesManifest) -> None:
         """Make ``manifest`` the content of the dataset, all at once."""

@@ -27,8 +27,8 @@ from medspark.images.guard import GuardedDecoder
 from medspark.images.reasons import Reason, Unreadable
 from medspark.images.rendering import Rendering
 from medspark.ingest import ledger, npz
+from medspark.ingest.config import ArchiveLimits
 from medspark.ingest.ledger import CONFLICTING_LABEL, QUARANTINED, SAMPLE
-from medspark.ingest.limits import ArchiveLimits
 from medspark.ingest.parts import Part, PartWriter
 from medspark.memory import keep_freed_memory
 from medspark.spark import storage
@@ -50,7 +50,7 @@ Outcome = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Decoding:
+class DecodeFiles:
     """Everything that a task needs to know; travels inside the task, never in a setting."""
 
     source: str
@@ -193,7 +193,7 @@ class Decoding:
 _guards: dict[str, GuardedDecoder] = {}
 
 
-def _guard(decoding: Decoding) -> GuardedDecoder:
+def _guard(decoding: DecodeFiles) -> GuardedDecoder:
     if decoding.generation not in _guards:
         while _guards:
             _guards.popitem()[1].close()

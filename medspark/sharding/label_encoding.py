@@ -15,7 +15,7 @@ from medspark.shards.schema import MOST_FINDINGS
 
 
 @dataclass(frozen=True)
-class Classes:
+class ClassEncoding:
     """Every image has one label, and its number is the label's place among the classes."""
 
     multi_label = False
@@ -43,7 +43,7 @@ class Classes:
 
 
 @dataclass(frozen=True)
-class Findings(Classes):
+class FindingsEncoding(ClassEncoding):
     """An image has any of the classes, and its number has a bit for each that it has."""
 
     multi_label = True

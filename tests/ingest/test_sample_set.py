@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from medspark.errors import UsageError
 from medspark.ingest.parts import SAMPLE_SCHEMA, Part, PartWriter
-from medspark.ingest.write import MANIFEST, SampleSet, SamplesManifest
+from medspark.ingest.sample_set import MANIFEST, SampleSet, SamplesManifest
 from medspark.lock import locked
 
 GENERATIONS = tuple(f"20260101T00000{number}-abcdef" for number in (1, 2, 3))

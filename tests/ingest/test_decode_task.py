@@ -18,8 +18,8 @@ from PIL import Image
 from medspark.images.deidentify import Privacy, Pseudonyms
 from medspark.images.rendering import Rendering
 from medspark.ingest import ledger
-from medspark.ingest.decode import Decoding
-from medspark.ingest.limits import ArchiveLimits
+from medspark.ingest.config import ArchiveLimits
+from medspark.ingest.decode_task import DecodeFiles
 from medspark.ingest.listing import Annotate
 from medspark.ingest.npz import has_findings, list_images
 
@@ -32,7 +32,7 @@ def png(value: int, size: int = 16) -> bytes:
     return file.getvalue()
 
 
-def decoding(archive: Path, samples: Path, **values: Any) -> Decoding:
+def decoding(archive: Path, samples: Path, **values: Any) -> DecodeFiles:
     given: dict[str, Any] = {
         "source": str(archive),
         "source_key": "s",
@@ -44,7 +44,7 @@ def decoding(archive: Path, samples: Path, **values: Any) -> Decoding:
         "pseudonyms": PSEUDONYMS,
         "guarded": False,
     }
-    return Decoding(**(given | values))
+    return DecodeFiles(**(given | values))
 
 
 def annotated(source: Path, *paths: str, **known: Any) -> list[pa.RecordBatch]:
@@ -56,7 +56,7 @@ def annotated(source: Path, *paths: str, **known: Any) -> list[pa.RecordBatch]:
     return list(annotate([pa.RecordBatch.from_pylist(listing)]))
 
 
-def outcomes(decoding: Decoding, batches: list[pa.RecordBatch]) -> list[dict[str, Any]]:
+def outcomes(decoding: DecodeFiles, batches: list[pa.RecordBatch]) -> list[dict[str, Any]]:
     return [row for batch in decoding(batches) for row in batch.to_pylist()]
 
 
@@ -214,11 +214,11 @@ import resource, sys
 import pyarrow as pa
 from medspark.images.deidentify import Privacy, Pseudonyms
 from medspark.images.rendering import Rendering
-from medspark.ingest.decode import Decoding
-from medspark.ingest.limits import ArchiveLimits
+from medspark.ingest.decode_task import DecodeFiles
+from medspark.ingest.config import ArchiveLimits
 
 names = Pseudonyms(b"k" * 32)
-decoding = Decoding(
+decoding = DecodeFiles(
     source=sys.argv[1], source_key="s", samples=sys.argv[1] + "/samples", generation="g",
     rendering=Rendering(size=64), limits=ArchiveLimits(), privacy=Privacy(), pseudonyms=names,
     guarded=False,
