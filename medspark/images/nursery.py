@@ -91,7 +91,7 @@ class Fork:
 
 
 def _nurse(line: socket.socket) -> None:
-    """Fork and end decoders as told along ``line``, until it is closed."""
+    """Fork and end decoders as the commands on ``line`` say, until it is closed."""
     forks: set[int] = set()
     while True:
         order, descriptors, _, _ = socket.recv_fds(line, _NUMBER.size, 1)

@@ -1,4 +1,4 @@
-"""What an ingest is told: the archive, its labels, its limits, and where the samples go."""
+"""The configuration of an ingest: the archive, its labels, its limits, and the sample folder."""
 
 from __future__ import annotations
 

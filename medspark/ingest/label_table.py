@@ -294,12 +294,12 @@ class LabelTable:
             return labels
         if config.findings:
             columns = [self._has(batch, name, first) for name in config.findings]
-            told = ([n for n, has in zip(config.findings, row, strict=True) if has]
+            found = ([n for n, has in zip(config.findings, row, strict=True) if has]
                     for row in zip(*columns, strict=True))  # fmt: skip
         else:
             cells = self._text(batch, "label").to_pylist()
-            told = ((cell or "").split(config.separator) for cell in cells)
-        return pa.array([self._joined(names, row) for row, names in enumerate(told, first)])
+            found = ((cell or "").split(config.separator) for cell in cells)
+        return pa.array([self._joined(names, row) for row, names in enumerate(found, first)])
 
     def _joined(self, names: Iterable[str], row: int) -> str:
         try:
@@ -339,5 +339,6 @@ class LabelTable:
 
 
 def _sealed(cells: Iterable[str | None], pseudonyms: Pseudonyms) -> pa.Array:
-    told = [None if cell is None else pseudonyms.seal(cell) for cell in cells]
-    return pa.array(told, pa.string())
+    return pa.array(
+        [None if cell is None else pseudonyms.seal(cell) for cell in cells], pa.string()
+    )

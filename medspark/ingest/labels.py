@@ -53,9 +53,9 @@ def from_folders(path: str) -> tuple[str | None, str | None]:
 
 
 def join_findings(names: Iterable[str], no_finding: str) -> str:
-    """Return the one label of an image with ``names``, in whatever order they are told.
+    """Return the one label of an image with ``names``, in any order.
 
-    Raises UsageError for a name that could not be told apart again, or is too long.
+    Raises UsageError for a name that holds the separator or is too long.
     """
     found = {name.strip() for name in names} - {"", no_finding}
     check_length(max(map(len, found), default=0))

@@ -54,7 +54,7 @@ ROW_NAMES = [*SCHEMA.names, "sealed_path", "present"]
 SETTLED_NAMES = [*ROW_NAMES, "shared", "first_of_patient", "speaks_for_file"]
 
 NEW, CHANGED, UNCHANGED, DELETED = "new", "changed", "unchanged", "deleted"
-# A file that is gone and was no sample: said once, and then the ledger does not know it any more.
+# A file that is gone and was no sample: reported once, and then dropped from the ledger.
 FORGOTTEN = "forgotten"
 
 
@@ -136,13 +136,13 @@ def _with_outcomes(rows: DataFrame) -> DataFrame:
         .otherwise(SAMPLE)
     )
     once = pixels.isNotNull() & ~F.col("labels_differ") & (F.col("rank") == 1)
-    said = F.lit("the same pixels carry another label")
+    message = F.lit("the same pixels carry another label")
     return (
         ranked.withColumn("outcome", outcome)
         .withColumn(
             "reason", F.when(pixels.isNull(), F.col("reason")).when(conflict, CONFLICTING_LABEL)
         )
-        .withColumn("message", F.when(pixels.isNull(), F.col("message")).when(conflict, said))
+        .withColumn("message", F.when(pixels.isNull(), F.col("message")).when(conflict, message))
         .withColumn("duplicate_of", F.when(duplicate, F.col("kept")))
         .withColumn("shared", F.coalesce(once & F.col("patients_differ"), F.lit(False)))
     )

@@ -2,7 +2,7 @@
 
 An image's path is ``<split>/<index>``. The arrays are unpacked to a scratch file once per worker
 and ingest, and mapped, so that no process ever holds them. What an archive says of itself is
-checked before an array is unpacked, and none becomes larger than it said.
+checked before an array is unpacked, and none becomes larger than it declared.
 """
 
 from __future__ import annotations

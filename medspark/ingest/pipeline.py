@@ -240,7 +240,7 @@ class _Ingest:
 
 
 def _outcomes(sums: Sums) -> dict[str, Any]:
-    """Return what the ledger adds up to, as users are told it."""
+    """Return the sums of the ledger under the names that results use."""
     outcome, totals = sums["outcome"], sums["total"]
     return {
         "samples": outcome[ledger.SAMPLE],

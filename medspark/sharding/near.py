@@ -114,8 +114,8 @@ def _numbered(found: list[Lookalike]) -> list[Lookalike]:
     numbers: dict[int, int] = {}
     for one in sorted(found):
         numbers.setdefault(one.lookalike, len(numbers) + 1)
-    told = [one._replace(lookalike=numbers[one.lookalike]) for one in found]
-    return sorted(told, key=lambda one: (one.lookalike, one.sample_key))
+    numbered = [one._replace(lookalike=numbers[one.lookalike]) for one in found]
+    return sorted(numbered, key=lambda one: (one.lookalike, one.sample_key))
 
 
 def tied_patients(found: Iterable[Lookalike]) -> dict[str, str]:

@@ -162,13 +162,6 @@ def read_labels(path: str | Path) -> npt.NDArray[np.int64]:
     return labels
 
 
-def mask_of(findings: npt.NDArray[np.generic]) -> npt.NDArray[np.int32]:
-    """Return the stored label (N,) of images by their ``findings`` (N, K): bit k is finding k."""
-    bits = np.left_shift(np.int32(1), np.arange(findings.shape[1], dtype=np.int32))
-    masks: npt.NDArray[np.int32] = np.where(findings != 0, bits, 0).sum(axis=1, dtype=np.int32)
-    return masks
-
-
 def findings_of(masks: npt.NDArray[np.generic], count: int) -> npt.NDArray[np.float32]:
     """Return which of ``count`` findings the stored labels (N,) tell of, (N, K) of 0 and 1."""
     bits = np.arange(count, dtype=np.int64)

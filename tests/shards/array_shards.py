@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from medspark.shards.manifest import Manifest, Shard, Split, digest_of, sha256_of, write_manifest
-from medspark.shards.schema import PixelFormat, mask_of, write_shard
+from medspark.shards.schema import PixelFormat, write_shard
 
 Array = npt.NDArray[Any]
 CLASSES = "abcdefgh"
@@ -103,3 +103,10 @@ def _shard(
     count = write_shard(folder / path, [table], pixel_format, rows_per_group=rows_per_group)
     size = (folder / path).stat().st_size
     return Shard(path=path, rows=count, bytes=size, sha256=sha256_of(folder / path))
+
+
+def mask_of(findings: npt.NDArray[np.generic]) -> npt.NDArray[np.int32]:
+    """Return the stored label (N,) of images by their ``findings`` (N, K): bit k is finding k."""
+    bits = np.left_shift(np.int32(1), np.arange(findings.shape[1], dtype=np.int32))
+    masks: npt.NDArray[np.int32] = np.where(findings != 0, bits, 0).sum(axis=1, dtype=np.int32)
+    return masks

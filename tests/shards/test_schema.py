@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from array_shards import mask_of
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -19,7 +20,6 @@ from medspark.shards.schema import (
     PixelFormat,
     findings_of,
     map_pixels,
-    mask_of,
     read_labels,
     read_patients,
     read_sites,
