@@ -16,7 +16,7 @@ from typing import Literal, TypeVar
 from pydantic import ValidationError
 
 from medspark.config import Config
-from medspark.launch.ranks.proof import end, mark_of
+from medspark.launch.ranks.process_mark import end, mark_of
 
 __all__ = [
     "Ended",

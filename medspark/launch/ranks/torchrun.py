@@ -18,9 +18,9 @@ from typing import Any
 
 from pyspark.ml.torch.distributor import TorchDistributor
 
-from medspark.launch.ranks.meeting import pass_on
-from medspark.launch.ranks.proof import MARK
+from medspark.launch.ranks.process_mark import MARK
 from medspark.launch.ranks.rank import Order
+from medspark.launch.ranks.rendezvous import pass_on
 
 __all__ = ["WRAPPER", "QuietDistributor"]
 

@@ -1,7 +1,7 @@
 """Decoder processes at once: forks of a process that has loaded the libraries, and never decodes.
 
 A fork is there in milliseconds, where a new interpreter takes half a second of a core. Only the
-nursery ends and reaps its forks, so that no process of another number is ever met.
+server ends and reaps its forks, so that no process of another number is ever met.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from PIL import Image
 from medspark.errors import RunError
 from medspark.images.guard import START_SECONDS, interpreter, serve_decoder
 
-__all__ = ["Fork", "Nursery"]
+__all__ = ["Fork", "ForkServer"]
 
 _NUMBER = struct.Struct("i")
 
 
-class Nursery:
+class ForkServer:
     """A process that forks decoders when asked; may be asked by several threads."""
 
     def __init__(self) -> None:
@@ -45,7 +45,7 @@ class Nursery:
         with self._turn:
             try:
                 return self._forked(line)
-            except OSError:  # the nursery was ended, for example where memory ran out
+            except OSError:  # the server was ended, for example where memory ran out
                 self.close()
                 self._begin()
             try:
@@ -70,21 +70,21 @@ class Nursery:
         return int(_NUMBER.unpack(answer)[0])
 
     def close(self) -> None:
-        """End the nursery; its forks end with their lines."""
+        """End the server; its forks end with their lines."""
         self._line.close()
         self._process.kill()
         self._process.wait()
 
 
 class Fork:
-    """A decoder process of a nursery; as much of Popen as its user needs."""
+    """A decoder process of a server; as much of Popen as its user needs."""
 
-    def __init__(self, nursery: Nursery, pid: int) -> None:
-        self._nursery, self.pid = nursery, pid
+    def __init__(self, server: ForkServer, pid: int) -> None:
+        self._server, self.pid = server, pid
 
     def kill(self) -> None:
-        """End the process at once; the nursery reaps it."""
-        self._nursery.end(self.pid)
+        """End the process at once; the server reaps it."""
+        self._server.end(self.pid)
 
     def wait(self) -> None:
         """Return at once: an ended fork is reaped by then."""
@@ -116,7 +116,7 @@ def _decode_for_good(descriptor: int, line: socket.socket) -> NoReturn:
         line.close()
         serve_decoder(descriptor)
     finally:
-        os._exit(0)  # never back into the nursery's own loop
+        os._exit(0)  # never back into the server's own loop
 
 
 if __name__ == "__main__":

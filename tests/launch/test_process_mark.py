@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from medspark.launch.ranks.attempt import _end_local_ranks
-from medspark.launch.ranks.proof import MARK, belongs, mark_of
+from medspark.launch.ranks.process_mark import MARK, belongs, mark_of
 from medspark.launch.ranks.reports import Reports, Started
 from medspark.launch.ranks.torchrun import WRAPPER
 

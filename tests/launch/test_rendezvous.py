@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.distributed import FileStore, Store
 
-from medspark.launch.ranks.meeting import is_spread, open_store, pass_on, take_over
+from medspark.launch.ranks.rendezvous import is_spread, open_store, pass_on, take_over
 from medspark.launch.ranks.reports import Failure
 
 PLACE = {"RANK": "1", "WORLD_SIZE": "3", "MASTER_ADDR": "10.0.0.7", "MASTER_PORT": "4242"}

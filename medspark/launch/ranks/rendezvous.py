@@ -1,4 +1,4 @@
-"""Where the ranks of an attempt meet: in a file of their machine, or at a socket of rank 0's host.
+"""The rendezvous of the ranks: in a file of their machine, or at a socket of rank 0's host.
 
 torch's own choice listens on all interfaces. On one machine nothing has to listen; across machines
 rank 0 listens on the one address that the others know.
