@@ -133,7 +133,7 @@ def test_no_site_is_known_of_an_old_shard():
     splits = read_manifest(OLD / "shards").splits.values()
     paths = [OLD / "shards" / shard.path for split in splits for shard in split.shards]
 
-    assert [site for path in paths for site in read_sites(path)] == 48 * [None]
+    assert [site for path in paths for site in read_sites(path)] == 48 * [""]
 
 
 @pytest.mark.parametrize("reader", ["native", "petastorm"])

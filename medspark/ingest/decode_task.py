@@ -20,7 +20,7 @@ import pyarrow as pa
 from pyspark.sql.pandas.types import from_arrow_schema
 
 from medspark.images.content import HEAD_BYTES, content_of
-from medspark.images.decode import decode
+from medspark.images.decode import SMALL_BYTES, decode
 from medspark.images.deidentify import Privacy, Pseudonyms
 from medspark.images.frame import Attributes, Frame, Rendered
 from medspark.images.guard import GuardedDecoder
@@ -35,8 +35,6 @@ from medspark.spark import storage
 
 _LOGGER = logging.getLogger(__name__)
 
-# A file up to this size is read once, into memory; a larger one is hashed, then read in place.
-_SMALL_BYTES = 32 << 20
 _CHUNK = 1 << 20
 
 # Besides the ledger's rows, a task reports its part, in rows that have a ``part_sha256``.
@@ -169,7 +167,7 @@ class DecodeFiles:
             return
         system, inside = storage.filesystem(storage.join(self.source, path))
         try:
-            if size <= _SMALL_BYTES:
+            if size <= SMALL_BYTES:  # read once; a larger file is hashed, then read in place
                 content = bytes(system.cat_file(inside))
                 yield content, hashlib.sha256(content).hexdigest()
                 return

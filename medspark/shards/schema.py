@@ -175,12 +175,12 @@ def read_patients(path: str | Path) -> npt.NDArray[np.str_]:
     return np.asarray(column.to_pylist(), dtype=np.str_)
 
 
-def read_sites(path: str | Path) -> npt.NDArray[np.object_]:
-    """Return the sites of a shard, (N,), in the order of its rows; None where none is known.
+def read_sites(path: str | Path) -> npt.NDArray[np.str_]:
+    """Return the sites of a shard, (N,), in the order of its rows; empty where none is known.
 
-    Shards of schema versions 1 and 2 have no sites: every one is None.
+    Shards of schema versions 1 and 2 have no sites: every one is empty.
     """
     if "site" not in pq.read_schema(path).names:
-        return np.full(pq.read_metadata(path).num_rows, None, dtype=object)
+        return np.full(pq.read_metadata(path).num_rows, "")
     column = pq.read_table(path, columns=["site"])["site"]
-    return np.array(column.to_pylist(), dtype=object)
+    return np.asarray([site or "" for site in column.to_pylist()], dtype=np.str_)
