@@ -15,11 +15,14 @@ from PIL import Image
 from medspark.config import load_config
 from medspark.data.native import MappedSplit
 from medspark.errors import UsageError
-from medspark.ingest.archive import IngestConfig, ingest, open_archive
-from medspark.ingest.labels import LabelConfig
+from medspark.ingest.archive import open_archive
+from medspark.ingest.config import IngestConfig
+from medspark.ingest.label_table import LabelConfig
+from medspark.ingest.pipeline import ingest
 from medspark.models.card import read_card
 from medspark.models.predictor import Predictor
-from medspark.sharding.build import ShardConfig, make_shards, open_samples
+from medspark.sharding.build import make_shards, open_samples
+from medspark.sharding.config import ShardConfig
 from medspark.shards.manifest import read_manifest
 from medspark.train.config import FitConfig
 from medspark.train.loop import fit
