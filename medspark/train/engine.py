@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -21,10 +21,11 @@ from medspark.models.classifier import Classifier, batch_norms, freeze_batch_nor
 from medspark.models.kernels.fold import Folded, fold
 from medspark.models.kernels.lower import lower
 from medspark.seeding import derive
-from medspark.train.adversarial import Learner, Sample, StepStats, take_step
+from medspark.train.adversarial import take_step
 from medspark.train.config import TrainConfig
 from medspark.train.dual_norm import Dual, dual
 from medspark.train.gradients import Gradients, Overlapped, VirtualShards
+from medspark.train.learner import Learner, Sample, StepRule, StepStats
 from medspark.train.objective import Objective
 from medspark.train.optimise import Average, adamw, clip_gradients, set_rate
 from medspark.train.schedule import one_cycle, ramp
@@ -68,7 +69,7 @@ class Engine:
         seed: int,
         world: World,
         settle: bool = False,
-        lesson: Callable[[Learner, Sample], StepStats] | None = None,
+        step_rule: StepRule | None = None,
     ) -> None:
         model = model.to(world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         example = torch.rand(2, *image_shape, device=world.device)
@@ -106,7 +107,7 @@ class Engine:
             objective=objective,
             config=config,
             autocast=torch.bfloat16 if self.precision == "bf16" else None,
-            lesson=lesson,
+            step_rule=step_rule,
         )
 
     @property

@@ -27,9 +27,9 @@ from medspark.train.engine import Engine
 from medspark.train.meter import Meter, Recorder
 from medspark.train.monitor import Monitor, look
 from medspark.train.prepare import (
-    make_lesson,
     make_network,
     make_objective,
+    make_step_rule,
     validation_split,
     watched_images,
 )
@@ -104,7 +104,7 @@ class _Run:
             seed=config.seed,
             world=world,
             settle=config.train.batch_norm == "settle",
-            lesson=make_lesson(config, source, world),
+            step_rule=make_step_rule(config, source, world),
         )
         self._attacks = config.attacks
         self._checkpoints = Checkpoints(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 from pyspark.sql import SparkSession
@@ -42,10 +42,7 @@ from medspark.workflows.robustness_table import robustness_table
 
 # Torch, timm and MLflow take seconds to import: only where they are needed, beside the start of
 # Spark and of the ranks, and never for --help.
-if TYPE_CHECKING:
-    from medspark.models.classifier import Classifier
-
-__all__ = ["TrainAtConfig", "check", "fetch_classifier", "summary", "train_at", "train_once"]
+__all__ = ["TrainAtConfig", "check", "summary", "train_at", "train_once"]
 
 # How a row of the table is called that no robustness was trained into.
 _NO_DEFENCE = {"standard": "undefended", "kd": "student (kd)", "defensive": "student (defensive)"}
@@ -232,14 +229,6 @@ def summary(result: Mapping[str, Any]) -> str:
     else:
         lines.append(f"Dashboard: {store}")
     return "\n".join(lines)
-
-
-def fetch_classifier(model_uri: str, *, uri: str | None = None) -> Classifier:
-    """Return the classifier that a run logged as ``models:/…``, to be trained on or asked."""
-    from medspark.models.checkpoint import load_classifier
-    from medspark.track.models import fetch_model
-
-    return load_classifier(fetch_model(model_uri, uri=uri))
 
 
 def train_once(

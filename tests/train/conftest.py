@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from medspark.attacks.threat import ThreatModel
 from medspark.models.classifier import Classifier
-from medspark.train.adversarial import Sample
+from medspark.train.learner import Sample
 
 
 def build_tiny(seed: int = 0) -> Classifier:

@@ -21,7 +21,7 @@ from torch import Tensor
 from medspark.attacks.threat import ThreatModel
 from medspark.train.adversarial import MODES
 from medspark.train.config import DistillConfig, FitConfig, TrainConfig
-from medspark.train.distill import lesson
+from medspark.train.distill import distillation_rule
 from medspark.train.engine import Engine
 from medspark.train.loop import fit
 from medspark.train.objective import CrossEntropy
@@ -64,7 +64,7 @@ def engine_for(
     if method is not None:
         teacher = ranks.fixtures.build_tiny(seed=1).eval()
         config = DistillConfig.model_validate({"teacher": "unused", "method": method})
-        taught = lesson(config, teacher)
+        taught = distillation_rule(config, teacher)
     return Engine(
         network,
         config=TrainConfig.model_validate({"precision": "fp32", "inner_steps": 2} | chosen),
@@ -74,7 +74,7 @@ def engine_for(
         total_steps=4,
         seed=0,
         world=world,
-        lesson=taught,
+        step_rule=taught,
     )
 
 

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from medspark.attacks.pgd import pgd
 from medspark.attacks.threat import ThreatModel
 from medspark.models.classifier import Classifier, freeze_batch_norm
-from medspark.train.adversarial import MODES, Learner, Sample, take_step
+from medspark.train.adversarial import MODES, take_step
 from medspark.train.config import AdversarialConfig
+from medspark.train.learner import Learner, Sample
 from medspark.train.noise import keyed_noise
 from medspark.train.objective import CrossEntropy, divergence
 

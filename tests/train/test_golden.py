@@ -17,9 +17,10 @@ import torch
 from medspark.attacks.threat import ThreatModel
 from medspark.data.batch import Batch
 from medspark.models.classifier import Classifier
-from medspark.train.adversarial import MODES, Sample
+from medspark.train.adversarial import MODES
 from medspark.train.config import TrainConfig
 from medspark.train.engine import Engine
+from medspark.train.learner import Sample
 from medspark.train.objective import CrossEntropy
 from medspark.train.world import World
 

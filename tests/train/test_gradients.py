@@ -12,10 +12,10 @@ from medspark.attacks.threat import ThreatModel
 from medspark.data.batch import Batch
 from medspark.errors import UsageError
 from medspark.models.classifier import Classifier
-from medspark.train.adversarial import Sample
 from medspark.train.config import TrainConfig
 from medspark.train.engine import Engine
 from medspark.train.gradients import VirtualShards, tree_sum
+from medspark.train.learner import Sample
 from medspark.train.objective import CrossEntropy
 from medspark.train.world import World
 

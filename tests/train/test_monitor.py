@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from medspark.attacks.threat import ThreatModel
 from medspark.models.classifier import Classifier
-from medspark.train.adversarial import Sample
 from medspark.train.config import MonitorConfig
+from medspark.train.learner import Sample
 from medspark.train.monitor import Monitor, Sight, look
 
 
