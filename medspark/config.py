@@ -81,8 +81,8 @@ def load_config(cls: type[C], argv: Sequence[str], *, description: str = "") -> 
     """Return ``cls`` filled from, in rising order of precedence, defaults, files and ``argv``.
 
     ``argv`` may hold ``--config FILE`` (what the job does), ``--profile FILE`` (where it runs), and
-    any key by its dotted path (``--train.epochs 6``), also the entry of a mapping
-    (``--weights.resnet50 FILE``). Raises UsageError that names the key which is unknown or invalid;
+    any key by its dotted path (``--train.epochs 6``), including entries of a mapping
+    (``--weights.resnet50 FILE``). Raises UsageError that names the unknown or invalid key.
     ``--help`` prints every key with its default and exits.
     """
     parser = _Parser(
@@ -131,7 +131,7 @@ def _keys_of(cls: type[BaseModel], *kinds: type, prefix: str = "") -> list[str]:
 
 
 def _flags(argv: Sequence[str], switches: Sequence[str]) -> list[str]:
-    """Return ``argv`` with a key of ``switches`` that has no value told as ``--key=true``."""
+    """Return ``argv`` with each key of ``switches`` that has no value written ``--key=true``."""
     names, after = {f"--{key}" for key in switches}, [*argv[1:], "--"]
     return [
         f"{word}=true" if word in names and follows.startswith("--") else word
@@ -140,8 +140,8 @@ def _flags(argv: Sequence[str], switches: Sequence[str]) -> list[str]:
 
 
 def _whole_mappings(argv: Sequence[str], mappings: Sequence[str]) -> list[str]:
-    """Return ``argv`` with ``--mapping.key value`` told as ``--mapping={"key": "value"}``."""
-    words, told = list(argv), []
+    """Return ``argv`` with ``--mapping.key value`` written ``--mapping={"key": "value"}``."""
+    words, written = list(argv), []
     while words:
         word = words.pop(0)
         name, equals, value = word.removeprefix("--").partition("=")
@@ -149,24 +149,24 @@ def _whole_mappings(argv: Sequence[str], mappings: Sequence[str]) -> list[str]:
         if mapping and word.startswith("--") and (equals or words):
             entry = {name.removeprefix(f"{mapping}."): value if equals else words.pop(0)}
             word = f"--{mapping}={json.dumps(entry)}"
-        told.append(word)
-    return told
+        written.append(word)
+    return written
 
 
 def _joined(argv: Sequence[str], sequences: Sequence[str]) -> list[str]:
     """Return ``argv`` with the words after a key of ``sequences`` joined: ``--eps 1 2`` as 1,2."""
-    told: list[str] = []
+    joined: list[str] = []
     for word in argv:
-        key = told[-2].removeprefix("--") if len(told) > 1 else ""
-        if key in sequences and not word.startswith("-") and not told[-1].startswith("-"):
-            told[-1] = f"{told[-1]},{word}"
+        key = joined[-2].removeprefix("--") if len(joined) > 1 else ""
+        if key in sequences and not word.startswith("-") and not joined[-1].startswith("-"):
+            joined[-1] = f"{joined[-1]},{word}"
         else:
-            told.append(word)
-    return told
+            joined.append(word)
+    return joined
 
 
 class _Parser(argparse.ArgumentParser):
-    """Reports a mistake as an error of ours instead of printing the usage and exiting."""
+    """Raises an error for a mistake, instead of printing the usage and exiting."""
 
     def error(self, message: str) -> Any:
         raise argparse.ArgumentError(None, message)
@@ -225,8 +225,8 @@ def first_problem(error: ValidationError, *, below: str = "") -> str:
     """
     problem = error.errors()[0]
     key = ".".join(str(part) for part in (below, *problem["loc"]) if part != "")
-    said = str(problem["ctx"]["error"]) if problem["type"] == "value_error" else problem["msg"]
-    return _one_line(f"{key[:100]}: {said}" if key else said)
+    text = str(problem["ctx"]["error"]) if problem["type"] == "value_error" else problem["msg"]
+    return _one_line(f"{key[:100]}: {text}" if key else text)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from medspark.attacks.pgd import pgd
 from medspark.attacks.suite import Attack, attacks_by_name
 from medspark.attacks.threat import ThreatModel, norms
 from medspark.errors import UsageError
-from medspark.evaluate.config import EvaluateConfig, check_attacks
+from medspark.evaluate.config import AttackSettings, check_attacks
 from medspark.evaluate.deploy import evaluation_copy
 from medspark.evaluate.summary import (
     Array,
@@ -51,7 +51,7 @@ _ATTACK_EVERY_IMAGE = frozenset({"fgsm", "pgd", "pgd_margin", "pgd_rescaled"})
 def evaluate(
     model: nn.Module,
     batches: Iterable[Batch],
-    config: EvaluateConfig,
+    config: AttackSettings,
     *,
     gather: Gather | None = None,
     positive: int | None = None,
@@ -85,7 +85,7 @@ def evaluate(
 def attack_all(
     model: nn.Module,
     batches: Iterable[Batch],
-    config: EvaluateConfig,
+    config: AttackSettings,
     *,
     surrogates: Sequence[nn.Module] = (),
     own_attacks: Mapping[str, Attack] | None = None,
@@ -140,7 +140,7 @@ class _Attacker:
 
     model: nn.Module
     attacks: Mapping[str, Attack]
-    config: EvaluateConfig
+    config: AttackSettings
     found: _Findings
     doubted: int  # the sanity checks look at the rows below
 

@@ -11,7 +11,7 @@ from medspark.attacks.threat import ThreatModel
 from medspark.config import Config, TrainingConfig, digest_of
 from medspark.data.config import DataConfig
 from medspark.errors import UsageError
-from medspark.evaluate.config import EvaluateConfig
+from medspark.evaluate.config import AttackSettings
 from medspark.models.config import ModelConfig
 
 __all__ = [
@@ -223,7 +223,7 @@ class FitConfig(TrainingConfig):
     model: ModelConfig = ModelConfig()
     attack: ThreatModel = ThreatModel()
     train: TrainConfig = TrainConfig()
-    evaluate: EvaluateConfig = EvaluateConfig()
+    evaluate: AttackSettings = AttackSettings()
     checkpoint: CheckpointConfig = CheckpointConfig()
     distill: DistillConfig | None = Field(
         None, description="a teacher to learn from, instead of train.mode"

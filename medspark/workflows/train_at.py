@@ -15,7 +15,7 @@ from medspark.attacks.threat import ThreatModel
 from medspark.config import TrainingConfig, digest_of
 from medspark.data.config import DataConfig, check_data
 from medspark.errors import UsageError
-from medspark.evaluate.config import EvaluateConfig
+from medspark.evaluate.config import AttackSettings
 from medspark.job import JobConfig, write_result
 from medspark.launch.distributor import (
     SPARK_SETTINGS,
@@ -76,7 +76,7 @@ class TrainAtConfig(JobConfig, TrainingConfig):
     attack: ThreatModel = ThreatModel()
     train: TrainConfig = TrainConfig()
     data: DataConfig = DataConfig()
-    evaluate: EvaluateConfig = EvaluateConfig()
+    evaluate: AttackSettings = AttackSettings()
     checkpoint: CheckpointConfig = CheckpointConfig()
     seed: int = Field(0, ge=0, description="of the weights, the order of images and all noise")
     resume: Literal["auto", "never"] = Field(
