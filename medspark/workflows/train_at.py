@@ -36,7 +36,7 @@ from medspark.train.config import CheckpointConfig, FitConfig, TrainConfig, chec
 from medspark.train.run_folder import check_run_folder, held_run, keep_result, kept_result
 from medspark.workflows import figures
 from medspark.workflows.demo import DemoConfig, check_demo, demo_folder, demo_shards, ingest_sum
-from medspark.workflows.model_card_text import model_card
+from medspark.workflows.model_description import describe_model
 from medspark.workflows.progress import progress
 from medspark.workflows.robustness_table import robustness_table
 
@@ -325,7 +325,7 @@ def _model_entry(
         outputs=len(manifest.classes),
         file_loader="medspark.models.file_predictor:FilePredictor.load",
         classes=columns_of(manifest.classes),
-        card=model_card(result, manifest, read_card(folder / "model")),
+        card=describe_model(result, manifest, read_card(folder / "model")),
         register_as=config.track.register_as,
         alias=config.track.alias,
     )
@@ -334,7 +334,7 @@ def _model_entry(
 def _write_report(run_folder: Path, result: Mapping[str, Any], manifest: Manifest) -> Path:
     folder = run_folder / "report"
     folder.mkdir(parents=True, exist_ok=True)
-    card = model_card(result, manifest, read_card(run_folder / "model"))
+    card = describe_model(result, manifest, read_card(run_folder / "model"))
     write_result(folder / "result.json", dict(result))
     (folder / "robustness.md").write_text(robustness_table({"": result}), encoding="utf-8")
     (folder / "MODEL_CARD.md").write_text(card, encoding="utf-8")

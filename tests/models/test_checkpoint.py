@@ -48,7 +48,7 @@ def test_a_folder_without_its_card_is_no_model(folder: Path) -> None:
 
 
 def test_a_card_of_an_unknown_version_is_refused(folder: Path) -> None:
-    text = (folder / CARD).read_text().replace('"schema_version": 1', '"schema_version": 99')
+    text = (folder / CARD).read_text().replace('"schema_version": 2', '"schema_version": 99')
     (folder / CARD).write_text(text)
 
     with pytest.raises(UsageError, match="schema_version"):
