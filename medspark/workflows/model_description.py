@@ -1,4 +1,4 @@
-"""The description of a model: what a network is, what it was trained on, how it fares, and what it is not."""
+"""A model in words: what it is, what it was trained on, how it fares, and what it is not."""
 
 from __future__ import annotations
 

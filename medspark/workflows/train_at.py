@@ -11,31 +11,28 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 from pyspark.sql import SparkSession
 
-from medspark.attacks.threat import ThreatModel
-from medspark.config import TrainingConfig, digest_of
-from medspark.data.config import DataConfig, check_data
+from medspark.config import digest_of
+from medspark.data.config import check_data
 from medspark.errors import UsageError
-from medspark.evaluate.config import AttackSettings
-from medspark.job import JobConfig, write_result
+from medspark.job import write_result
 from medspark.launch.distributor import (
     SPARK_SETTINGS,
-    LaunchConfig,
     Task,
     check_room,
     run_ddp,
 )
 from medspark.models.card import columns_of, read_card
-from medspark.models.config import PRETRAINED, ModelConfig, check_model, check_weights
+from medspark.models.config import PRETRAINED, check_model, check_weights
 from medspark.shards.manifest import Manifest, read_manifest, verify
 from medspark.shards.plan import EpochPlan
-from medspark.spark.session import SparkConfig, spark_session
-from medspark.track.config import TrackConfig
+from medspark.spark.session import spark_session
 from medspark.track.runs import tracked
 from medspark.track.spool import DatasetEntry, ModelEntry, RunEntry
-from medspark.train.config import CheckpointConfig, FitConfig, TrainConfig, check_ranks
+from medspark.train.config import FitConfig, TrainingSettings, check_ranks
 from medspark.train.run_folder import check_run_folder, held_run, keep_result, kept_result
 from medspark.workflows import figures
 from medspark.workflows.demo import DemoConfig, check_demo, demo_folder, demo_shards, ingest_sum
+from medspark.workflows.job_settings import SparkTrainingConfig
 from medspark.workflows.model_description import describe_model
 from medspark.workflows.progress import progress
 from medspark.workflows.robustness_table import robustness_table
@@ -51,14 +48,12 @@ _NO_DEFENCE = {"standard": "undefended", "kd": "student (kd)", "defensive": "stu
 _FIT = "medspark.train.loop:fit"
 
 
-class TrainAtConfig(JobConfig, TrainingConfig):
+class TrainAtConfig(SparkTrainingConfig, TrainingSettings):
     """Adversarial fine-tuning of one classifier on one dataset of shards."""
 
-    decides_weights: ClassVar = frozenset({"data", "model", "attack", "train", "seed"})
-    decides_report: ClassVar = frozenset({"evaluate", "baseline"})
+    decides_report: ClassVar = frozenset({"baseline"})
     decides_nothing: ClassVar = frozenset({
-        "output", "shards", "run_dir", "checkpoint", "resume", "overwrite", "launch", "spark",
-        "track", "demo",
+        "output", "shards", "run_dir", "resume", "overwrite", "launch", "spark", "track", "demo",
     })  # fmt: skip
 
     shards: Path | None = Field(
@@ -72,13 +67,6 @@ class TrainAtConfig(JobConfig, TrainingConfig):
     baseline: bool = Field(
         False, description="also train without attacks first, and report both side by side"
     )
-    model: ModelConfig = ModelConfig()
-    attack: ThreatModel = ThreatModel()
-    train: TrainConfig = TrainConfig()
-    data: DataConfig = DataConfig()
-    evaluate: AttackSettings = AttackSettings()
-    checkpoint: CheckpointConfig = CheckpointConfig()
-    seed: int = Field(0, ge=0, description="of the weights, the order of images and all noise")
     resume: Literal["auto", "never"] = Field(
         "never",
         description="auto goes on with the interrupted run in run_dir, if there is one, and "
@@ -87,9 +75,6 @@ class TrainAtConfig(JobConfig, TrainingConfig):
     overwrite: bool = Field(
         False, description="replace the run in run_dir, finished or not; other files there stay"
     )
-    launch: LaunchConfig = LaunchConfig()
-    spark: SparkConfig = SparkConfig()
-    track: TrackConfig = TrackConfig()
     demo: DemoConfig = DemoConfig()
 
 
@@ -296,7 +281,7 @@ def _fit_config(config: TrainAtConfig, folder: Path) -> FitConfig:
     if model.weights not in (None, PRETRAINED):
         # The ranks work in folders of their own.
         model = model.model_copy(update={"weights": str(Path(str(model.weights)).resolve())})
-    # What the jobs and the training call by the same name is the same thing.
+    # Copy the fields that both configurations share.
     shared = {
         name: getattr(config, name) for name in FitConfig.model_fields if hasattr(config, name)
     }
