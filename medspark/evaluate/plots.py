@@ -131,9 +131,10 @@ def _draw(axes: Axes, pixels: Array, title: str, heat: Array | None = None) -> N
 
 
 def _answer(answers: Answers, classes: Sequence[str]) -> str:
-    said = answers.said[0].nonzero()[0]
+    predicted = answers.predicted[0].nonzero()[0]
     return (
-        ", ".join(f"{short(classes[k])} {answers.probabilities[0, k]:.0%}" for k in said) or "none"
+        ", ".join(f"{short(classes[k])} {answers.probabilities[0, k]:.0%}" for k in predicted)
+        or "none"
     )
 
 

@@ -14,22 +14,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from medspark.attacks.chance import Chance
-from medspark.attacks.fgsm import one_step
-from medspark.attacks.gradient import input_gradient, zero_gradient
-from medspark.attacks.losses import correct, cross_entropy, margin, probabilities, rescaled
+from medspark.attacks.gradient import zero_gradient
+from medspark.attacks.keyed_random import KeyedRandom
+from medspark.attacks.losses import correct, margin, probabilities, rescaled
 from medspark.attacks.pgd import pgd
-from medspark.attacks.suite import Attack, attacks_by_name
+from medspark.attacks.suite import Attack
 from medspark.attacks.threat import ThreatModel, norms
 from medspark.errors import UsageError
-from medspark.evaluate.config import AttackSettings, check_attacks
-from medspark.evaluate.deploy import evaluation_copy
+from medspark.evaluate.attacked import AttackedBatch, Attacker, ImageBatch, has_gradients
+from medspark.evaluate.config import AttackSettings
 from medspark.evaluate.summary import (
     Array,
     Arrays,
     Detail,
     RobustReport,
-    Trial,
     each_once,
     summarise,
 )
@@ -42,10 +40,6 @@ __all__ = [
 # the data set (B,).
 Batch = tuple[Tensor, Tensor, Tensor]
 Gather = Callable[[Array], Array]
-
-# Attacks whose attacked images also say how sure the network is of them, so that AUROC under
-# attack is that of an attacker who harms every image, not only those that are right.
-_ATTACK_EVERY_IMAGE = frozenset({"fgsm", "pgd", "pgd_margin", "pgd_rescaled"})
 
 
 def evaluate(
@@ -95,33 +89,22 @@ def attack_all(
 
     Raises UsageError for an attack that needs what ``model`` has not, and if there is no image.
     """
-    check_attacks(config.attacks, gradients=_has_gradients(model), surrogates=len(surrogates))
-    found = _Findings()
-    attacker: _Attacker | None = None
+    found = _ArraysByName()
+    recorder: _Recorder | None = None
     for images, labels, rows in batches:
-        if attacker is None:
-            victims = [evaluation_copy(network, images[:2]) for network in (model, *surrogates)]
-            named = attacks_by_name(config.attacks, config.effort, surrogates=victims[1:])
-            named |= dict(own_attacks or {})
+        if recorder is None:
+            attacker = Attacker.on(
+                model, images, config, surrogates=surrogates, own_attacks=own_attacks
+            )
             doubted = config.sanity_images if doubted is None else doubted
-            attacker = _Attacker(victims[0], named, config, found, doubted)
-        attacker.attack(_Images(images, labels, rows))
-    if attacker is None:
+            recorder = _Recorder(attacker, config, found, doubted)
+        recorder.record(ImageBatch(images, labels, rows))
+    if recorder is None:
         raise UsageError("There are no images to evaluate.")
     return found.arrays()
 
 
-@dataclass(frozen=True)
-class _Images:
-    pixels: Tensor
-    labels: Tensor
-    rows: Tensor
-
-    def of(self, chosen: Tensor) -> _Images:
-        return _Images(self.pixels[chosen], self.labels[chosen], self.rows[chosen.cpu()])
-
-
-class _Findings:
+class _ArraysByName:
     """Arrays by name, one row per image, collected batch by batch."""
 
     def __init__(self) -> None:
@@ -135,63 +118,36 @@ class _Findings:
 
 
 @dataclass(frozen=True)
-class _Attacker:
-    """Attacks batch after batch of one model, and writes down what it finds."""
+class _Recorder:
+    """Attacks batch after batch of one model, and writes down what comes of it."""
 
-    model: nn.Module
-    attacks: Mapping[str, Attack]
+    attacker: Attacker
     config: AttackSettings
-    found: _Findings
+    found: _ArraysByName
     doubted: int  # the sanity checks look at the rows below
 
-    def attack(self, batch: _Images) -> None:
-        clean, gradient = self._look(batch)
-        right = correct(clean, batch.labels).nonzero().flatten()
-        for eps in self.config.eps:
-            threat = self.config.threat(eps)
-            for name, attack in self.attacks.items():
-                if name == "fgsm":
-                    attacked = one_step(batch.pixels, gradient, threat=threat)
-                elif name in _ATTACK_EVERY_IMAGE:
-                    attacked = self._run(attack, batch, threat)
-                else:
-                    attacked = batch.pixels.clone()
-                    attacked[right] = self._run(attack, batch.of(right), threat)
-                logits = clean if eps == 0 else self._logits(attacked)
-                self._record(Trial(name, 0, eps).key, batch, attacked, threat, logits)
+    def record(self, batch: ImageBatch) -> None:
+        clean, gradient = self.attacker.answer(batch)
+        self.found.add("rows", batch.rows)
+        self.found.add("labels", batch.labels)
+        if gradient is not None:
+            self.found.add("zero_gradient", zero_gradient(gradient))
+        self.found.add("clean", probabilities(clean, batch.labels))
+        for attacked in self.attacker.attack(batch, clean, gradient):
+            self._record(attacked)
         if self.config.sanity_images > 0 and max(self.config.eps, default=0.0) > 0:
             self._doubt(batch, clean)
 
-    def _look(self, batch: _Images) -> tuple[Tensor, Tensor]:
-        """Return the clean logits and the gradient, which serves FGSM at every eps."""
-        self.found.add("rows", batch.rows)
-        self.found.add("labels", batch.labels)
-        gradient = torch.zeros_like(batch.pixels)
-        if _has_gradients(self.model):
-            loss = cross_entropy
-            gradient, clean = input_gradient(self.model, batch.pixels, batch.labels, loss=loss)
-            self.found.add("zero_gradient", zero_gradient(gradient))
-        else:
-            clean = self._logits(batch.pixels)
-        self.found.add("clean", probabilities(clean, batch.labels))
-        return clean, gradient
-
-    def _run(self, attack: Attack, batch: _Images, threat: ThreatModel) -> Tensor:
-        if len(batch.rows) == 0 or threat.eps == 0:
-            return batch.pixels
-        chance = Chance(self.config.seed, batch.rows)
-        return attack(self.model, batch.pixels, batch.labels, threat, chance)
-
-    def _record(
-        self, key: str, batch: _Images, attacked: Tensor, threat: ThreatModel, logits: Tensor
-    ) -> None:
-        change = attacked - batch.pixels
-        self.found.add(key, probabilities(logits, batch.labels))
+    def _record(self, attacked: AttackedBatch) -> None:
+        key, clean = attacked.trial.key, attacked.clean
+        change = attacked.images - clean.pixels
+        self.found.add(key, probabilities(attacked.logits, clean.labels))
         self.found.add(f"{key}/linf_255", 255 * change.abs().flatten(1).amax(1))
         self.found.add(f"{key}/rms_255", 255 * norms(change).flatten() / change[0].numel() ** 0.5)
-        self.found.add(f"{key}/outside", ~threat.holds(attacked, batch.pixels))
+        outside = ~attacked.threat.holds(attacked.images, clean.pixels)
+        self.found.add(f"{key}/outside", outside)
 
-    def _doubt(self, batch: _Images, clean: Tensor) -> None:
+    def _doubt(self, batch: ImageBatch, clean: Tensor) -> None:
         """Try on a few images what an honest network does not mind, at the largest eps."""
         # Not-a-number marks the images that are left out.
         margin_held = torch.full((len(batch.rows),), torch.nan)
@@ -200,20 +156,20 @@ class _Attacker:
         chosen = (batch.rows < self.doubted).nonzero().flatten()
         if len(chosen) > 0:
             few, threat = batch.of(chosen), self.config.threat(max(self.config.eps))
-            if _has_gradients(self.model):
+            if has_gradients(self.attacker.model):
                 margin_held[chosen] = self._held_under_margin(few, threat)
-            noise = Chance(self.config.seed, few.rows).noise(few.pixels, "noise")
+            noise = KeyedRandom(self.config.seed, few.rows).noise(few.pixels, "noise")
             step = threat.eps * (2 * noise - 1).sign()
             pixels = threat.project(few.pixels + step, few.pixels)
-            noisy[chosen] = probabilities(self._logits(pixels), few.labels)
+            noisy[chosen] = probabilities(self.attacker.logits(pixels), few.labels)
             unsteady[chosen] = self._unsteadiness(few)
         self.found.add("margin_held", margin_held)
         self.found.add("noise", noisy)
         self.found.add("unsteady", unsteady)
 
-    def _held_under_margin(self, batch: _Images, threat: ThreatModel) -> Tensor:
+    def _held_under_margin(self, batch: ImageBatch, threat: ThreatModel) -> Tensor:
         attacked = pgd(
-            self.model,
+            self.attacker.model,
             batch.pixels,
             batch.labels,
             threat=threat,
@@ -223,22 +179,12 @@ class _Attacker:
         )
         return self._right(attacked, batch)
 
-    def _right(self, pixels: Tensor, batch: _Images) -> Tensor:
-        return correct(self._logits(pixels), batch.labels).float().cpu()
+    def _right(self, pixels: Tensor, batch: ImageBatch) -> Tensor:
+        return correct(self.attacker.logits(pixels), batch.labels).float().cpu()
 
-    def _unsteadiness(self, batch: _Images) -> Tensor:
+    def _unsteadiness(self, batch: ImageBatch) -> Tensor:
         """Return how far each image's probabilities move when it comes in other company."""
-        together = self._logits(batch.pixels)
-        halves = torch.cat([self._logits(half) for half in batch.pixels.chunk(2)])
+        together = self.attacker.logits(batch.pixels)
+        halves = torch.cat([self.attacker.logits(half) for half in batch.pixels.chunk(2)])
         apart = probabilities(together, batch.labels) - probabilities(halves, batch.labels)
         return apart.abs().amax(1).float().cpu()
-
-    @torch.no_grad()
-    def _logits(self, pixels: Tensor) -> Tensor:
-        logits: Tensor = self.model(pixels)
-        return logits
-
-
-def _has_gradients(model: nn.Module) -> bool:
-    """Return whether attacks may follow the gradient; a model says no by ``gradients = False``."""
-    return bool(getattr(model, "gradients", True))

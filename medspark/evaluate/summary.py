@@ -319,7 +319,7 @@ class _View:
     def same_answer(self) -> float:
         """Return the share of images with the commonest answer, those that saturate aside."""
         clean = self.arrays["clean"]
-        open_to_doubt = clean[self.answers("clean").sure < 1.0]
+        open_to_doubt = clean[self.answers("clean").confidence < 1.0]
         if len(open_to_doubt) < 2:
             return 0.0
         _, counts = np.unique(open_to_doubt, axis=0, return_counts=True)
@@ -328,14 +328,14 @@ class _View:
     def same_class(self) -> float:
         """Return the share of the other images that are given the commonest answer."""
         clean = self.answers("clean")
-        answers, counts = np.unique(clean.said, axis=0, return_counts=True)
+        answers, counts = np.unique(clean.predicted, axis=0, return_counts=True)
         commonest = answers[::-1][counts[::-1].argmax()]  # the first class of equally common ones
         others = (clean.truth != commonest).any(1)
-        return float((clean.said == commonest).all(1)[others].mean()) if others.any() else 0.0
+        return float((clean.predicted == commonest).all(1)[others].mean()) if others.any() else 0.0
 
     def saturated(self) -> float:
         right = self.right("clean")
-        sure = self.answers("clean").sure >= 1.0
+        sure = self.answers("clean").confidence >= 1.0
         return float(sure[right].mean()) if right.any() else 0.0
 
 

@@ -19,16 +19,14 @@ from medspark.data.config import DataConfig, check_data
 from medspark.eps import Eps
 from medspark.errors import UsageError
 from medspark.evaluate.config import AttackSettings, check_attacks
-from medspark.job import JobConfig
-from medspark.launch.distributor import LaunchConfig, check_room
+from medspark.launch.distributor import check_room
 from medspark.models.config import PRETRAINED, ModelConfig, check_model
 from medspark.shards.manifest import Manifest, read_manifest, verify
-from medspark.spark.session import SparkConfig
 from medspark.study.paper_report import MetricName
-from medspark.track.config import TrackConfig
 from medspark.train.config import DistillConfig, TrainConfig, check_ranks
 from medspark.workflows.demo import DemoConfig, check_demo
 from medspark.workflows.evaluate_config import EvaluationSettings, positive_class
+from medspark.workflows.job_settings import SparkTrainingConfig
 from medspark.workflows.train_at import TrainAtConfig
 
 __all__ = [
@@ -68,7 +66,7 @@ class TableEvaluation(EvaluationSettings):
     steps: int = Field(10, ge=1, description="steps of PGD; APGD takes five times as many")
 
 
-class PaperTableConfig(JobConfig):
+class PaperTableConfig(SparkTrainingConfig):
     """The paper's table. What is done already is kept in ``folder`` and not done again."""
 
     datasets: dict[str, Path] = Field(
@@ -108,9 +106,6 @@ class PaperTableConfig(JobConfig):
         Path("build/paper_table"),
         description="for networks, finished cells and the table; all machines see it",
     )
-    launch: LaunchConfig = LaunchConfig()
-    spark: SparkConfig = SparkConfig()
-    track: TrackConfig = TrackConfig()
 
 
 def check(config: PaperTableConfig) -> None:

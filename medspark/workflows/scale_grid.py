@@ -15,18 +15,16 @@ from medspark.config import Config
 from medspark.data.config import DataConfig
 from medspark.errors import UsageError
 from medspark.evaluate.config import AttackSettings
-from medspark.job import JobConfig
 from medspark.launch.distributor import LaunchConfig
 from medspark.models.config import ModelConfig, check_model
 from medspark.shards.manifest import Manifest, read_manifest
-from medspark.spark.session import SparkConfig
 from medspark.spark.slots import local_slots, submitted_master
 from medspark.study.laws import Cluster
 from medspark.study.sweep import ALONE, Cell, Scaling
-from medspark.track.config import TrackConfig
 from medspark.train.config import ModeName as TrainMode
 from medspark.train.config import TrainConfig, check_ranks
 from medspark.workflows.demo import DemoConfig
+from medspark.workflows.job_settings import SparkTrainingConfig
 from medspark.workflows.train_at import TrainAtConfig, check
 
 __all__ = [
@@ -114,7 +112,7 @@ class ProjectConfig(Cluster):
     )
 
 
-class ScaleAtConfig(JobConfig):
+class ScaleAtConfig(SparkTrainingConfig):
     """Train the same thing at many scales and compare."""
 
     shards: Path | None = Field(
@@ -143,9 +141,6 @@ class ScaleAtConfig(JobConfig):
     timed_steps: int = Field(40, ge=1, description="steps of cells that are only timed, at least")
     seed: int = Field(0, ge=0, description="of the first repeat; the next ones count up")
     project: ProjectConfig = ProjectConfig()
-    launch: LaunchConfig = LaunchConfig()
-    spark: SparkConfig = SparkConfig()
-    track: TrackConfig = TrackConfig()
     demo: DemoConfig = DemoConfig()
 
     @property

@@ -1,4 +1,4 @@
-"""The luck of an attack, by key: an image draws the same in any batch, on any worker."""
+"""Random numbers of attacks, by key: an image draws the same in any batch, on any worker."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from medspark.seeding import derive, uniform
 
 
 @dataclass(frozen=True)
-class Chance:
+class KeyedRandom:
     """Random numbers that depend on (seed, what they are for, the image's row) alone.
 
     ``rows`` (B,) are the images' numbers in the whole data set.
@@ -22,13 +22,13 @@ class Chance:
     rows: Tensor
 
     @classmethod
-    def any(cls, images: Tensor, *, seed: int = 0) -> Chance:
-        """Return the luck of images that are the whole data set."""
+    def for_whole(cls, images: Tensor, *, seed: int = 0) -> KeyedRandom:
+        """Return the random numbers of images that are the whole data set."""
         return cls(seed, torch.arange(len(images)))
 
-    def of(self, chosen: Tensor) -> Chance:
-        """Return the luck of some of the images, by their place in the batch or by mask."""
-        return Chance(self.seed, self.rows[chosen.cpu()])
+    def of(self, chosen: Tensor) -> KeyedRandom:
+        """Return the numbers of some of the images, by their place in the batch or by mask."""
+        return KeyedRandom(self.seed, self.rows[chosen.cpu()])
 
     def numbers(self, count: int, purpose: str) -> Tensor:
         """Return ``count`` numbers in [0, 1) for each image, (B, ``count``)."""

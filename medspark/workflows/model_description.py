@@ -1,4 +1,4 @@
-"""The model card: what a network is, what it was trained on, how it fares, and what it is not."""
+"""A model in words: what it is, what it was trained on, how it fares, and what it is not."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from medspark.models.card import ModelCard
 from medspark.shards.manifest import Manifest
 from medspark.workflows.robustness_table import robustness_table
 
-__all__ = ["model_card"]
+__all__ = ["describe_model"]
 
 _LIMITS = """## What it is not
 
@@ -23,8 +23,8 @@ _LIMITS = """## What it is not
 """
 
 
-def model_card(result: Mapping[str, Any], manifest: Manifest, card: ModelCard) -> str:
-    """Return the card of the network that ``result`` tells of, as Markdown."""
+def describe_model(result: Mapping[str, Any], manifest: Manifest, card: ModelCard) -> str:
+    """Return the description of the network that ``result`` tells of, as Markdown."""
     trained = manifest.splits["train"]
     counted = zip(_names(manifest.classes), trained.class_counts, strict=True)
     counts = ", ".join(f"{name}: {count}" for name, count in counted)
