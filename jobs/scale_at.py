@@ -27,10 +27,10 @@ class ScaleAtJob(ScaleAtConfig):
 
 def work(config: ScaleAtJob) -> dict[str, Any]:
     """Run the sweep, print what came of it, and return it."""
-    from medspark.workflows.scale_at import scale_at, told  # torch: not for --help
+    from medspark.workflows.scale_at import scale_at, summary_text  # torch: not for --help
 
     result = scale_at(config)
-    print(told(result))
+    print(summary_text(result))
     return result
 
 

@@ -8,13 +8,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from medspark.evaluate.names import wrapped
-from medspark.study.paper_report import Cell, Column, MetricName, Row, entry, rows
+from medspark.study.paper_report import Column, MetricName, Row, TableCell, entry, rows
 
 __all__ = ["paper_figure"]
 
 
 def paper_figure(
-    cells: Sequence[Cell], shown: Sequence[Column], *, metric: MetricName = "accuracy"
+    cells: Sequence[TableCell], shown: Sequence[Column], *, metric: MetricName = "accuracy"
 ) -> Figure:
     """Draw a bar per column for every training, with intervals; what is doubted is hatched."""
     table = rows(cells)

@@ -21,8 +21,19 @@ from medspark.evaluate.names import in_markdown
 from medspark.evaluate.summary import WORST
 
 __all__ = [
-    "Cell", "Column", "Entry", "Measured", "MetricName", "Row", "columns", "csv_text", "entry",
-    "markdown", "measured", "rows", "seconds_left",
+    "Column",
+    "Entry",
+    "MetricName",
+    "Row",
+    "TableCell",
+    "TableFigure",
+    "columns",
+    "csv_text",
+    "entry",
+    "markdown",
+    "measured",
+    "rows",
+    "seconds_left",
 ]  # fmt: skip
 
 CLEAN = "clean"
@@ -32,7 +43,7 @@ _METRICS: tuple[MetricName, ...] = (
 )  # fmt: skip
 
 
-class Measured(Config):
+class TableFigure(Config):
     """One figure of one network, in [0, 1], with its 95 % interval where there is one."""
 
     attack: str = Field(description="clean, the name of an attack, or worst_case")
@@ -43,7 +54,7 @@ class Measured(Config):
     high: float | None = None
 
 
-class Cell(Config):
+class TableCell(Config):
     """What came of one network: figures, or the reason why there are none."""
 
     dataset: str
@@ -52,7 +63,7 @@ class Cell(Config):
     training: str
     weights: str = Field(description="where its first weights came from")
     seed: int
-    figures: tuple[Measured, ...] = ()
+    figures: tuple[TableFigure, ...] = ()
     doubts: tuple[str, ...] = Field((), description="why figures under attack cannot be believed")
     failure: str | None = None
     seconds: float = Field(0.0, description="that training and attacking took")
@@ -95,10 +106,10 @@ class Entry:
 class Row:
     """The cells of one row, in the order of their seeds."""
 
-    cells: tuple[Cell, ...]
+    cells: tuple[TableCell, ...]
 
     @property
-    def first(self) -> Cell:
+    def first(self) -> TableCell:
         """The first cell, which says what the row is about."""
         return self.cells[0]
 
@@ -123,7 +134,7 @@ class Row:
         return bool(self.doubts) and column.attack != CLEAN and found is not None and found.mean > 0
 
 
-def measured(report: Mapping[str, Any]) -> tuple[Measured, ...]:
+def measured(report: Mapping[str, Any]) -> tuple[TableFigure, ...]:
     """Return the figures in the result document of an evaluation."""
     conditions = [(CLEAN, 0.0, report["clean"])]
     for found in [*report["attacks"], *report["worst_case"]]:
@@ -136,9 +147,9 @@ def measured(report: Mapping[str, Any]) -> tuple[Measured, ...]:
     )
 
 
-def _measured(attack: str, eps: float, metric: str, figures: Mapping[str, Any]) -> Measured:
+def _measured(attack: str, eps: float, metric: str, figures: Mapping[str, Any]) -> TableFigure:
     low, high = figures.get("intervals", {}).get(metric, (None, None))
-    return Measured(
+    return TableFigure(
         attack=attack, eps=eps, metric=metric, value=figures[metric], low=low, high=high
     )
 
@@ -153,15 +164,15 @@ def columns(eps: Iterable[float], *, attacks: Iterable[str] = ("fgsm",)) -> list
     return [Column(CLEAN), *attacked]
 
 
-def rows(cells: Iterable[Cell]) -> list[Row]:
+def rows(cells: Iterable[TableCell]) -> list[Row]:
     """Return ``cells`` as rows, in the order in which each row's first cell comes."""
-    grouped: dict[tuple[str, str, str], list[Cell]] = {}
+    grouped: dict[tuple[str, str, str], list[TableCell]] = {}
     for cell in cells:
         grouped.setdefault(cell.row, []).append(cell)
     return [Row(tuple(sorted(group, key=lambda cell: cell.seed))) for group in grouped.values()]
 
 
-def entry(cells: Iterable[Cell], column: Column, metric: MetricName) -> Entry | None:
+def entry(cells: Iterable[TableCell], column: Column, metric: MetricName) -> Entry | None:
     """Return the figure of ``cells``, which differ in the seed alone; None if none has one."""
     found = [
         figure
@@ -183,7 +194,7 @@ def entry(cells: Iterable[Cell], column: Column, metric: MetricName) -> Entry | 
 
 
 def markdown(
-    cells: Sequence[Cell],
+    cells: Sequence[TableCell],
     shown: Sequence[Column],
     *,
     metric: MetricName,
@@ -251,7 +262,7 @@ def _percent(value: float) -> str:
     return f"{100 * value:.1f}"
 
 
-def _legend(cells: Sequence[Cell], metric: MetricName) -> str:
+def _legend(cells: Sequence[TableCell], metric: MetricName) -> str:
     seeds = sorted({cell.seed for cell in cells})
     name = "AUROC" if metric == "auroc" else metric.replace("_", " ").capitalize()
     spread = (
@@ -266,11 +277,11 @@ def _legend(cells: Sequence[Cell], metric: MetricName) -> str:
     )
 
 
-def csv_text(cells: Iterable[Cell]) -> str:
+def csv_text(cells: Iterable[TableCell]) -> str:
     """Return every figure of every cell as CSV, one a line; a failed cell is a line without one."""
     buffer = io.StringIO()
     kept = ["dataset", "train_images", "model", "weights", "training", "seed"]
-    fields = [*kept, *Measured.model_fields, "believable", "doubts", "failure"]
+    fields = [*kept, *TableFigure.model_fields, "believable", "doubts", "failure"]
     writer = csv.DictWriter(buffer, fields, lineterminator="\n")
     writer.writeheader()
     for cell in cells:
@@ -284,7 +295,7 @@ def csv_text(cells: Iterable[Cell]) -> str:
     return buffer.getvalue()
 
 
-def seconds_left(pending: Iterable[Cell], done: Sequence[Cell]) -> float | None:
+def seconds_left(pending: Iterable[TableCell], done: Sequence[TableCell]) -> float | None:
     """Return how long the ``pending`` cells will take, going by those ``done``; None if unknown.
 
     Time goes with the training images; a cell is like those of its network and training, else

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from medspark.study.laws import Fit, Projection, mean_interval
-from medspark.study.sweep import Curve, Measured, Prediction, Sweep
+from medspark.study.sweep import Curve, Prediction, ScaleCell, Sweep
 
 __all__ = ["compare_sweeps", "figures_of", "summary_note", "table", "write_sweep"]
 
@@ -102,7 +102,7 @@ def figures_of(sweeps: Sequence[Sweep]) -> dict[str, Figure]:
 def _body(sweep: Sweep, pictures: Mapping[str, bytes]) -> str:
     failed = [m for m in sweep.cells if m.status == "failed"]
     said = "".join(
-        f"<li>{html.escape(f'{m.cell}: {m.error.splitlines()[0]}')}</li>" for m in failed
+        f"<li>{html.escape(f'{m.point}: {m.error.splitlines()[0]}')}</li>" for m in failed
     )
     measured = [name for name in pictures if not name.startswith("projection")]
     projected = [name for name in pictures if name.startswith("projection")]
@@ -134,10 +134,10 @@ def _body(sweep: Sweep, pictures: Mapping[str, bytes]) -> str:
     )
 
 
-def _points(sweep: Sweep) -> dict[_Point, list[Measured]]:
-    groups: dict[_Point, list[Measured]] = {}
+def _points(sweep: Sweep) -> dict[_Point, list[ScaleCell]]:
+    groups: dict[_Point, list[ScaleCell]] = {}
     for m in sweep.finished:
-        c = m.cell
+        c = m.point
         key = (c.model, c.mode, c.scaling, c.data_share, c.world_size)
         groups.setdefault(key, []).append(m)
     return dict(sorted(groups.items()))
@@ -147,8 +147,8 @@ def _rows(sweep: Sweep) -> Rows:
     return [_HEAD, *(_row(group) for group in _points(sweep).values())]
 
 
-def _row(group: Sequence[Measured]) -> list[str]:
-    cell = group[0].cell
+def _row(group: Sequence[ScaleCell]) -> list[str]:
+    cell = group[0].point
     crowded = "*" if group[0].oversubscribed else ""
     name = {"plain": "no DDP", "slice": f"no DDP, batch {group[0].global_batch}"}.get(
         cell.scaling, cell.scaling
@@ -230,7 +230,7 @@ def _assumptions(sweep: Sweep) -> str:
         "Assumed of the cluster: every node computes as one process here, "
         f"{c.bandwidth / 1e9:g} GB/s and {c.latency * 1e6:g} µs between nodes, "
         f"{c.storage / 1e9:g} GB/s of shared storage, half of the compute hides the all-reduce. "
-        f"Measured here: start-up {c.startup_seconds:.0f} s, reading "
+        f"ScaleCell here: start-up {c.startup_seconds:.0f} s, reading "
         f"{p.loader_images_per_second:.0f} images/s, and between processes of this machine "
         f"{p.bandwidth / 1e9:.2f} GB/s and {p.latency * 1e6:.0f} µs."
     )
@@ -284,7 +284,7 @@ def _robustness(sweeps: Sequence[Sweep]) -> Figure | None:
         _style(axes, "training images", f"{title} on the test images")
         axes.set_xscale("log")
         # Shares are of whole patients, so that repeats differ by a few images.
-        sizes = {m.cell.data_share: m.train_images for sweep in sweeps for m in sweep.finished}
+        sizes = {m.point.data_share: m.train_images for sweep in sweeps for m in sweep.finished}
         axes.set_xticks(list(sizes.values()), [f"{size:,}" for size in sizes.values()])
         axes.set_xticks([], minor=True)
         for sweep in sweeps:
@@ -297,9 +297,9 @@ def _draw_series(axes: Axes, sweep: Sweep, name: str, *, several: bool) -> None:
     for m in sweep.finished:
         value = getattr(m, name)
         if value is not None:
-            by_images = series.setdefault(f"{m.cell.model} {m.cell.mode}", {})
-            by_images.setdefault(m.cell.data_share, []).append(value)
-    images = {m.cell.data_share: m.train_images for m in sweep.finished}
+            by_images = series.setdefault(f"{m.point.model} {m.point.mode}", {})
+            by_images.setdefault(m.point.data_share, []).append(value)
+    images = {m.point.data_share: m.train_images for m in sweep.finished}
     for label, by_share in series.items():
         shares = sorted(by_share)
         means = [mean_interval(by_share[s])[0] for s in shares]
@@ -313,8 +313,8 @@ def _draw_series(axes: Axes, sweep: Sweep, name: str, *, several: bool) -> None:
 def _startup(sweeps: Sequence[Sweep]) -> Figure | None:
     bars: dict[str, dict[str, float]] = {}
     for sweep in sweeps:
-        for world in sorted({m.cell.world_size for m in sweep.finished}):
-            cells = [m for m in sweep.finished if m.cell.world_size == world]
+        for world in sorted({m.point.world_size for m in sweep.finished}):
+            cells = [m for m in sweep.finished if m.point.world_size == world]
             parts = [part for part in cells[0].startup if part != "total"]
             name = f"{sweep.name}, {world}" if len(sweeps) > 1 else f"{world} processes"
             bars[name] = {

@@ -23,10 +23,10 @@ from medspark.study.laws import (
 
 __all__ = [
     "ALONE",
-    "Cell",
     "Curve",
-    "Measured",
     "Price",
+    "ScaleCell",
+    "ScalePoint",
     "Scaling",
     "Sweep",
     "curves",
@@ -40,7 +40,7 @@ ALONE = ("plain", "slice")
 K = TypeVar("K", bound=Hashable)
 
 
-class Cell(Config):
+class ScalePoint(Config):
     """One point of the grid, under the names that its run in MLflow has as parameters.
 
     strong: the global batch stays the same; weak: it grows with the processes; plain: a single
@@ -62,10 +62,10 @@ class Cell(Config):
         )
 
 
-class Measured(Config):
+class ScaleCell(Config):
     """What came of one cell."""
 
-    cell: Cell
+    point: ScalePoint
     fingerprint: str
     status: Literal["finished", "failed"]
     error: str = ""
@@ -192,7 +192,7 @@ class Sweep(Config):
     hardware: str
     dataset: str
     dataset_digest: str
-    cells: list[Measured]
+    cells: list[ScaleCell]
     curves: list[Curve] = Field([])
     prices: list[Price] = Field([])
     probe: Probe | None = None
@@ -202,7 +202,7 @@ class Sweep(Config):
     projections: dict[str, list[Projection]] = Field({}, description="by network and mode")
 
     @property
-    def finished(self) -> list[Measured]:
+    def finished(self) -> list[ScaleCell]:
         """The cells that came to their end."""
         return [cell for cell in self.cells if cell.status == "finished"]
 
@@ -212,17 +212,17 @@ class Sweep(Config):
         return [price.sentence for price in self.prices]
 
 
-def curves(cells: Iterable[Measured]) -> list[Curve]:
+def curves(cells: Iterable[ScaleCell]) -> list[Curve]:
     """Return speed over processes, with fitted laws, for every network, mode and scaling."""
     found = []
-    for (model, mode), group in _grouped(cells, lambda m: (m.cell.model, m.cell.mode)).items():
-        share = max(m.cell.data_share for m in group)
-        largest = [m for m in group if m.cell.data_share == share]
-        plain = [m for m in largest if m.cell.scaling in ALONE]
-        alone = [m for m in largest if m.cell.world_size == 1 and m.cell.scaling not in ALONE]
+    for (model, mode), group in _grouped(cells, lambda m: (m.point.model, m.point.mode)).items():
+        share = max(m.point.data_share for m in group)
+        largest = [m for m in group if m.point.data_share == share]
+        plain = [m for m in largest if m.point.scaling in ALONE]
+        alone = [m for m in largest if m.point.world_size == 1 and m.point.scaling not in ALONE]
         for scaling in ("strong", "weak"):
-            several = [m for m in largest if m.cell.scaling == scaling and m.cell.world_size > 1]
-            if several or (alone and scaling == alone[0].cell.scaling):
+            several = [m for m in largest if m.point.scaling == scaling and m.point.world_size > 1]
+            if several or (alone and scaling == alone[0].point.scaling):
                 found.append(
                     _curve(
                         [*alone, *several],
@@ -232,7 +232,7 @@ def curves(cells: Iterable[Measured]) -> list[Curve]:
                             scaling=scaling,  # type: ignore[arg-type]
                             data_share=share,
                             plain=median(
-                                [m.images_per_second for m in plain if m.cell.scaling == "plain"]
+                                [m.images_per_second for m in plain if m.point.scaling == "plain"]
                             ),
                             alone={
                                 batch: statistics.median(m.images_per_second for m in group)
@@ -244,11 +244,11 @@ def curves(cells: Iterable[Measured]) -> list[Curve]:
     return found
 
 
-def _curve(cells: Sequence[Measured], empty: Curve) -> Curve:
+def _curve(cells: Sequence[ScaleCell], empty: Curve) -> Curve:
     speeds: dict[int, list[float]] = {}
-    for measured in sorted(cells, key=lambda m: m.cell.world_size):
-        speeds.setdefault(measured.cell.world_size, []).append(measured.images_per_second)
-    crowded = sorted({m.cell.world_size for m in cells if m.oversubscribed})
+    for measured in sorted(cells, key=lambda m: m.point.world_size):
+        speeds.setdefault(measured.point.world_size, []).append(measured.images_per_second)
+    crowded = sorted({m.point.world_size for m in cells if m.oversubscribed})
     # A law of more cores is not learnt from processes that shared one.
     honest = {n: v for n, v in speeds.items() if n not in crowded}
     return empty.model_copy(
@@ -261,17 +261,17 @@ def _curve(cells: Sequence[Measured], empty: Curve) -> Curve:
     )
 
 
-def prices(cells: Iterable[Measured]) -> list[Price]:
+def prices(cells: Iterable[ScaleCell]) -> list[Price]:
     """Return what each mode loses in clean AUROC against standard training, paired by repeat."""
-    judged = [m for m in cells if m.clean_auroc is not None and m.cell.scaling not in ALONE]
+    judged = [m for m in cells if m.clean_auroc is not None and m.point.scaling not in ALONE]
     auroc = {
         key: statistics.fmean(m.clean_auroc or 0.0 for m in group)
         for key, group in _grouped(
             judged,
-            lambda m: (m.cell.model, m.cell.mode, m.cell.data_share, m.cell.repeat),
+            lambda m: (m.point.model, m.point.mode, m.point.data_share, m.point.repeat),
         ).items()
     }
-    images = {m.cell.data_share: round(_mean_images(judged, m.cell.data_share)) for m in judged}
+    images = {m.point.data_share: round(_mean_images(judged, m.point.data_share)) for m in judged}
     found = []
     for model, mode in dict.fromkeys(key[:2] for key in auroc):
         if mode == "standard":
@@ -295,17 +295,17 @@ def median(values: Sequence[float]) -> float | None:
     return statistics.median(values) if values else None
 
 
-def _mean_images(cells: Sequence[Measured], share: float) -> float:
-    return statistics.fmean(m.train_images for m in cells if m.cell.data_share == share)
+def _mean_images(cells: Sequence[ScaleCell], share: float) -> float:
+    return statistics.fmean(m.train_images for m in cells if m.point.data_share == share)
 
 
-def _batch(measured: Measured) -> int:
+def _batch(measured: ScaleCell) -> int:
     return measured.global_batch
 
 
-def _grouped(cells: Iterable[Measured], key: Callable[[Measured], K]) -> dict[K, list[Measured]]:
-    groups: dict[K, list[Measured]] = {}
-    for measured in cells:
+def _grouped(cells: Iterable[ScaleCell], key: Callable[[ScaleCell], K]) -> dict[K, list[ScaleCell]]:
+    groups: dict[K, list[ScaleCell]] = {}
+    for cell in cells:
         groups.setdefault(key(measured), []).append(measured)
     return groups
 

@@ -25,8 +25,8 @@ from medspark.shards.manifest import read_manifest
 from medspark.spark.session import spark_session
 from medspark.study.paper_figure import paper_figure
 from medspark.study.paper_report import (
-    Cell,
     Column,
+    TableCell,
     columns,
     csv_text,
     markdown,
@@ -144,7 +144,7 @@ class _Table:
         network = self._networks[number]
         logger.info("cell %d of %d: %s%s", number + 1, len(self._cells), network, about)
 
-    def _do(self, number: int, *, parent: str | None) -> Cell:
+    def _do(self, number: int, *, parent: str | None) -> TableCell:
         network, blank = self._networks[number], self._blank(self._networks[number])
         try:
             cell = self._train_and_attack(network, blank, parent)
@@ -156,7 +156,9 @@ class _Table:
         write_result(self._cell_file(network), cell.model_dump(mode="json"))
         return cell
 
-    def _train_and_attack(self, network: Network, blank: Cell, parent: str | None) -> Cell:
+    def _train_and_attack(
+        self, network: Network, blank: TableCell, parent: str | None
+    ) -> TableCell:
         began = time.monotonic()
         manifest = network.dataset.manifest
         entry = RunEntry(
@@ -236,20 +238,20 @@ class _Table:
             told["surrogates"] = [fingerprint(self._config, other) for other in others]
         return self._folder / "cells" / f"{digest(told)}.json"
 
-    def _kept(self, network: Network) -> Cell | None:
+    def _kept(self, network: Network) -> TableCell | None:
         """Return the finished cell of ``network`` if there is one; one that failed is not."""
         try:
             text = self._cell_file(network).read_text(encoding="utf-8")
-            cell = Cell.model_validate(with_eps(json.loads(text)))
+            cell = TableCell.model_validate(with_eps(json.loads(text)))
         except (OSError, ValueError):
             return None
         # It may have been found for a table that calls its data by another name.
         named = {"dataset": network.dataset.name}
         return cell.model_copy(update=named) if cell.figures else None
 
-    def _blank(self, network: Network) -> Cell:
+    def _blank(self, network: Network) -> TableCell:
         weights = self._config.weights.get(network.model)
-        return Cell(
+        return TableCell(
             dataset=network.dataset.name,
             train_images=network.dataset.train_images,
             model=network.model,

@@ -34,7 +34,7 @@ from medspark.study.laws import (
     steady,
 )
 from medspark.study.scale_report import compare_sweeps, summary_note, table, write_sweep
-from medspark.study.sweep import Cell, Measured, Prediction, Probe, Sweep, curves, prices
+from medspark.study.sweep import Prediction, Probe, ScaleCell, ScalePoint, Sweep, curves, prices
 from medspark.track.journal import JournalReader
 from medspark.track.models import fetch_artifact
 from medspark.track.runs import TrackedRun, tracked
@@ -61,7 +61,7 @@ from medspark.workflows.scale_grid import (
 )
 from medspark.workflows.train_at import TrainAtConfig, train_once
 
-__all__ = ["scale_at", "told"]
+__all__ = ["scale_at", "summary_text"]
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ def _check_folders(config: ScaleAtConfig) -> None:
         check_demo(config.demo)
 
 
-def told(result: Mapping[str, Any]) -> str:
+def summary_text(result: Mapping[str, Any]) -> str:
     """Return what a person wants to read at the end of a sweep."""
     if "compared" in result:
         return f"Compared {', '.join(result['compared'])}: {result['report']}"
@@ -122,7 +122,7 @@ class _Sweeper:
         self._manifest = read_manifest(config.shards)
         self._cores, self._threads = _room(config, spark)
         self._cells = cells_of(config, self._threads)
-        self._measured: dict[Cell, Measured] = {}
+        self._measured: dict[ScalePoint, ScaleCell] = {}
         self._began = time.monotonic()
 
     def run(self) -> dict[str, Any]:
@@ -148,7 +148,7 @@ class _Sweeper:
         failed = [m for m in sweep.cells if m.status == "failed"]
         return {
             "cells": [m.model_dump(mode="json") for m in sweep.cells],
-            "failed": [f"{m.cell}: {m.error.splitlines()[0]}" for m in failed],
+            "failed": [f"{m.point}: {m.error.splitlines()[0]}" for m in failed],
             "sentences": sweep.sentences,
             "table": table(sweep),
             "report": str(report),
@@ -156,17 +156,17 @@ class _Sweeper:
             "mlflow": run.reference | {"charts": charts},
         }
 
-    def _do(self, cell: Cell, parent: str | None) -> Measured:
+    def _do(self, cell: ScalePoint, parent: str | None) -> ScaleCell:
         """Return what came of ``cell``, now or earlier."""
         config = training_of(self._config, cell)
         name = _fingerprint(config, self._manifest)
         folder = self._folder / "cells" / name
         kept = folder / "measured.json"
         if kept.exists():
-            return Measured.model_validate_json(kept.read_bytes())
+            return ScaleCell.model_validate_json(kept.read_bytes())
         self._forget(folder)
         began = time.monotonic()
-        new = Measured(
+        new = ScaleCell(
             cell=cell,
             fingerprint=name,
             status="failed",
@@ -183,9 +183,9 @@ class _Sweeper:
         return measured
 
     def _train(
-        self, new: Measured, config: TrainAtConfig, folder: Path, parent: str | None
-    ) -> Measured:
-        found: dict[str, Measured] = {}
+        self, new: ScaleCell, config: TrainAtConfig, folder: Path, parent: str | None
+    ) -> ScaleCell:
+        found: dict[str, ScaleCell] = {}
 
         def measure(result: Mapping[str, Any]) -> Mapping[str, float]:
             found["now"] = self._measure(new, result, folder)
@@ -211,7 +211,7 @@ class _Sweeper:
         ownership.remove(folder, CHECKPOINTS)
         return found["now"].model_copy(update={"run_id": result["mlflow"]["run_id"]})
 
-    def _measure(self, new: Measured, result: Mapping[str, Any], folder: Path) -> Measured:
+    def _measure(self, new: ScaleCell, result: Mapping[str, Any], folder: Path) -> ScaleCell:
         cell = new.cell
         windows = [
             Window(r.step, r.metrics["images_per_second"], r.metrics["data_wait_share"])
@@ -239,7 +239,7 @@ class _Sweeper:
             }
         )
 
-    def _base(self, cell: Cell) -> float | None:
+    def _base(self, cell: ScalePoint) -> float | None:
         """Return the speed of one process of the same repeat; None where there is none yet."""
         if cell.world_size == 1:
             return None
@@ -263,7 +263,7 @@ class _Sweeper:
         kept = self._folder / "probe.json"
         if kept.exists():
             return Probe.model_validate_json(kept.read_bytes())
-        world = max((m.cell.world_size for m in self._done()), default=1)
+        world = max((m.point.world_size for m in self._done()), default=1)
         if world < 2:
             return None
         assert self._config.shards is not None
@@ -297,7 +297,7 @@ class _Sweeper:
         kept.write_text(measured.model_dump_json(indent=1), encoding="utf-8")
         return measured
 
-    def _done(self) -> list[Measured]:
+    def _done(self) -> list[ScaleCell]:
         return [m for m in self._measured.values() if m.status == "finished"]
 
     def _sweep(self, measured: Probe | None) -> Sweep:
@@ -348,7 +348,7 @@ class _Sweeper:
             ),
         )
 
-    def _progress(self, number: int, cell: Cell) -> str:
+    def _progress(self, number: int, cell: ScalePoint) -> str:
         measured = self._measured[cell]
         spent = time.monotonic() - self._began
         left = spent / number * (len(self._cells) - number) / 60

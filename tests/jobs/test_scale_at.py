@@ -13,9 +13,9 @@ from mlflow.tracking import MlflowClient
 from pyspark.sql import SparkSession
 
 from medspark.errors import UsageError
-from medspark.study.sweep import Measured
+from medspark.study.sweep import ScaleCell
 from medspark.workflows import scale_at as scaling
-from medspark.workflows.scale_at import scale_at, told
+from medspark.workflows.scale_at import scale_at, summary_text
 from medspark.workflows.scale_grid import ScaleAtConfig
 
 
@@ -135,21 +135,21 @@ def test_what_is_done_is_not_done_again_and_sweeps_are_set_side_by_side(
     page = Path(compared["report"]).read_text()
     assert page.count("<h2>first</h2>") == 2
     assert "data:image/png;base64," in page
-    assert "Report:" in told(again)
+    assert "Report:" in summary_text(again)
 
 
 def test_efficiency_is_taken_against_one_process_of_the_same_repeat(place: Path) -> None:
     cells = [
-        Measured.model_validate_json(path.read_bytes())
+        ScaleCell.model_validate_json(path.read_bytes())
         for path in (place / "first" / "cells").glob("*/measured.json")
     ]
     if not cells:
         pytest.skip("the sweep above was not run")
-    one, two = sorted(cells, key=lambda m: m.cell.world_size)
+    one, two = sorted(cells, key=lambda m: m.point.world_size)
 
     assert one.efficiency is None
     assert two.efficiency == pytest.approx(two.images_per_second / (2 * one.images_per_second))
-    assert one.cell.threads_per_rank == two.cell.threads_per_rank
+    assert one.point.threads_per_rank == two.point.threads_per_rank
     assert two.startup["total"] == pytest.approx(
         sum(took for part, took in two.startup.items() if part != "total")
     )
@@ -210,7 +210,7 @@ def test_a_damaged_sweep_cannot_be_compared_and_is_named(tmp_path: Path, content
 
     with pytest.raises(
         UsageError, match=r"compare: .*sweep\.json is no record of a sweep: "
-    ) as told:
+    ) as raised:
         scale_at(config)
 
-    assert len(str(told.value).splitlines()) == 1
+    assert len(str(raised.value).splitlines()) == 1

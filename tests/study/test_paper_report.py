@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from medspark.study.paper_figure import paper_figure
 from medspark.study.paper_report import (
-    Cell,
     Column,
-    Measured,
+    TableCell,
+    TableFigure,
     columns,
     csv_text,
     entry,
@@ -27,24 +27,24 @@ SHOWN = columns([2 / 255])
 SHARES = st.floats(0, 1)
 
 
-def cell(**changes: object) -> Cell:
+def cell(**changes: object) -> TableCell:
     about = {"dataset": "cxr", "train_images": 100, "model": "m", "training": "original"}
-    return Cell(**(about | {"weights": "random", "seed": 0} | changes))
+    return TableCell(**(about | {"weights": "random", "seed": 0} | changes))
 
 
-def figures(clean: float, fgsm: float, worst: float) -> tuple[Measured, ...]:
+def figures(clean: float, fgsm: float, worst: float) -> tuple[TableFigure, ...]:
     values = [("clean", 0.0, clean), ("fgsm", 2 / 255, fgsm), ("worst_case", 2 / 255, worst)]
     return tuple(
-        Measured(attack=name, eps=eps, metric="accuracy", value=v, low=v - 0.125, high=v + 0.125)
+        TableFigure(attack=name, eps=eps, metric="accuracy", value=v, low=v - 0.125, high=v + 0.125)
         for name, eps, v in values
     )
 
 
-def text(cells: list[Cell]) -> str:
+def text(cells: list[TableCell]) -> str:
     return markdown(cells, SHOWN, metric="accuracy", title="T", facts={"seeds": "0"})
 
 
-def line(cells: list[Cell], number: int = 0) -> str:
+def line(cells: list[TableCell], number: int = 0) -> str:
     """Return a row of figures of the Markdown table."""
     return [row for row in text(cells).splitlines() if row.startswith("|")][2 + number]
 
