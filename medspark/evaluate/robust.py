@@ -24,6 +24,7 @@ from medspark.attacks.threat import ThreatModel, norms
 from medspark.errors import UsageError
 from medspark.evaluate.config import EvaluateConfig, check_attacks
 from medspark.evaluate.deploy import evaluation_copy
+from medspark.evaluate.sanity import PROBE_STEPS
 from medspark.evaluate.summary import (
     Array,
     Arrays,
@@ -57,7 +58,7 @@ def evaluate(
     positive: int | None = None,
     surrogates: Sequence[nn.Module] = (),
     own_attacks: Mapping[str, Attack] | None = None,
-    doubted: int | None = None,
+    probed_below: int | None = None,
     detail: Detail | None = None,
 ) -> RobustReport:
     """Return how good ``model`` is on ``batches``, clean and under every attack.
@@ -65,11 +66,16 @@ def evaluate(
     ``gather`` joins the same array of all ranks along its first axis; a rank holds at least
     one image, and may repeat one. ``model`` is not changed: a copy in eval mode and float32 is
     attacked. ``positive`` is the class that sensitivity is about, the last by default.
-    ``own_attacks`` are tried beside those that ``config`` names. The sanity checks look at the
-    rows below ``doubted``, the first ``config.sanity_images`` by default.
+    ``own_attacks`` are tried beside those that ``config`` names. The sanity probes take
+    the rows below ``probed_below``, by default the first ``config.sanity_images``.
     """
     arrays = attack_all(
-        model, batches, config, surrogates=surrogates, own_attacks=own_attacks, doubted=doubted
+        model,
+        batches,
+        config,
+        surrogates=surrogates,
+        own_attacks=own_attacks,
+        probed_below=probed_below,
     )
     if gather is not None:
         arrays = {name: gather(values) for name, values in arrays.items()}
@@ -89,7 +95,7 @@ def attack_all(
     *,
     surrogates: Sequence[nn.Module] = (),
     own_attacks: Mapping[str, Attack] | None = None,
-    doubted: int | None = None,
+    probed_below: int | None = None,
 ) -> Arrays:
     """Return what every attack does to every image, as ``medspark.evaluate.summary`` reads it.
 
@@ -103,8 +109,8 @@ def attack_all(
             victims = [evaluation_copy(network, images[:2]) for network in (model, *surrogates)]
             named = attacks_by_name(config.attacks, config.effort, surrogates=victims[1:])
             named |= dict(own_attacks or {})
-            doubted = config.sanity_images if doubted is None else doubted
-            attacker = _Attacker(victims[0], named, config, found, doubted)
+            probed = config.sanity_images if probed_below is None else probed_below
+            attacker = _Attacker(victims[0], named, config, found, probed)
         attacker.attack(_Images(images, labels, rows))
     if attacker is None:
         raise UsageError("There are no images to evaluate.")
@@ -142,7 +148,7 @@ class _Attacker:
     attacks: Mapping[str, Attack]
     config: EvaluateConfig
     found: _Findings
-    doubted: int  # the sanity checks look at the rows below
+    probed_below: int  # the sanity probes take the rows below
 
     def attack(self, batch: _Images) -> None:
         clean, gradient = self._look(batch)
@@ -160,7 +166,7 @@ class _Attacker:
                 logits = clean if eps == 0 else self._logits(attacked)
                 self._record(Trial(name, 0, eps).key, batch, attacked, threat, logits)
         if self.config.sanity_images > 0 and max(self.config.eps, default=0.0) > 0:
-            self._doubt(batch, clean)
+            self._probe(batch, clean)
 
     def _look(self, batch: _Images) -> tuple[Tensor, Tensor]:
         """Return the clean logits and the gradient, which serves FGSM at every eps."""
@@ -191,13 +197,13 @@ class _Attacker:
         self.found.add(f"{key}/rms_255", 255 * norms(change).flatten() / change[0].numel() ** 0.5)
         self.found.add(f"{key}/outside", ~threat.holds(attacked, batch.pixels))
 
-    def _doubt(self, batch: _Images, clean: Tensor) -> None:
-        """Try on a few images what an honest network does not mind, at the largest eps."""
+    def _probe(self, batch: _Images, clean: Tensor) -> None:
+        """Run the sanity probes (margin PGD, noise, re-batching) at the largest eps."""
         # Not-a-number marks the images that are left out.
         margin_held = torch.full((len(batch.rows),), torch.nan)
         unsteady = margin_held.clone()
         noisy = torch.full_like(probabilities(clean, batch.labels), torch.nan)
-        chosen = (batch.rows < self.doubted).nonzero().flatten()
+        chosen = (batch.rows < self.probed_below).nonzero().flatten()
         if len(chosen) > 0:
             few, threat = batch.of(chosen), self.config.threat(max(self.config.eps))
             if _has_gradients(self.model):
@@ -217,7 +223,7 @@ class _Attacker:
             batch.pixels,
             batch.labels,
             threat=threat,
-            steps=self.config.steps,
+            steps=PROBE_STEPS,
             loss=rescaled(margin),
             stop_when_fooled=True,
         )

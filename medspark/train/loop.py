@@ -304,8 +304,8 @@ class _Run:
         config = self._config.evaluate
         rows = config.rows(len(self._test_split))
         batches = slices(self._test_split, rows, batch_size=config.batch_size, world=self._world)
-        gather, doubted = gatherer(self._world), config.doubted(rows)
-        return evaluate(model, batches, config, gather=gather, doubted=doubted)
+        gather, probed_below = gatherer(self._world), config.probed_below(rows)
+        return evaluate(model, batches, config, gather=gather, probed_below=probed_below)
 
     def _calibrate(self) -> None:
         folder, alone = self._config.run_dir / "model", World(0, 0, 1, self._world.device)

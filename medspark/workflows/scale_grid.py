@@ -15,6 +15,7 @@ from medspark.config import Config
 from medspark.data.config import DataConfig
 from medspark.errors import UsageError
 from medspark.evaluate.config import EvaluateConfig
+from medspark.evaluate.sanity import PROBED_IMAGES
 from medspark.job import JobConfig
 from medspark.launch.distributor import LaunchConfig
 from medspark.models.config import ModelConfig, check_model
@@ -285,7 +286,7 @@ def training_of(config: ScaleAtConfig, cell: ScalePoint) -> TrainAtConfig:
             eps=(config.attack.eps,),
             steps=config.test.steps,
             images=1 if timed else config.test.images,
-            sanity_images=0,
+            sanity_images=0 if timed else PROBED_IMAGES,
         ),
         seed=config.seed + cell.repeat,
         launch=config.launch.model_copy(

@@ -22,13 +22,13 @@ from medspark.train.world import World
 @given(
     total=st.integers(1, 5000), images=st.none() | st.integers(1, 6000), looked=st.integers(0, 300)
 )
-def test_as_many_of_the_attacked_images_are_doubted_as_were_asked_for(
+def test_as_many_of_the_attacked_images_are_probed_below_as_were_asked_for(
     total: int, images: int | None, looked: int
 ) -> None:
     config = EvaluateConfig(images=images, sanity_images=looked)
     rows = config.rows(total)
 
-    assert (rows < config.doubted(rows)).sum() == min(looked, len(rows))
+    assert (rows < config.probed_below(rows)).sum() == min(looked, len(rows))
 
 
 class Silent:
