@@ -7,8 +7,8 @@ Writes  one MLflow run with a child for every cell, the table, the figures and o
         --grid.mode standard,fused_noise --repeats 3
     spark-submit jobs/scale_at.py --compare SWEEP SWEEP
 
-Given again, the same command runs only the cells that are missing. It ends with status 0 if any
-cell came to its end; those that did not are named.
+The same command again runs only the cells that are not finished. The status is 0 if every cell
+came to its end, else 1: the message says which failed, and the report has all others.
 """
 
 from __future__ import annotations

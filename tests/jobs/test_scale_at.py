@@ -12,7 +12,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 from pyspark.sql import SparkSession
 
-from medspark.errors import UsageError
+from medspark.errors import RunError, UsageError
 from medspark.study.sweep import ScaleCell
 from medspark.workflows import scale_at as scaling
 from medspark.workflows.scale_at import scale_at, summary_text
@@ -61,6 +61,11 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return seen
 
 
+def run_id(config: ScaleAtConfig) -> str:
+    """Return the run of the sweep in MLflow."""
+    return str(json.loads((config.place / "sweep" / "run.json").read_text())["run_id"])
+
+
 @pytest.mark.slow
 @pytest.mark.spark
 @pytest.mark.ddp
@@ -68,14 +73,13 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 def test_a_sweep_is_one_run_with_children_and_a_failed_cell_does_not_end_it(
     config: ScaleAtConfig, spark: SparkSession, trained: list[Any]
 ) -> None:
-    result = scale_at(config)
+    with pytest.raises(RunError, match=r"1 of 3 cells failed: .* \(launch.processes is 3, but"):
+        scale_at(config)
 
     assert len(trained) == 3
-    (failed,) = result["failed"]
-    assert "launch.processes is 3, but" in failed
-    client = MlflowClient(result["mlflow"]["uri"])
-    parent = client.get_run(result["mlflow"]["run_id"])
-    assert parent.info.status == "FINISHED"
+    client = MlflowClient(str(config.track.uri))
+    parent = client.get_run(run_id(config))
+    assert parent.info.status == "FAILED"
     assert "| network, mode |" in parent.data.tags["mlflow.note.content"]
     files = {file.path for file in client.list_artifacts(parent.info.run_id)}
     assert {"report.html", "sweep.json", "table.md", "throughput.png", "robustness.png"} <= files
@@ -117,7 +121,10 @@ def test_what_is_done_is_not_done_again_and_sweeps_are_set_side_by_side(
         path.parent.mkdir(exist_ok=True)
         path.write_text("theirs")
 
-    again = scale_at(config)
+    with pytest.raises(RunError, match="1 of 3 cells failed"):
+        scale_at(config)
+    grid = config.grid.model_copy(update={"processes": (1, 2)})
+    again = scale_at(config.model_copy(update={"grid": grid}))
     compared = scale_at(
         ScaleAtConfig.model_validate(
             {
@@ -131,7 +138,8 @@ def test_what_is_done_is_not_done_again_and_sweeps_are_set_side_by_side(
     assert len(trained) == 1  # the one that failed
     assert [path.read_text() for path in theirs] == 9 * ["theirs"]
     assert again["mlflow"]["run_id"]
-    assert [c["fingerprint"] for c in again["cells"]] == [c["fingerprint"] for c in first["cells"]]
+    done = [c["fingerprint"] for c in first["cells"] if c["status"] == "finished"]
+    assert [c["fingerprint"] for c in again["cells"]] == done
     page = Path(compared["report"]).read_text()
     assert page.count("<h2>first</h2>") == 2
     assert "data:image/png;base64," in page

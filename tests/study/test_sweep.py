@@ -27,7 +27,7 @@ def _measured(
         "world_size": processes, "threads_per_rank": 1, "repeat": repeat,
     }  # fmt: skip
     return ScaleCell(
-        cell=ScalePoint.model_validate(cell),
+        point=ScalePoint.model_validate(cell),
         fingerprint=f"{mode}{processes}{share}{repeat}{scaling}",
         status="finished",
         oversubscribed=processes > 2,
@@ -118,7 +118,7 @@ def test_the_report_is_one_page_that_needs_nothing_else(
 ) -> None:
     drawn = curves(cells)
     models = step_models(drawn, PROBE, gradient_bytes={"net": 1e7}, image_bytes=4096)
-    failed = cells[0].model_copy(update={"status": "failed", "error": "rank 1 was <killed>"})
+    failed = cells[0].model_copy(update={"status": "failed", "failure": "rank 1 was <killed>"})
     sweep = Sweep(
         name="a sweep",
         command="spark-submit jobs/scale_at.py",
