@@ -18,7 +18,6 @@ from medspark.train.config import FitConfig
 from medspark.train.loop import fit
 from medspark.train.world import World
 
-
 # Flags about the attack that the two reports run with other numbers of steps.
 OF_PGD = {"pgd_far_above_margin_pgd", "noise_as_strong_as_pgd", "pgd_not_falling_with_eps"}
 
