@@ -1,4 +1,4 @@
-"""Attack a trained model with everything there is, and say whether the figures can be believed.
+"""Attack a trained model with everything there is, and say whether the figures can be trusted.
 
 Reads   a model (folder, ONNX file, or MLflow URI) and the shards that jobs/shard.py wrote
 Writes  a report (Markdown, HTML, figures) and one MLflow run

@@ -78,7 +78,7 @@ class AttackResult:
 
 @dataclass(frozen=True)
 class RobustReport:
-    """Figures clean and under attack, and the signs that they should not be believed."""
+    """Figures clean and under attack, and the flags that say which of them you should not trust."""
 
     images: int
     clean: Metrics

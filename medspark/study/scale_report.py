@@ -166,7 +166,10 @@ def _flag_notes(sweep: Sweep) -> list[str]:
     counts = Counter(
         (f"{m.point.model} {m.point.mode}", flag.name) for m in sweep.finished for flag in m.flags
     )
-    each = [f"{SIGN} {name}: {flag} ({n} cells)" for (name, flag), n in sorted(counts.items())]
+    each = [
+        f"{SIGN} {name}: {flag} in {n} cell{'s' * (n > 1)}"
+        for (name, flag), n in sorted(counts.items())
+    ]
     return [SIGN_MEANS, *each] if each else []
 
 

@@ -65,7 +65,7 @@ def test_a_row_is_marked_if_any_of_its_repeats_is_flagged_and_what_that_means_is
     assert fused.startswith("| ⚠ net fused |")
     assert standard.startswith("| net standard |")
     assert SIGN_MEANS in found
-    assert "⚠ net fused: same_class_for_all (1 cells)" in found
+    assert "⚠ net fused: same_class_for_all in 1 cell" in found
 
 
 def test_without_a_flag_nothing_is_marked() -> None:
