@@ -128,7 +128,7 @@ class _Sweeper:
 
     def _cell(self, point: ScalePoint) -> Cell[ScaleCell]:
         config = training_of(self._config, point)
-        name = fingerprint(config, self._manifest)
+        name = _fingerprint(config, self._manifest)
         folder = self._folder / "cells" / name
         timed = timed_only(self._config, point)
         blank = ScaleCell(point=point, fingerprint=name, timed_only=timed)
@@ -352,7 +352,7 @@ def _room(config: ScaleAtConfig, spark: SparkSession) -> tuple[int, int]:
     return cores, config.launch.threads_per_process or own
 
 
-def fingerprint(config: TrainAtConfig, manifest: Manifest) -> str:
+def _fingerprint(config: TrainAtConfig, manifest: Manifest) -> str:
     """Return a name for everything that decides what a cell measures."""
     parts = {"model", "attack", "train", "data", "evaluate", "seed", "launch"}
     decisive = config.model_dump(mode="json", include=parts)
