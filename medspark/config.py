@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_origin
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict, SettingsError
@@ -22,6 +23,46 @@ class Config(BaseModel):
     """Base of every configuration: frozen, picklable, and unknown keys are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class TrainingConfig(Config):
+    """Settings of a training; each class declares what its settings decide.
+
+    A setting decides the trained weights, or only what is reported of them, or nothing but where
+    and how the work is done. Inherited settings stay as they are declared. A class with a setting
+    that is not declared, or declared twice, raises TypeError where it is defined.
+    """
+
+    decides_weights: ClassVar[frozenset[str]] = frozenset()
+    decides_report: ClassVar[frozenset[str]] = frozenset()
+    decides_nothing: ClassVar[frozenset[str]] = frozenset()
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        declared = ("decides_weights", "decides_report", "decides_nothing")
+        for name in declared:
+            setattr(cls, name, frozenset().union(*(vars(c).get(name, ()) for c in cls.__mro__)))
+        for field in cls.model_fields:
+            times = sum(field in getattr(cls, name) for name in declared)
+            if times != 1:
+                raise TypeError(
+                    f"{cls.__name__}.{field} has to be in exactly one of {', '.join(declared)}"
+                )
+
+    def deciding_weights(self) -> dict[str, Any]:
+        """Return the settings that decide the weights, nested ones too, in the form of JSON."""
+        chosen = self.model_dump(mode="json", include=set(self.decides_weights))
+        for name in chosen:
+            inner = getattr(self, name)
+            if isinstance(inner, TrainingConfig):
+                chosen[name] = inner.deciding_weights()
+        return chosen
+
+
+def digest_of(document: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of ``document`` as sorted JSON, as 64 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 
 def _whole(value: object) -> object:
@@ -40,8 +81,8 @@ def load_config(cls: type[C], argv: Sequence[str], *, description: str = "") -> 
     """Return ``cls`` filled from, in rising order of precedence, defaults, files and ``argv``.
 
     ``argv`` may hold ``--config FILE`` (what the job does), ``--profile FILE`` (where it runs), and
-    any key by its dotted path (``--train.epochs 6``), also the entry of a mapping
-    (``--weights.resnet50 FILE``). Raises UsageError that names the key which is unknown or invalid;
+    any key by its dotted path (``--train.epochs 6``), including entries of a mapping
+    (``--weights.resnet50 FILE``). Raises UsageError that names the unknown or invalid key.
     ``--help`` prints every key with its default and exits.
     """
     parser = _Parser(
@@ -90,7 +131,7 @@ def _keys_of(cls: type[BaseModel], *kinds: type, prefix: str = "") -> list[str]:
 
 
 def _flags(argv: Sequence[str], switches: Sequence[str]) -> list[str]:
-    """Return ``argv`` with a key of ``switches`` that has no value told as ``--key=true``."""
+    """Return ``argv`` with each key of ``switches`` that has no value written ``--key=true``."""
     names, after = {f"--{key}" for key in switches}, [*argv[1:], "--"]
     return [
         f"{word}=true" if word in names and follows.startswith("--") else word
@@ -99,8 +140,8 @@ def _flags(argv: Sequence[str], switches: Sequence[str]) -> list[str]:
 
 
 def _whole_mappings(argv: Sequence[str], mappings: Sequence[str]) -> list[str]:
-    """Return ``argv`` with ``--mapping.key value`` told as ``--mapping={"key": "value"}``."""
-    words, told = list(argv), []
+    """Return ``argv`` with ``--mapping.key value`` written ``--mapping={"key": "value"}``."""
+    words, written = list(argv), []
     while words:
         word = words.pop(0)
         name, equals, value = word.removeprefix("--").partition("=")
@@ -108,24 +149,24 @@ def _whole_mappings(argv: Sequence[str], mappings: Sequence[str]) -> list[str]:
         if mapping and word.startswith("--") and (equals or words):
             entry = {name.removeprefix(f"{mapping}."): value if equals else words.pop(0)}
             word = f"--{mapping}={json.dumps(entry)}"
-        told.append(word)
-    return told
+        written.append(word)
+    return written
 
 
 def _joined(argv: Sequence[str], sequences: Sequence[str]) -> list[str]:
     """Return ``argv`` with the words after a key of ``sequences`` joined: ``--eps 1 2`` as 1,2."""
-    told: list[str] = []
+    joined: list[str] = []
     for word in argv:
-        key = told[-2].removeprefix("--") if len(told) > 1 else ""
-        if key in sequences and not word.startswith("-") and not told[-1].startswith("-"):
-            told[-1] = f"{told[-1]},{word}"
+        key = joined[-2].removeprefix("--") if len(joined) > 1 else ""
+        if key in sequences and not word.startswith("-") and not joined[-1].startswith("-"):
+            joined[-1] = f"{joined[-1]},{word}"
         else:
-            told.append(word)
-    return told
+            joined.append(word)
+    return joined
 
 
 class _Parser(argparse.ArgumentParser):
-    """Reports a mistake as an error of ours instead of printing the usage and exiting."""
+    """Raises an error for a mistake, instead of printing the usage and exiting."""
 
     def error(self, message: str) -> Any:
         raise argparse.ArgumentError(None, message)
@@ -184,8 +225,8 @@ def first_problem(error: ValidationError, *, below: str = "") -> str:
     """
     problem = error.errors()[0]
     key = ".".join(str(part) for part in (below, *problem["loc"]) if part != "")
-    said = str(problem["ctx"]["error"]) if problem["type"] == "value_error" else problem["msg"]
-    return _one_line(f"{key[:100]}: {said}" if key else said)
+    text = str(problem["ctx"]["error"]) if problem["type"] == "value_error" else problem["msg"]
+    return _one_line(f"{key[:100]}: {text}" if key else text)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

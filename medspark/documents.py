@@ -1,7 +1,7 @@
-"""Small files that somebody else may have written: read within limits, and parsed without surprise.
+"""Read small files that a stranger may have written, within limits of size and nesting.
 
-What is too large, no regular file, too deep or too often repeated is an OSError or a ValueError
-whose text is the rest of a sentence.
+A file that is too large, not a regular file, nested too deeply or full of repeated aliases raises
+OSError or ValueError, whose text completes a sentence that begins with the file's name.
 """
 
 from __future__ import annotations
@@ -18,17 +18,16 @@ import yaml
 __all__ = ["open_regular", "parse_json", "parse_yaml", "read_regular"]
 
 _MIB = 1 << 20
-# Deeper than any configuration, and far from where Python's own recursion ends.
+# Deeper than any configuration, and far below Python's recursion limit.
 _DEEPEST, _MOST_NODES = 32, 100_000
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Return a regular file, open for reading.
+    """Open a regular file for reading.
 
-    Raises OSError for whatever else has that name: a device, a folder, or a pipe, which is not
-    waited for.
+    Raises OSError for anything else of that name: a device, a folder or a pipe.
     """
-    # Opening a pipe that nobody writes to would wait for ever.
+    # Without O_NONBLOCK, opening a pipe that nobody writes to would wait for ever.
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
@@ -37,20 +36,20 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def read_regular(path: Path, *, most: int = 16 * _MIB) -> bytes:
-    """Return what a regular file of at most ``most`` bytes holds.
+    """Return the content of a regular file of at most ``most`` bytes.
 
-    Raises OSError for what is none and for a larger one.
+    Raises OSError for a larger file, and for anything that is not a regular file.
     """
     with open_regular(path) as file:
         if os.fstat(file.fileno()).st_size <= most:
             content = file.read(most + 1)
-            if len(content) <= most:  # it may be growing
+            if len(content) <= most:  # the file may be growing
                 return content
     raise OSError(errno.EFBIG, f"it is larger than {most} bytes", str(path))
 
 
 def parse_json(content: bytes | str) -> Any:
-    """Return the JSON document. Raises ValueError for what is none, or nested too deeply."""
+    """Return the JSON document. Raises ValueError if it is not JSON, or nested too deeply."""
     try:
         return json.loads(content)
     except RecursionError:
@@ -58,10 +57,10 @@ def parse_json(content: bytes | str) -> Any:
 
 
 def parse_yaml(content: bytes) -> Any:
-    """Return the YAML document, safely loaded.
+    """Return the YAML document, loaded without running any code.
 
-    Raises ValueError for what is no UTF-8 or no YAML, for more than 32 levels, and for more than
-    100,000 values, of which an alias counts as many as what it repeats.
+    Raises ValueError for text that is not UTF-8 or not YAML, for more than 32 levels, and for more
+    than 100,000 values; an alias counts as many values as it repeats.
     """
     try:
         loader = _Loader(content.decode())
@@ -72,28 +71,28 @@ def parse_yaml(content: bytes) -> Any:
     except UnicodeDecodeError:
         raise ValueError("it is not UTF-8 text") from None
     except yaml.MarkedYAMLError as error:
-        raise ValueError(_told(error)) from None
+        raise ValueError(_problem(error)) from None
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from None
     except (ArithmeticError, AttributeError, LookupError, TypeError):
-        # What PyYAML raises for a tag over something else: !!int '', !!bool maybe.
+        # PyYAML raises these for a tag that does not fit its value: !!int '', !!bool maybe.
         raise ValueError("a tag (!!) does not fit what follows it") from None
 
 
-def _told(error: yaml.MarkedYAMLError) -> str:
-    """Return what is wrong and where; not the line itself, which may hold a password."""
+def _problem(error: yaml.MarkedYAMLError) -> str:
+    """Return what is wrong and where, but not the line itself, which may hold a password."""
     mark = error.problem_mark or error.context_mark
     where = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
     return f"{error.problem or error.context}{where}"
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]
-    """Refuses what is deep, or large once its aliases are written out."""
+    """Refuses documents that are deep, or large once their aliases are expanded."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self._open = 0
-        # Values and levels of every node that is complete.
+        # Number of values and levels of every complete node.
         self._sizes: dict[int, tuple[int, int]] = {}
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:

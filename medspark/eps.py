@@ -1,4 +1,4 @@
-"""eps, the attacker's budget: a fraction of [0, 1] everywhere, written as 2/255 or 0.0078."""
+"""eps, the attacker's budget: everywhere a fraction of [0, 1], written as 2/255 or 0.0078."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BeforeValidator
 
 __all__ = ["LARGEST", "Eps", "eps_name", "eps_text", "with_eps"]
 
-# Such a change is plain to see; a larger number was meant as grey levels.
+# A larger change is plain to see, so a larger number was probably meant as grey levels.
 LARGEST = 64 / 255
 
 
@@ -32,12 +32,12 @@ def _small(eps: float) -> float:
     )
 
 
-# The largest change of a pixel in [0, 1]; "2/255" is understood, two grey levels of 8-bit images.
+# The largest change of a pixel in [0, 1]. "2/255" is two grey levels of an 8-bit image.
 Eps = Annotated[float, BeforeValidator(_number), AfterValidator(_small)]
 
 
 def eps_text(eps: float) -> str:
-    """Return ``eps`` as people read and write it: 0, 2/255, 0.5/255, else as a decimal number."""
+    """Return ``eps`` as people read and write it: 0, 2/255, 0.5/255, or else a decimal number."""
     levels = round(255 * eps, 2)
     if levels / 255 != eps:
         return repr(float(eps))
@@ -45,12 +45,12 @@ def eps_text(eps: float) -> str:
 
 
 def eps_name(eps: float) -> str:
-    """Return ``eps`` as a part of a metric's name in MLflow: eps_2_255."""
+    """Return ``eps`` as part of an MLflow metric name: eps_2_255."""
     return f"eps_{eps_text(eps)}".replace("/", "_")
 
 
 def with_eps(document: Any) -> Any:
-    """Return a result document with every budget as ``eps``.
+    """Return a result document in which every budget is called ``eps``.
 
     Earlier versions of medspark wrote it in grey levels of 255, as ``eps_255``.
     """

@@ -1,4 +1,4 @@
-"""The two ways a medspark command can end badly, and the exit status that goes with each."""
+"""The two kinds of error of a medspark command, and the exit status of each."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ class MedsparkError(Exception):
 
 
 class UsageError(MedsparkError):
-    """Configuration or input that the user can mend.
+    """An error in the configuration or the input, which the user can correct.
 
     The message is one clear sentence that says what to change. Jobs print it without a
     traceback and exit with status 2.

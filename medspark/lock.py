@@ -1,8 +1,8 @@
-"""One writer at a time for a folder: by a lock of the kernel, or by a lease where there is none.
+"""One writer at a time for a folder, by a kernel lock, or by a lease where locks do not exist.
 
-A lock ends with its process, however that ends. Databricks volumes, other FUSE mounts and object
-stores have no locks: there a file says who holds the folder and until when. Its holder renews it;
-one that is not renewed runs out, and the next writer takes the folder over.
+A kernel lock ends with its process, however the process ends. Databricks volumes, other FUSE mounts
+and object stores have no locks. There a lease file says who holds the folder and until when. The
+holder renews it; a lease that is not renewed expires, and the next writer takes the folder over.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _LOGGER = logging.getLogger(__name__)
 
 LOCK, LEASE = ".lock", ".lease"
 _LEASE_SECONDS = 60.0
-# Between writing a lease and believing it: another writer may do the same at the same moment.
+# Time between writing a lease and checking it: another writer may do the same at the same moment.
 _SETTLE_SECONDS = 0.5
 
 _HELD = {errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES}
@@ -41,10 +41,10 @@ _NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.
 
 @contextmanager
 def locked(folder: str | Path) -> Iterator[None]:
-    """Hold ``folder``, which is there, for one writer.
+    """Hold the existing ``folder`` for one writer.
 
-    Raises UsageError that names who holds it, where another one does, and RunError at the end
-    where a lease was lost meanwhile.
+    Raises UsageError that names the holder if another process holds it, and RunError at the end
+    if the lease was lost meanwhile.
     """
     system, path = place_of(folder)
     if isinstance(system, LocalFileSystem):
@@ -65,7 +65,7 @@ def locked(folder: str | Path) -> Iterator[None]:
 
 
 def _lock(folder: Path) -> int | None:
-    """Return what holds the kernel's lock while it is open; None where there are no locks."""
+    """Return the open descriptor that holds the kernel lock; None if the system has no locks."""
     descriptor = None
     try:
         descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
@@ -74,7 +74,7 @@ def _lock(folder: Path) -> int | None:
         os.write(descriptor, json.dumps(_holder()).encode())
         return descriptor
     except OSError as error:
-        held = _told(os.read(descriptor, 1000)) if descriptor is not None else {}
+        held = _parse_holder(os.read(descriptor, 1000)) if descriptor is not None else {}
         if descriptor is not None:
             os.close(descriptor)
         if error.errno in _NO_LOCKS:
@@ -85,7 +85,7 @@ def _lock(folder: Path) -> int | None:
 
 
 class _Lease:
-    """A file that says who holds a folder, and until when."""
+    """The file that says who holds a folder, and until when."""
 
     def __init__(self, system: Any, folder: str) -> None:
         self._system, self._folder, self._path = system, folder, f"{folder}/{LEASE}"
@@ -95,12 +95,12 @@ class _Lease:
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
 
     def take(self) -> None:
-        """Take the folder. Raises UsageError where another lease on it has not run out."""
+        """Take the folder. Raises UsageError if another lease on it has not expired."""
         there = self._read()
         if there and float(there.get("expires", 0)) > time.time():
             raise _busy(self._folder, there)
         if there:
-            _LOGGER.warning("the lease of %s on %s has run out", _by(there), self._folder)
+            _LOGGER.warning("the lease of %s on %s has expired", _by(there), self._folder)
         self._write()
         time.sleep(_SETTLE_SECONDS)
         if not self._is_mine():
@@ -108,7 +108,7 @@ class _Lease:
         self._thread.start()
 
     def check(self) -> None:
-        """Raise RunError where somebody else has taken the folder over."""
+        """Raise RunError if another process has taken the folder over."""
         if self._lost or not self._is_mine():
             raise RunError(
                 f"{self._folder} was taken over ({_by(self._read())}) while this job wrote to it: "
@@ -138,7 +138,7 @@ class _Lease:
     def _read(self) -> dict[str, Any]:
         try:
             self._system.invalidate_cache(self._folder)
-            return _told(self._system.cat_file(self._path))
+            return _parse_holder(self._system.cat_file(self._path))
         except FileNotFoundError:
             return {}
 
@@ -157,12 +157,12 @@ def _holder() -> dict[str, Any]:
     return {"process": os.getpid(), "host": socket.gethostname(), "since": since}
 
 
-def _told(text: bytes) -> dict[str, Any]:
+def _parse_holder(text: bytes) -> dict[str, Any]:
     try:
-        told = json.loads(text)
+        holder = json.loads(text)
     except ValueError:
         return {}
-    return told if isinstance(told, dict) else {}
+    return holder if isinstance(holder, dict) else {}
 
 
 def _by(holder: dict[str, Any]) -> str:

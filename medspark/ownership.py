@@ -1,9 +1,9 @@
-"""Whose folder it is: medspark writes to, and removes from, folders of its own and no others.
+"""Folder ownership: medspark writes to its own folders only, and removes only its own files.
 
-A folder is ours if it carries our marker or, made before there were markers, a manifest, card or
-record of a run that medspark wrote; one that holds no file is nobody's yet. ``check`` decides, and
-every job asks it before it starts. What is removed has a name that medspark made: other files stay,
-wherever they lie.
+A folder is medspark's if it carries the marker file. Folders made before the marker existed are
+recognised by the manifest, model card or run record in them. An empty folder belongs to nobody yet.
+Every job calls ``check`` before it starts. Only files whose names medspark generates are removed;
+all other files stay.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ Kind = Literal[
     "samples", "shards", "run", "evaluation", "study", "demo data", "shard cache", "phantom archive"
 ]
 
-# What medspark's own documents say at least.
+# Keys that medspark's own documents always have.
 _SAMPLES = {"generation", "digest", "rendering", "key_check", "parts", "ledger", "quarantine"}
 _SHARDS = {"generation", "digest", "classes", "height", "width", "splits", "leak_check", "source"}
 _RUN = {"entry", "uri", "experiment", "published"}
 _CARD = {"architecture", "classes", "channels", "height", "width", "mean", "std"}
-# By which file a folder without a marker is known to be ours; * is any name.
+# The files by which a folder without a marker is recognised as ours; * stands for any name.
 _EVIDENCE: Mapping[Kind, Mapping[str, set[str]]] = {
     "samples": {"manifest.json": _SAMPLES},
     "shards": {"manifest.json": _SHARDS},
@@ -81,10 +81,10 @@ def claim(folder: str | Path, kind: Kind) -> None:
 
 
 def apart(sources: Mapping[str, str | Path | None], targets: Mapping[str, str | Path]) -> None:
-    """Raise UsageError where a source lies in a target, or a target in a source.
+    """Raise UsageError if a source lies inside a target, or a target inside a source.
 
-    Both by what they are called in the sentence. Symbolic links, and folders that are mounted in
-    two places, do not hide it.
+    The keys are the names that the error sentence uses. Symbolic links are followed, and a folder
+    mounted in two places counts as one.
     """
     for read, source in sources.items():
         for written, target in targets.items():
@@ -103,11 +103,11 @@ def apart(sources: Mapping[str, str | Path | None], targets: Mapping[str, str | 
 
 
 def remove(folder: str | Path, names: Iterable[str], *, keep: Collection[str] = ()) -> None:
-    """Remove the files below ``folder`` that ``names`` tell, and the folders that this empties.
+    """Remove the files below ``folder`` that match ``names``, and the folders that this empties.
 
-    Each is a path below ``folder`` whose parts are regular expressions; one that ends with ``/``
-    is a whole tree. ``keep`` holds paths below ``folder`` that stay. Symbolic links are removed
-    where a name tells them, and never followed.
+    A name is a path relative to ``folder`` whose parts are regular expressions; a name that ends
+    with ``/`` matches a whole tree. ``keep`` holds relative paths that stay. A symbolic link that
+    matches is removed itself; links are never followed.
     """
     system, path = place_of(folder)
     with suppress(FileNotFoundError):
@@ -116,9 +116,9 @@ def remove(folder: str | Path, names: Iterable[str], *, keep: Collection[str] = 
 
 
 def place_of(folder: str | Path) -> tuple[Any, str]:
-    """Return fsspec's file system of a path or URL, and the absolute path in it.
+    """Return the fsspec file system of a path or URL, and the absolute path in it.
 
-    Raises UsageError for a URL that nothing here can reach.
+    Raises UsageError for a URL that no installed file system can reach.
     """
     name = os.fspath(folder)
     if "://" not in name:
@@ -130,7 +130,7 @@ def place_of(folder: str | Path) -> tuple[Any, str]:
     return system, str(path)
 
 
-# --- what is decided ---
+# --- the decision ---
 
 
 def _is_marked(system: Any, path: str, kind: Kind) -> bool:
@@ -138,7 +138,7 @@ def _is_marked(system: Any, path: str, kind: Kind) -> bool:
     try:
         if system.exists(path) and not system.isdir(path):
             raise UsageError(f"{path} is a file; medspark needs a folder for its {kind}.")
-        # Looked for last: a second process may claim the folder, and begin to write, meanwhile.
+        # Read the marker last: meanwhile another process may claim the folder and begin to write.
         foreign = next(_files(system, path), None)
         theirs = _read(system, f"{path}/{MARKER}").get("kind")
         if theirs == kind:
@@ -156,7 +156,7 @@ def _is_marked(system: Any, path: str, kind: Kind) -> bool:
 
 
 def _is_known(system: Any, path: str, kind: Kind) -> bool:
-    """Return whether a document of ours is where an earlier version put it."""
+    """Return whether one of our documents is where an earlier version wrote it."""
     for name, keys in _EVIDENCE[kind].items():
         first, _, rest = name.partition("/")
         places = _names(system, path) if first == "*" else [first]
@@ -182,11 +182,11 @@ def _same(place: Path, other: Path) -> bool:
     return False
 
 
-# --- how a folder is looked at, here or in an object store ---
+# --- reading a folder, local or in an object store ---
 
 
 def _files(system: Any, path: str) -> Iterator[str]:
-    """Yield the names of files below a folder. Those of folders do not count: a mount is one."""
+    """Yield the names of files below a folder. Folders do not count: a mount point is one."""
     if not isinstance(system, LocalFileSystem):
         for place, _, names in system.walk(path):
             yield from (f"{place}/{name}"[len(path) + 1 :] for name in names)
@@ -213,7 +213,7 @@ def _entries(system: Any, path: str) -> list[dict[str, Any]]:
 
 
 def _read(system: Any, path: str) -> dict[str, Any]:
-    """Return the JSON object in a file; an empty one where there is nothing of the kind."""
+    """Return the JSON object in a file, or an empty one if the file holds none."""
     try:
         document = json.loads(system.cat_file(path))
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, RecursionError):
@@ -233,7 +233,7 @@ def _prune(system: Any, path: str, patterns: list[_Pattern], kept: Collection[st
             system.rm(place, recursive=True)
         elif any(below):
             _prune(system, place, [rest for rest in below if rest], kept)
-            with suppress(OSError):  # something of others is in it
+            with suppress(OSError):  # files of others are in it
                 system.rmdir(place)
 
 

@@ -1,7 +1,7 @@
-"""What is not written down: the user info of addresses, and values whose names say secret.
+"""Hide secrets: the user info of URLs, and values whose names sound like a secret.
 
-It guards everything that leaves a process: MLflow, ``run.json``, result documents, logs, error
-sentences. The values themselves are only ever used, never kept.
+Everything that leaves a process is redacted: MLflow, ``run.json``, result documents, logs and error
+messages. The secrets themselves are used and never stored.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ HIDDEN = "***"
 
 _NAMES = r"secret|token|passw|passphrase|passcode|pwd|credential|key|\bsas\b"
 _SECRET = re.compile(_NAMES, re.IGNORECASE)
-# Places that lead to a key, and may be read: the file itself is private.
+# The path of a key file may be shown: the file itself is private.
 _PLACE = re.compile(r"key_?file$", re.IGNORECASE)
-# RFC 3986, section 3.2.1: user info ends at the last @ before the path. Passwords that somebody
-# forgot to encode hold slashes; digits after a colon are a port and begin no password.
+# RFC 3986, section 3.2.1: user info ends at the last @ before the path. A password that was not
+# percent-encoded may contain slashes. Digits after a colon are a port, not a password.
 _USER_INFO = re.compile(r"(?<=://)(?:[^\s/?#]*@|[^\s/?#@:]*:(?!\d*[/?#])\S*@)")
 _QUERY = re.compile(rf"([?&;][^\s=&;]*(?:{_NAMES}|sig)[^\s=&;]*=)[^\s&;#]+", re.IGNORECASE)
 
 
 def is_secret(name: str) -> bool:
-    """Return whether a setting of this name, dotted or not, holds what nobody should read."""
+    """Return whether a setting of this name, dotted or not, holds a secret."""
     return bool(_SECRET.search(name)) and not _PLACE.search(name)
 
 
 def safe_text(text: str) -> str:
-    """Return ``text`` without the user info, passwords and tokens of the addresses in it."""
+    """Return ``text`` without the user info, passwords and tokens of the URLs in it."""
     return _QUERY.sub(rf"\g<1>{HIDDEN}", _USER_INFO.sub(f"{HIDDEN}@", text))
 
 
 def redacted(value: Any) -> Any:
-    """Return a document (mappings, sequences, plain values) with everything secret hidden.
+    """Return a document (mappings, sequences, plain values) with its secrets hidden.
 
-    Text below a secret name is hidden whole; names and numbers stay, for a class of images may be
-    called as it likes, and what is counted is no secret.
+    All text below a secret name is hidden. Names and numbers stay: a class of images may have any
+    name, and a count is no secret.
     """
     if isinstance(value, Mapping):
         return {
@@ -55,21 +55,21 @@ def redacted(value: Any) -> Any:
 
 
 def redacted_command(words: Sequence[str]) -> str:
-    """Return a command line as one would type it, without what its options keep secret."""
-    told: list[str] = []
+    """Return a command line as one would type it, without the secrets among its options."""
+    shown: list[str] = []
     for word in words:
         name, equals, _ = word.partition("=")
-        after = told[-1] if told else ""
+        after = shown[-1] if shown else ""
         if equals and _option_is_secret(name):
             word = f"{name}={HIDDEN}"
         elif after.startswith("-") and "=" not in after and _option_is_secret(after):
             word = HIDDEN
-        told.append(safe_text(word))
-    return shlex.join(told)
+        shown.append(safe_text(word))
+    return shlex.join(shown)
 
 
 class RedactingFormatter(logging.Formatter):
-    """Formats log records, tracebacks included, without the secrets of addresses."""
+    """Formats log records, tracebacks included, without the secrets in URLs."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line or lines of ``record``."""

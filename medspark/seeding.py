@@ -1,7 +1,7 @@
-"""Randomness by key: a number depends on what it is for, never on who asks or in what order.
+"""Keyed randomness: a random number depends on its purpose, not on who draws it or in what order.
 
-Every random choice of the training path (shuffle, flips, attack noise) is a hash of
-(seed, purpose, index). So it is the same for any number of ranks, workers or restarts.
+Every random choice in training (shuffle, flips, attack noise) is a hash of (seed, purpose, index).
+So it is the same for any number of ranks, workers and restarts.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _MIX_2 = np.uint64(0x94D049BB133111EB)
 
 
 def derive(seed: int, *names: str | int) -> int:
-    """Return a 64-bit key for the purpose that ``names`` spell, stable across machines."""
+    """Return a 64-bit key for the purpose that ``names`` describe, the same on every machine."""
     spelled = "\x1f".join([str(seed), *map(str, names)])
     return int.from_bytes(hashlib.blake2b(spelled.encode(), digest_size=8).digest(), "little")
 

@@ -1,10 +1,10 @@
-"""What native code is at work here, with its versions, and which of it has known weaknesses.
+"""List the native code in use with its versions, and name the parts with known vulnerabilities.
 
     python -m medspark.versions [--json]
 
-A native library is found in three ways: by its own word, where the module that carries it is
-loaded; by its file name, where a wheel brings it along in a folder of its own; and as the package
-that it is. Every job keeps the table of its process with its result, and in MLflow.
+The version of a native library comes from the library itself if its module is loaded, from its
+file name if a wheel bundles it, or from its package. Every job stores the table of its process with
+its result and in MLflow.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from typing import Any
 
 __all__ = ["Versions", "Weakness", "of_machine", "of_process", "weaknesses"]
 
-# The package, then what is told of it: its own "version", and that of each library inside.
+# By package: its own "version", and the version of each library inside.
 Versions = dict[str, dict[str, str]]
 
-NOT_INSTALLED, NOT_TOLD = "not installed", "not told"
+NOT_INSTALLED, UNKNOWN = "not installed", "unknown"
 
-# What is worth a line even where it is missing; native packages beside these are found.
+# Packages that are listed even if they are missing. Other native packages are found.
 _EXPECTED = (
     "medspark", "numpy", "scipy", "torch", "torchvision", "pyarrow", "pillow", "python-gdcm",
     "pyjpegls", "pylibjpeg-openjpeg", "onnxruntime", "pyspark", "mlflow",
 )  # fmt: skip
-# Libraries whose file is numbered as they are: a table says their name.
+# Library names by the names of their files, which carry the version.
 _OF_FILES = {"openjp2": "OpenJPEG", "gdcmopenjp2": "OpenJPEG", "gdcmcharls": "CharLS"}
-# Where a package keeps libraries, if not in the folder that auditwheel makes.
+# Folders in which a package bundles libraries, if not the one that auditwheel makes.
 _FOLDERS = {"python-gdcm": "_gdcm"}
 
 
@@ -53,8 +53,8 @@ class Weakness:
     affected: str
 
 
-# As of November 2026. Not here: CVE-2026-107080 (OpenJPEG 2.4.0 to 2.5.4), which is one of
-# encoding, and CVE-2026-25087 (Arrow 15 to 23), which Python does not reach.
+# As of November 2026. Left out: CVE-2026-107080 (OpenJPEG 2.4.0 to 2.5.4), which concerns
+# encoding, and CVE-2026-25087 (Arrow 15 to 23), which cannot be reached from Python.
 WEAKNESSES = (
     Weakness("CVE-2025-54874", "OpenJPEG", ">=2.5.1,<=2.5.3"),
     Weakness("CVE-2024-22391", "python-gdcm", "<=3.0.23"),
@@ -72,31 +72,31 @@ WEAKNESSES = (
 
 
 def of_machine() -> Versions:
-    """Return the versions of everything that is installed, and load what has to be asked."""
+    """Return the versions of everything that is installed; modules are imported to ask them."""
     return _table(importlib.import_module)
 
 
 def of_process() -> Versions:
-    """Return the same of this process: nothing is loaded, so only what is loaded is asked."""
+    """Return the same for this process; nothing is imported, only loaded modules are asked."""
     return _table(sys.modules.get)
 
 
 def weaknesses(versions: Versions) -> list[str]:
-    """Return a sentence for each known weakness of what is in the table."""
+    """Return one sentence for each known vulnerability in the table."""
     from packaging.specifiers import SpecifierSet  # not for --help
     from packaging.version import InvalidVersion, Version
 
     found = []
     for package, parts in versions.items():
-        for part, told in parts.items():
+        for part, text in parts.items():
             code = package if part == "version" else part
             within = "" if part == "version" else f" in {package}"
             try:
-                version = Version(told)
+                version = Version(text)
             except InvalidVersion:
                 continue
             found += [
-                f"{code} {told}{within} is affected by {known.cve} (versions {known.affected}): "
+                f"{code} {text}{within} is affected by {known.cve} (versions {known.affected}): "
                 f"install another version of {package}."
                 for known in WEAKNESSES
                 if known.code == code
@@ -107,7 +107,7 @@ def weaknesses(versions: Versions) -> list[str]:
 
 def _table(module_of: Callable[[str], Any]) -> Versions:
     versions: Versions = {"python": {"version": platform.python_version()}}
-    versions["python"]["libc"] = " ".join(platform.libc_ver()).strip() or NOT_TOLD
+    versions["python"]["libc"] = " ".join(platform.libc_ver()).strip() or UNKNOWN
     versions["java"] = {"version": _java()}
     native = dict(sorted(_native_packages()))
     versions |= {name: {"version": native.get(name) or _version(name)} for name in _EXPECTED}
@@ -131,8 +131,8 @@ def _answer(
     try:
         module = module_of(name)
         return {} if module is None else {k: v for k, v in ask(module).items() if v}
-    except Exception as error:  # noqa: BLE001 - a library that does not say its version ends no job
-        return {name: f"{NOT_TOLD} ({type(error).__name__})"}
+    except Exception as error:  # noqa: BLE001 - a library without a version must not end a job
+        return {name: f"{UNKNOWN} ({type(error).__name__})"}
 
 
 def _native_packages() -> Iterator[tuple[str, str]]:
@@ -140,8 +140,8 @@ def _native_packages() -> Iterator[tuple[str, str]]:
     for found in importlib.metadata.distributions():
         tags = re.findall(r"^Tag: \S+-(\S+)$", found.read_text("WHEEL") or "", re.MULTILINE)
         if any(tag != "any" for tag in tags):
-            told = found.metadata  # parsed anew each time
-            yield re.sub(r"[-_.]+", "-", told["Name"]).lower(), told["Version"]
+            metadata = found.metadata  # parsed anew each time
+            yield re.sub(r"[-_.]+", "-", metadata["Name"]).lower(), metadata["Version"]
 
 
 def _version(package: str) -> str:
@@ -166,9 +166,9 @@ def _files_of(package: str, version: str) -> dict[str, str]:
 
 def _numbered(file: str) -> tuple[str, str]:
     """Return ``OpenJPEG`` and ``2.5.4`` for ``libopenjp2-e530e1bf.so.2.5.4``."""
-    told = re.fullmatch(r"lib(.+?)(?:[-.][0-9a-f]{8})*(?:\..*)?\.so\.?(.*)", file)
-    assert told is not None, "it was found as lib*.so*"
-    return _OF_FILES.get(told[1], f"lib{told[1]}.so"), told[2] or NOT_TOLD
+    match = re.fullmatch(r"lib(.+?)(?:[-.][0-9a-f]{8})*(?:\..*)?\.so\.?(.*)", file)
+    assert match is not None, "it was found as lib*.so*"
+    return _OF_FILES.get(match[1], f"lib{match[1]}.so"), match[2] or UNKNOWN
 
 
 def _java() -> str:
@@ -179,11 +179,11 @@ def _java() -> str:
         return NOT_INSTALLED
     release = Path(java).resolve().parents[1] / "release"
     if release.is_file():
-        told = re.search(r'^JAVA_VERSION="(.+)"$', release.read_text("utf-8"), re.MULTILINE)
+        match = re.search(r'^JAVA_VERSION="(.+)"$', release.read_text("utf-8"), re.MULTILINE)
     else:
         asked = subprocess.run([java, "-version"], capture_output=True, text=True, check=False)
-        told = re.search(r'version "(.+?)"', asked.stderr)
-    return told[1] if told else NOT_TOLD
+        match = re.search(r'version "(.+?)"', asked.stderr)
+    return match[1] if match else UNKNOWN
 
 
 def _jars() -> dict[str, str]:
@@ -197,8 +197,8 @@ def _jars() -> dict[str, str]:
         rf"(?:-linux-{platform.machine().replace('aarch64', 'aarch_64')})?\.jar"
     )
     files = sorted(Path(spec.submodule_search_locations[0], "jars").glob("*.jar"))
-    told = [pattern.fullmatch(file.name) for file in files]
-    return {found[1]: found[2] for found in told if found}
+    matches = [pattern.fullmatch(file.name) for file in files]
+    return {match[1]: match[2] for match in matches if match}
 
 
 def _blas(module: Any) -> dict[str, str]:
@@ -207,13 +207,13 @@ def _blas(module: Any) -> dict[str, str]:
 
 
 def _torch(torch: Any) -> dict[str, str]:
-    told = torch.__config__.show()
+    text = torch.__config__.show()
     patterns = {
         "oneDNN": r"(?:MKL-DNN|oneDNN) v([\d.]+)",
         "MKL": r"Math Kernel Library Version ([\d.]+)",
         "OpenMP": r"OpenMP (\d+)",
     }
-    found = {name: re.search(pattern, told) for name, pattern in patterns.items()}
+    found = {name: re.search(pattern, text) for name, pattern in patterns.items()}
     versions = {name: match[1] for name, match in found.items() if match}
     if torch.distributed.is_available() and torch.distributed.is_gloo_available():
         versions["gloo"] = f"as of torch {torch.__version__}"
@@ -270,7 +270,7 @@ def _printed(versions: Versions) -> str:
     lines = []
     for package, parts in versions.items():
         lines.append(f"{package:<22} {parts['version']}")
-        lines += [f"  {part:<20} {told}" for part, told in parts.items() if part != "version"]
+        lines += [f"  {part:<20} {text}" for part, text in parts.items() if part != "version"]
     return "\n".join(lines)
 
 

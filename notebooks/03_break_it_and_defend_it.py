@@ -19,7 +19,7 @@ from medspark.eps import eps_text
 from medspark.evaluate.gallery import exhibits, typical_rows
 from medspark.evaluate.plots import accuracy_curves, image_grid
 from medspark.evaluate.robust import evaluate
-from medspark.evaluate.config import EvaluateConfig
+from medspark.evaluate.config import AttackSettings
 from medspark.workflows.notebook import parameters, show
 from medspark.models.checkpoint import load_classifier
 from medspark.shards.manifest import read_manifest
@@ -86,7 +86,7 @@ stored, numbers = split.gather(rows.numpy())
 pixels = to_unit(torch.from_numpy(stored).permute(0, 3, 1, 2), torch.device("cpu"))
 batch = (pixels, torch.from_numpy(numbers), rows)
 budgets = tuple(share * threat.eps for share in (0.25, 0.5, 1.0))
-attacked = EvaluateConfig(attacks=("fgsm", "pgd"), eps=budgets, steps=int(chosen["steps"]))
+attacked = AttackSettings(attacks=("fgsm", "pgd"), eps=budgets, steps=int(chosen["steps"]))
 for mode, network in networks.items():
     report = evaluate(network, [batch], attacked)
     print(show(accuracy_curves(report), name=f"03 accuracy {mode}", folder=pictures))

@@ -13,13 +13,13 @@ from medspark.attacks.threat import ThreatModel
 from medspark.config import Config, load_config
 from medspark.eps import LARGEST, Eps, eps_name, eps_text, with_eps
 from medspark.errors import UsageError
-from medspark.evaluate.config import EvaluateConfig
+from medspark.evaluate.config import AttackSettings
 from medspark.workflows.evaluate_config import EvaluationConfig
-from medspark.workflows.paper_plan import TableScrutiny
+from medspark.workflows.paper_plan import TableEvaluation
 
 allowed = st.floats(0, LARGEST) | st.integers(0, 6400).map(lambda n: n / 100 / 255)
 too_large = st.floats(LARGEST, 1e6, exclude_min=True) | st.integers(1, 255)
-KEYS = [(ThreatModel, "{}"), (EvaluateConfig, "[0, {}]"), (TableScrutiny, "[0, {}]")]
+KEYS = [(ThreatModel, "{}"), (AttackSettings, "[0, {}]"), (TableEvaluation, "[0, {}]")]
 
 
 class Job(Config):
@@ -108,7 +108,7 @@ def test_a_file_of_grey_levels_is_refused(section: type[Config], form: str, tmp_
 def test_an_evaluation_attacks_with_the_budgets_it_is_given() -> None:
     words = ["--model", "m", "--shards", "s", "--eps", "0,2/255,0.0078"]
 
-    assert load_config(EvaluationConfig, words).attack_config().eps == (0.0, 2 / 255, 0.0078)
+    assert load_config(EvaluationConfig, words).attack_settings().eps == (0.0, 2 / 255, 0.0078)
 
 
 @pytest.mark.parametrize(

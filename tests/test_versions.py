@@ -84,7 +84,7 @@ def test_the_number_of_a_file_is_read_past_what_wheels_put_into_its_name(name, h
     file = f"lib{name}{''.join(hashes)}.so"
 
     assert versions._numbered(f"{file}.{number}") == (f"lib{name}.so", number)
-    assert versions._numbered(file) == (f"lib{name}.so", "not told")
+    assert versions._numbered(file) == (f"lib{name}.so", "unknown")
 
 
 def test_what_is_missing_is_said_to_be_and_ends_nothing(monkeypatch, capsys):
@@ -106,7 +106,7 @@ def test_what_is_missing_is_said_to_be_and_ends_nothing(monkeypatch, capsys):
 def test_a_library_that_does_not_say_its_version_ends_no_job(monkeypatch):
     monkeypatch.setitem(sys.modules, "gdcm", object())
 
-    assert of_process()["python-gdcm"]["gdcm"] == "not told (AttributeError)"
+    assert of_process()["python-gdcm"]["gdcm"] == "unknown (AttributeError)"
 
 
 @pytest.mark.parametrize("has_release_file", [True, False])

@@ -1,4 +1,4 @@
-"""Which attacks a classifier has to stand, at which budgets."""
+"""How images are attacked: which attacks, at which budgets, how hard."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from medspark.evaluate.summary import Array, Trial
 from medspark.seeding import derive
 from medspark.shards.plan import permute
 
-__all__ = ["EvaluateConfig", "check_attacks"]
+__all__ = ["AttackSettings", "check_attacks"]
 
 
-class EvaluateConfig(Config):
-    """Which attacks a classifier has to stand."""
+class AttackSettings(Config):
+    """How images are attacked, in an evaluation and at the end of a training."""
 
     attacks: tuple[AttackName, ...] = Field(("fgsm", "pgd"), description="by name")
     norm: Norm = Field("linf", description="how a perturbation is measured")

@@ -23,7 +23,7 @@ from torch import nn
 
 from medspark.data.batch import to_unit
 from medspark.data.native import MappedSplit
-from medspark.evaluate.config import EvaluateConfig
+from medspark.evaluate.config import AttackSettings
 from medspark.evaluate.robust import Batch, attack_all
 from medspark.evaluate.sanity import PROBE_STEPS
 from medspark.evaluate.summary import Arrays, joined
@@ -41,7 +41,7 @@ class Job:
     surrogates: tuple[Path, ...]
     shards: Path
     split: str
-    config: EvaluateConfig
+    config: AttackSettings
     rows: int  # images to evaluate, the first of the split
     piece: int  # images in a piece
     work: Path
@@ -106,15 +106,15 @@ def load_batch(split: MappedSplit, rows: np.ndarray) -> Batch:  # type: ignore[t
 
 def fingerprint(job: Job, *, dataset_digest: str) -> str:
     """Return what tells this evaluation from others: network, data and attacks, not the place."""
-    told: dict[str, Any] = {
+    decisive: dict[str, Any] = {
         "models": [_sha256(path) for path in (job.model, *job.surrogates)],
         "data": [dataset_digest, job.split, job.rows, job.piece],
         "config": job.config.model_dump(mode="json", exclude={"sanity"}),
     }
     if job.config.sanity_images and job.config.steps != PROBE_STEPS:
         # Pieces of earlier versions were probed with as many steps as their PGD took.
-        told["probe_steps"] = PROBE_STEPS
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+        decisive["probe_steps"] = PROBE_STEPS
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
 
 
 # A worker does many pieces and should read its networks once.

@@ -22,7 +22,7 @@ from medspark.attacks.pgd import pgd
 from medspark.attacks.suite import Attack, attacks_by_name
 from medspark.attacks.threat import ThreatModel, norms
 from medspark.errors import UsageError
-from medspark.evaluate.config import EvaluateConfig, check_attacks
+from medspark.evaluate.config import AttackSettings, check_attacks
 from medspark.evaluate.deploy import evaluation_copy
 from medspark.evaluate.sanity import PROBE_STEPS
 from medspark.evaluate.summary import (
@@ -52,7 +52,7 @@ _ATTACK_EVERY_IMAGE = frozenset({"fgsm", "pgd", "pgd_margin", "pgd_rescaled"})
 def evaluate(
     model: nn.Module,
     batches: Iterable[Batch],
-    config: EvaluateConfig,
+    config: AttackSettings,
     *,
     gather: Gather | None = None,
     positive: int | None = None,
@@ -91,7 +91,7 @@ def evaluate(
 def attack_all(
     model: nn.Module,
     batches: Iterable[Batch],
-    config: EvaluateConfig,
+    config: AttackSettings,
     *,
     surrogates: Sequence[nn.Module] = (),
     own_attacks: Mapping[str, Attack] | None = None,
@@ -146,7 +146,7 @@ class _Attacker:
 
     model: nn.Module
     attacks: Mapping[str, Attack]
-    config: EvaluateConfig
+    config: AttackSettings
     found: _Findings
     probed_below: int  # the sanity probes take the rows below
 

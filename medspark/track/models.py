@@ -100,7 +100,7 @@ def fetch_model(model_uri: str, *, uri: str | None = None) -> Path:
 
 
 def _logged(
-    name: str, model: ModelEntry, *, run_id: str, uri: str, source: str, **told: Any
+    name: str, model: ModelEntry, *, run_id: str, uri: str, source: str, **logged: Any
 ) -> Any:
     """Log ``model`` as what the file ``source`` makes of it, so that nothing is pickled."""
     mlflow.set_tracking_uri(uri)
@@ -112,7 +112,7 @@ def _logged(
             python_model=str(Path(__file__).with_name(source)),
             artifacts={"model": str(model.folder)},
             code_paths=[str(Path(__file__).parents[1])],
-            **told,
+            **logged,
         )
 
 

@@ -119,11 +119,11 @@ class TrackedRun:
         with self._lock:
             try:
                 self._publisher.publish()
-            except Exception as error:  # whatever the store says, it is away
+            except Exception as error:  # whatever a store raises, it is away
                 if not self._away:
                     ours = isinstance(error, RunError)
-                    said = f"MLflow is away, training goes on: {first_line(error)}"
-                    logger.warning("%s", error if ours else said)
+                    away = f"MLflow is away, training goes on: {first_line(error)}"
+                    logger.warning("%s", error if ours else away)
                     logger.debug("what MLflow's store raised", exc_info=error)
                 self._away = True
                 return False
@@ -183,7 +183,7 @@ def tracked(folder: Path, config: TrackConfig, entry: RunEntry) -> Iterator[Trac
     except KeyboardInterrupt:
         run.end("KILLED")
         raise
-    except BaseException as error:
+    except BaseException as error:  # the run is recorded as failed, and the error goes on
         why = {"medspark.error": f"{type(error).__name__}: {first_line(error)}"}
         run.end("FAILED", tags=why, patience_seconds=config.patience_seconds)
         raise

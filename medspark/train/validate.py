@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from medspark.attacks.threat import ThreatModel
 from medspark.data.batch import Integers, to_unit
 from medspark.data.native import MappedSplit
-from medspark.evaluate.config import EvaluateConfig
+from medspark.evaluate.config import AttackSettings
 from medspark.evaluate.metrics import Metrics
 from medspark.evaluate.robust import Array, evaluate
 from medspark.seeding import derive
@@ -53,7 +53,7 @@ def validate(
     """Return the figures of ``model`` on at most ``images`` images, always the same ones."""
     count = min(images, len(split))
     rows = np.sort(permute(np.arange(count), len(split), derive(seed, "validation")))
-    config = EvaluateConfig(
+    config = AttackSettings(
         attacks=("pgd",), norm=threat.norm, eps=(threat.eps,), steps=steps, sanity_images=0
     )
     batches = slices(split, rows, batch_size=config.batch_size, world=world)

@@ -42,14 +42,14 @@ def check_demo(config: DemoConfig) -> None:
 
 
 def demo_shards(spark: SparkSession, config: DemoConfig) -> tuple[Path, dict[str, Any]]:
-    """Return the folder of the demo's shards and what ingest said, made if they are not there."""
+    """Return the folder of the demo's shards, made where they are missing, and their ingest's result."""
     folder = demo_folder(config)
-    shards, said = folder / "shards", folder / "ingest.json"
-    if not said.exists() or not (shards / manifest.NAME).exists():
+    shards, ingested = folder / "shards", folder / "ingest.json"
+    if not ingested.exists() or not (shards / manifest.NAME).exists():
         ownership.claim(folder, "demo data")
         with locked(folder):
-            _make(spark, config, folder, shards, said)
-    return shards, dict(json.loads(said.read_text(encoding="utf-8")))
+            _make(spark, config, folder, shards, ingested)
+    return shards, dict(json.loads(ingested.read_text(encoding="utf-8")))
 
 
 def ingest_sum(ingested: dict[str, Any]) -> str:
@@ -58,7 +58,9 @@ def ingest_sum(ingested: dict[str, Any]) -> str:
     return f"{ingested['files_seen']} files seen = {parts}"
 
 
-def _make(spark: SparkSession, config: DemoConfig, folder: Path, shards: Path, said: Path) -> None:
+def _make(
+    spark: SparkSession, config: DemoConfig, folder: Path, shards: Path, ingested: Path
+) -> None:
     # What decodes DICOM is nothing that a training on somebody's own shards should wait for.
     from medspark.images.deidentify import Privacy
     from medspark.images.phantom import PhantomConfig, write_archive
@@ -88,4 +90,4 @@ def _make(spark: SparkSession, config: DemoConfig, folder: Path, shards: Path, s
     )
     shard_config = ShardConfig(samples=samples, shards=shards)
     make_shards(spark, shard_config, open_samples(shard_config))
-    write_result(said, result)
+    write_result(ingested, result)

@@ -71,7 +71,7 @@ class Evaluation:
             surrogates=tuple(path.resolve() for path in surrogates),
             shards=config.shards.resolve(),
             split=config.split,
-            config=config.attack_config(),
+            config=config.attack_settings(),
             rows=min(self._split_rows(), config.images or self._split_rows()),
             piece=config.piece,
             work=config.folder.resolve(),

@@ -1,4 +1,4 @@
-"""How a trained model is attacked: what can be chosen about an evaluation."""
+"""What can be chosen about an evaluation: its settings for any model, and one model's own."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from medspark.attacks.threat import Norm
 from medspark.config import Config
 from medspark.eps import Eps
 from medspark.errors import UsageError
-from medspark.evaluate.config import EvaluateConfig
+from medspark.evaluate.config import AttackSettings
 from medspark.evaluate.sanity import PROBED_IMAGES
 from medspark.track.config import TrackConfig
 
-__all__ = ["EvaluationConfig", "Scrutiny", "positive_class"]
+__all__ = ["EvaluationConfig", "EvaluationSettings", "positive_class"]
 
 
-class Scrutiny(Config):
-    """How a model is attacked, whichever it is."""
+class EvaluationSettings(Config):
+    """How models are evaluated, whichever they are: images, attacks, and what the report holds."""
 
     split: Literal["train", "val", "test"] = Field("test", description="which images")
     attacks: tuple[AttackName, ...] = Field(
@@ -54,9 +54,9 @@ class Scrutiny(Config):
     )
     seed: int = Field(0, ge=0, description="of the random starts and the resamples")
 
-    def attack_config(self) -> EvaluateConfig:
-        """Return what each piece is attacked with."""
-        return EvaluateConfig(
+    def attack_settings(self) -> AttackSettings:
+        """Return how the images of each piece are attacked."""
+        return AttackSettings(
             attacks=self.attacks,
             norm=self.norm,
             eps=self.eps,
@@ -69,8 +69,8 @@ class Scrutiny(Config):
         )
 
 
-class EvaluationConfig(Scrutiny):
-    """Attack one model on one split of training shards."""
+class EvaluationConfig(EvaluationSettings):
+    """One evaluation: these settings for one model on one split of training shards."""
 
     model: str = Field(
         description="folder with model.safetensors, an .onnx file (black-box attacks only), or an "

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -17,7 +17,7 @@ from medspark.config import Config
 from medspark.data.config import DataConfig, check_data
 from medspark.eps import Eps
 from medspark.errors import UsageError
-from medspark.evaluate.config import EvaluateConfig, check_attacks
+from medspark.evaluate.config import AttackSettings, check_attacks
 from medspark.job import JobConfig
 from medspark.launch.distributor import LaunchConfig, check_room
 from medspark.models.config import PRETRAINED, ModelConfig, check_model
@@ -28,7 +28,7 @@ from medspark.study.paper_report import MetricName
 from medspark.track.config import TrackConfig
 from medspark.train.config import DistillConfig, TrainConfig, check_ranks
 from medspark.workflows.demo import DemoConfig, check_demo
-from medspark.workflows.evaluate_config import Scrutiny, positive_class
+from medspark.workflows.evaluate_config import EvaluationSettings, positive_class
 from medspark.workflows.train_at import TrainAtConfig
 
 __all__ = [
@@ -51,7 +51,7 @@ class PhantomSets(Config):
     folder: Path = Field(Path("build/demo"), description="where archives, samples and shards go")
 
 
-class TableScrutiny(Scrutiny):
+class TableEvaluation(EvaluationSettings):
     """What every network of the table is attacked with; fgsm is always among the attacks."""
 
     attacks: tuple[AttackName, ...] = Field(
@@ -101,7 +101,7 @@ class PaperTableConfig(JobConfig):
     robust_method: Literal["ard", "rslad"] = Field(
         "rslad", description="how robust_distillation learns"
     )
-    evaluate: TableScrutiny = TableScrutiny()
+    evaluate: TableEvaluation = TableEvaluation()
     metric: MetricName = Field("accuracy", description="figure that table and picture show")
     data: DataConfig = DataConfig()
     folder: Path = Field(
@@ -173,14 +173,14 @@ def _lists(config: PaperTableConfig) -> dict[str, tuple[Any, ...]]:
     }
 
 
-def check_shards(folder: Path, scrutiny: Scrutiny) -> None:
+def check_shards(folder: Path, evaluate: EvaluationSettings) -> None:
     """Raise UsageError for shards that cannot be trained on and attacked so."""
     manifest = read_manifest(folder)
     verify(folder, manifest, contents=False)
-    for split in ("train", scrutiny.split):
+    for split in ("train", evaluate.split):
         if split not in manifest.splits or manifest.splits[split].rows == 0:
             raise UsageError(f"The shards in {folder} have no {split} images.")
-    positive_class(scrutiny.positive, manifest.classes)
+    positive_class(evaluate.positive, manifest.classes)
 
 
 @dataclass(frozen=True)
@@ -242,6 +242,8 @@ def surrogates(config: PaperTableConfig, network: Network) -> tuple[Network, ...
 class Recipe(TrainAtConfig):
     """How one network of the table is trained."""
 
+    decides_weights: ClassVar = frozenset({"distill"})
+
     distill: DistillConfig | None = None
 
 
@@ -259,7 +261,7 @@ def recipe(config: PaperTableConfig, network: Network) -> Recipe:
         attack=config.attack,
         train=train,
         data=config.data.model_copy(update={"share": network.dataset.share}),
-        evaluate=EvaluateConfig(attacks=(), eps=()),  # what is attacked is the cell, later
+        evaluate=AttackSettings(attacks=(), eps=()),  # what is attacked is the cell, later
         seed=network.seed,
         resume="auto",
         launch=config.launch,
@@ -277,10 +279,8 @@ def distillation(config: PaperTableConfig, network: Network, teacher: Path) -> D
 def fingerprint(config: PaperTableConfig, network: Network) -> str:
     """Return what tells this network from others: data, recipe, seed, teacher; no paths."""
     chosen = recipe(config, network)
-    told: dict[str, Any] = chosen.model_dump(mode="json", include={"attack", "train", "seed"})
-    told["data"] = chosen.data.model_dump(
-        mode="json", include={"reader", "augment", "window", "share"}
-    )
+    told = chosen.deciding_weights()
+    del told["distill"]  # names the teacher's folder, which is no property of the network
     told["dataset"] = network.dataset.manifest.digest
     told["model"] = [network.model, _contents(chosen.model.weights)]
     if network.teacher is not None:

@@ -157,10 +157,10 @@ class _Table:
             below = self._track(run.reference["run_id"])
             model = self._trained(network, below)
             others = [self._surrogate(other, below) for other in surrogates(self._config, network)]
-            scrutiny = self._config.evaluate.model_dump() | {"attacks": self._attacks()}
+            evaluate = self._config.evaluate.model_dump() | {"attacks": self._attacks()}
             report = Evaluation(
                 EvaluationConfig(
-                    **scrutiny,
+                    **evaluate,
                     model=str(model),
                     surrogates=tuple(map(str, others)),
                     shards=network.dataset.folder,
@@ -208,10 +208,10 @@ class _Table:
             raise RunError(f"Its surrogate ({network}) failed: {error}") from error
 
     def _cell_file(self, network: Network) -> Path:
-        scrutiny = self._config.evaluate.model_dump(mode="json") | {"attacks": self._attacks()}
+        evaluate = self._config.evaluate.model_dump(mode="json") | {"attacks": self._attacks()}
         # In grey levels, by which earlier versions named their cells.
-        scrutiny["eps"] = [255 * eps for eps in self._config.evaluate.eps]
-        decisive = {"network": fingerprint(self._config, network), "evaluate": scrutiny}
+        evaluate["eps"] = [255 * eps for eps in self._config.evaluate.eps]
+        decisive = {"network": fingerprint(self._config, network), "evaluate": evaluate}
         others = surrogates(self._config, network)
         if others:
             decisive["surrogates"] = [fingerprint(self._config, other) for other in others]
@@ -243,8 +243,8 @@ class _Table:
         return StudyReport(page=folder / "table.md", document=files)
 
     def _facts(self) -> Mapping[str, str]:
-        config, scrutiny = self._config, self._config.evaluate
-        transfers = "transfer" in scrutiny.attacks
+        config, evaluate = self._config, self._config.evaluate
+        transfers = "transfer" in evaluate.attacks
         from_others = "; transfer: from the other models' original networks" if transfers else ""
         return {
             "command": f"`{self._command}`",
@@ -254,19 +254,19 @@ class _Table:
             "training": f"epochs: {config.train.epochs}; batches of {config.train.batch_size}; "
             f"adversarial: {config.train.mode} at {config.attack}; distillation: defensive, "
             f"teacher and student at temperature {config.temperature:g}",
-            "attacks": f"{', '.join(self._attacks())}; {scrutiny.norm}, {scrutiny.steps} steps of "
-            f"PGD, random starts: {scrutiny.restarts}{from_others}",
-            "intervals": f"95 %, {scrutiny.bootstrap} bootstrap resamples of the patients",
+            "attacks": f"{', '.join(self._attacks())}; {evaluate.norm}, {evaluate.steps} steps of "
+            f"PGD, random starts: {evaluate.restarts}{from_others}",
+            "intervals": f"95 %, {evaluate.bootstrap} bootstrap resamples of the patients",
             "seeds": ", ".join(map(str, config.seeds)),
         }
 
     def _describe(self, dataset: Dataset) -> str:
-        manifest, scrutiny = dataset.manifest, self._config.evaluate
-        split = manifest.splits[scrutiny.split]
-        attacked = min(split.rows, scrutiny.images or split.rows)
+        manifest, evaluate = dataset.manifest, self._config.evaluate
+        split = manifest.splits[evaluate.split]
+        attacked = min(split.rows, evaluate.images or split.rows)
         return (
             f"{dataset.name}: {manifest.height} x {manifest.width} px, {attacked} of {split.rows} "
-            f"{scrutiny.split} images, {split.patients} patients in them, digest "
+            f"{evaluate.split} images, {split.patients} patients in them, digest "
             f"{manifest.digest[:12]}"
         )
 

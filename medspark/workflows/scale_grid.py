@@ -14,7 +14,7 @@ from medspark.attacks.threat import ThreatModel
 from medspark.config import Config
 from medspark.data.config import DataConfig
 from medspark.errors import UsageError
-from medspark.evaluate.config import EvaluateConfig
+from medspark.evaluate.config import AttackSettings
 from medspark.evaluate.sanity import PROBED_IMAGES
 from medspark.job import JobConfig
 from medspark.launch.distributor import LaunchConfig
@@ -280,7 +280,7 @@ def training_of(config: ScaleAtConfig, cell: ScalePoint) -> TrainAtConfig:
         attack=config.attack,
         train=config.train.model_copy(update=changed),
         data=config.data.model_copy(update={"share": cell.data_share, "verify": "size"}),
-        evaluate=EvaluateConfig(
+        evaluate=AttackSettings(
             attacks=("fgsm",) if timed else config.test.attacks,
             norm=config.attack.norm,
             eps=(config.attack.eps,),

@@ -37,7 +37,7 @@ from medspark.data.config import DataConfig
 from medspark.data.prefetch import Prefetcher
 from medspark.data.source import Source, open_source
 from medspark.eps import eps_text, with_eps
-from medspark.evaluate.config import EvaluateConfig
+from medspark.evaluate.config import AttackSettings
 from medspark.evaluate.robust import evaluate
 from medspark.job import write_result
 from medspark.models.backbones import build
@@ -184,7 +184,7 @@ def do_cell(name: str, source: Source, setup: Setup, seed: int) -> dict[str, Any
 
 
 def _judged(model: Classifier, source: Source, setup: Setup) -> dict[str, Any]:
-    config = EvaluateConfig(eps=tuple(levels / 255 for levels in BUDGETS), images=setup.images)
+    config = AttackSettings(eps=tuple(levels / 255 for levels in BUDGETS), images=setup.images)
     split = source.split("test")
     rows = config.rows(len(split))
     batches = slices(split, rows, batch_size=config.batch_size, world=ALONE)

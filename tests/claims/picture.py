@@ -64,12 +64,12 @@ def measure(run: Path, shards: Path) -> None:
 
 def _curve(network: Any, pixels: Any, labels: Any) -> list[float]:
     """Return the worst case accuracy at every level, over PGD on both losses."""
-    from medspark.evaluate.config import EvaluateConfig
+    from medspark.evaluate.config import AttackSettings
     from medspark.evaluate.robust import evaluate
 
     images, truth, rows = _tensors(pixels, labels)
     eps = tuple(level / 255 for level in _LEVELS[1:])
-    config = EvaluateConfig(attacks=("pgd", "pgd_margin"), eps=eps, sanity_images=0)
+    config = AttackSettings(attacks=("pgd", "pgd_margin"), eps=eps, sanity_images=0)
     report = evaluate(network, [(images, truth, rows)], config)
     worst = sorted(report.worst, key=lambda result: result.eps)
     return [report.clean.accuracy, *(result.metrics.accuracy for result in worst)]

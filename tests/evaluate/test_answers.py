@@ -17,7 +17,7 @@ from medspark.attacks.config import AttackName
 from medspark.attacks.losses import correct, margin, probabilities
 from medspark.evaluate.answers import answers_of
 from medspark.evaluate.bootstrap import intervals
-from medspark.evaluate.config import EvaluateConfig
+from medspark.evaluate.config import AttackSettings
 from medspark.evaluate.metrics import class_metrics, metrics
 from medspark.evaluate.robust import Batch, RobustReport, evaluate
 
@@ -67,7 +67,7 @@ def test_set(digits) -> Batch:
 
 @pytest.fixture(scope="module")
 def report(findings, test_set: Batch) -> RobustReport:
-    config = EvaluateConfig(
+    config = AttackSettings(
         attacks=("fgsm", "pgd", "pgd_margin", "autoattack"), eps=(0, 0.1, 0.2), steps=5,
         queries=50, sanity_images=30,
     )  # fmt: skip
@@ -170,7 +170,7 @@ def test_one_finding_is_attacked_and_judged_as_two_classes_are(
 ) -> None:
     odd = Groups(robust_network, MEMBERS[:1])
     images, numbers, rows = digits.test_images[:40], digits.test_labels[:40] % 2, torch.arange(40)
-    config = EvaluateConfig(attacks=(name,), eps=(0.0, 0.15), steps=4, queries=30, sanity_images=20)
+    config = AttackSettings(attacks=(name,), eps=(0.0, 0.15), steps=4, queries=30, sanity_images=20)
 
     one = evaluate(odd, [(images, numbers[:, None].float(), rows)], config, positive=0)
     two = evaluate(Pair(odd), [(images, numbers, rows)], config, positive=1)
@@ -227,8 +227,8 @@ def test_a_saturated_network_is_flagged_and_still_ranked(findings, test_set: Bat
         def forward(self, images: Tensor) -> Tensor:
             return 50 * findings(images)
 
-    found = evaluate(Hot(), [test_set], EvaluateConfig(attacks=("fgsm",), eps=(0.1,)))
-    cool = evaluate(findings, [test_set], EvaluateConfig(attacks=("fgsm",), eps=(0.1,)))
+    found = evaluate(Hot(), [test_set], AttackSettings(attacks=("fgsm",), eps=(0.1,)))
+    cool = evaluate(findings, [test_set], AttackSettings(attacks=("fgsm",), eps=(0.1,)))
 
     assert "confidence_saturated" in {flag.name for flag in found.flags if flag.triggered}
     assert not cool.flags[0].triggered
@@ -245,7 +245,7 @@ def test_a_network_that_says_the_same_of_everybody_is_flagged(said, test_set: Ba
         def forward(self, images: Tensor) -> Tensor:
             return images.flatten(1)[:, :3] - 5 + 10 * torch.tensor(said)
 
-    config = EvaluateConfig(attacks=("fgsm",), eps=(0.1,))
+    config = AttackSettings(attacks=("fgsm",), eps=(0.1,))
     found = evaluate(Blind(), [(images, labels, rows)], config)
 
     assert "same_class_for_all" in {flag.name for flag in found.flags if flag.triggered}

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from medspark.evaluate.config import EvaluateConfig
+from medspark.evaluate.config import AttackSettings
 from medspark.evaluate.pieces import Job, fingerprint
 from medspark.models.backbones import build
 from medspark.models.checkpoint import describe, save_classifier
@@ -36,7 +36,7 @@ def model(tmp_path: Path) -> Path:
 @pytest.fixture
 def job(model: Path, write_shards, tmp_path: Path) -> Job:
     shards = write_shards(rows=ROWS, shards=2, side=SIDE)
-    config = EvaluateConfig(attacks=("square",), eps=(0.1,), queries=20, batch_size=4)
+    config = AttackSettings(attacks=("square",), eps=(0.1,), queries=20, batch_size=4)
     work = tmp_path / "work"
     work.mkdir()
     return Job(model, (), shards, "test", config, rows=ROWS, piece=4, work=work)

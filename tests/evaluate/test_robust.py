@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from medspark.errors import UsageError
-from medspark.evaluate.config import EvaluateConfig
+from medspark.evaluate.config import AttackSettings
 from medspark.evaluate.robust import Batch, RobustReport, evaluate
 
-CONFIG = EvaluateConfig(eps=(0.05, 0.1, 0.2), steps=10)
+CONFIG = AttackSettings(eps=(0.05, 0.1, 0.2), steps=10)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def test_fgsm_leaves_at_least_what_pgd_leaves(plain: RobustReport, robust: Robus
 
 
 def test_an_eps_of_nothing_is_clean_exactly(plain_network, test_set: Batch) -> None:
-    report = evaluate(plain_network, [test_set], EvaluateConfig(eps=(0.0,)))
+    report = evaluate(plain_network, [test_set], AttackSettings(eps=(0.0,)))
 
     for name in ("fgsm@0", "pgd@0"):
         np.testing.assert_array_equal(report.probabilities[name], report.probabilities["clean"])
@@ -65,7 +65,7 @@ def test_an_eps_of_nothing_is_clean_exactly(plain_network, test_set: Batch) -> N
 
 @pytest.mark.parametrize("device", ["pretended", "cuda"], indirect=True)
 def test_a_network_is_as_robust_on_any_device(plain_network, test_set: Batch, device) -> None:
-    config = EvaluateConfig(eps=(0.0, 0.05, 0.1), steps=5, sanity_images=20)
+    config = AttackSettings(eps=(0.0, 0.05, 0.1), steps=5, sanity_images=20)
     images, labels, rows = (part[:50] for part in test_set)
     expected = evaluate(plain_network, [(images, labels, rows)], config)
 
@@ -152,7 +152,7 @@ def test_more_restarts_never_leave_more(plain_network, test_set: Batch) -> None:
             evaluate(
                 plain_network,
                 [(images, labels, rows)],
-                EvaluateConfig(eps=(0.1,), steps=4, restarts=restarts, sanity_images=0),
+                AttackSettings(eps=(0.1,), steps=4, restarts=restarts, sanity_images=0),
             ),
             "pgd",
         )[0]
@@ -241,7 +241,7 @@ def test_an_attack_that_cheats_is_seen_through(plain_network, test_set: Batch) -
 def test_the_worst_case_of_a_distilled_network_is_near_nothing(
     distilled_network, test_set: Batch
 ) -> None:
-    config = EvaluateConfig(eps=(0.2,), attacks=("pgd", "pgd_margin"), sanity_images=0)
+    config = AttackSettings(eps=(0.2,), attacks=("pgd", "pgd_margin"), sanity_images=0)
 
     report = evaluate(distilled_network, [test_set], config)
 
@@ -252,7 +252,7 @@ def test_the_worst_case_of_a_distilled_network_is_near_nothing(
 def test_the_worst_case_is_no_better_than_any_attack_on_any_image(
     robust_network, test_set: Batch
 ) -> None:
-    config = EvaluateConfig(eps=(0.1, 0.2), attacks=("fgsm", "pgd", "square"), queries=50)
+    config = AttackSettings(eps=(0.1, 0.2), attacks=("fgsm", "pgd", "square"), queries=50)
 
     report = evaluate(robust_network, [test_set], config)
 
@@ -281,27 +281,27 @@ def test_a_model_without_gradients_takes_black_box_attacks_only(
     plain_network, robust_network, test_set: Batch
 ) -> None:
     batch = tuple(part[:60] for part in test_set)
-    config = EvaluateConfig(eps=(0.2,), attacks=("square", "transfer"), queries=200)
+    config = AttackSettings(eps=(0.2,), attacks=("square", "transfer"), queries=200)
 
     report = evaluate(BlackBox(plain_network), [batch], config, surrogates=[robust_network])
 
     assert accuracies(report, "square")[0] < 0.3
     with pytest.raises(UsageError, match="pgd cannot run on a model without gradients"):
-        evaluate(BlackBox(plain_network), [batch], EvaluateConfig(attacks=("pgd", "square")))
+        evaluate(BlackBox(plain_network), [batch], AttackSettings(attacks=("pgd", "square")))
 
 
 def test_transfer_without_a_surrogate_is_misuse(plain_network, test_set: Batch) -> None:
     with pytest.raises(UsageError, match="transfer needs a surrogate"):
-        evaluate(plain_network, [test_set], EvaluateConfig(attacks=("transfer",)))
+        evaluate(plain_network, [test_set], AttackSettings(attacks=("transfer",)))
 
 
 def test_a_limited_number_of_images_is_always_the_same_and_all_are_all() -> None:
-    few = EvaluateConfig(images=20)
+    few = AttackSettings(images=20)
 
     assert len(set(few.rows(200))) == 20
     assert (np.diff(few.rows(200)) > 0).all()
     assert list(few.rows(200)) == list(few.rows(200))
-    assert list(few.rows(10)) == list(range(10)) == list(EvaluateConfig().rows(10))
+    assert list(few.rows(10)) == list(range(10)) == list(AttackSettings().rows(10))
 
 
 class Steep(nn.Module):
@@ -316,7 +316,7 @@ class Steep(nn.Module):
 
 def steep(**chosen: object) -> RobustReport:
     images = 0.4 + 0.2 * torch.rand(6, 1, 4, 4, generator=torch.Generator().manual_seed(0))
-    config = EvaluateConfig.model_validate(
+    config = AttackSettings.model_validate(
         {"attacks": ("fgsm", "pgd"), "eps": (0.02, 0.1), "steps": 5} | chosen
     )
     return evaluate(Steep(), [(images, torch.zeros(6, dtype=torch.long), torch.arange(6))], config)
@@ -346,7 +346,7 @@ def test_random_starts_depend_on_the_seed_and_on_the_row_of_an_image(
     plain_network, test_set: Batch
 ) -> None:
     def attacked(seed: int, rows: Tensor) -> np.ndarray:
-        config = EvaluateConfig(attacks=("pgd",), eps=(0.1,), steps=1, seed=seed, sanity_images=0)
+        config = AttackSettings(attacks=("pgd",), eps=(0.1,), steps=1, seed=seed, sanity_images=0)
         images, labels = test_set[0][:10], test_set[1][:10]
         return evaluate(plain_network, [(images, labels, rows)], config).probabilities["pgd@25.5"]
 
@@ -361,17 +361,17 @@ def test_random_starts_depend_on_the_seed_and_on_the_row_of_an_image(
 
 
 def test_which_images_are_attacked_depends_on_the_seed() -> None:
-    first, other = (EvaluateConfig(images=20, seed=seed).rows(200).tolist() for seed in (0, 1))
+    first, other = (AttackSettings(images=20, seed=seed).rows(200).tolist() for seed in (0, 1))
 
     assert first != other
-    assert EvaluateConfig(images=200).rows(200).tolist() == list(range(200))
-    assert len(EvaluateConfig(images=199).rows(200)) == 199
+    assert AttackSettings(images=200).rows(200).tolist() == list(range(200))
+    assert len(AttackSettings(images=199).rows(200)) == 199
 
 
 def test_the_effort_is_what_was_configured() -> None:
-    config = EvaluateConfig(steps=3, restarts=4, queries=5)
+    config = AttackSettings(steps=3, restarts=4, queries=5)
 
     assert (config.effort.steps, config.effort.restarts, config.effort.queries) == (3, 4, 5)
-    assert [trial.steps for trial in EvaluateConfig(
+    assert [trial.steps for trial in AttackSettings(
         attacks=("fgsm", "pgd", "apgd", "fab", "square"), eps=(0.1,), steps=4, queries=9
     ).trials(["mine"])] == [1, 4, 20, 10, 9, 4]  # fmt: skip

@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medspark.evaluate import sanity
-from medspark.evaluate.config import EvaluateConfig
+from medspark.evaluate.config import AttackSettings
 from medspark.evaluate.robust import evaluate
 from medspark.evaluate.sanity import PROBE_STEPS, PROBED_IMAGES, Flag, SanityConfig, triggered_flags
 from medspark.evaluate.summary import Trial, flags
 from medspark.workflows.evaluate_config import EvaluationConfig
-from medspark.workflows.paper_plan import TableScrutiny
+from medspark.workflows.paper_plan import TableEvaluation
 
 FLAG = Flag(name="f", triggered=True, value=1.0, threshold=0.5, sentence="it is seen")
 
@@ -34,7 +34,7 @@ def test_what_a_flag_was_measured_on_is_in_its_fields_and_in_its_sentence(
     assert (f"{steps} steps" in flag.sentence) == bool(steps)
 
 
-@pytest.mark.parametrize("settings", [EvaluateConfig, EvaluationConfig, TableScrutiny])
+@pytest.mark.parametrize("settings", [AttackSettings, EvaluationConfig, TableEvaluation])
 def test_every_report_probes_as_many_images_by_default(settings: type) -> None:
     assert settings.model_fields["sanity_images"].default == PROBED_IMAGES
 
@@ -45,7 +45,7 @@ def test_flags_are_the_same_however_many_steps_the_reports_own_pgd_takes(
     batch = digits.test_images[:60], digits.test_labels[:60], torch.arange(60)
 
     def found(steps: int) -> dict[str, Flag]:
-        config = EvaluateConfig(attacks=("fgsm",), eps=(0.05, 0.1), steps=steps, sanity_images=40)
+        config = AttackSettings(attacks=("fgsm",), eps=(0.05, 0.1), steps=steps, sanity_images=40)
         return {flag.name: flag for flag in evaluate(plain_network, [batch], config).flags}
 
     assert found(1) == found(3)

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medspark.evaluate import robust
-from medspark.evaluate.config import EvaluateConfig
+from medspark.evaluate.config import AttackSettings
 from medspark.train.config import FitConfig
 from medspark.train.loop import fit
 from medspark.train.world import World
@@ -25,7 +25,7 @@ from medspark.train.world import World
 def test_as_many_of_the_attacked_images_are_probed_as_were_asked_for(
     total: int, images: int | None, asked: int
 ) -> None:
-    config = EvaluateConfig(images=images, sanity_images=asked)
+    config = AttackSettings(images=images, sanity_images=asked)
     rows = config.rows(total)
 
     assert (rows < config.probed_below(rows)).sum() == min(asked, len(rows))

@@ -73,7 +73,7 @@ class Attempt:
         thread.start()
         try:
             self._watch(thread, start_seconds, interrupt)
-        except BaseException:
+        except BaseException:  # an interrupt as well: no rank outlives who waits for it
             self._cancel(thread)
             raise
         return self._outcome()

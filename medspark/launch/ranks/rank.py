@@ -98,7 +98,7 @@ def _work(order: Order, reports: Reports, rank: int, sentinel: int) -> None:
     logging.getLogger(__name__).info("rank %d: %s", rank, started)
     try:
         _run(order, reports)
-    except BaseException as error:
+    except BaseException as error:  # the driver learns of it, and the rank ends with it
         reports.end(_describe(rank, error))
         raise
     reports.end(end_now(rank, "ok"))

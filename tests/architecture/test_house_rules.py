@@ -1,0 +1,70 @@
+"""Rules of the house that no linter knows: where text is printed, and what a broad except says."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "medspark"
+REASON = re.compile(r"# (noqa: BLE001 - )?(?!noqa)\w")
+BROAD = {"Exception", "BaseException"}
+
+
+def modules() -> Iterator[Path]:
+    return (path for path in sorted(PACKAGE.rglob("*.py")))
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(PACKAGE))
+
+
+def prints(source: str) -> bool:
+    """Return whether ``source`` prints although nobody runs it as a command."""
+    command = '__name__ == "__main__"' in source
+    calls = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call))
+    return not command and any(
+        isinstance(call.func, ast.Name) and call.func.id == "print" for call in calls
+    )
+
+
+def unreasoned(source: str) -> list[int]:
+    """Return the lines of ``source`` that catch everything and do not say why."""
+    lines = source.splitlines()
+    handlers = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ExceptHandler))
+    return [
+        handler.lineno
+        for handler in handlers
+        if handler.type is None or (isinstance(handler.type, ast.Name) and handler.type.id in BROAD)
+        if not REASON.search(lines[handler.lineno - 1])
+    ]
+
+
+def test_only_jobs_and_commands_print():
+    found = {name(path) for path in modules() if prints(path.read_text("utf-8"))}
+
+    assert found <= {"job.py"}  # which every job runs through
+
+
+def test_who_catches_everything_says_why():
+    found = {name(path): unreasoned(path.read_text("utf-8")) for path in modules()}
+
+    assert {path: lines for path, lines in found.items() if lines} == {}
+
+
+@pytest.mark.parametrize(
+    ("line", "accepted"),
+    [
+        ("except Exception:", False),
+        ("except:", False),
+        ("except BaseException as e:  # noqa: BLE001", False),
+        ("except Exception as e:  # noqa: BLE001 - the edge", True),
+        ("except Exception:  # the disk", True),
+        ("except ValueError:", True),
+    ],
+)
+def test_a_comment_is_a_reason(line: str, accepted: bool):
+    assert (unreasoned(f"try:\n    f()\n{line}\n    raise\n") == []) is accepted
