@@ -23,6 +23,7 @@ from medspark.attacks.threat import ThreatModel, norms
 from medspark.errors import UsageError
 from medspark.evaluate.attacked import AttackedBatch, Attacker, ImageBatch, has_gradients
 from medspark.evaluate.config import AttackSettings
+from medspark.evaluate.sanity import PROBE_STEPS
 from medspark.evaluate.summary import (
     Array,
     Arrays,
@@ -51,7 +52,7 @@ def evaluate(
     positive: int | None = None,
     surrogates: Sequence[nn.Module] = (),
     own_attacks: Mapping[str, Attack] | None = None,
-    doubted: int | None = None,
+    probed_below: int | None = None,
     detail: Detail | None = None,
 ) -> RobustReport:
     """Return how good ``model`` is on ``batches``, clean and under every attack.
@@ -59,11 +60,16 @@ def evaluate(
     ``gather`` joins the same array of all ranks along its first axis; a rank holds at least
     one image, and may repeat one. ``model`` is not changed: a copy in eval mode and float32 is
     attacked. ``positive`` is the class that sensitivity is about, the last by default.
-    ``own_attacks`` are tried beside those that ``config`` names. The sanity checks look at the
-    rows below ``doubted``, the first ``config.sanity_images`` by default.
+    ``own_attacks`` are tried beside those that ``config`` names. The sanity probes take
+    the rows below ``probed_below``, by default the first ``config.sanity_images``.
     """
     arrays = attack_all(
-        model, batches, config, surrogates=surrogates, own_attacks=own_attacks, doubted=doubted
+        model,
+        batches,
+        config,
+        surrogates=surrogates,
+        own_attacks=own_attacks,
+        probed_below=probed_below,
     )
     if gather is not None:
         arrays = {name: gather(values) for name, values in arrays.items()}
@@ -83,7 +89,7 @@ def attack_all(
     *,
     surrogates: Sequence[nn.Module] = (),
     own_attacks: Mapping[str, Attack] | None = None,
-    doubted: int | None = None,
+    probed_below: int | None = None,
 ) -> Arrays:
     """Return what every attack does to every image, as ``medspark.evaluate.summary`` reads it.
 
@@ -96,8 +102,8 @@ def attack_all(
             attacker = Attacker.on(
                 model, images, config, surrogates=surrogates, own_attacks=own_attacks
             )
-            doubted = config.sanity_images if doubted is None else doubted
-            recorder = _Recorder(attacker, config, found, doubted)
+            probed = config.sanity_images if probed_below is None else probed_below
+            recorder = _Recorder(attacker, config, found, probed)
         recorder.record(ImageBatch(images, labels, rows))
     if recorder is None:
         raise UsageError("There are no images to evaluate.")
@@ -124,7 +130,7 @@ class _Recorder:
     attacker: Attacker
     config: AttackSettings
     found: _ArraysByName
-    doubted: int  # the sanity checks look at the rows below
+    probed_below: int  # the sanity probes take the rows below
 
     def record(self, batch: ImageBatch) -> None:
         clean, gradient = self.attacker.answer(batch)
@@ -136,7 +142,7 @@ class _Recorder:
         for attacked in self.attacker.attack(batch, clean, gradient):
             self._record(attacked)
         if self.config.sanity_images > 0 and max(self.config.eps, default=0.0) > 0:
-            self._doubt(batch, clean)
+            self._probe(batch, clean)
 
     def _record(self, attacked: AttackedBatch) -> None:
         key, clean = attacked.trial.key, attacked.clean
@@ -147,13 +153,13 @@ class _Recorder:
         outside = ~attacked.threat.holds(attacked.images, clean.pixels)
         self.found.add(f"{key}/outside", outside)
 
-    def _doubt(self, batch: ImageBatch, clean: Tensor) -> None:
-        """Try on a few images what an honest network does not mind, at the largest eps."""
+    def _probe(self, batch: ImageBatch, clean: Tensor) -> None:
+        """Run the sanity probes (margin PGD, noise, re-batching) at the largest eps."""
         # Not-a-number marks the images that are left out.
         margin_held = torch.full((len(batch.rows),), torch.nan)
         unsteady = margin_held.clone()
         noisy = torch.full_like(probabilities(clean, batch.labels), torch.nan)
-        chosen = (batch.rows < self.doubted).nonzero().flatten()
+        chosen = (batch.rows < self.probed_below).nonzero().flatten()
         if len(chosen) > 0:
             few, threat = batch.of(chosen), self.config.threat(max(self.config.eps))
             if has_gradients(self.attacker.model):
@@ -173,7 +179,7 @@ class _Recorder:
             batch.pixels,
             batch.labels,
             threat=threat,
-            steps=self.config.steps,
+            steps=PROBE_STEPS,
             loss=rescaled(margin),
             stop_when_fooled=True,
         )

@@ -27,8 +27,8 @@ def calibrate_and_test(setup: RunSetup) -> RobustReport:
     config = setup.config.evaluate
     rows = config.rows(len(setup.test))
     batches = slices(setup.test, rows, batch_size=config.batch_size, world=setup.world)
-    gather, doubted = gatherer(setup.world), config.doubted(rows)
-    return evaluate(model, batches, config, gather=gather, doubted=doubted)
+    gather, probed_below = gatherer(setup.world), config.probed_below(rows)
+    return evaluate(model, batches, config, gather=gather, probed_below=probed_below)
 
 
 def _calibrate(setup: RunSetup) -> None:

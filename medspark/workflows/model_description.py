@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from medspark.evaluate.names import in_markdown, short
+from medspark.evaluate.sanity import SIGN
 from medspark.models.card import ModelCard
 from medspark.shards.manifest import Manifest
 from medspark.workflows.robustness_table import robustness_table
@@ -28,8 +29,8 @@ def describe_model(result: Mapping[str, Any], manifest: Manifest, card: ModelCar
     trained = manifest.splits["train"]
     counted = zip(_names(manifest.classes), trained.class_counts, strict=True)
     counts = ", ".join(f"{name}: {count}" for name, count in counted)
-    doubts = [flag["sentence"] for flag in result["flags"] if flag["triggered"]]
-    verdict = f"NOT to be believed: {'; '.join(doubts)}" if doubts else "no sanity check objects"
+    flagged = "; ".join(flag["sentence"] for flag in result["flags"] if flag["triggered"])
+    verdict = f"{SIGN} do not trust them: {flagged}" if flagged else "no sanity check objects"
     return f"""# {card.architecture}, {result["mode"]}
 
 {_purpose(card)} in images of {manifest.height} x {manifest.width} pixels,

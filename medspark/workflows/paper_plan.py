@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -22,6 +21,7 @@ from medspark.evaluate.config import AttackSettings, check_attacks
 from medspark.launch.distributor import check_room
 from medspark.models.config import PRETRAINED, ModelConfig, check_model
 from medspark.shards.manifest import Manifest, read_manifest, verify
+from medspark.study.cells import digest
 from medspark.study.paper_report import MetricName
 from medspark.train.config import DistillConfig, TrainConfig, check_ranks
 from medspark.workflows.demo import DemoConfig, check_demo
@@ -30,7 +30,7 @@ from medspark.workflows.job_settings import SparkTrainingConfig
 from medspark.workflows.train_at import TrainAtConfig
 
 __all__ = [
-    "Dataset", "Network", "PaperTableConfig", "Recipe", "check", "check_shards", "digest",
+    "Dataset", "Network", "PaperTableConfig", "Recipe", "check", "check_shards",
     "distillation", "fingerprint", "networks", "phantom_sets", "recipe", "surrogates",
 ]  # fmt: skip
 
@@ -288,9 +288,3 @@ def _contents(weights: str | None) -> str | None:
     if weights in (None, PRETRAINED):
         return weights
     return hashlib.sha256(Path(str(weights)).read_bytes()).hexdigest()
-
-
-def digest(told: Mapping[str, Any]) -> str:
-    """Return what tells ``told`` from other documents."""
-    text = json.dumps(told, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

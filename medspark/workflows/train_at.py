@@ -35,7 +35,7 @@ from medspark.workflows.demo import DemoConfig, check_demo, demo_folder, demo_sh
 from medspark.workflows.job_settings import SparkTrainingConfig
 from medspark.workflows.model_description import describe_model
 from medspark.workflows.progress import progress
-from medspark.workflows.robustness_table import robustness_table
+from medspark.workflows.robustness_table import flag_lines, robustness_table
 
 # Torch, timm and MLflow take seconds to import: only where they are needed, beside the start of
 # Spark and of the ranks, and never for --help.
@@ -200,7 +200,15 @@ def summary(result: Mapping[str, Any]) -> str:
     mode = result["mode"]
     name = _NO_DEFENCE.get(mode, f"defended ({mode})")
     rows = {"undefended": result["baseline"]} if "baseline" in result else {}
-    lines = ["", "Accuracy on the test images (%)", "", robustness_table(rows | {name: result}), ""]
+    rows |= {name: result}
+    lines = [
+        "",
+        "Accuracy on the test images (%)",
+        "",
+        robustness_table(rows),
+        *flag_lines(rows),
+        "",
+    ]
     lines.append(f"Model: {result['model']}")
     if "ingest" in result:
         lines.append(ingest_sum(result["ingest"]))

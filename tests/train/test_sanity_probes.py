@@ -1,4 +1,4 @@
-"""The sanity checks see as many images as they were promised, whichever are attacked."""
+"""The sanity probes take as many images as they were promised, whichever are attacked."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from medspark.train.world import World
 
 
 @given(
-    total=st.integers(1, 5000), images=st.none() | st.integers(1, 6000), looked=st.integers(0, 300)
+    total=st.integers(1, 5000), images=st.none() | st.integers(1, 6000), asked=st.integers(0, 300)
 )
-def test_as_many_of_the_attacked_images_are_doubted_as_were_asked_for(
-    total: int, images: int | None, looked: int
+def test_as_many_of_the_attacked_images_are_probed_as_were_asked_for(
+    total: int, images: int | None, asked: int
 ) -> None:
-    config = AttackSettings(images=images, sanity_images=looked)
+    config = AttackSettings(images=images, sanity_images=asked)
     rows = config.rows(total)
 
-    assert (rows < config.doubted(rows)).sum() == min(looked, len(rows))
+    assert (rows < config.probed_below(rows)).sum() == min(asked, len(rows))
 
 
 class Silent:
     def record(self, step: int, metrics: object) -> None: ...
 
 
-@pytest.mark.parametrize(("images", "looked_at"), [(8, 5), (3, 3), (None, 5)])
-def test_a_training_doubts_the_images_that_it_attacked(
-    images: int | None, looked_at: int, write_shards: Callable[..., Path], tmp_path: Path,
+@pytest.mark.parametrize(("images", "probed"), [(8, 5), (3, 3), (None, 5)])
+def test_a_training_probes_the_images_that_it_attacked(
+    images: int | None, probed: int, write_shards: Callable[..., Path], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     seen: list[Any] = []
@@ -60,4 +60,4 @@ def test_a_training_doubts_the_images_that_it_attacked(
 
     fit(config, World(0, 0, 1, torch.device("cpu")), Silent())
 
-    assert np.isfinite(seen[-1]).sum() == looked_at
+    assert np.isfinite(seen[-1]).sum() == probed
