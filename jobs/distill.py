@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from medspark.job import run_job
 from medspark.models.card import read_card
@@ -23,6 +23,8 @@ from medspark.workflows.train_at import TrainAtConfig, summary, train_at
 
 class DistillJob(TrainAtConfig):
     """Train one student."""
+
+    decides_weights: ClassVar = frozenset({"distill"})
 
     distill: DistillConfig
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_origin
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict, SettingsError
@@ -22,6 +23,46 @@ class Config(BaseModel):
     """Base of every configuration: frozen, picklable, and unknown keys are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class TrainingConfig(Config):
+    """Settings of a training; each class declares what its settings decide.
+
+    A setting decides the trained weights, or only what is reported of them, or nothing but where
+    and how the work is done. Inherited settings stay as they are declared. A class with a setting
+    that is not declared, or declared twice, raises TypeError where it is defined.
+    """
+
+    decides_weights: ClassVar[frozenset[str]] = frozenset()
+    decides_report: ClassVar[frozenset[str]] = frozenset()
+    decides_nothing: ClassVar[frozenset[str]] = frozenset()
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        declared = ("decides_weights", "decides_report", "decides_nothing")
+        for name in declared:
+            setattr(cls, name, frozenset().union(*(vars(c).get(name, ()) for c in cls.__mro__)))
+        for field in cls.model_fields:
+            times = sum(field in getattr(cls, name) for name in declared)
+            if times != 1:
+                raise TypeError(
+                    f"{cls.__name__}.{field} has to be in exactly one of {', '.join(declared)}"
+                )
+
+    def deciding_weights(self) -> dict[str, Any]:
+        """Return the settings that decide the weights, nested ones too, in the form of JSON."""
+        chosen = self.model_dump(mode="json", include=set(self.decides_weights))
+        for name in chosen:
+            inner = getattr(self, name)
+            if isinstance(inner, TrainingConfig):
+                chosen[name] = inner.deciding_weights()
+        return chosen
+
+
+def digest_of(document: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of ``document`` as sorted JSON, as 64 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 
 def _whole(value: object) -> object:

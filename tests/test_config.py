@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import pytest
 from pydantic import Field
 
-from medspark.config import Bits, Config, dotted_keys, load_config
+from medspark.config import Bits, Config, TrainingConfig, digest_of, dotted_keys, load_config
 from medspark.eps import Eps
 from medspark.errors import UsageError
 
@@ -159,3 +159,52 @@ class _Taught(Config):
 def test_a_missing_group_of_keys_is_asked_for_by_the_first_of_them() -> None:
     with pytest.raises(UsageError, match=r"teacher is needed: give --teacher\.folder\."):
         load_config(_Taught, [])
+
+
+class Reading(TrainingConfig):
+    """Settings of which one decides the weights."""
+
+    decides_weights: ClassVar = frozenset({"share"})
+    decides_nothing: ClassVar = frozenset({"prefetch"})
+
+    share: float = 1.0
+    prefetch: int = 4
+
+
+class Training(TrainingConfig):
+    """Settings that hold others."""
+
+    decides_weights: ClassVar = frozenset({"data", "train"})
+    decides_report: ClassVar = frozenset({"images"})
+
+    data: Reading = Reading()
+    train: Train = Train()
+    images: int = 9
+
+
+def test_what_decides_the_weights_is_taken_out_of_nested_settings_too():
+    chosen = Training().deciding_weights()
+
+    assert chosen == {"data": {"share": 1.0}, "train": {"epochs": 6, "mode": "fused"}}
+
+
+@pytest.mark.parametrize("declared", [{}, {"decides_weights", "decides_nothing"}])
+def test_a_setting_of_a_training_that_is_not_declared_once_is_refused(declared: set[str]):
+    body = {"__annotations__": {"depth": int}} | dict.fromkeys(declared, frozenset({"depth"}))
+
+    with pytest.raises(TypeError, match=r"Deep\.depth has to be in exactly one of decides_weights"):
+        type("Deep", (Training,), body)
+
+
+def test_a_setting_stays_as_it_was_declared_where_it_is_inherited():
+    class Deep(Training):
+        decides_weights: ClassVar = frozenset({"depth"})
+
+        depth: int = 1
+
+    assert Deep().deciding_weights() == Training().deciding_weights() | {"depth": 1}
+    assert Deep.decides_report == {"images"}
+
+
+def test_a_digest_does_not_depend_on_the_order_of_keys():
+    assert digest_of({"a": 1, "b": 2}) == digest_of({"b": 2, "a": 1}) != digest_of({"a": 1})

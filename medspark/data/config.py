@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from medspark.config import Config
+from medspark.config import Config, TrainingConfig
 from medspark.data.petastorm_import import import_petastorm
 from medspark.errors import UsageError
 
@@ -23,8 +23,11 @@ class AugmentConfig(Config):
     )
 
 
-class DataConfig(Config):
+class DataConfig(TrainingConfig):
     """How shards are read."""
+
+    decides_weights: ClassVar = frozenset({"reader", "augment", "window", "share"})
+    decides_nothing: ClassVar = frozenset({"verify", "prefetch", "cache_dir"})
 
     reader: Literal["native", "petastorm"] = Field(
         "native", description="what reads the shards; native is the faster one by far"

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -29,6 +30,8 @@ from medspark.train.world import join
 
 class AloneConfig(FitConfig):
     """Fine-tune one classifier without Spark."""
+
+    decides_nothing: ClassVar = frozenset({"overwrite"})
 
     overwrite: bool = Field(
         False, description="with resume never: replace the run in run_dir; other files there stay"

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from medspark.attacks.threat import ThreatModel
-from medspark.config import Config
+from medspark.config import Config, TrainingConfig, digest_of
 from medspark.data.config import DataConfig
 from medspark.errors import UsageError
 from medspark.evaluate.config import AttackSettings
@@ -209,8 +207,12 @@ class CheckpointConfig(Config):
     keep: int = Field(2, ge=1, description="newest checkpoints that are kept")
 
 
-class FitConfig(Config):
+class FitConfig(TrainingConfig):
     """Fine-tune one classifier on one dataset of shards."""
+
+    decides_weights: ClassVar = frozenset({"data", "model", "attack", "train", "distill", "seed"})
+    decides_report: ClassVar = frozenset({"evaluate"})
+    decides_nothing: ClassVar = frozenset({"shards", "run_dir", "checkpoint", "resume", "attempt"})
 
     shards: Path = Field(description="folder that jobs/shard.py wrote")
     run_dir: Path = Field(
@@ -243,10 +245,4 @@ class FitConfig(Config):
 
     def digest(self) -> str:
         """Return a hash of what decides the weights; paths, attempts and reports do not."""
-        decisive = self.model_dump(
-            mode="json", include={"attack", "train", "model", "seed", "distill"}
-        )
-        decisive["data"] = self.data.model_dump(
-            mode="json", include={"reader", "augment", "window", "share"}
-        )
-        return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+        return digest_of(self.deciding_weights())

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -242,6 +242,8 @@ def surrogates(config: PaperTableConfig, network: Network) -> tuple[Network, ...
 class Recipe(TrainAtConfig):
     """How one network of the table is trained."""
 
+    decides_weights: ClassVar = frozenset({"distill"})
+
     distill: DistillConfig | None = None
 
 
@@ -277,10 +279,8 @@ def distillation(config: PaperTableConfig, network: Network, teacher: Path) -> D
 def fingerprint(config: PaperTableConfig, network: Network) -> str:
     """Return what tells this network from others: data, recipe, seed, teacher; no paths."""
     chosen = recipe(config, network)
-    told: dict[str, Any] = chosen.model_dump(mode="json", include={"attack", "train", "seed"})
-    told["data"] = chosen.data.model_dump(
-        mode="json", include={"reader", "augment", "window", "share"}
-    )
+    told = chosen.deciding_weights()
+    del told["distill"]  # names the teacher's folder, which is no property of the network
     told["dataset"] = network.dataset.manifest.digest
     told["model"] = [network.model, _contents(chosen.model.weights)]
     if network.teacher is not None:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 from pyspark.sql import SparkSession
 
 from medspark.attacks.threat import ThreatModel
+from medspark.config import TrainingConfig, digest_of
 from medspark.data.config import DataConfig, check_data
 from medspark.errors import UsageError
 from medspark.evaluate.config import AttackSettings
@@ -55,8 +54,15 @@ _NO_DEFENCE = {"standard": "undefended", "kd": "student (kd)", "defensive": "stu
 _FIT = "medspark.train.loop:fit"
 
 
-class TrainAtConfig(JobConfig):
+class TrainAtConfig(JobConfig, TrainingConfig):
     """Adversarial fine-tuning of one classifier on one dataset of shards."""
+
+    decides_weights: ClassVar = frozenset({"data", "model", "attack", "train", "seed"})
+    decides_report: ClassVar = frozenset({"evaluate", "baseline"})
+    decides_nothing: ClassVar = frozenset({
+        "output", "shards", "run_dir", "checkpoint", "resume", "overwrite", "launch", "spark",
+        "track", "demo",
+    })  # fmt: skip
 
     shards: Path | None = Field(
         None, description="folder that jobs/shard.py wrote; built-in demo data by default"
@@ -153,15 +159,6 @@ def _plain(config: TrainAtConfig, spark: SparkSession, folder: Path) -> dict[str
     return result
 
 
-# What decides the weights of a run, and what says only where and how it is done.
-_DATA = {"reader", "augment", "window", "share"}
-_DECISIVE = dict.fromkeys(("attack", "train", "model", "seed", "distill", "baseline"), True)
-_PLACES = {
-    "output", "run_dir", "shards", "resume", "overwrite", "launch", "spark", "track",
-    "checkpoint", "demo",
-}  # fmt: skip
-
-
 def _kept(config: TrainAtConfig, folder: Path) -> dict[str, Any] | None:
     if config.resume == "never":
         return None
@@ -169,18 +166,13 @@ def _kept(config: TrainAtConfig, folder: Path) -> dict[str, Any] | None:
 
 
 def _digests(config: TrainAtConfig) -> dict[str, str]:
-    return {"run": _digest(config, weights=True), "asked": _digest(config, weights=False)}
-
-
-def _digest(config: TrainAtConfig, *, weights: bool) -> str:
-    """Return a hash of the data, and of what decides the ``weights`` or else all of the result."""
-    if weights:
-        told = config.model_dump(mode="json", include=_DECISIVE | {"data": _DATA})
-    else:
-        told = config.model_dump(mode="json", exclude=_PLACES)
+    """Return a hash of what decides the weights of the ``run``, and of all that was ``asked``."""
     data = config.shards and read_manifest(config.shards).digest
-    told["dataset"] = data or config.demo.model_dump(mode="json")
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    dataset = {"dataset": data or config.demo.model_dump(mode="json")}
+    # A run has one network, or two with a baseline.
+    run = config.deciding_weights() | {"baseline": config.baseline}
+    asked = config.model_dump(mode="json", exclude=set(config.decides_nothing))
+    return {"run": digest_of(run | dataset), "asked": digest_of(asked | dataset)}
 
 
 def _place(config: TrainAtConfig) -> Path:

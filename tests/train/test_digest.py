@@ -72,3 +72,18 @@ def test_training_on_attacks_or_not_is_read_off_the_mode_and_the_method() -> Non
 
     assert not FitConfig(shards=Path("s"), train=plain).attacks
     assert FitConfig(shards=Path("s"), train=attacked).attacks
+
+
+@pytest.mark.parametrize(
+    ("settings", "digest"),
+    [
+        ({}, "2f5510e80a03aa1f4e47218929848fcbb4b1ff588445d75b93fce5d2da6a3c80"),
+        (
+            {"distill": {"teacher": "t"}, "data": {"share": 0.5}, "train": {"mode": "pgd"}},
+            "45ff890996dd4689f04f1fa7438c77ed36447794b41e9d04f73a284c5e91f7dc",
+        ),
+    ],
+)
+def test_checkpoints_of_earlier_versions_are_recognised(settings: dict[str, Any], digest: str):
+    """A setting that is new here, or has another default, keeps old runs from going on."""
+    assert FitConfig.model_validate({"shards": "s"} | settings).digest() == digest

@@ -175,3 +175,20 @@ def test_a_recipe_takes_seed_share_and_weights_of_its_network(cxr: Dataset) -> N
     assert (chosen.model.name, chosen.model.weights) == ("b", "pretrained")
     assert chosen.resume == "auto"
     assert network.dataset.train_images == round(0.5 * cxr.manifest.splits["train"].rows)
+
+
+@pytest.mark.parametrize(
+    ("training", "name"),
+    [
+        ("original", "689725fa6021386b"),
+        ("adversarial", "f95ca10444e9b1d1"),
+        ("distillation", "66149da2a9c571c6"),
+        ("robust_distillation", "f5480313a9a2655f"),
+    ],
+)
+def test_networks_of_earlier_versions_are_found_again(cxr: Dataset, training: str, name: str):
+    known = cxr.manifest.model_copy(update={"digest": "d"})
+    config = table(models=["a"], trainings=[training])
+    (network,) = networks(config, [replace(cxr, manifest=known, share=0.5)])
+
+    assert fingerprint(config, network) == name
