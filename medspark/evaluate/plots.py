@@ -15,8 +15,7 @@ from medspark.eps import eps_text
 from medspark.evaluate.answers import Answers, answers_of
 from medspark.evaluate.gallery import Exhibit
 from medspark.evaluate.names import short, wrapped
-from medspark.evaluate.result import WORST, AttackResult
-from medspark.evaluate.summary import RobustReport, Trial
+from medspark.evaluate.summary import WORST, AttackResult, RobustReport, Trial
 
 Array = npt.NDArray[Any]
 
@@ -26,15 +25,15 @@ _BINS = 10
 def accuracy_curves(report: RobustReport) -> Figure:
     """Draw accuracy over eps for every attack and the worst case, with their intervals."""
     figure, axes = _blank(6.4, 4.2)
-    for name, results in _by_attack([*report.attacks, *report.worst_case]).items():
+    for name, results in _by_attack([*report.attacks, *report.worst]).items():
         results = sorted(results, key=lambda result: result.eps)
         budgets = [0.0, *(result.eps for result in results)]
-        conditions = [report.clean, *results]
-        values = [condition.accuracy or 0.0 for condition in conditions]
+        figures = [report.clean, *(result.metrics for result in results)]
+        values = [figure.accuracy or 0.0 for figure in figures]
         style = {"lw": 2.5, "color": "black", "zorder": 3} if name == WORST else {"lw": 1.4}
         label = name.replace("_", " ")
         (line,) = axes.plot(budgets, values, marker="o", ms=4, label=label, **style)
-        bounds = [condition.intervals for condition in conditions]
+        bounds = [report.clean_intervals, *(result.intervals for result in results)]
         if all("accuracy" in bound for bound in bounds):
             low, high = zip(*(bound["accuracy"] for bound in bounds), strict=True)
             axes.fill_between(budgets, low, high, color=line.get_color(), alpha=0.12, lw=0)
@@ -144,7 +143,7 @@ def _clean_and_worst(report: RobustReport) -> list[tuple[str, Array]]:
             f"worst case at {eps_text(result.eps)}",
             report.probabilities[Trial(WORST, 0, result.eps).key],
         )
-        for result in report.worst_case
+        for result in report.worst
         if result.eps > 0
     ]
     return [("clean", report.probabilities["clean"]), *worst]

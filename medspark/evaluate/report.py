@@ -13,11 +13,11 @@ from matplotlib.figure import Figure
 from medspark.eps import eps_text
 from medspark.evaluate.bootstrap import Interval
 from medspark.evaluate.gallery import Exhibit
+from medspark.evaluate.metrics import Metrics
 from medspark.evaluate.names import in_markdown
 from medspark.evaluate.plots import accuracy_curves, image_grid, reliability_diagram, roc_curves
-from medspark.evaluate.result import AttackResult, ConditionResult
 from medspark.evaluate.sanity import Flag
-from medspark.evaluate.summary import RobustReport
+from medspark.evaluate.summary import AttackResult, RobustReport
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;
@@ -72,23 +72,23 @@ def verdict(report: RobustReport) -> list[str]:
 
 def table(report: RobustReport) -> list[list[str]]:
     """Return the figures as rows of text, a heading first."""
-    names = [name.replace("_", " ") for name in report.clean.metrics]
-    rows = [["clean", "0", *_figures(report.clean), ""]]
+    names = [name.replace("_", " ") for name in type(report.clean).model_fields]
+    rows = [["clean", "0", *_figures(report.clean, report.clean_intervals), ""]]
     return [
         ["attack", "eps", *names, "success"],
         *rows,
-        *(_row(result) for result in [*report.attacks, *report.worst_case]),
+        *(_row(result) for result in [*report.attacks, *report.worst]),
     ]
 
 
 def class_table(report: RobustReport) -> list[list[str]]:
     """Return the figures of every class as rows of text, a heading first."""
     names = ("sensitivity", "specificity", "auroc")
-    attacked = [(_row(found)[:2], found.classes) for found in [*report.attacks, *report.worst_case]]
+    attacked = [(_row(found)[:2], found.classes) for found in [*report.attacks, *report.worst]]
     rows = [
         [*condition, figures.name]
         + [_text(getattr(figures, name), figures.intervals.get(name)) for name in names]
-        for condition, classes in [(["clean", "0"], report.clean.classes), *attacked]
+        for condition, classes in [(["clean", "0"], report.clean_classes), *attacked]
         for figures in classes
     ]
     return [["attack", "eps", "class", *names], *rows]
@@ -108,7 +108,7 @@ def markdown(
         "",
     ]
     lines += [*_piped_table(table(report)), ""]
-    if report.clean.classes:
+    if report.clean_classes:
         named = [[*row[:2], in_markdown(row[2]), *row[3:]] for row in class_table(report)]
         lines += ["## Classes", "", *_piped_table(named), ""]
     lines += [f"- {name}: {in_markdown(value)}" for name, value in facts.items()]
@@ -126,7 +126,7 @@ def _page(
 ) -> str:
     first, *doubts = verdict(report)
     reasons = "".join(f"<li>{html.escape(doubt)}</li>" for doubt in doubts)
-    classes = f"<h2>Classes</h2>{_html_table(class_table(report))}" if report.clean.classes else ""
+    classes = f"<h2>Classes</h2>{_html_table(class_table(report))}" if report.clean_classes else ""
     checks = "".join(f"<li>{html.escape(_check(flag)[2:])}</li>" for flag in report.flags)
     images = "".join(
         f'<h2>{name}</h2><img alt="{name}" '
@@ -147,14 +147,14 @@ def _page(
 
 
 def _row(result: AttackResult) -> list[str]:
-    figures = _figures(result)
+    figures = _figures(result.metrics, result.intervals)
     success = _text(result.success_rate, result.intervals.get("success_rate"))
     name = result.name.replace("_", " ") + (f"-{result.steps}" if result.name == "pgd" else "")
     return [name, eps_text(result.eps), *figures, success]
 
 
-def _figures(found: ConditionResult) -> list[str]:
-    return [_text(value, found.intervals.get(name)) for name, value in found.metrics.items()]
+def _figures(figures: Metrics, intervals: Mapping[str, Interval]) -> list[str]:
+    return [_text(value, intervals.get(name)) for name, value in figures.model_dump().items()]
 
 
 def _text(value: float | None, interval: Interval | None = None) -> str:

@@ -7,23 +7,23 @@ probabilities (N, K) under ``clean`` and under ``Trial.key``, and what the sanit
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import ConfigDict, Field
 
 from medspark.attacks.config import BLACK_BOX
 from medspark.evaluate import sanity
 from medspark.evaluate.answers import Answers, answers_of
 from medspark.evaluate.bootstrap import Interval, intervals
-from medspark.evaluate.metrics import ClassMetrics, class_metrics, metrics
-from medspark.evaluate.result import WORST, AttackResult, ConditionResult, RobustnessResult
+from medspark.evaluate.metrics import ClassMetrics, Metrics, class_metrics, metrics
 from medspark.evaluate.sanity import Flag, SanityConfig
 
 Array = npt.NDArray[Any]
 Arrays = dict[str, Array]
+
+WORST = "worst_case"
 
 # Where they do not succeed these do no harm, also to an honest network.
 _MAY_FAIL = frozenset({"transfer", "fgsm", "fab", "deepfool", "cw"})
@@ -43,17 +43,75 @@ class Trial:
         return f"{self.name}@{round(255 * self.eps, 4):g}"
 
 
-class RobustReport(RobustnessResult):
-    """The figures, and the answers that they were made from; the document holds the figures alone.
+@dataclass(frozen=True)
+class AttackResult:
+    """What is left under one attack at one budget."""
 
-    Sorted by row: ``labels`` (N,) or (N, K), and ``probabilities`` (N, K), clean and by
-    ``Trial.key``.
-    """
+    name: str
+    steps: int
+    eps: float
+    metrics: Metrics
+    # Share of the images that were right when clean and are not any more.
+    success_rate: float | None = None
+    # Mean sizes over the images, in grey levels of 255: largest pixel, and root mean square.
+    linf_255: float | None = None
+    rms_255: float | None = None
+    intervals: dict[str, Interval] = field(default_factory=dict)
+    classes: list[ClassMetrics] = field(default_factory=list)
 
-    model_config = ConfigDict(arbitrary_types_allowed=True)
+    def as_json(self) -> dict[str, Any]:
+        """Return the result as jobs report it."""
+        head = {"name": self.name, "steps": self.steps, "eps": self.eps}
+        more = {
+            "success_rate": self.success_rate,
+            "linf_255": self.linf_255,
+            "rms_255": self.rms_255,
+            "intervals": {name: list(interval) for name, interval in self.intervals.items()},
+            "classes": [figures.model_dump() for figures in self.classes],
+        }
+        return (
+            head
+            | self.metrics.model_dump()
+            | {k: v for k, v in more.items() if v not in (None, {}, [])}
+        )
 
-    labels: Array = Field(exclude=True, repr=False)
-    probabilities: dict[str, Array] = Field(exclude=True, repr=False)
+
+@dataclass(frozen=True)
+class RobustReport:
+    """Figures clean and under attack, and the signs that they should not be believed."""
+
+    images: int
+    clean: Metrics
+    attacks: list[AttackResult]
+    # Per image and eps the worst over all attacks at that eps or a smaller one.
+    worst: list[AttackResult] = field(default_factory=list)
+    flags: list[Flag] = field(default_factory=list)
+    clean_intervals: dict[str, Interval] = field(default_factory=dict)
+    clean_classes: list[ClassMetrics] = field(default_factory=list)
+    # Sorted by row: labels, and probabilities (N, K) clean and by ``Trial.key``.
+    labels: Array = field(default_factory=lambda: np.empty(0), repr=False)
+    probabilities: Arrays = field(default_factory=dict, repr=False)
+
+    @property
+    def believable(self) -> bool:
+        """Whether no sanity check triggered."""
+        return not any(flag.triggered for flag in self.flags)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the report as the result document of a job holds it."""
+        clean: dict[str, Any] = self.clean.model_dump()
+        if self.clean_intervals:
+            clean["intervals"] = {k: list(v) for k, v in self.clean_intervals.items()}
+        if self.clean_classes:
+            clean["classes"] = [figures.model_dump() for figures in self.clean_classes]
+        return {
+            "images": self.images,
+            "clean": clean,
+            "attacks": [attack.as_json() for attack in self.attacks],
+            "worst_case": [attack.as_json() for attack in self.worst],
+            "believable": self.believable,
+            "flags": [flag.model_dump() for flag in self.flags],
+        }
 
 
 @dataclass(frozen=True)
@@ -79,14 +137,15 @@ def summarise(
     labels, clean = arrays["labels"], arrays["clean"]
     scored = _Scoring(labels, clean, positive, detail)
     worst = worst_cases(arrays, trials)
-    raised = flags(arrays, trials, limits)
+    clean_intervals = scored.intervals(clean, None)
     return RobustReport(
         images=len(labels),
-        clean=ConditionResult(**scored.condition(clean, None)),
+        clean=metrics(labels, clean, positive=positive),
         attacks=[scored.result(trial, arrays[trial.key], arrays) for trial in trials],
-        worst_case=[scored.result(trial, values, {}) for trial, values in worst],
-        believable=not any(flag.triggered for flag in raised),
-        flags=raised,
+        worst=[scored.result(trial, values, {}) for trial, values in worst],
+        flags=flags(arrays, trials, limits),
+        clean_intervals=_overall(clean_intervals),
+        clean_classes=scored.classes(clean, clean_intervals),
         labels=labels,
         probabilities={"clean": clean}
         | {trial.key: arrays[trial.key] for trial in trials}
@@ -107,25 +166,16 @@ class _Scoring:
             for name in ("linf_255", "rms_255")
             if f"{trial.key}/{name}" in arrays
         }
-        success = self._success(attacked)
+        intervals = self.intervals(attacked, self.clean)
         return AttackResult(
             name=trial.name,
             steps=trial.steps,
             eps=trial.eps,
-            **self.condition(attacked, self.clean),
-            **({} if success is None else {"success_rate": success}),
+            metrics=metrics(self.labels, attacked, positive=self.positive),
+            success_rate=self._success(attacked),
+            intervals=_overall(intervals),
+            classes=self.classes(attacked, intervals),
             **sizes,
-        )
-
-    def condition(self, probabilities: Array, clean: Array | None) -> dict[str, Any]:
-        """Return the metrics under one condition, with intervals and classes where asked for."""
-        figures = metrics(self.labels, probabilities, positive=self.positive).model_dump()
-        intervals = self.intervals(probabilities, clean)
-        overall, classes = _overall(intervals), self.classes(probabilities, intervals)
-        return (
-            figures
-            | ({"intervals": overall} if overall else {})
-            | ({"classes": classes} if classes else {})
         )
 
     def _success(self, attacked: Array) -> float | None:
