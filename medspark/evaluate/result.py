@@ -12,14 +12,15 @@ from medspark.eps import eps_name
 from medspark.evaluate.bootstrap import Interval
 from medspark.evaluate.metrics import ClassMetrics, FindingMetrics
 from medspark.evaluate.sanity import Flag
+from medspark.evaluate.summary import WORST
 from medspark.job import Result
 
 __all__ = [
-    "CLEAN", "WORST", "AttackResult", "ConditionResult", "EvaluationResult",
+    "CLEAN", "WORST", "AttackFigures", "ConditionFigures", "EvaluationResult",
     "Figure", "RobustnessResult", "metrics_by_name",
 ]  # fmt: skip
 
-CLEAN, WORST = "clean", "worst_case"
+CLEAN = "clean"
 
 
 class Figure(Config):
@@ -42,7 +43,7 @@ class Figure(Config):
         return f"{condition}/{self.metric}"
 
 
-class ConditionResult(Result):
+class ConditionFigures(Result):
     """Metrics of the images under one condition; None where the labels do not define one."""
 
     accuracy: float | None = None
@@ -65,15 +66,13 @@ class ConditionResult(Result):
         for metric, value in self._values().items():
             if value is not None:
                 low, high = self.intervals.get(metric, (None, None))
-                yield Figure(
-                    attack=attack, eps=eps, metric=metric, value=value, low=low, high=high
-                )
+                yield Figure(attack=attack, eps=eps, metric=metric, value=value, low=low, high=high)
 
     def _values(self) -> Mapping[str, float | None]:
         return self.metrics
 
 
-class AttackResult(ConditionResult):
+class AttackFigures(ConditionFigures):
     """What is left under one attack at one budget, a fraction of [0, 1]."""
 
     name: str
@@ -98,9 +97,9 @@ class RobustnessResult(Result):
     """Figures clean and under attack, and the flags raised on them."""
 
     images: int
-    clean: ConditionResult
-    attacks: tuple[AttackResult, ...] = ()
-    worst_case: tuple[AttackResult, ...] = Field(
+    clean: ConditionFigures
+    attacks: tuple[AttackFigures, ...] = ()
+    worst_case: tuple[AttackFigures, ...] = Field(
         (), description="per image the worst over all attacks at that eps or a smaller one, by eps"
     )
     believable: bool = Field(True, description="whether no sanity check triggered")

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
-from medspark.evaluate.result import ConditionResult, RobustnessResult
+from medspark.evaluate.result import ConditionFigures, RobustnessResult
 from medspark.job import Result
 
 __all__ = ["TrainResult", "ValidationResult"]
@@ -17,8 +17,8 @@ class ValidationResult(Result):
 
     epoch: int = Field(description="the first is 1")
     score: float = Field(description="what checkpoints are chosen by")
-    clean: ConditionResult
-    pgd: ConditionResult
+    clean: ConditionFigures
+    pgd: ConditionFigures
 
 
 class TrainResult(RobustnessResult):

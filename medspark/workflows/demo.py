@@ -42,7 +42,7 @@ def check_demo(config: DemoConfig) -> None:
 
 
 def demo_shards(spark: SparkSession, config: DemoConfig) -> tuple[Path, dict[str, Any]]:
-    """Return the folder of the demo's shards, made where they are missing, and their ingest's result."""
+    """Return the folder of the demo's shards, made where missing, and its ingest result."""
     folder = demo_folder(config)
     shards, ingested = folder / "shards", folder / "ingest.json"
     if not ingested.exists() or not (shards / manifest.NAME).exists():

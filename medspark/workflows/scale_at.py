@@ -209,7 +209,7 @@ class _Sweeper:
             timed_only=new.timed_only,
         )
         ownership.remove(folder, CHECKPOINTS)
-        return found["now"].model_copy(update={"run_id": result["mlflow"]["run_id"]})
+        return found["now"].model_copy(update={"run_id": result.mlflow["run_id"]})
 
     def _measure(self, new: Measured, result: Mapping[str, Any], folder: Path) -> Measured:
         cell = new.cell
