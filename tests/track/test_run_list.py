@@ -1,7 +1,5 @@
 """What an experiment says of itself: the saved view of its runs, and the note."""
 
-from pathlib import Path
-
 import pytest
 from mlflow.tracking import MlflowClient
 
