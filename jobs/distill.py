@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from medspark.job import run_job
 from medspark.models.card import read_card
 from medspark.train.config import DistillConfig
+from medspark.train.result import TrainResult
 from medspark.workflows.train_at import TrainAtConfig, summary, train_at
 
 
@@ -29,15 +30,15 @@ class DistillJob(TrainAtConfig):
     distill: DistillConfig
 
 
-def work(config: DistillJob) -> dict[str, Any]:
+def work(config: DistillJob) -> TrainResult:
     """Train the student, print what came of it, and return it."""
     read_card(config.distill.teacher)
     # The ranks work in folders of their own.
     teacher = config.distill.model_copy(update={"teacher": config.distill.teacher.resolve()})
     result = train_at(config.model_copy(update={"distill": teacher}))
-    print(summary(result))
-    if "warning" in result:
-        print(f"\nWarning: {result['warning']}")
+    print(summary(result.as_json()))
+    if result.warning is not None:
+        print(f"\nWarning: {result.warning}")
     return result
 
 

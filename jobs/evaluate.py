@@ -17,6 +17,7 @@ from typing import Any
 from pydantic import Field
 
 from medspark.eps import eps_text
+from medspark.evaluate.result import EvaluationResult
 from medspark.job import JobConfig, run_job
 from medspark.spark.session import SparkConfig, spark_session
 from medspark.workflows.evaluate_config import EvaluationConfig
@@ -28,14 +29,14 @@ class EvaluateJob(JobConfig, EvaluationConfig):
     spark: SparkConfig = Field(default_factory=SparkConfig)
 
 
-def work(config: EvaluateJob) -> dict[str, Any]:
+def work(config: EvaluateJob) -> EvaluationResult:
     """Attack the model, print the table and the verdict, and return the result."""
     from medspark.workflows.evaluate import Evaluation  # torch: not for --help
 
     evaluation = Evaluation(config)
     with spark_session(config.spark, name="medspark evaluate") as spark:
         result = evaluation.run(spark)
-    print(_summary(result))
+    print(_summary(result.as_json()))
     return result
 
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 from medspark.job import run_job
+from medspark.train.result import TrainResult
 from medspark.workflows.train_at import TrainAtConfig, summary, train_at
 
 
@@ -20,10 +20,10 @@ class TrainAtJob(TrainAtConfig):
     """Fine-tune one classifier."""
 
 
-def work(config: TrainAtJob) -> dict[str, Any]:
+def work(config: TrainAtJob) -> TrainResult:
     """Train, print what came of it, and return it."""
     result = train_at(config)
-    print(summary(result))
+    print(summary(result.as_json()))
     return result
 
 

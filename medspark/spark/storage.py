@@ -10,12 +10,14 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from medspark.errors import UsageError
+from medspark.files import write_whole
 
 # The size of a link that leads out of the source, in place of that of what it leads to.
 OUTSIDE = -2
@@ -107,12 +109,7 @@ def write_text(url: str, text: str) -> None:
     if not isinstance(system, LocalFileSystem):
         system.pipe_file(path, text.encode())  # an object store shows a put when it is complete
         return
-    scratch = f"{path}.{os.getpid()}.partial"
-    with open(scratch, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(scratch, path)
+    write_whole(Path(path), text, durable=True)
 
 
 def make_folder(url: str) -> None:

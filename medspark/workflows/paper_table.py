@@ -158,7 +158,7 @@ class _Table:
             model = self._trained(network, below)
             others = [self._surrogate(other, below) for other in surrogates(self._config, network)]
             evaluate = self._config.evaluate.model_dump() | {"attacks": self._attacks()}
-            report = Evaluation(
+            evaluation = Evaluation(
                 EvaluationConfig(
                     **evaluate,
                     model=str(model),
@@ -167,7 +167,8 @@ class _Table:
                     folder=self._folder / "evaluations",
                     track=_named(below, f"attack {network}"),
                 )
-            ).run(self._spark)
+            )
+            report = evaluation.run(self._spark).as_json()
             figures = measured(report)
             run.end(
                 "FINISHED",
@@ -195,7 +196,7 @@ class _Table:
             )
         logger.info("training %s", network)
         result = train_once(config, self._spark, folder)
-        write_result(folder / "trained.json", result)
+        write_result(folder / "trained.json", result.as_json())
         # They are several times as large as the network, and no longer needed.
         ownership.remove(folder, CHECKPOINTS)
         return folder / "model"

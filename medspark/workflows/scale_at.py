@@ -179,7 +179,7 @@ class _Sweeper:
         )
         ownership.remove(folder, CHECKPOINTS)
         self._speeds[point] = found["now"].images_per_second
-        return found["now"].model_copy(update={"run_id": result["mlflow"]["run_id"]})
+        return found["now"].model_copy(update={"run_id": result.mlflow["run_id"]})
 
     def _measure(self, new: ScaleCell, result: Mapping[str, Any], folder: Path) -> ScaleCell:
         point = new.point

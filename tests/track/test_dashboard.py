@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from medspark.track.config import TrackConfig
+from medspark.track.run_list import METRICS, PARAMS, run_list
 from medspark.track.runs import tracked
 from medspark.track.spool import RunEntry
 
@@ -35,12 +36,16 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
         for mode in ("standard", "fused_noise"):
             for world in (1, 2):
                 name = f"{mode} on {world}"
-                entry = RunEntry(name=name, params={"world_size": world, "mode": mode})
+                chosen = {"model": "resnet50", "mode": mode, "data_share": 0.3}
+                entry = RunEntry(name=name, params=chosen | {"world_size": world})
                 with tracked(folder / name, below, entry) as run:
                     figures = {
                         "scale/images_per_second": 100.0 * world,
                         "scale/efficiency": 0.9,
                         "test/clean/auroc": 0.95,
+                        "images_per_second": 100.0 * world,
+                        "clean_auroc": 0.953,
+                        "worst_case": 0.717,
                     }
                     run.end("FINISHED", summary=figures)
         parent.end("FINISHED", tags={"mlflow.note.content": "What was seen."})
@@ -81,3 +86,15 @@ def test_the_charts_compare_the_cells_of_a_sweep_without_hand_work(
     assert "main-svg" in page, "no chart was drawn"
     assert SHOT.read_bytes().startswith(b"\x89PNG")
     assert SHOT.stat().st_size > 50_000
+
+
+def test_the_note_leads_to_a_list_with_what_people_compare(server: str) -> None:
+    address = run_list("1")
+
+    page = _browse("--dump-dom", f"{server}/{address}")
+
+    assert f'href="{address}"' in page, "the note has no link"
+    for column in (*PARAMS, *METRICS):
+        assert f">{column}<" in page
+    for value in ("resnet50", "fused_noise", "0.3", "0.953", "0.717"):
+        assert f">{value}<" in page
