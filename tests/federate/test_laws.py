@@ -20,6 +20,7 @@ QUIET: dict[str, Rule] = {
         {
             "norm_clipping": {"bound": 1e3},
             "weak_dp": {"bound": 1e3, "sigma": 0},
+            "dp_fedavg": {"bound": 1e3, "multiplier": 0, "expected": CLIENTS},
             "centered_clipping": {"radius": 1e3},
             "flame": {"noise": 0},
             "krum": {"adversaries": 2},

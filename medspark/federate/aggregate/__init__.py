@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from medspark.federate.aggregate.bulyan import Bulyan
 from medspark.federate.aggregate.centered_clipping import CenteredClipping
+from medspark.federate.aggregate.dp_fedavg import DPFedAvg
 from medspark.federate.aggregate.fedadam import FedAdam
 from medspark.federate.aggregate.fedavg import FedAvg
 from medspark.federate.aggregate.fedavgm import FedAvgM
@@ -37,6 +38,7 @@ RULES: dict[str, type[Rule]] = {
     "centered_clipping": CenteredClipping,
     "norm_clipping": NormClipping,
     "weak_dp": WeakDP,
+    "dp_fedavg": DPFedAvg,
     "rlr": RobustLearningRate,
     "flame": Flame,
     "fltrust": FLTrust,

@@ -70,7 +70,7 @@ def aggregate(
     faults = {number: fault(row) for number, row in zip(numbers, updates, strict=True)}
     order = [i for i in np.argsort(numbers) if faults[numbers[i]] is None]
     left_out = {number: reason for number, reason in sorted(faults.items()) if reason is not None}
-    if not order:
+    if not order and rule.least > 0:
         raise RunError("No client sent an update that can be used.")
     rule.check(len(order))
     rows = _Rows(rule, updates, history, references or {}, order)
