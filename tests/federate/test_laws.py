@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from medspark.errors import RunError, UsageError
 from medspark.federate.aggregate import RULES, Rule, aggregate, in_memory, measure
+from medspark.federate.aggregate.exact import ExactSum
+from medspark.federate.aggregate.rule import Measured
 
 CLIENTS = 11
 # With settings under which the rule has no noise and does not clip honest updates.
@@ -149,6 +151,29 @@ def test_chunks_of_any_length_give_the_same_outcome(name: str, monkeypatch: pyte
 
     assert np.allclose(whole.change, pieces.change, rtol=1e-9, atol=1e-12)
     assert whole.rejected == pieces.rejected
+
+
+@pytest.mark.parametrize("name", [name for name, kind in RULES.items() if kind.separable])
+@given(seed=seeds, cut=st.integers(1, CLIENTS - 1))
+def test_a_separable_rule_can_be_added_up_where_the_updates_are_made(
+    name: str, seed: int, cut: int
+):
+    rule = RULES[name]()
+    updates, counts = honest(seed, CLIENTS), np.arange(1.0, CLIENTS + 1)
+    squares = np.square(updates.astype(np.float64)).sum(axis=1)
+
+    def seen(who: slice) -> Measured:
+        return Measured(tuple(range(CLIENTS)[who]), counts[who], squares[who], np.empty((0, 0)))
+
+    tasks = [ExactSum(6, weight=counts.sum()) for _ in range(2)]
+    for client in np.random.default_rng(seed).permutation(CLIENTS):
+        factor = rule.weigh(seen(slice(client, client + 1))).factors[0]
+        tasks[client < cut].add(updates[client], factor)
+    weighing = rule.weigh(seen(slice(None)))
+    mean = tasks[0].merge(tasks[1]).value() / weighing.divisor
+
+    whole = rule.combine(updates.astype(np.float64), weighing, np.empty((0, 6)))
+    assert np.allclose(mean, whole, rtol=1e-12, atol=CLIENTS * 2.0**-50)
 
 
 @given(seeds)

@@ -83,3 +83,11 @@ def test_the_noise_does_not_tell_how_many_took_part(clients: int):
     change = aggregate(rule, np.zeros((clients, 20_000)), seed=4).change
 
     assert change.std() == pytest.approx(2.0 * 0.5 / 4, rel=0.03)
+
+
+def test_the_private_mean_is_over_the_clients_expected_not_over_those_who_came():
+    rule = PrivacyConfig(bound=0.5, rate=0.1).rule(40).model_copy(update={"multiplier": 0.0})
+
+    change = aggregate(rule, np.array([[3.0, 4.0]])).change
+
+    assert np.allclose(change, np.array([0.3, 0.4]) / 4)
