@@ -1,4 +1,4 @@
-"""Attack a trained model with everything there is, and say whether the figures can be believed.
+"""Attack a trained model with everything there is, and say whether the figures can be trusted.
 
 Reads   a model (folder, ONNX file, or MLflow URI) and the shards that jobs/shard.py wrote
 Writes  a report (Markdown, HTML, figures) and one MLflow run
@@ -40,15 +40,14 @@ def work(config: EvaluateJob) -> dict[str, Any]:
 
 
 def _summary(result: dict[str, Any]) -> str:
+    flagged = [flag["sentence"] for flag in result["flags"] if flag["triggered"]]
     lines = [f"{'attack':>14} {'eps':>8} {'accuracy':>9} {'auroc':>7}"]
     rows = [{"name": "clean", "eps": 0.0, **result["clean"]}, *result["attacks"]]
     for row in [*rows, *result["worst_case"]]:
         auroc = "–" if row["auroc"] is None else f"{row['auroc']:.3f}"
-        lines.append(
-            f"{row['name']:>14} {eps_text(row['eps']):>8} {row['accuracy']:>9.3f} {auroc:>7}"
-        )
-    doubts = [flag["sentence"] for flag in result["flags"] if flag["triggered"]]
-    lines += [f"NOT TO BE BELIEVED: {doubt}." for doubt in doubts]
+        name = f"⚠ {row['name']}" if flagged and row["name"] != "clean" else row["name"]
+        lines.append(f"{name:>14} {eps_text(row['eps']):>8} {row['accuracy']:>9.3f} {auroc:>7}")
+    lines += [f"⚠ Do not trust these figures: {sentence}." for sentence in flagged]
     if result["gallery"]:
         lines.append(
             f"{result['gallery']} images of patients are in the report, and with it in MLflow; "

@@ -15,7 +15,9 @@ from typing import Any
 
 from pydantic import Field
 
-from medspark.ingest.archive import IngestConfig, ingest, open_archive
+from medspark.ingest.archive import open_archive
+from medspark.ingest.config import IngestConfig
+from medspark.ingest.pipeline import ingest
 from medspark.job import JobConfig, run_job
 from medspark.spark.session import SparkConfig, spark_session
 

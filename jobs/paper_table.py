@@ -6,7 +6,8 @@ Writes  the table (Markdown, CSV, picture), every network, and one MLflow run wi
 
     spark-submit jobs/paper_table.py --config conf/jobs/paper_table.yaml --datasets.NAME SHARDS
 
-The same command again does only what is not done yet.
+The same command again does only what is not done yet. The status is 0 if every cell came to its
+end, else 1: the message says which failed, and the table has all others.
 """
 
 from __future__ import annotations

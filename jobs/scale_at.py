@@ -7,8 +7,8 @@ Writes  one MLflow run with a child for every cell, the table, the figures and o
         --grid.mode standard,fused_noise --repeats 3
     spark-submit jobs/scale_at.py --compare SWEEP SWEEP
 
-Given again, the same command runs only the cells that are missing. It ends with status 0 if any
-cell came to its end; those that did not are named.
+The same command again runs only the cells that are not finished. The status is 0 if every cell
+came to its end, else 1: the message says which failed, and the report has all others.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ class ScaleAtJob(ScaleAtConfig):
 
 def work(config: ScaleAtJob) -> dict[str, Any]:
     """Run the sweep, print what came of it, and return it."""
-    from medspark.workflows.scale_at import scale_at, told  # torch: not for --help
+    from medspark.workflows.scale_at import scale_at, summary_text  # torch: not for --help
 
     result = scale_at(config)
-    print(told(result))
+    print(summary_text(result))
     return result
 
 

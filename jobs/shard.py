@@ -15,7 +15,8 @@ from typing import Any
 from pydantic import Field
 
 from medspark.job import JobConfig, run_job
-from medspark.sharding.build import ShardConfig, make_shards, open_samples
+from medspark.sharding.build import make_shards, open_samples
+from medspark.sharding.config import ShardConfig
 from medspark.spark.session import SparkConfig, spark_session
 
 

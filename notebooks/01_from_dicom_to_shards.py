@@ -27,8 +27,11 @@ import pydicom
 from medspark.data.native import MappedSplit
 from medspark.images.deidentify import Privacy
 from medspark.images.phantom import PhantomConfig, write_archive
-from medspark.ingest.archive import IngestConfig, ingest, open_archive
-from medspark.sharding.build import ShardConfig, make_shards, open_samples
+from medspark.ingest.archive import open_archive
+from medspark.ingest.config import IngestConfig
+from medspark.ingest.pipeline import ingest
+from medspark.sharding.build import make_shards, open_samples
+from medspark.sharding.config import ShardConfig
 from medspark.workflows.notebook import contact_sheet, open_session, parameters, show
 from medspark.shards.manifest import read_manifest
 

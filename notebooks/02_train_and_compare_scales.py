@@ -18,7 +18,7 @@ from pathlib import Path
 from medspark.workflows.scale_grid import ScaleAtConfig
 from medspark.workflows.notebook import open_session, parameters, show
 from medspark.workflows.scale_at import scale_at
-from medspark.study.scale_report import figures_of
+from medspark.study.scale_plots import figures_of
 from medspark.study.sweep import Sweep
 
 chosen = parameters(

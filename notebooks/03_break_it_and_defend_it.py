@@ -44,7 +44,7 @@ threat = ThreatModel.model_validate({"eps": chosen["eps"]})
 
 sweep = Sweep.model_validate_json((folder / "sweep" / "report" / "sweep.json").read_bytes())
 judged = [measured for measured in sweep.finished if not measured.timed_only]
-fed = sorted((m.cell.data_share, m.cell.mode, m.fingerprint) for m in judged)
+fed = sorted((m.point.data_share, m.point.mode, m.fingerprint) for m in judged)
 places = {mode: folder / "sweep" / "cells" / name / "model" for _, mode, name in fed}
 networks = {mode: load_classifier(place) for mode, place in places.items()}
 for mode, place in places.items():

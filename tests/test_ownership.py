@@ -89,7 +89,7 @@ def test_what_an_earlier_version_made_is_ours_and_marked_at_the_next_write(folde
 
 
 def test_evidence_is_what_the_documents_say():
-    from medspark.ingest.write import SamplesManifest
+    from medspark.ingest.sample_set import SamplesManifest
     from medspark.models.card import ModelCard
     from medspark.shards.manifest import Manifest
     from medspark.track.spool import State

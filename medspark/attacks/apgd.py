@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from medspark.attacks.chance import Chance
 from medspark.attacks.gradient import input_gradient
+from medspark.attacks.keyed_random import KeyedRandom
 from medspark.attacks.losses import Loss, correct
 from medspark.attacks.threat import ThreatModel
 
@@ -23,7 +23,7 @@ def apgd(
     *,
     threat: ThreatModel,
     loss: Loss,
-    chance: Chance,
+    rng: KeyedRandom,
     steps: int = 100,
 ) -> Tensor:
     """Return images inside ``threat`` that fool ``model``, or that have the highest loss found.
@@ -31,7 +31,7 @@ def apgd(
     Images are left as soon as they fool the model, so only accuracy may be read off.
     """
     found = images.clone()
-    start = threat.random_start(images, chance.noise(images, "apgd"))
+    start = threat.random_start(images, rng.noise(images, "apgd"))
     climb = _Climb.begin(model, images, labels, threat=threat, loss=loss, start=start)
     climb = climb.without_fooled(found)
     checkpoints = _checkpoints(steps)

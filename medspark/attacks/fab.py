@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from medspark.attacks.boundary import nearby_planes, project_onto_plane
-from medspark.attacks.chance import Chance
+from medspark.attacks.keyed_random import KeyedRandom
 from medspark.attacks.losses import correct
 from medspark.attacks.threat import Norm, norms
 
@@ -19,7 +19,7 @@ def fab(
     labels: Tensor,
     *,
     norm: Norm,
-    chance: Chance,
+    rng: KeyedRandom,
     steps: int = 50,
     restarts: int = 1,
     radius: float = 0.0,
@@ -33,7 +33,7 @@ def fab(
     for restart in range(restarts):
         x = images
         if restart > 0:
-            noise = 2 * chance.noise(images, f"fab/{restart}") - 1
+            noise = 2 * rng.noise(images, f"fab/{restart}") - 1
             span = noise.abs().amax((1, 2, 3), keepdim=True) if norm == "linf" else norms(noise)
             x = (images + radius / 2 * noise / span).clamp(0, 1)
         for _ in range(steps):

@@ -87,5 +87,5 @@ def probabilities(logits: Tensor, labels: Tensor) -> Tensor:
 
 def correct(logits: Tensor, labels: Tensor) -> Tensor:
     """Return for each image (B,) whether the network is right, in every finding at once."""
-    said = predictions(logits, labels)
-    return (said == labels).all(1) if labels.ndim == 2 else said == labels
+    predicted = predictions(logits, labels)
+    return (predicted == labels).all(1) if labels.ndim == 2 else predicted == labels

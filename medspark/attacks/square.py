@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from medspark.attacks.chance import Chance
+from medspark.attacks.keyed_random import KeyedRandom
 from medspark.attacks.losses import correct, margin
 
 # Share of the image that a square covers, halved at these shares of the queries.
@@ -21,7 +21,7 @@ def square(
     labels: Tensor,
     *,
     eps: float,
-    chance: Chance,
+    rng: KeyedRandom,
     queries: int = 1000,
 ) -> Tensor:
     """Return images within ``eps`` of ``images`` in L-infinity that fool ``model``, if found.
@@ -31,7 +31,7 @@ def square(
     square too, so they are allowed by both norms of a ThreatModel.)
     """
     found = images.clone()
-    stripes = chance.noise(images[:, :, :1, :], "square/stripes")
+    stripes = rng.noise(images[:, :, :1, :], "square/stripes")
     x = (images + eps * _signs(stripes)).clamp(0, 1)
     place = torch.arange(len(x), device=x.device)
     logits = _logits(model, x)
@@ -39,13 +39,11 @@ def square(
         fooled = ~correct(logits, labels)
         found[place[fooled]] = x[fooled]
         keep = ~fooled
-        place, labels, chance = place[keep], labels[keep], chance.of(keep)
+        place, labels, rng = place[keep], labels[keep], rng.of(keep)
         x, images, logits = x[keep], images[keep], logits[keep]
         if len(place) == 0:
             return found
-        tried = _paint(
-            x, images, eps=eps, share=_share(query / queries), chance=chance, query=query
-        )
+        tried = _paint(x, images, eps=eps, share=_share(query / queries), rng=rng, query=query)
         answer = _logits(model, tried)
         better = margin(answer, labels) > margin(logits, labels)
         x = torch.where(better.view(-1, 1, 1, 1), tried, x)
@@ -65,12 +63,12 @@ def _share(done: float) -> float:
 
 
 def _paint(
-    x: Tensor, images: Tensor, *, eps: float, share: float, chance: Chance, query: int
+    x: Tensor, images: Tensor, *, eps: float, share: float, rng: KeyedRandom, query: int
 ) -> Tensor:
     """Return ``x`` with one random square of each image moved by +-eps, channel by channel."""
     channels, height, width = x.shape[1:]
     side = max(round((share * height * width) ** 0.5), 1)
-    drawn = chance.numbers(2 + channels, f"square/{query}").to(x.device)
+    drawn = rng.numbers(2 + channels, f"square/{query}").to(x.device)
     top = (drawn[:, 0] * max(height - side + 1, 1)).floor().view(-1, 1, 1, 1)
     left = (drawn[:, 1] * max(width - side + 1, 1)).floor().view(-1, 1, 1, 1)
     down = torch.arange(height, device=x.device).view(1, 1, -1, 1)

@@ -1,6 +1,6 @@
 """Every attack by name, with one signature, and the ensemble that is put together from them.
 
-An attack takes (model, images, labels, threat model, luck) and returns images inside the
+An attack takes (model, images, labels, threat model, rng) and returns images inside the
 threat model. Attacks for the nearest error (FAB, DeepFool, Carlini-Wagner) know no budget:
 what they find is projected into it, and fools the model still if it was near enough.
 """
@@ -15,18 +15,18 @@ from torch import Tensor, nn
 
 from medspark.attacks.apgd import apgd
 from medspark.attacks.carlini_wagner import carlini_wagner
-from medspark.attacks.chance import Chance
 from medspark.attacks.config import Effort
 from medspark.attacks.deepfool import deepfool
 from medspark.attacks.fab import fab
 from medspark.attacks.fgsm import fgsm
+from medspark.attacks.keyed_random import KeyedRandom
 from medspark.attacks.losses import Loss, correct, cross_entropy, dlr, margin, rescaled
 from medspark.attacks.pgd import pgd
 from medspark.attacks.square import square
 from medspark.attacks.threat import ThreatModel
 from medspark.attacks.transfer import transfer
 
-Attack = Callable[[nn.Module, Tensor, Tensor, ThreatModel, Chance], Tensor]
+Attack = Callable[[nn.Module, Tensor, Tensor, ThreatModel, KeyedRandom], Tensor]
 
 
 def attacks_by_name(
@@ -61,13 +61,13 @@ def one_after_another(attacks: Sequence[Attack]) -> Attack:
     """Return the attack that tries ``attacks`` in turn on what the ones before did not fool."""
 
     def ensemble(
-        model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, chance: Chance
+        model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, rng: KeyedRandom
     ) -> Tensor:
         found, held = images.clone(), torch.arange(len(images), device=images.device)
         for attack in attacks:
             if len(held) == 0:
                 break
-            found[held] = attack(model, images[held], labels[held], threat, chance.of(held))
+            found[held] = attack(model, images[held], labels[held], threat, rng.of(held))
             with torch.no_grad():
                 held = held[correct(model(found[held]), labels[held])]
         return found
@@ -76,16 +76,16 @@ def one_after_another(attacks: Sequence[Attack]) -> Attack:
 
 
 def _fgsm(
-    model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, _chance: Chance
+    model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, _rng: KeyedRandom
 ) -> Tensor:
     return fgsm(model, images, labels, threat=threat)
 
 
 def _pgd(loss: Loss, effort: Effort) -> Attack:
     def attack(
-        model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, chance: Chance
+        model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, rng: KeyedRandom
     ) -> Tensor:
-        start = threat.random_start(images, chance.noise(images, "pgd/0"))
+        start = threat.random_start(images, rng.noise(images, "pgd/0"))
         climb = partial(pgd, model, threat=threat, steps=effort.steps, loss=loss)
         found = climb(images, labels, start=start)
         for restart in range(1, effort.restarts):
@@ -93,7 +93,7 @@ def _pgd(loss: Loss, effort: Effort) -> Attack:
                 held = correct(model(found), labels).nonzero().flatten()
             if len(held) == 0:
                 break
-            noise = chance.of(held).noise(images[held], f"pgd/{restart}")
+            noise = rng.of(held).noise(images[held], f"pgd/{restart}")
             start = threat.random_start(images[held], noise)
             found[held] = climb(images[held], labels[held], start=start, stop_when_fooled=True)
         return found
@@ -103,10 +103,10 @@ def _pgd(loss: Loss, effort: Effort) -> Attack:
 
 def _apgd(loss: Loss, effort: Effort) -> Attack:
     def attack(
-        model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, chance: Chance
+        model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, rng: KeyedRandom
     ) -> Tensor:
         steps = effort.steps_of("apgd")
-        return apgd(model, images, labels, threat=threat, loss=loss, chance=chance, steps=steps)
+        return apgd(model, images, labels, threat=threat, loss=loss, rng=rng, steps=steps)
 
     return attack
 
@@ -116,22 +116,22 @@ def _fab(
     images: Tensor,
     labels: Tensor,
     threat: ThreatModel,
-    chance: Chance,
+    rng: KeyedRandom,
     *,
     steps: int,
 ) -> Tensor:
-    found = fab(model, images, labels, norm=threat.norm, chance=chance, steps=steps)
+    found = fab(model, images, labels, norm=threat.norm, rng=rng, steps=steps)
     return threat.project(found, images)
 
 
 def _deepfool(
-    model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, _chance: Chance
+    model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, _rng: KeyedRandom
 ) -> Tensor:
     return threat.project(deepfool(model, images, labels, norm=threat.norm), images)
 
 
 def _carlini_wagner(
-    model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, _chance: Chance
+    model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, _rng: KeyedRandom
 ) -> Tensor:
     return threat.project(carlini_wagner(model, images, labels), images)
 
@@ -141,11 +141,11 @@ def _square(
     images: Tensor,
     labels: Tensor,
     threat: ThreatModel,
-    chance: Chance,
+    rng: KeyedRandom,
     *,
     queries: int,
 ) -> Tensor:
-    return square(model, images, labels, eps=threat.eps, chance=chance, queries=queries)
+    return square(model, images, labels, eps=threat.eps, rng=rng, queries=queries)
 
 
 def _transfer(
@@ -153,7 +153,7 @@ def _transfer(
     images: Tensor,
     labels: Tensor,
     threat: ThreatModel,
-    _chance: Chance,
+    _rng: KeyedRandom,
     *,
     surrogates: Sequence[nn.Module],
     steps: int,

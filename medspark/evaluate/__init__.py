@@ -1,1 +1,1 @@
-"""How good a classifier is, clean and under attack, and whether the figures can be believed."""
+"""How good a classifier is, clean and under attack, and whether the figures can be trusted."""

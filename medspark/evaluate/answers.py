@@ -1,7 +1,7 @@
-"""What a network said beside what is true: one class of each image, or any of K findings.
+"""A network's answers beside the truth: one class of each image, or any of K findings.
 
 The shape of the labels tells which: classes (N,), or 0/1 findings (N, K). An image is right when
-all that is said of it is right, so one with findings is fooled by a single wrong one.
+all answers about it are right, so one with findings is fooled by a single wrong one.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Answers:
     probabilities: Array
 
     # Whether each column is a question of its own, with a yes and a no.
-    several: ClassVar[bool] = False
+    multi_label: ClassVar[bool] = False
 
     @cached_property
     def truth(self) -> npt.NDArray[np.bool_]:
@@ -35,10 +35,12 @@ class Answers:
         return truth
 
     @cached_property
-    def said(self) -> npt.NDArray[np.bool_]:
-        """What the network says of each image, (N, K)."""
-        said: npt.NDArray[np.bool_] = self.probabilities.argmax(1)[:, None] == np.arange(self.count)
-        return said
+    def predicted(self) -> npt.NDArray[np.bool_]:
+        """What the network answers for each image, (N, K)."""
+        predicted: npt.NDArray[np.bool_] = self.probabilities.argmax(1)[:, None] == np.arange(
+            self.count
+        )
+        return predicted
 
     @property
     def count(self) -> int:
@@ -47,8 +49,8 @@ class Answers:
 
     @property
     def right(self) -> npt.NDArray[np.bool_]:
-        """Whether all that is said of an image is right, (N,)."""
-        right: npt.NDArray[np.bool_] = (self.said == self.truth).all(1)
+        """Whether all answers about an image are right, (N,)."""
+        right: npt.NDArray[np.bool_] = (self.predicted == self.truth).all(1)
         return right
 
     @property
@@ -61,15 +63,15 @@ class Answers:
         return lead
 
     @property
-    def sure(self) -> Array:
-        """The probability of what is said of an image, (N,)."""
-        sure: Array = self.probabilities.max(1)
-        return sure
+    def confidence(self) -> Array:
+        """The probability of the class that is answered, (N,)."""
+        confidence: Array = self.probabilities.max(1)
+        return confidence
 
     @property
     def decisions(self) -> tuple[Array, npt.NDArray[np.bool_]]:
-        """How sure each decision is, and whether it is right, (M,) both."""
-        return self.sure, self.right
+        """The confidence of each decision, and whether it is right, (M,) both."""
+        return self.confidence, self.right
 
     def watched(self, positive: int | None) -> list[int]:
         """Return the columns that sensitivity, specificity and AUROC are about."""
@@ -90,10 +92,10 @@ class Answers:
         return odds
 
 
-class Findings(Answers):
+class MultiLabelAnswers(Answers):
     """Any of K findings of each image: 0/1 labels (N, K), and a probability (N, K) for each."""
 
-    several = True
+    multi_label = True
 
     @cached_property
     def truth(self) -> npt.NDArray[np.bool_]:
@@ -102,10 +104,10 @@ class Findings(Answers):
         return truth
 
     @cached_property
-    def said(self) -> npt.NDArray[np.bool_]:
-        """Which findings the network says each image has, (N, K)."""
-        said: npt.NDArray[np.bool_] = self.probabilities > 0.5
-        return said
+    def predicted(self) -> npt.NDArray[np.bool_]:
+        """Which findings the network answers that each image has, (N, K)."""
+        predicted: npt.NDArray[np.bool_] = self.probabilities > 0.5
+        return predicted
 
     @property
     def lead(self) -> Array:
@@ -115,15 +117,15 @@ class Findings(Answers):
         return lead
 
     @property
-    def sure(self) -> Array:
+    def confidence(self) -> Array:
         """The probability of the least sure decision on an image, (N,), in float32."""
-        sure: Array = self._sure.min(1)
-        return sure
+        confidence: Array = self._confidences.min(1)
+        return confidence
 
     @property
     def decisions(self) -> tuple[Array, npt.NDArray[np.bool_]]:
         """How sure the decision on each finding of each image is, and whether it is right."""
-        return self._sure.ravel(), (self.said == self.truth).ravel()
+        return self._confidences.ravel(), (self.predicted == self.truth).ravel()
 
     def watched(self, positive: int | None) -> list[int]:
         """Return the findings that sensitivity, specificity and AUROC are about: all, or one."""
@@ -138,11 +140,13 @@ class Findings(Answers):
         return odds
 
     @property
-    def _sure(self) -> Array:
-        sure: Array = np.maximum(self.probabilities, 1 - self.probabilities).astype(np.float32)
-        return sure
+    def _confidences(self) -> Array:
+        confidence: Array = np.maximum(self.probabilities, 1 - self.probabilities).astype(
+            np.float32
+        )
+        return confidence
 
 
 def answers_of(labels: Array, probabilities: Array) -> Answers:
     """Return ``probabilities`` (N, K) beside ``labels``: classes (N,), or findings (N, K)."""
-    return (Findings if labels.ndim == 2 else Answers)(labels, probabilities)
+    return (MultiLabelAnswers if labels.ndim == 2 else Answers)(labels, probabilities)

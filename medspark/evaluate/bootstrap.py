@@ -71,10 +71,10 @@ def _resamples(groups: Array, samples: int, seed: int) -> Iterator[Array]:
 def _weighted(
     answers: Answers, weights: Array, positive: int | None, *, per_class: bool
 ) -> dict[str, Array]:
-    truth, said, every = answers.truth, answers.said, range(answers.count)
+    truth, predicted, every = answers.truth, answers.predicted, range(answers.count)
     watched = answers.watched(positive)
-    recalls = np.stack([_share(said[:, k], truth[:, k], weights) for k in every])
-    spared = np.stack([_share(~said[:, k], ~truth[:, k], weights) for k in every])
+    recalls = np.stack([_share(predicted[:, k], truth[:, k], weights) for k in every])
+    spared = np.stack([_share(~predicted[:, k], ~truth[:, k], weights) for k in every])
     areas = {
         k: weighted_auroc(truth[:, k], answers.log_odds(k), weights)
         for k in (every if per_class else watched)
@@ -82,14 +82,14 @@ def _weighted(
     found = {
         "accuracy": _share(answers.right, np.ones(len(truth), dtype=bool), weights),
         "balanced_accuracy": np.concatenate(
-            [recalls, spared] if answers.several else [recalls]
+            [recalls, spared] if answers.multi_label else [recalls]
         ).mean(0),
         "auroc": np.stack([areas[k] for k in watched]).mean(0),
         "sensitivity": recalls[watched].mean(0),
         "specificity": spared[watched].mean(0),
     }
-    if answers.several:
-        found["label_accuracy"] = _mean((said == truth).mean(1), weights)
+    if answers.multi_label:
+        found["label_accuracy"] = _mean((predicted == truth).mean(1), weights)
     if per_class:
         for k in every:
             found |= {f"sensitivity/{k}": recalls[k], f"specificity/{k}": spared[k]}

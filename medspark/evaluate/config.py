@@ -12,7 +12,7 @@ from medspark.attacks.threat import Norm, ThreatModel
 from medspark.config import Config
 from medspark.eps import Eps
 from medspark.errors import UsageError
-from medspark.evaluate.sanity import SanityConfig
+from medspark.evaluate.sanity import PROBED_IMAGES, SanityConfig
 from medspark.evaluate.summary import Array, Trial
 from medspark.seeding import derive
 from medspark.shards.plan import permute
@@ -39,7 +39,9 @@ class AttackSettings(Config):
     batch_size: int = Field(128, ge=1, description="images attacked together")
     seed: int = Field(0, ge=0, description="of the random starts and the choice of images")
     sanity_images: int = Field(
-        128, ge=0, description="images that the sanity checks attack once more, 0 for no checks"
+        PROBED_IMAGES,
+        ge=0,
+        description="images that the sanity probes attack once more, 0 for no probes",
     )
     sanity: SanityConfig = SanityConfig()
 
@@ -49,13 +51,13 @@ class AttackSettings(Config):
             return np.arange(total)
         return np.sort(permute(np.arange(self.images), total, derive(self.seed, "test")))
 
-    def doubted(self, rows: Array) -> int:
-        """Return the row below which the sanity checks look, where ``rows`` are attacked.
+    def probed_below(self, rows: Array) -> int:
+        """Return the row below which the sanity probes take images, where ``rows`` are attacked.
 
-        They see ``sanity_images`` of them, or all where there are fewer.
+        They take the first ``sanity_images`` of them, or all where there are fewer.
         """
-        looked_at = np.sort(rows)[: self.sanity_images]
-        return int(looked_at[-1]) + 1 if len(looked_at) else 0
+        probed = np.sort(rows)[: self.sanity_images]
+        return int(probed[-1]) + 1 if len(probed) else 0
 
     @property
     def effort(self) -> Effort:

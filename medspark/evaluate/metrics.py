@@ -64,12 +64,12 @@ def metrics(
     figures = {
         "accuracy": _mean(answers.right),
         # Of classes each one's negatives are the others' positives; of findings they are not.
-        "balanced_accuracy": _average([*recalls, *(spared if answers.several else ())]),
+        "balanced_accuracy": _average([*recalls, *(spared if answers.multi_label else ())]),
         "auroc": _average([auroc(answers.truth[:, k], answers.log_odds(k)) for k in watched]),
         "sensitivity": _average([recalls[k] for k in watched]),
         "specificity": _average([spared[k] for k in watched]),
     }
-    if answers.several:
+    if answers.multi_label:
         return FindingMetrics(**figures, label_accuracy=_mean(answers.decisions[1]))
     return Metrics(**figures)
 
@@ -101,11 +101,11 @@ def auroc(truth: npt.NDArray[np.bool_], score: npt.NDArray[Any]) -> float | None
 
 
 def _recall(answers: Answers, k: int) -> float | None:
-    return _mean(answers.said[answers.truth[:, k], k])
+    return _mean(answers.predicted[answers.truth[:, k], k])
 
 
 def _true_negative_rate(answers: Answers, k: int) -> float | None:
-    return _mean(~answers.said[~answers.truth[:, k], k])
+    return _mean(~answers.predicted[~answers.truth[:, k], k])
 
 
 def _mean(values: npt.NDArray[np.bool_]) -> float | None:

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from medspark.data.batch import to_unit
 from medspark.data.native import MappedSplit
 from medspark.evaluate.config import AttackSettings
 from medspark.evaluate.robust import Batch, attack_all
+from medspark.evaluate.sanity import PROBE_STEPS
 from medspark.evaluate.summary import Arrays, joined
 from medspark.models.card import CARD, WEIGHTS
 from medspark.models.checkpoint import load_classifier
@@ -104,11 +106,14 @@ def load_batch(split: MappedSplit, rows: np.ndarray) -> Batch:  # type: ignore[t
 
 def fingerprint(job: Job, *, dataset_digest: str) -> str:
     """Return what tells this evaluation from others: network, data and attacks, not the place."""
-    decisive = {
+    decisive: dict[str, Any] = {
         "models": [_sha256(path) for path in (job.model, *job.surrogates)],
         "data": [dataset_digest, job.split, job.rows, job.piece],
         "config": job.config.model_dump(mode="json", exclude={"sanity"}),
     }
+    if job.config.sanity_images and job.config.steps != PROBE_STEPS:
+        # Pieces of earlier versions were probed with as many steps as their PGD took.
+        decisive["probe_steps"] = PROBE_STEPS
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -15,6 +15,7 @@ from medspark.eps import eps_text
 from medspark.evaluate.answers import Answers, answers_of
 from medspark.evaluate.gallery import Exhibit
 from medspark.evaluate.names import short, wrapped
+from medspark.evaluate.sanity import HOLLOW_MEANS
 from medspark.evaluate.summary import WORST, AttackResult, RobustReport, Trial
 
 Array = npt.NDArray[Any]
@@ -25,6 +26,7 @@ _BINS = 10
 def accuracy_curves(report: RobustReport) -> Figure:
     """Draw accuracy over eps for every attack and the worst case, with their intervals."""
     figure, axes = _blank(6.4, 4.2)
+    face = _marker_face(report, figure)
     for name, results in _by_attack([*report.attacks, *report.worst]).items():
         results = sorted(results, key=lambda result: result.eps)
         budgets = [0.0, *(result.eps for result in results)]
@@ -32,7 +34,7 @@ def accuracy_curves(report: RobustReport) -> Figure:
         values = [figure.accuracy or 0.0 for figure in figures]
         style = {"lw": 2.5, "color": "black", "zorder": 3} if name == WORST else {"lw": 1.4}
         label = name.replace("_", " ")
-        (line,) = axes.plot(budgets, values, marker="o", ms=4, label=label, **style)
+        (line,) = axes.plot(budgets, values, marker="o", ms=5, mfc=face, label=label, **style)
         bounds = [report.clean_intervals, *(result.intervals for result in results)]
         if all("accuracy" in bound for bound in bounds):
             low, high = zip(*(bound["accuracy"] for bound in bounds), strict=True)
@@ -48,6 +50,7 @@ def reliability_diagram(report: RobustReport) -> Figure:
     """Draw how often the network is right over how sure it says it is, clean and worst case."""
     figure, axes = _blank(4.6, 4.2)
     axes.plot([0, 1], [0, 1], color="grey", lw=1, ls="--")
+    face = _marker_face(report, figure)
     for name, probabilities in _clean_and_worst(report):
         sure, right = answers_of(report.labels, probabilities).decisions
         bins = np.minimum((sure * _BINS).astype(int), _BINS - 1)
@@ -56,7 +59,8 @@ def reliability_diagram(report: RobustReport) -> Figure:
             [sure[bins == k].mean() for k in filled],
             [right[bins == k].mean() for k in filled],
             marker="o",
-            ms=4,
+            ms=5,
+            mfc=face,
             label=f"{name}, error {calibration_error(probabilities, report.labels):.3f}",
         )
     axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(-0.02, 1.02))
@@ -90,11 +94,13 @@ def roc_curves(report: RobustReport, *, classes: Sequence[str], positive: int | 
         if truth.any() and not truth.all():
             score = np.stack([answers.log_odds(k) for k in watched], axis=1)
             false, true, _ = roc_curve(truth, score.ravel())
-            axes.plot(false, true, label=name)
+            axes.plot(false, true, label=name, ls="-" if report.believable else "--")
             axes.legend(fontsize=8)
     title = "all findings" if positive is None else classes[positive]
     axes.set_title(wrapped(title, width=40, lines=2), parse_math=False)
     axes.set(xlabel="1 - specificity", ylabel="sensitivity")
+    if not report.believable:
+        figure.supxlabel("Dashed: flagged by a sanity check, do not trust it.", fontsize=8)
     return figure
 
 
@@ -131,9 +137,10 @@ def _draw(axes: Axes, pixels: Array, title: str, heat: Array | None = None) -> N
 
 
 def _answer(answers: Answers, classes: Sequence[str]) -> str:
-    said = answers.said[0].nonzero()[0]
+    predicted = answers.predicted[0].nonzero()[0]
     return (
-        ", ".join(f"{short(classes[k])} {answers.probabilities[0, k]:.0%}" for k in said) or "none"
+        ", ".join(f"{short(classes[k])} {answers.probabilities[0, k]:.0%}" for k in predicted)
+        or "none"
     )
 
 
@@ -147,6 +154,14 @@ def _clean_and_worst(report: RobustReport) -> list[tuple[str, Array]]:
         if result.eps > 0
     ]
     return [("clean", report.probabilities["clean"]), *worst]
+
+
+def _marker_face(report: RobustReport, figure: Figure) -> str | None:
+    """Return what fills the markers: white where the report is flagged, which is said below."""
+    if report.believable:
+        return None
+    figure.supxlabel(HOLLOW_MEANS, fontsize=8)
+    return "white"
 
 
 def _by_attack(results: Sequence[AttackResult]) -> dict[str, list[AttackResult]]:

@@ -16,7 +16,7 @@ from medspark.evaluate.gallery import Exhibit
 from medspark.evaluate.metrics import Metrics
 from medspark.evaluate.names import in_markdown
 from medspark.evaluate.plots import accuracy_curves, image_grid, reliability_diagram, roc_curves
-from medspark.evaluate.sanity import Flag
+from medspark.evaluate.sanity import SIGN, Flag
 from medspark.evaluate.summary import AttackResult, RobustReport
 
 _STYLE = """
@@ -26,7 +26,7 @@ table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular
 th, td { padding: .25rem .7rem; border-bottom: 1px solid #ddd; text-align: right }
 th:first-child, td:first-child { text-align: left }
 td small { color: #777 }
-.doubt { background: #fdecea; border-left: 4px solid #c62828; padding: .6rem 1rem }
+.flagged { background: #fdecea; border-left: 4px solid #c62828; padding: .6rem 1rem }
 .fine { background: #edf7ed; border-left: 4px solid #2e7d32; padding: .6rem 1rem }
 img { max-width: 100% }
 """
@@ -63,22 +63,22 @@ def write_report(
 
 
 def verdict(report: RobustReport) -> list[str]:
-    """Return one sentence for each reason to doubt the figures, the verdict first."""
-    doubts = [flag for flag in report.flags if flag.triggered]
-    if not doubts:
+    """Return the verdict of the sanity checks, then one sentence for each flag."""
+    flagged = [flag for flag in report.flags if flag.triggered]
+    if not flagged:
         return [f"All {len(report.flags)} sanity checks passed."]
-    return ["These figures are NOT TO BE BELIEVED:", *(f"{_reason(flag)}" for flag in doubts)]
+    return [
+        f"{SIGN} Do not trust these figures, which sanity checks flagged:",
+        *(_reason(flag) for flag in flagged),
+    ]
 
 
 def table(report: RobustReport) -> list[list[str]]:
     """Return the figures as rows of text, a heading first."""
     names = [name.replace("_", " ") for name in type(report.clean).model_fields]
-    rows = [["clean", "0", *_figures(report.clean, report.clean_intervals), ""]]
-    return [
-        ["attack", "eps", *names, "success"],
-        *rows,
-        *(_row(result) for result in [*report.attacks, *report.worst]),
-    ]
+    clean = ["clean", "0", *_figures(report.clean, report.clean_intervals), ""]
+    attacked = [_row(result) for result in [*report.attacks, *report.worst]]
+    return [["attack", "eps", *names, "success"], *_signed([clean, *attacked], report)]
 
 
 def class_table(report: RobustReport) -> list[list[str]]:
@@ -91,20 +91,32 @@ def class_table(report: RobustReport) -> list[list[str]]:
         for condition, classes in [(["clean", "0"], report.clean_classes), *attacked]
         for figures in classes
     ]
-    return [["attack", "eps", "class", *names], *rows]
+    return [["attack", "eps", "class", *names], *_signed(rows, report)]
+
+
+def _signed(rows: Sequence[list[str]], report: RobustReport) -> list[list[str]]:
+    """Return rows that begin with their attack, marked where a flag concerns their figures."""
+    flagged = [flag for flag in report.flags if flag.triggered]
+    clean = any(flag.of_clean_answers for flag in flagged)
+    return [
+        [f"{SIGN} {attack}", *figures]
+        if (clean if attack == "clean" else flagged)
+        else [attack, *figures]
+        for attack, *figures in rows
+    ]
 
 
 def markdown(
     report: RobustReport, *, title: str, facts: Mapping[str, str], pictures: Sequence[str] = ()
 ) -> str:
     """Return the report as Markdown."""
-    first, *doubts = verdict(report)
+    first, *flagged = verdict(report)
     lines = [
         f"# {in_markdown(title)}",
         "",
         f"**{first}**",
         "",
-        *(f"- {doubt}" for doubt in doubts),
+        *(f"- {reason}" for reason in flagged),
         "",
     ]
     lines += [*_piped_table(table(report)), ""]
@@ -124,8 +136,8 @@ def _page(
     facts: Mapping[str, str],
     pictures: Mapping[str, bytes],
 ) -> str:
-    first, *doubts = verdict(report)
-    reasons = "".join(f"<li>{html.escape(doubt)}</li>" for doubt in doubts)
+    first, *flagged = verdict(report)
+    reasons = "".join(f"<li>{html.escape(reason)}</li>" for reason in flagged)
     classes = f"<h2>Classes</h2>{_html_table(class_table(report))}" if report.clean_classes else ""
     checks = "".join(f"<li>{html.escape(_check(flag)[2:])}</li>" for flag in report.flags)
     images = "".join(
@@ -140,7 +152,8 @@ def _page(
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
         f"<style>{_STYLE}</style><h1>{html.escape(title)}</h1>"
-        f'<div class="{"doubt" if doubts else "fine"}">{html.escape(first)}<ul>{reasons}</ul></div>'
+        f'<div class="{"flagged" if flagged else "fine"}">{html.escape(first)}'
+        f"<ul>{reasons}</ul></div>"
         f"{_html_table(table(report))}{images}{classes}"
         f"<h2>Sanity checks</h2><ul>{checks}</ul><table>{told}</table></html>\n"
     )

@@ -1,21 +1,38 @@
-"""Signs that a robustness figure should not be believed (Athalye 2018, Carlini et al. 2019).
+"""Sanity flags: results that you should not trust (Athalye 2018, Carlini et al. 2019).
 
 An attack that fails proves nothing if it failed because gradients were hidden from it. Each
-flag compares two figures that an honest evaluation keeps in order.
+flag compares two figures that an honest evaluation keeps in order. Every report decides its flags
+by the rule that is declared here, so that two reports on one network agree.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import pairwise
+from typing import Any
 
 from pydantic import Field
 
 from medspark.config import Config
+from medspark.eps import eps_text
+
+# The sanity probes attack the first so many of the images that a report attacks, in the order of
+# their rows, at its largest eps ...
+PROBED_IMAGES = 256
+# ... by PGD on the rescaled margin of so many steps, however many the report's own PGD takes.
+PROBE_STEPS = 20
+
+# How tables and figures show a network whose report has a flag, and what they say of it.
+SIGN = "⚠"
+SIGN_MEANS = f"{SIGN}: a sanity check flagged this network; do not trust its figures under attack."
+HOLLOW_MEANS = "Hollow: a sanity check flagged this network; do not trust its figures under attack."
+
+# Flags about the answers on clean images, so that not even the clean figures can be trusted.
+_OF_CLEAN_ANSWERS = {"same_answer_for_many", "same_class_for_all", "answers_not_repeatable"}
 
 
 class SanityConfig(Config):
-    """From where on a sign counts."""
+    """The thresholds above which a check triggers."""
 
     zero_gradients: float = Field(0.05, description="share of images without any gradient")
     fgsm_gap: float = Field(
@@ -53,6 +70,30 @@ class Flag(Config):
     value: float
     threshold: float
     sentence: str
+    images: int | None = Field(None, description="how many images it was measured on")
+    eps: float | None = Field(None, description="budget of the attack it was measured with")
+    steps: int | None = Field(None, description="steps of that attack")
+
+    @property
+    def of_clean_answers(self) -> bool:
+        """Whether it says that not even the figures on clean images can be trusted."""
+        return self.name in _OF_CLEAN_ANSWERS
+
+    def measured_on(
+        self, images: int, *, eps: float | None = None, steps: int | None = None
+    ) -> Flag:
+        """Return the flag with what it was measured on, which its sentence says too."""
+        parts = [f"{images} images"]
+        parts += [] if eps is None else [f"eps {eps_text(eps)}"]
+        parts += [f"{steps} steps"] if steps else []
+        sentence = f"{self.sentence} (measured on {', '.join(parts)})"
+        on = {"sentence": sentence, "images": images, "eps": eps, "steps": steps or None}
+        return self.model_copy(update=on)
+
+
+def triggered_flags(report: Mapping[str, Any]) -> tuple[Flag, ...]:
+    """Return the flags that triggered in the result document of a training or an evaluation."""
+    return tuple(Flag.model_validate(flag) for flag in report.get("flags", ()) if flag["triggered"])
 
 
 def zero_gradients(share: float, limits: SanityConfig) -> Flag:
@@ -72,11 +113,12 @@ def fgsm_above_margin(fgsm: float, margin: float, limits: SanityConfig) -> Flag:
     )  # fmt: skip
 
 
-def pgd_above_margin(pgd: float, margin: float, limits: SanityConfig) -> Flag:
-    """Flag PGD figures that the same attack on another loss contradicts."""
+def pgd_above_margin(pgd: float, steps: int, margin: float, limits: SanityConfig) -> Flag:
+    """Flag the figures of PGD of ``steps`` that the same attack on another loss contradicts."""
     return _flag(
         "pgd_far_above_margin_pgd", pgd - margin, limits.pgd_gap,
-        f"accuracy is {pgd:.3f} under PGD on the cross-entropy and {margin:.3f} on the margin",
+        f"accuracy is {pgd:.3f} under PGD-{steps} on the cross-entropy and {margin:.3f} under PGD "
+        "on the margin",
     )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from medspark.evaluate import sanity
 from medspark.evaluate.answers import Answers, answers_of
 from medspark.evaluate.bootstrap import Interval, intervals
 from medspark.evaluate.metrics import ClassMetrics, Metrics, class_metrics, metrics
-from medspark.evaluate.sanity import Flag, SanityConfig
+from medspark.evaluate.sanity import PROBE_STEPS, Flag, SanityConfig
 
 Array = npt.NDArray[Any]
 Arrays = dict[str, Array]
@@ -78,7 +78,7 @@ class AttackResult:
 
 @dataclass(frozen=True)
 class RobustReport:
-    """Figures clean and under attack, and the signs that they should not be believed."""
+    """Figures clean and under attack, and the flags that say which of them you should not trust."""
 
     images: int
     clean: Metrics
@@ -237,8 +237,9 @@ def worst_cases(arrays: Arrays, trials: Sequence[Trial]) -> list[tuple[Trial, Ar
 
 
 def flags(arrays: Arrays, trials: Sequence[Trial], limits: SanityConfig) -> list[Flag]:
-    """Return the sanity checks that ``arrays`` allow."""
+    """Return the sanity checks that ``arrays`` allow, each with what it was measured on."""
     view = _View(arrays)
+    images = len(arrays["labels"])
     found = [
         sanity.saturated(view.saturated(), limits),
         sanity.same_answer(view.same_answer(), limits),
@@ -246,17 +247,19 @@ def flags(arrays: Arrays, trials: Sequence[Trial], limits: SanityConfig) -> list
     ]
     if "zero_gradient" in arrays:
         found.append(sanity.zero_gradients(float(arrays["zero_gradient"].mean()), limits))
-    for name in dict.fromkeys(trial.name for trial in trials):
-        by_eps = {trial.eps: view.accuracy(trial.key) for trial in trials if trial.name == name}
-        found.append(sanity.not_falling(name, {0.0: view.accuracy("clean")} | by_eps, limits))
-    found += _outside(arrays, trials)
+    found = [flag.measured_on(images) for flag in found]
     if not trials:
         return found
     largest = max(trial.eps for trial in trials)
     at_largest = [trial for trial in trials if trial.eps == largest]
-    found += _black_box_flags(view, at_largest, limits)
+    for trial in at_largest:
+        by_eps = {t.eps: view.accuracy(t.key) for t in trials if t.name == trial.name}
+        flag = sanity.not_falling(trial.name, {0.0: view.accuracy("clean")} | by_eps, limits)
+        found.append(flag.measured_on(images, eps=largest, steps=trial.steps))
+    overall = [*_outside(arrays, trials), *_black_box_flags(view, at_largest, limits)]
+    found += [flag.measured_on(images, eps=largest) for flag in overall]
     if "unsteady" in arrays and (~np.isnan(arrays["unsteady"])).any():
-        found += _doubting_flags(view, at_largest, limits)
+        found += _probe_flags(view, at_largest, limits)
     return found
 
 
@@ -281,19 +284,24 @@ def _black_box_flags(view: _View, trials: Sequence[Trial], limits: SanityConfig)
     ]
 
 
-def _doubting_flags(view: _View, trials: Sequence[Trial], limits: SanityConfig) -> list[Flag]:
+def _probe_flags(view: _View, trials: Sequence[Trial], limits: SanityConfig) -> list[Flag]:
+    """Return the checks on the images that the sanity probes took, under the largest budget."""
     chosen = ~np.isnan(view.arrays["unsteady"])
-    held = float(view.arrays["margin_held"][chosen].mean())
-    found = [sanity.unsteady(float(view.arrays["unsteady"][chosen].max()), limits)]
+    images, held = int(chosen.sum()), float(view.arrays["margin_held"][chosen].mean())
+    unsteady = sanity.unsteady(float(view.arrays["unsteady"][chosen].max()), limits)
+    found = [unsteady.measured_on(images)]
     for trial in trials:
         left = view.accuracy(trial.key, chosen)
         if trial.name == "fgsm":
-            found.append(sanity.fgsm_above_margin(left, held, limits))
+            flag = sanity.fgsm_above_margin(left, held, limits)
+            found.append(flag.measured_on(images, eps=trial.eps, steps=PROBE_STEPS))
         elif trial.name == "pgd":
-            found.append(sanity.pgd_above_margin(left, held, limits))
+            flag = sanity.pgd_above_margin(left, trial.steps, held, limits)
+            found.append(flag.measured_on(images, eps=trial.eps, steps=PROBE_STEPS))
         if trial.name not in _MAY_FAIL:
             share = view.noise_wins(trial.key, chosen)
-            found.append(sanity.noise_as_strong(trial.name, share, limits))
+            flag = sanity.noise_as_strong(trial.name, share, limits)
+            found.append(flag.measured_on(images, eps=trial.eps, steps=trial.steps))
     return found
 
 
@@ -319,23 +327,23 @@ class _View:
     def same_answer(self) -> float:
         """Return the share of images with the commonest answer, those that saturate aside."""
         clean = self.arrays["clean"]
-        open_to_doubt = clean[self.answers("clean").sure < 1.0]
-        if len(open_to_doubt) < 2:
+        unsaturated = clean[self.answers("clean").confidence < 1.0]
+        if len(unsaturated) < 2:
             return 0.0
-        _, counts = np.unique(open_to_doubt, axis=0, return_counts=True)
+        _, counts = np.unique(unsaturated, axis=0, return_counts=True)
         return float((counts.max() - 1) / len(clean))
 
     def same_class(self) -> float:
         """Return the share of the other images that are given the commonest answer."""
         clean = self.answers("clean")
-        answers, counts = np.unique(clean.said, axis=0, return_counts=True)
+        answers, counts = np.unique(clean.predicted, axis=0, return_counts=True)
         commonest = answers[::-1][counts[::-1].argmax()]  # the first class of equally common ones
         others = (clean.truth != commonest).any(1)
-        return float((clean.said == commonest).all(1)[others].mean()) if others.any() else 0.0
+        return float((clean.predicted == commonest).all(1)[others].mean()) if others.any() else 0.0
 
     def saturated(self) -> float:
         right = self.right("clean")
-        sure = self.answers("clean").sure >= 1.0
+        sure = self.answers("clean").confidence >= 1.0
         return float(sure[right].mean()) if right.any() else 0.0
 
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from medspark.train.adversarial import Learner, Sample, StepStats, pgd_images
+from medspark.train.learner import Learner, Sample, StepStats, learn, pgd_images
 from medspark.train.objective import divergence
 
 __all__ = ["Calibrated", "calfat"]
@@ -57,6 +57,4 @@ def calfat(learner: Learner, sample: Sample) -> StepStats:
 
     attacked = pgd_images(learner, sample, away)
     loss, logits = learner.loss(attacked, sample.labels)
-    loss = loss * sample.weight
-    loss.backward()  # type: ignore[no-untyped-call]
-    return StepStats(loss.detach(), None, logits, attacked)
+    return learn(loss, sample, adversarial=logits, attacked=attacked)

@@ -36,7 +36,8 @@ from medspark.federate.weights import (
 from medspark.models.classifier import batch_norms
 from medspark.seeding import derive
 from medspark.shards.plan import EpochPlan
-from medspark.train.adversarial import Learner, Sample, take_step
+from medspark.train.adversarial import take_step
+from medspark.train.learner import Learner, Sample
 from medspark.train.objective import BinaryCrossEntropy, CrossEntropy
 from medspark.train.optimise import clip_gradients
 
@@ -196,8 +197,8 @@ def _learner(model: nn.Module, labels: Tensor, config: LocalConfig) -> Learner:
         return Learner(model, objective, config.train)
     if labels.ndim == 2:
         raise UsageError("Logits are calibrated for classes, and these images have findings.")
-    lesson = calfat if config.calibrate == "calfat" else None
-    return Learner(model, Calibrated.to(labels), config.train, None, lesson)
+    rule = calfat if config.calibrate == "calfat" else None
+    return Learner(model, Calibrated.to(labels), config.train, step_rule=rule)
 
 
 def _optimiser(

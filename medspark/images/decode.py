@@ -22,7 +22,7 @@ from medspark.images.rendering import Rendering
 Source = str | Path | bytes | BinaryIO
 
 # Files up to this size, in bytes, are read whole, which is quicker than seeking in them.
-_SMALL_BYTES = 1 << 25
+SMALL_BYTES = 1 << 25
 
 
 def decode(
@@ -65,7 +65,7 @@ def _decode(
         content = content_of(head)
         if content is None:
             raise Unreadable(Reason.NOT_AN_IMAGE)
-        plain = content is Content.DICOM and size <= _SMALL_BYTES and looks_plain(head)
+        plain = content is Content.DICOM and size <= SMALL_BYTES and looks_plain(head)
         if plain_only and not plain:
             raise NotPlain
         file = _in_memory(file, size)
@@ -104,7 +104,7 @@ def _opened(source: Source, limits: Limits) -> Iterator[tuple[BinaryIO, int]]:
 def _in_memory(file: BinaryIO, size: int) -> BinaryIO:
     """Return ``file`` at its start, read whole if it is small."""
     file.seek(0)
-    if size > _SMALL_BYTES or isinstance(file, io.BytesIO):
+    if size > SMALL_BYTES or isinstance(file, io.BytesIO):
         return file
     return io.BytesIO(file.read())
 

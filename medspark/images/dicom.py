@@ -11,9 +11,9 @@ from medspark.images.limits import Limits
 from medspark.images.meaning import grey_of, pixel_aspect, to_rgb
 from medspark.images.part10 import NotPlain, looks_plain, parse, parse_plain
 from medspark.images.pixeldata import GREYS, frames_of, image_pixel
-from medspark.images.rendering import Rendering, Stored, render_colour, render_grey
+from medspark.images.rendering import Rendering, render_colour, render_grey
 
-__all__ = ["NotPlain", "decode_dicom", "looks_plain", "stored_frames"]
+__all__ = ["NotPlain", "decode_dicom", "looks_plain"]
 
 
 def decode_dicom(
@@ -62,15 +62,3 @@ def decode_dicom(
         )
         digest = sha256_of(stored, photometric)
         yield Frame(pixels, index + 1, digest, attributes, rendered)
-
-
-def stored_frames(file: BinaryIO, size: int, *, limits: Limits) -> Iterator[Stored]:
-    """Yield every frame's stored values, before any rendering: what a reference is compared with.
-
-    YBR frames come as RGB and the values of PALETTE COLOR as indices. Raises Unreadable.
-    """
-    parsed = parse(file, size, limits)
-    shape = image_pixel(parsed)
-    limits.check_frame(shape.rows, shape.columns, shape.frames)
-    for _, stored, _, _ in frames_of(parsed, shape, list(range(shape.frames)), limits):
-        yield stored

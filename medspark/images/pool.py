@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from pydantic import Field
 
 from medspark.config import Config
+from medspark.images.fork_server import ForkServer
 from medspark.images.frame import Frame
 from medspark.images.guard import GuardedDecoder
 from medspark.images.limits import Limits
-from medspark.images.nursery import Nursery
 from medspark.images.reasons import Reason, Unreadable
 from medspark.images.rendering import Rendering
 
@@ -93,9 +93,9 @@ class DecoderPool:
 
     def __init__(self, *, rendering: Rendering, limits: Limits, turns: Turns) -> None:
         self._turns = turns
-        self._nursery = Nursery()
+        self._server = ForkServer()
         self._idle = [
-            GuardedDecoder(rendering=rendering, limits=limits, start=self._nursery.fork)
+            GuardedDecoder(rendering=rendering, limits=limits, start=self._server.fork)
             for _ in range(turns.processes)
         ]
         self._running: list[Turn] = []  # the oldest first
@@ -144,4 +144,4 @@ class DecoderPool:
         """End all decoder processes. Nobody may hold a turn."""
         for decoder in self._idle:
             decoder.close()
-        self._nursery.close()
+        self._server.close()

@@ -36,16 +36,6 @@ def decode_raster(
             yield _frame(image, index, frames, size, rendering, limits)
 
 
-def stored_pages(file: BinaryIO, size: int, *, limits: Limits) -> Iterator[Stored]:
-    """Yield every page's stored values, before any rendering. Raises Unreadable."""
-    with _opened(file) as image:
-        frames = getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
-        for index in range(frames):
-            if frames > 1:
-                image.seek(index)
-            yield _stored(image, size, limits)
-
-
 def _opened(file: BinaryIO) -> Image.Image:
     with warnings.catch_warnings():
         # Pillow only warns below twice its own limit; ours are checked before decoding.

@@ -8,15 +8,11 @@ It names no file and holds no digest that can be computed without the key of the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import pyarrow as pa
-from pyspark.sql import Column, DataFrame, SparkSession, Window
+from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
-from pyspark.sql.pandas.types import from_arrow_schema
 
 from medspark.images.reasons import Reason
-from medspark.ingest.write import SampleSet
 from medspark.spark import storage
 
 SAMPLE, DUPLICATE, QUARANTINED = "sample", "duplicate", "quarantined"
@@ -51,10 +47,6 @@ SCHEMA = pa.schema(
         ("sealed", pa.string()),  # what medspark.ingest.sealing hides of a row in quarantine
     ]
 )
-# Until version 3 of the samples the digests were plain.
-_FORMER = {"content_key": "sha256", "pixel_key": "pixel_sha256"}
-_READ = from_arrow_schema(pa.schema([*SCHEMA, *[(name, pa.string()) for name in _FORMER.values()]]))
-
 # While an ingest works, a row also knows its file's path, where that is known and sealed, and
 # whether the file is there now. What it settles to has flags besides, of which each is set once
 # per thing.
@@ -62,23 +54,8 @@ ROW_NAMES = [*SCHEMA.names, "sealed_path", "present"]
 SETTLED_NAMES = [*ROW_NAMES, "shared", "first_of_patient", "speaks_for_file"]
 
 NEW, CHANGED, UNCHANGED, DELETED = "new", "changed", "unchanged", "deleted"
-# A file that is gone and was no sample: said once, and then the ledger does not know it any more.
+# A file that is gone and was no sample: reported once, and then dropped from the ledger.
 FORGOTTEN = "forgotten"
-
-
-def read(spark: SparkSession, samples: SampleSet, files: Sequence[str]) -> DataFrame:
-    """Return the ledger that lies in ``files`` of a dataset, of which there may be none.
-
-    Digests of earlier versions take the places of keys: they tell images apart as well, and
-    medspark.ingest.migrate makes keys of them.
-    """
-    if not files:
-        return spark.createDataFrame(SCHEMA.empty_table())
-    paths = [storage.for_spark(samples.path(path)) for path in files]
-    rows = spark.read.schema(_READ).parquet(*paths)
-    for name, former in _FORMER.items():
-        rows = rows.withColumn(name, F.coalesce(name, former))
-    return rows.select(SCHEMA.names)
 
 
 def compare(files: DataFrame, ledger: DataFrame) -> DataFrame:
@@ -159,13 +136,13 @@ def _with_outcomes(rows: DataFrame) -> DataFrame:
         .otherwise(SAMPLE)
     )
     once = pixels.isNotNull() & ~F.col("labels_differ") & (F.col("rank") == 1)
-    said = F.lit("the same pixels carry another label")
+    message = F.lit("the same pixels carry another label")
     return (
         ranked.withColumn("outcome", outcome)
         .withColumn(
             "reason", F.when(pixels.isNull(), F.col("reason")).when(conflict, CONFLICTING_LABEL)
         )
-        .withColumn("message", F.when(pixels.isNull(), F.col("message")).when(conflict, said))
+        .withColumn("message", F.when(pixels.isNull(), F.col("message")).when(conflict, message))
         .withColumn("duplicate_of", F.when(duplicate, F.col("kept")))
         .withColumn("shared", F.coalesce(once & F.col("patients_differ"), F.lit(False)))
     )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
@@ -17,14 +17,13 @@ from pyspark.sql.pandas.types import from_arrow_schema
 from medspark.errors import UsageError
 from medspark.images.deidentify import Privacy, Pseudonyms
 from medspark.ingest import ledger, npz
+from medspark.ingest.archive import Archive
 from medspark.ingest.discover import discover, from_inventory
-from medspark.ingest.labels import SPARK_SCHEMA as LABEL_SCHEMA
-from medspark.ingest.labels import Match, from_folders, match_key
+from medspark.ingest.label_table import SPARK_SCHEMA as LABEL_SCHEMA
+from medspark.ingest.label_table import Match, match_key
+from medspark.ingest.labels import from_folders
 from medspark.spark import storage
 from medspark.spark.task import map_batches
-
-if TYPE_CHECKING:
-    from medspark.ingest.archive import Archive
 
 _TEXT, _NUMBER = pa.string(), pa.int64()
 _KEYED = pa.schema(

@@ -18,7 +18,7 @@ from pyspark.sql import DataFrame, SparkSession
 from medspark.images.deidentify import Privacy, Pseudonyms, coarse_spacing
 from medspark.ingest import ledger
 from medspark.ingest.parts import SAMPLE_SCHEMA, Part, rewrite
-from medspark.ingest.write import SCHEMA_VERSION, SampleSet, SamplesManifest
+from medspark.ingest.sample_set import SCHEMA_VERSION, SampleSet, SamplesManifest
 from medspark.spark import storage
 from medspark.spark.task import map_batches
 

@@ -2,7 +2,7 @@
 
 An image's path is ``<split>/<index>``. The arrays are unpacked to a scratch file once per worker
 and ingest, and mapped, so that no process ever holds them. What an archive says of itself is
-checked before an array is unpacked, and none becomes larger than it said.
+checked before an array is unpacked, and none becomes larger than it declared.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from PIL import Image
 
 from medspark.errors import UsageError
 from medspark.images.reasons import Reason, Unreadable
+from medspark.ingest.config import ArchiveLimits
 from medspark.ingest.labels import join_findings
-from medspark.ingest.limits import ArchiveLimits
 from medspark.spark import storage
 
 _FORMAT: Any = np.lib.format  # untyped in numpy

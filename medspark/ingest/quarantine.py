@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from medspark.errors import UsageError
 from medspark.images.deidentify import Privacy, Pseudonyms, private_file
-from medspark.ingest.write import SampleSet
+from medspark.ingest.sample_set import SampleSet
 from medspark.spark import storage
 
 _LOGGER = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ class QuarantineList:
     def renewed(self, rows: Iterable[Row], *, known: Iterable[tuple[str, str]]) -> str | None:
         """Bring the list up to date and return where it is, or None where nothing is on it.
 
-        It is worth no ingest: what cannot be listed is said in the log.
+        It is worth no ingest: what cannot be listed goes to the log.
         """
         try:
             missing = self.update(rows, known=known)

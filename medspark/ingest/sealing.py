@@ -39,8 +39,8 @@ def seal_conflicts(rows: pa.Table, pseudonyms: Pseudonyms) -> pa.Table:
 def unsealed(rows: DataFrame, pseudonyms: Pseudonyms) -> DataFrame:
     """Return ``rows`` of the ledger as they were before they were sealed."""
     hidden = rows.where(F.col("sealed").isNotNull())
-    told = map_batches(hidden, _Unseal(pseudonyms), rows.schema)
-    return rows.where(F.col("sealed").isNull()).unionByName(told)
+    opened = map_batches(hidden, _Unseal(pseudonyms), rows.schema)
+    return rows.where(F.col("sealed").isNull()).unionByName(opened)
 
 
 @dataclass(frozen=True)

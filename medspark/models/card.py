@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, ValidationError, model_validator
 
+from medspark import __version__
 from medspark.config import Config, first_problem
-from medspark.documents import read_regular
+from medspark.documents import parse_json, read_regular
 from medspark.errors import UsageError
 from medspark.shards.manifest import Manifest
 
@@ -33,7 +35,8 @@ Side = Annotated[int, Field(ge=1, le=8192)]
 class ModelCard(Config):
     """What has to be known about the weights to use them. A stranger may have written it."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[1, 2] = Field(2, description="of the format; 1 had no kind")
+    kind: Literal["classifier"] = Field("classifier", description="what the weights are of")
     architecture: str = Field(description="timm model name", max_length=200)
     classes: tuple[ClassName, ...] = Field(min_length=2, max_length=10_000)
     multi_label: bool = Field(
@@ -67,6 +70,11 @@ class ModelCard(Config):
         return "" if mine == theirs else f"it tells {mine}, and the shards hold {theirs}"
 
 
+_FORMATS: tuple[int, ...] = get_args(ModelCard.model_fields["schema_version"].annotation)
+_KINDS: tuple[str, ...] = get_args(ModelCard.model_fields["kind"].annotation)
+_VERSION = re.compile(r"\d[\w.+-]{0,30}")
+
+
 def columns_of(classes: Sequence[str]) -> tuple[str, ...]:
     """Return the names under which an answer has the probabilities of ``classes``.
 
@@ -89,7 +97,8 @@ def _what_it_tells(of: ModelCard | Manifest) -> str:
 def read_card(folder: Path) -> ModelCard:
     """Return the card of the model in ``folder``.
 
-    Raises UsageError if there is none, or if it is of a kind or version that is not known.
+    Raises UsageError if there is none, or if it is of a kind or format version that is not known:
+    then the sentence names the version of medspark that wrote it.
     """
     if folder.suffix in _PICKLED:
         raise UsageError(
@@ -100,7 +109,9 @@ def read_card(folder: Path) -> ModelCard:
 
     path = folder / CARD
     try:
-        card = ModelCard.model_validate_json(read_regular(path, most=_LARGEST))
+        content = read_regular(path, most=_LARGEST)
+        _check_known(path, content)
+        card = ModelCard.model_validate_json(content)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UsageError(f"'{folder}' is no medspark model: it has no {CARD}.") from error
     except OSError as error:
@@ -117,8 +128,32 @@ def read_card(folder: Path) -> ModelCard:
     return card
 
 
+def _check_known(path: Path, content: bytes) -> None:
+    """Raise UsageError for the card of a newer format, or of a kind that came later."""
+    try:
+        document = parse_json(content)
+    except ValueError:
+        return  # the validation says what is wrong
+    if not isinstance(document, dict):
+        return
+    version, kind = document.get("schema_version", 1), document.get("kind", _KINDS[0])
+    if type(version) is int and version > _FORMATS[-1]:
+        unknown = f"schema_version {str(version)[:20]}"
+    elif isinstance(kind, str) and kind not in _KINDS:
+        unknown = f"kind {kind[:100]!r}"
+    else:
+        return
+    writer = str(document.get("medspark", ""))
+    newer = f"{writer} or newer" if _VERSION.fullmatch(writer) else "a newer version"
+    raise UsageError(
+        f"'{path}' is of {unknown}, which medspark {__version__} does not know: install medspark "
+        f"{newer}."
+    )
+
+
 def write_card(folder: Path, card: ModelCard) -> None:
-    """Put ``card`` into ``folder``, whole or not at all."""
+    """Put ``card`` into ``folder``, whole or not at all, in the newest format."""
+    card = card.model_copy(update={"schema_version": _FORMATS[-1]})
     written = folder / (CARD + ".tmp")
     written.write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
     os.replace(written, folder / CARD)

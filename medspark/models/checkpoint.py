@@ -10,7 +10,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
@@ -106,9 +105,3 @@ def _check_shapes(path: Path, model: Classifier) -> None:
         if found.get(name) != wanted.get(name):
             theirs, ours = found.get(name, "missing"), wanted.get(name, "none such")
             raise ValueError(f"{name[:100]} is {theirs}, and its card means {ours}")
-
-
-def same_weights(first: Classifier, second: Classifier) -> bool:
-    """Return whether two classifiers hold the same tensors, bit for bit."""
-    left, right = first.state_dict(), second.state_dict()
-    return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)

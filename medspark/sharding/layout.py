@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from medspark.shards.schema import PixelFormat
@@ -11,11 +11,12 @@ from medspark.shards.schema import PixelFormat
 
 @dataclass(frozen=True)
 class Counts:
-    """What a split holds: images, images of each class or with each finding, and patients."""
+    """What a split holds: images, images by class or finding and by site, and patients."""
 
     rows: int
     by_class: tuple[int, ...]
     patients: int
+    by_site: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,16 @@ low frequencies of a cosine transform; Zauner 2010) differ in few bits where ima
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from PIL import Image
 from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as F
@@ -24,6 +27,12 @@ from medspark.sharding.reshape import ReadSamples
 from medspark.shards.schema import PixelFormat
 from medspark.shards.split import together
 from medspark.spark.task import map_batches
+
+# Beside the shards, where it is asked for: the samples that look like another patient's.
+NEAR_DUPLICATES = "near_duplicates.parquet"
+_NEAR_SCHEMA = pa.schema(
+    {"sample_key": pa.string(), "patient_key": pa.string(), "lookalike": pa.int64()}
+)
 
 SIDE = 32  # what pHash looks at
 _HASH_BITS = 64
@@ -75,14 +84,14 @@ class Lookalike(NamedTuple):
 def lookalikes(rows: DataFrame, samples: HashSamples, *, bits: int) -> list[Lookalike]:
     """Return the samples that look like one of another patient.
 
-    ``rows`` have sample_key, patient_key, part and row. Two images are alike where their hashes
-    differ in at most ``bits``, and all that are alike one to the next have one number.
+    ``rows`` have sample_key, patient_key, site, part and row. Two images are alike where their
+    hashes differ in at most ``bits``, and all that are alike one to the next have one number.
     """
     spark = rows.sparkSession
     tasks = min(len(samples.parts), 8 * spark.sparkContext.defaultParallelism)
     placed = rows.select(
         F.lit(0).alias("bucket"), F.lit(0).cast("bigint").alias("position"), "sample_key",
-        "patient_key", F.lit(0).alias("number"), "part", "row",
+        "patient_key", "site", F.lit(0).alias("number"), "part", "row",
     )  # fmt: skip
     by_part = placed.repartition(max(1, tasks), "part").sortWithinPartitions("part", "row")
     hashed = map_batches(by_part, samples, _HASHED).persist()
@@ -105,8 +114,8 @@ def _numbered(found: list[Lookalike]) -> list[Lookalike]:
     numbers: dict[int, int] = {}
     for one in sorted(found):
         numbers.setdefault(one.lookalike, len(numbers) + 1)
-    told = [one._replace(lookalike=numbers[one.lookalike]) for one in found]
-    return sorted(told, key=lambda one: (one.lookalike, one.sample_key))
+    numbered = [one._replace(lookalike=numbers[one.lookalike]) for one in found]
+    return sorted(numbered, key=lambda one: (one.lookalike, one.sample_key))
 
 
 def tied_patients(found: Iterable[Lookalike]) -> dict[str, str]:
@@ -115,6 +124,27 @@ def tied_patients(found: Iterable[Lookalike]) -> dict[str, str]:
     return together(
         (one.patient_key, first.setdefault(one.lookalike, one.patient_key)) for one in found
     )
+
+
+def with_groups(samples: DataFrame, tied: Mapping[str, str]) -> DataFrame:
+    """Return ``samples`` with the ``group`` of their patient: that of ``tied``, or its own key."""
+    table = samples.sparkSession.createDataFrame(
+        list(tied.items()), "patient_key string, tied string"
+    )
+    joined = samples.join(F.broadcast(table), "patient_key", "left")
+    return joined.withColumn("group", F.coalesce("tied", "patient_key")).drop("tied")
+
+
+def write_lookalikes(found: list[Lookalike], path: Path) -> None:
+    """Write ``found`` as a Parquet table, whole or not at all."""
+    table = pa.Table.from_pylist([row._asdict() for row in found], schema=_NEAR_SCHEMA)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}")
+    try:
+        pq.write_table(table, scratch)
+        os.replace(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)
 
 
 def _near_hashes(hashed: DataFrame, bits: int) -> list[tuple[int, int]]:

@@ -19,7 +19,7 @@ from medspark import ownership
 from medspark.errors import RunError, UsageError
 from medspark.images.rendering import resize
 from medspark.ingest.parts import check_part
-from medspark.ingest.write import GENERATION
+from medspark.ingest.sample_set import GENERATION
 from medspark.sharding.layout import Layout
 from medspark.shards.manifest import NAME, read_manifest, sha256_of
 from medspark.shards.schema import PixelFormat, write_shard
@@ -27,7 +27,8 @@ from medspark.spark import storage
 
 # What goes from the readers, through Spark's shuffle, to the writers; and what these report.
 PLACED = (
-    "bucket int, position bigint, sample_key string, patient_key string, label int, pixels binary"
+    "bucket int, position bigint, sample_key string, patient_key string, site string, label int, "
+    "pixels binary"
 )
 WRITTEN = "bucket int, path string, rows bigint, bytes bigint, sha256 string"
 # How a shard is called below the folder of its generation, whole or half written.
@@ -82,6 +83,7 @@ class ReadSamples:
                 "position": pa.array([row["position"] for row in rows], pa.int64()),
                 "sample_key": [row["sample_key"] for row in rows],
                 "patient_key": [row["patient_key"] for row in rows],
+                "site": pa.array([row["site"] for row in rows], pa.string()),
                 "label": pa.array([row["number"] for row in rows], pa.int32()),
                 "pixels": pa.array(pixels, pa.binary()),
             }

@@ -21,9 +21,9 @@ from medspark.errors import UsageError
 from medspark.shards.schema import MOST_FINDINGS, PixelFormat, findings_of
 
 NAME = "manifest.json"
-# Version 2 added multi_label; what version 1 holds is one class each.
-SCHEMA_VERSION = 2
-_READ = (1, 2)
+# Version 2 added multi_label; what version 1 holds is one class each. Version 3 added sites.
+SCHEMA_VERSION = 3
+_READ = (1, 2, 3)
 _LARGEST = 1 << 28  # bytes: more than a million shards
 
 
@@ -44,11 +44,14 @@ class Split(_Record):
     """The shards of one split, in reading order.
 
     ``class_counts`` follows the classes: the images of each, or those that have each finding.
+    ``sites`` are the images of each site, by its pseudonym or, where ingest was allowed to keep
+    it, its name; images of which no site is known are not among them.
     """
 
     rows: int
     patients: int
     class_counts: tuple[int, ...]
+    sites: dict[str, int] = {}
     shards: tuple[Shard, ...]
 
 

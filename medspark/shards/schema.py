@@ -55,11 +55,12 @@ class PixelFormat:
 
     @property
     def schema(self) -> pa.Schema:
-        """The Arrow schema of a shard; no column may hold a null."""
+        """The Arrow schema of a shard; no column but ``site`` may hold a null."""
         return pa.schema(
             [
                 pa.field("sample_key", pa.string(), nullable=False),
                 pa.field("patient_key", pa.string(), nullable=False),
+                pa.field("site", pa.string()),
                 pa.field("label", pa.int32(), nullable=False),
                 pa.field("pixels", pa.binary(self.nbytes), nullable=False),
             ]
@@ -79,7 +80,7 @@ def write_shard(
         path,
         schema,
         compression="NONE",
-        use_dictionary=["patient_key"],
+        use_dictionary=["patient_key", "site"],
         write_statistics=["label"],
         data_page_size=_LARGEST_GROUP,
         data_page_version="1.0",
@@ -161,13 +162,6 @@ def read_labels(path: str | Path) -> npt.NDArray[np.int64]:
     return labels
 
 
-def mask_of(findings: npt.NDArray[np.generic]) -> npt.NDArray[np.int32]:
-    """Return the stored label (N,) of images by their ``findings`` (N, K): bit k is finding k."""
-    bits = np.left_shift(np.int32(1), np.arange(findings.shape[1], dtype=np.int32))
-    masks: npt.NDArray[np.int32] = np.where(findings != 0, bits, 0).sum(axis=1, dtype=np.int32)
-    return masks
-
-
 def findings_of(masks: npt.NDArray[np.generic], count: int) -> npt.NDArray[np.float32]:
     """Return which of ``count`` findings the stored labels (N,) tell of, (N, K) of 0 and 1."""
     bits = np.arange(count, dtype=np.int64)
@@ -179,3 +173,14 @@ def read_patients(path: str | Path) -> npt.NDArray[np.str_]:
     """Return the patient keys of a shard, (N,), in the order of its rows."""
     column = pq.read_table(path, columns=["patient_key"])["patient_key"]
     return np.asarray(column.to_pylist(), dtype=np.str_)
+
+
+def read_sites(path: str | Path) -> npt.NDArray[np.str_]:
+    """Return the sites of a shard, (N,), in the order of its rows; empty where none is known.
+
+    Shards of schema versions 1 and 2 have no sites: every one is empty.
+    """
+    if "site" not in pq.read_schema(path).names:
+        return np.full(pq.read_metadata(path).num_rows, "")
+    column = pq.read_table(path, columns=["site"])["site"]
+    return np.asarray([site or "" for site in column.to_pylist()], dtype=np.str_)

@@ -9,7 +9,7 @@ site would be exact today and would move patients tomorrow.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from typing import TypeVar
 
 from pydantic import Field, model_validator
@@ -88,14 +88,3 @@ def _is_val(patient: str, config: SplitConfig, seed: int) -> bool:
 
 def _uniform(seed: int, purpose: str, patient: str) -> float:
     return derive(seed, "split", purpose, patient) / _RANGE
-
-
-def assign(
-    patients: Mapping[str, Collection[str]], config: SplitConfig, *, seed: int
-) -> dict[str, str]:
-    """Return the split of every patient, given the hints of each."""
-    own = {split for hints in patients.values() for split in hints}
-    return {
-        patient: patient_split(patient, hints, config, seed=seed, own=own)
-        for patient, hints in patients.items()
-    }

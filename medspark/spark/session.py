@@ -94,11 +94,11 @@ def task_errors() -> Iterator[None]:
 def _cause(text: str) -> str:
     """Return the last Python error in what Spark says, or else the first line of that."""
     found = re.findall(r"^((?:[A-Za-z_]\w*\.)*\w*(?:Error|Exception)): (.+)$", text, re.MULTILINE)
-    python = [(name, said) for name, said in found if not name.startswith(("java.", "org."))]
+    python = [(name, message) for name, message in found if not name.startswith(("java.", "org."))]
     if not python:
         return next((line.strip() for line in text.splitlines() if line.strip()), "no reason given")
-    name, said = python[-1]
-    return str(said) if name.endswith("RunError") else f"{name.rpartition('.')[2]}: {said}"
+    name, message = python[-1]
+    return str(message) if name.endswith("RunError") else f"{name.rpartition('.')[2]}: {message}"
 
 
 def is_local(spark: SparkSession) -> bool:
@@ -111,7 +111,7 @@ def _runs_here(master: str) -> bool:
 
 
 def _start(config: SparkConfig, name: str) -> SparkSession:
-    SparkContext._ensure_initialized()  # so that SparkConf sees what spark-submit was told
+    SparkContext._ensure_initialized()  # so that SparkConf sees spark-submit's arguments
     submitted = SparkConf()
     master = config.master or submitted.get("spark.master", "local[*]") or "local[*]"
     if _runs_here(master):

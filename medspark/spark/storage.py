@@ -124,13 +124,6 @@ def make_folder(url: str) -> None:
         raise UsageError(f"The folder {url} cannot be made: {error.strerror or error}.") from None
 
 
-def remove(url: str) -> None:
-    """Remove a file or a folder and all that is below it, if it is there."""
-    system, path = filesystem(url)
-    if system.exists(path):
-        system.rm(path, recursive=True)
-
-
 def is_inside(source: str, path: str) -> bool:
     """Return whether ``path`` below ``source`` lies there, wherever links in it lead.
 

@@ -8,15 +8,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from medspark.evaluate.names import wrapped
-from medspark.study.paper_report import Cell, Column, MetricName, Row, entry, rows
+from medspark.evaluate.sanity import HOLLOW_MEANS
+from medspark.study.paper_report import Column, MetricName, Row, TableCell, entry, rows
 
 __all__ = ["paper_figure"]
 
 
 def paper_figure(
-    cells: Sequence[Cell], shown: Sequence[Column], *, metric: MetricName = "accuracy"
+    cells: Sequence[TableCell], shown: Sequence[Column], *, metric: MetricName = "accuracy"
 ) -> Figure:
-    """Draw a bar per column for every training, with intervals; what is doubted is hatched."""
+    """Draw a bar per column for every training, with intervals; what is flagged is hollow."""
     table = rows(cells)
     datasets = list(dict.fromkeys(row.first.dataset for row in table))
     models = list(dict.fromkeys(row.first.model for row in table))
@@ -33,6 +34,8 @@ def paper_figure(
     handles, labels = panels[0][0].get_legend_handles_labels()
     if handles:
         figure.legend(handles, labels, loc="outside lower center", ncols=len(shown), fontsize=8)
+    if any(row.flagged(column, metric) for row in table for column in shown):
+        figure.supxlabel(HOLLOW_MEANS, fontsize=8)
     return figure
 
 
@@ -40,7 +43,7 @@ def _draw(axes: Axes, chosen: Sequence[Row], shown: Sequence[Column], metric: Me
     width = 0.8 / len(shown)
     for place, column in enumerate(shown):
         offset = (place - (len(shown) - 1) / 2) * width
-        # An empty bar first: it is what the legend shows, whatever is drawn or hatched below.
+        # An empty bar first: it is what the legend shows, whatever is hollow below.
         axes.bar([0], [0], width, color=f"C{place}", label=column.title)
         for number, row in enumerate(chosen):
             found = entry(row.cells, column, metric)
@@ -48,8 +51,8 @@ def _draw(axes: Axes, chosen: Sequence[Row], shown: Sequence[Column], metric: Me
                 axes.text(number + offset, 2, "–", ha="center")
                 continue
             (bar,) = axes.bar([number + offset], [100 * found.mean], width, color=f"C{place}")
-            if row.doubted(column, metric):
-                bar.set(alpha=0.35, hatch="////")
+            if row.flagged(column, metric):
+                bar.set(facecolor="none", edgecolor=f"C{place}", linewidth=1.5)
             if found.low is not None and found.high is not None:
                 ends = [100 * found.low, 100 * found.high]
                 axes.plot([number + offset] * 2, ends, color="black", lw=1)

@@ -13,16 +13,28 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from medspark.config import Config
-from medspark.eps import eps_text
+from medspark.eps import eps_text, with_eps
 from medspark.evaluate.names import in_markdown
+from medspark.evaluate.sanity import SIGN, SIGN_MEANS, Flag
 from medspark.evaluate.summary import WORST
+from medspark.study.cells import CellRecord
 
 __all__ = [
-    "Cell", "Column", "Entry", "Measured", "MetricName", "Row", "columns", "csv_text", "entry",
-    "markdown", "measured", "rows", "seconds_left",
+    "Column",
+    "Entry",
+    "MetricName",
+    "Row",
+    "TableCell",
+    "TableFigure",
+    "columns",
+    "csv_text",
+    "entry",
+    "markdown",
+    "measured",
+    "rows",
 ]  # fmt: skip
 
 CLEAN = "clean"
@@ -32,7 +44,7 @@ _METRICS: tuple[MetricName, ...] = (
 )  # fmt: skip
 
 
-class Measured(Config):
+class TableFigure(Config):
     """One figure of one network, in [0, 1], with its 95 % interval where there is one."""
 
     attack: str = Field(description="clean, the name of an attack, or worst_case")
@@ -43,8 +55,8 @@ class Measured(Config):
     high: float | None = None
 
 
-class Cell(Config):
-    """What came of one network: figures, or the reason why there are none."""
+class TableCell(CellRecord):
+    """What came of one network of the table."""
 
     dataset: str
     train_images: int
@@ -52,15 +64,31 @@ class Cell(Config):
     training: str
     weights: str = Field(description="where its first weights came from")
     seed: int
-    figures: tuple[Measured, ...] = ()
-    doubts: tuple[str, ...] = Field((), description="why figures under attack cannot be believed")
-    failure: str | None = None
-    seconds: float = Field(0.0, description="that training and attacking took")
+    figures: tuple[TableFigure, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_earlier_versions(cls, document: Any) -> Any:
+        """Read what earlier versions kept: budgets in grey levels, flags as sentences alone."""
+        if not isinstance(document, dict) or "doubts" not in document:
+            return document
+        found = with_eps(document)
+        doubts, failure = found.pop("doubts"), found.pop("failure", None)
+        status = "failed" if failure else "finished" if found.get("figures") else "pending"
+        flags = [
+            {"name": "earlier", "triggered": True, "value": 0, "threshold": 0, "sentence": doubt}
+            for doubt in doubts
+        ]
+        return found | {"status": status, "failure": failure or "", "flags": flags}
 
     @property
     def row(self) -> tuple[str, str, str]:
         """What the row is about that the cell belongs to."""
         return self.dataset, self.model, self.training
+
+    def flags_figure(self, attack: str) -> bool:
+        """Return whether a flag concerns the figures clean or under ``attack``."""
+        return self.clean_flagged if attack == CLEAN else self.flagged
 
 
 @dataclass(frozen=True)
@@ -95,35 +123,37 @@ class Entry:
 class Row:
     """The cells of one row, in the order of their seeds."""
 
-    cells: tuple[Cell, ...]
+    cells: tuple[TableCell, ...]
 
     @property
-    def first(self) -> Cell:
+    def first(self) -> TableCell:
         """The first cell, which says what the row is about."""
         return self.cells[0]
 
     @property
-    def doubts(self) -> tuple[str, ...]:
-        """The reasons not to believe this row, each once."""
-        return tuple(dict.fromkeys(doubt for cell in self.cells for doubt in cell.doubts))
+    def flags(self) -> tuple[Flag, ...]:
+        """The flags of its networks."""
+        return tuple(flag for cell in self.cells for flag in cell.flags)
 
     @property
     def failures(self) -> tuple[str, ...]:
         """Why cells of this row have no figures, each reason once."""
-        reasons = (cell.failure for cell in self.cells)
-        return tuple(dict.fromkeys(reason for reason in reasons if reason is not None))
+        reasons = (cell.failure for cell in self.cells if cell.failure)
+        return tuple(dict.fromkeys(reasons))
 
-    def doubted(self, column: Column, metric: MetricName) -> bool:
-        """Return whether the figure in ``column`` is not to be believed.
+    def flagged(self, column: Column, metric: MetricName) -> bool:
+        """Return whether the figure in ``column`` should not be trusted.
 
-        Accuracy under attack is an upper bound of what a better attack leaves, so where it is 0
-        there is nothing to doubt; and the images of the clean column are not attacked.
+        Accuracy under attack is an upper bound of what a better attack leaves, so that 0 can be
+        trusted; and figures on clean images can, unless a flag is about the answers on them.
         """
         found = entry(self.cells, column, metric)
-        return bool(self.doubts) and column.attack != CLEAN and found is not None and found.mean > 0
+        if found is None or not any(cell.flags_figure(column.attack) for cell in self.cells):
+            return False
+        return column.attack == CLEAN or found.mean > 0
 
 
-def measured(report: Mapping[str, Any]) -> tuple[Measured, ...]:
+def measured(report: Mapping[str, Any]) -> tuple[TableFigure, ...]:
     """Return the figures in the result document of an evaluation."""
     conditions = [(CLEAN, 0.0, report["clean"])]
     for found in [*report["attacks"], *report["worst_case"]]:
@@ -136,9 +166,9 @@ def measured(report: Mapping[str, Any]) -> tuple[Measured, ...]:
     )
 
 
-def _measured(attack: str, eps: float, metric: str, figures: Mapping[str, Any]) -> Measured:
+def _measured(attack: str, eps: float, metric: str, figures: Mapping[str, Any]) -> TableFigure:
     low, high = figures.get("intervals", {}).get(metric, (None, None))
-    return Measured(
+    return TableFigure(
         attack=attack, eps=eps, metric=metric, value=figures[metric], low=low, high=high
     )
 
@@ -153,15 +183,15 @@ def columns(eps: Iterable[float], *, attacks: Iterable[str] = ("fgsm",)) -> list
     return [Column(CLEAN), *attacked]
 
 
-def rows(cells: Iterable[Cell]) -> list[Row]:
+def rows(cells: Iterable[TableCell]) -> list[Row]:
     """Return ``cells`` as rows, in the order in which each row's first cell comes."""
-    grouped: dict[tuple[str, str, str], list[Cell]] = {}
+    grouped: dict[tuple[str, str, str], list[TableCell]] = {}
     for cell in cells:
         grouped.setdefault(cell.row, []).append(cell)
     return [Row(tuple(sorted(group, key=lambda cell: cell.seed))) for group in grouped.values()]
 
 
-def entry(cells: Iterable[Cell], column: Column, metric: MetricName) -> Entry | None:
+def entry(cells: Iterable[TableCell], column: Column, metric: MetricName) -> Entry | None:
     """Return the figure of ``cells``, which differ in the seed alone; None if none has one."""
     found = [
         figure
@@ -183,7 +213,7 @@ def entry(cells: Iterable[Cell], column: Column, metric: MetricName) -> Entry | 
 
 
 def markdown(
-    cells: Sequence[Cell],
+    cells: Sequence[TableCell],
     shown: Sequence[Column],
     *,
     metric: MetricName,
@@ -232,9 +262,9 @@ def _text(row: Row, column: Column, metric: MetricName, notes: _Notes) -> str:
     if row.failures:
         number = notes.number(f"Failed: {'; '.join(row.failures)}")
         text = f"failed [{number}]" if found is None else f"{text} (some seeds failed [{number}])"
-    if row.doubted(column, metric):
-        reasons = "; ".join(row.doubts)
-        text = f"⚠ {text} [{notes.number(f'**Not to be believed**: {reasons}.')}]"
+    if row.flagged(column, metric):
+        reasons = "; ".join(dict.fromkeys(flag.sentence for flag in row.flags))
+        text = f"{SIGN} {text} [{notes.number(f'**Flagged, do not trust**: {reasons}.')}]"
     return text
 
 
@@ -251,7 +281,7 @@ def _percent(value: float) -> str:
     return f"{100 * value:.1f}"
 
 
-def _legend(cells: Sequence[Cell], metric: MetricName) -> str:
+def _legend(cells: Sequence[TableCell], metric: MetricName) -> str:
     seeds = sorted({cell.seed for cell in cells})
     name = "AUROC" if metric == "auroc" else metric.replace("_", " ").capitalize()
     spread = (
@@ -263,42 +293,24 @@ def _legend(cells: Sequence[Cell], metric: MetricName) -> str:
     return (
         f"{name} on the test images in %, {spread}. The worst case takes for every image the "
         "attack, at this budget or a smaller one, that does it the most harm."
+        + (f" {SIGN_MEANS}" if any(cell.flagged for cell in cells) else "")
     )
 
 
-def csv_text(cells: Iterable[Cell]) -> str:
+def csv_text(cells: Iterable[TableCell]) -> str:
     """Return every figure of every cell as CSV, one a line; a failed cell is a line without one."""
     buffer = io.StringIO()
     kept = ["dataset", "train_images", "model", "weights", "training", "seed"]
-    fields = [*kept, *Measured.model_fields, "believable", "doubts", "failure"]
+    fields = [*kept, *TableFigure.model_fields, "believable", "flags", "failure"]
     writer = csv.DictWriter(buffer, fields, lineterminator="\n")
     writer.writeheader()
     for cell in cells:
         about = {name: getattr(cell, name) for name in kept}
-        about |= {"doubts": "; ".join(cell.doubts), "failure": cell.failure or ""}
+        sentences = "; ".join(flag.sentence for flag in cell.flags)
+        about |= {"flags": sentences, "failure": cell.failure}
         if not cell.figures:
             writer.writerow(about)
         for figure in cell.figures:
-            believable = not (cell.doubts and figure.attack != CLEAN)
+            believable = not cell.flags_figure(figure.attack)
             writer.writerow(about | figure.model_dump() | {"believable": believable})
     return buffer.getvalue()
-
-
-def seconds_left(pending: Iterable[Cell], done: Sequence[Cell]) -> float | None:
-    """Return how long the ``pending`` cells will take, going by those ``done``; None if unknown.
-
-    Time goes with the training images; a cell is like those of its network and training, else
-    like those of its network, else like any.
-    """
-    timed = [cell for cell in done if cell.seconds > 0]
-    if not timed:
-        return None
-    total = 0.0
-    for cell in pending:
-        alike = (
-            [d for d in timed if (d.model, d.training) == (cell.model, cell.training)]
-            or [d for d in timed if d.model == cell.model]
-            or timed
-        )
-        total += cell.train_images * statistics.fmean(d.seconds / d.train_images for d in alike)
-    return total

@@ -6,18 +6,18 @@ import base64
 import html
 import io
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
-from medspark.study.laws import Fit, Projection, mean_interval
-from medspark.study.sweep import Curve, Measured, Prediction, Sweep
+from medspark.evaluate.sanity import SIGN, SIGN_MEANS
+from medspark.study.laws import Fit, Projection
+from medspark.study.scale_plots import figures_of
+from medspark.study.sweep import Curve, Prediction, ScaleCell, Sweep
 
-__all__ = ["compare_sweeps", "figures_of", "summary_note", "table", "write_sweep"]
+__all__ = ["compare_sweeps", "summary_note", "table", "write_sweep"]
 
 Rows = list[list[str]]
 # Network, mode, scaling, share of the data, processes.
@@ -60,7 +60,7 @@ def compare_sweeps(folder: Path, sweeps: Sequence[Sweep]) -> Path:
     parts = [_html_table(_summaries(sweeps)), *(_image(n, p) for n, p in pictures.items())]
     for sweep in sweeps:
         parts += [f"<h2>{html.escape(sweep.name)}</h2>", _html_table(_rows(sweep))]
-        parts += [_seen(sweep)]
+        parts += [_flag_sentences(sweep), _seen(sweep)]
     page = folder / "compare.html"
     title = "Sweeps compared: " + ", ".join(sweep.name for sweep in sweeps)
     page.write_text(_page(title, "".join(parts)), encoding="utf-8")
@@ -68,10 +68,14 @@ def compare_sweeps(folder: Path, sweeps: Sequence[Sweep]) -> Path:
 
 
 def table(sweep: Sweep) -> str:
-    """Return the medians over the repeats as a Markdown table, one row for each point."""
+    """Return the medians over the repeats as a Markdown table, one row for each point.
+
+    A row is marked ⚠ if one of its networks is flagged; the flags are named below the table.
+    """
     head, *rows = _rows(sweep)
     rule = ["---", "---", *["---:"] * (len(head) - 2)]
-    return "\n".join("| " + " | ".join(row) + " |" for row in [head, rule, *rows])
+    lines = ["| " + " | ".join(row) + " |" for row in [head, rule, *rows]]
+    return "\n".join([*lines, *(text for note in _flag_notes(sweep) for text in ("", note))])
 
 
 def summary_note(sweep: Sweep, *, charts: str = "") -> str:
@@ -85,25 +89,9 @@ def summary_note(sweep: Sweep, *, charts: str = "") -> str:
     return "\n".join([*lines, "", f"`{sweep.command}`", "", "Whole report: report.html below."])
 
 
-def figures_of(sweeps: Sequence[Sweep]) -> dict[str, Figure]:
-    """Return the figures of one sweep, or of several in the same axes."""
-    drawn = {
-        "throughput": _throughput(sweeps),
-        "efficiency": _efficiency(sweeps),
-        "robustness": _robustness(sweeps),
-        "startup": _startup(sweeps),
-    }
-    for sweep in sweeps if len(sweeps) == 1 else ():
-        for name, projections in sweep.projections.items():
-            drawn[f"projection {name}"] = _projection(name, projections)
-    return {name: figure for name, figure in drawn.items() if figure is not None}
-
-
 def _body(sweep: Sweep, pictures: Mapping[str, bytes]) -> str:
     failed = [m for m in sweep.cells if m.status == "failed"]
-    said = "".join(
-        f"<li>{html.escape(f'{m.cell}: {m.error.splitlines()[0]}')}</li>" for m in failed
-    )
+    said = "".join(f"<li>{html.escape(f'{m.point}: {m.failure}')}</li>" for m in failed)
     measured = [name for name in pictures if not name.startswith("projection")]
     projected = [name for name in pictures if name.startswith("projection")]
     return "".join(
@@ -114,6 +102,7 @@ def _body(sweep: Sweep, pictures: Mapping[str, bytes]) -> str:
             "<p>Medians over the repeats, after the warm-up; * marks points with more threads than "
             "cores. A share of the data keeps the number of epochs, so it has fewer steps.</p>",
             _html_table(_rows(sweep)),
+            _flag_sentences(sweep),
             *(_image(name, pictures[name]) for name in measured),
             "<h2>Fitted laws</h2>",
             _html_table(_laws(sweep.curves)),
@@ -134,10 +123,10 @@ def _body(sweep: Sweep, pictures: Mapping[str, bytes]) -> str:
     )
 
 
-def _points(sweep: Sweep) -> dict[_Point, list[Measured]]:
-    groups: dict[_Point, list[Measured]] = {}
+def _points(sweep: Sweep) -> dict[_Point, list[ScaleCell]]:
+    groups: dict[_Point, list[ScaleCell]] = {}
     for m in sweep.finished:
-        c = m.cell
+        c = m.point
         key = (c.model, c.mode, c.scaling, c.data_share, c.world_size)
         groups.setdefault(key, []).append(m)
     return dict(sorted(groups.items()))
@@ -147,18 +136,19 @@ def _rows(sweep: Sweep) -> Rows:
     return [_HEAD, *(_row(group) for group in _points(sweep).values())]
 
 
-def _row(group: Sequence[Measured]) -> list[str]:
-    cell = group[0].cell
+def _row(group: Sequence[ScaleCell]) -> list[str]:
+    point = group[0].point
     crowded = "*" if group[0].oversubscribed else ""
+    sign = f"{SIGN} " if any(m.flagged for m in group) else ""
     name = {"plain": "no DDP", "slice": f"no DDP, batch {group[0].global_batch}"}.get(
-        cell.scaling, cell.scaling
+        point.scaling, point.scaling
     )
     return [
-        f"{cell.model} {cell.mode}",
+        f"{sign}{point.model} {point.mode}",
         name,
-        f"{cell.data_share:g}",
+        f"{point.data_share:g}",
         f"{statistics.fmean(m.train_images for m in group):.0f}",
-        f"{cell.world_size} × {cell.threads_per_rank}{crowded}",
+        f"{point.world_size} × {point.threads_per_rank}{crowded}",
         _spread([m.images_per_second for m in group], "{:.1f}"),
         _middle([m.efficiency for m in group], "{:.2f}"),
         _middle([m.data_wait_share for m in group], "{:.1%}"),
@@ -169,6 +159,25 @@ def _row(group: Sequence[Measured]) -> list[str]:
         _spread([m.clean_auroc for m in group], "{:.3f}"),
         _spread([m.worst_case_accuracy for m in group], "{:.3f}"),
     ]
+
+
+def _flag_notes(sweep: Sweep) -> list[str]:
+    """Return what the sign in the table means, and how many networks each check flagged."""
+    counts = Counter(
+        (f"{m.point.model} {m.point.mode}", flag.name) for m in sweep.finished for flag in m.flags
+    )
+    each = [
+        f"{SIGN} {name}: {flag} in {n} cell{'s' * (n > 1)}"
+        for (name, flag), n in sorted(counts.items())
+    ]
+    return [SIGN_MEANS, *each] if each else []
+
+
+def _flag_sentences(sweep: Sweep) -> str:
+    """Return a list of all flags, each with the figure behind it."""
+    each = [f"{m.point}: {flag.sentence}." for m in sweep.finished for flag in m.flags]
+    items = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in each)
+    return f"<h2>Flags</h2><p>{html.escape(SIGN_MEANS)}</p><ul>{items}</ul>" if each else ""
 
 
 def _middle(values: Iterable[float | None], form: str) -> str:
@@ -230,7 +239,7 @@ def _assumptions(sweep: Sweep) -> str:
         "Assumed of the cluster: every node computes as one process here, "
         f"{c.bandwidth / 1e9:g} GB/s and {c.latency * 1e6:g} µs between nodes, "
         f"{c.storage / 1e9:g} GB/s of shared storage, half of the compute hides the all-reduce. "
-        f"Measured here: start-up {c.startup_seconds:.0f} s, reading "
+        f"ScaleCell here: start-up {c.startup_seconds:.0f} s, reading "
         f"{p.loader_images_per_second:.0f} images/s, and between processes of this machine "
         f"{p.bandwidth / 1e9:.2f} GB/s and {p.latency * 1e6:.0f} µs."
     )
@@ -247,139 +256,6 @@ def _projected(projections: Sequence[Projection]) -> Rows:
              f"{p.efficiency:.2f}", f"{p.hours:.3g}", f"{p.cost:.3g}", p.bound, p.advice]
         )  # fmt: skip
     return rows
-
-
-def _throughput(sweeps: Sequence[Sweep]) -> Figure | None:
-    figure, axes = _blank("processes", "images/s")
-    for label, curve in _labelled(sweeps):
-        counts = list(curve.speeds)
-        middle = [statistics.median(curve.speeds[n]) for n in counts]
-        (line,) = axes.plot(counts, middle, marker="o", ms=4, label=label)
-        for n in counts:
-            speeds = curve.speeds[n]
-            shape = "x" if n in curve.oversubscribed else "."
-            axes.plot([n] * len(speeds), speeds, shape, color=line.get_color(), alpha=0.5)
-        axes.plot(counts, [middle[0] * n / counts[0] for n in counts], ":", color=line.get_color())
-    axes.set_title("dotted: perfect scaling; ×: more threads than cores", fontsize=9)
-    return _with_legend(figure, axes)
-
-
-def _efficiency(sweeps: Sequence[Sweep]) -> Figure | None:
-    figure, axes = _blank("processes", "efficiency")
-    for label, curve in _labelled(sweeps):
-        found = curve.efficiencies
-        axes.plot(list(found), list(found.values()), marker="o", ms=4, label=label)
-    axes.axhline(1.0, color="grey", lw=1, ls=":")
-    axes.set_ylim(0, 1.15)
-    return _with_legend(figure, axes)
-
-
-def _robustness(sweeps: Sequence[Sweep]) -> Figure | None:
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for axes, name, title in (
-        (left, "clean_auroc", "clean AUROC"),
-        (right, "worst_case_accuracy", "worst-case accuracy"),
-    ):
-        _style(axes, "training images", f"{title} on the test images")
-        axes.set_xscale("log")
-        # Shares are of whole patients, so that repeats differ by a few images.
-        sizes = {m.cell.data_share: m.train_images for sweep in sweeps for m in sweep.finished}
-        axes.set_xticks(list(sizes.values()), [f"{size:,}" for size in sizes.values()])
-        axes.set_xticks([], minor=True)
-        for sweep in sweeps:
-            _draw_series(axes, sweep, name, several=len(sweeps) > 1)
-    return _with_legend(figure, left)
-
-
-def _draw_series(axes: Axes, sweep: Sweep, name: str, *, several: bool) -> None:
-    series: dict[str, dict[float, list[float]]] = {}
-    for m in sweep.finished:
-        value = getattr(m, name)
-        if value is not None:
-            by_images = series.setdefault(f"{m.cell.model} {m.cell.mode}", {})
-            by_images.setdefault(m.cell.data_share, []).append(value)
-    images = {m.cell.data_share: m.train_images for m in sweep.finished}
-    for label, by_share in series.items():
-        shares = sorted(by_share)
-        means = [mean_interval(by_share[s])[0] for s in shares]
-        errors = [np.std(by_share[s]) for s in shares]
-        axes.errorbar(
-            [images[s] for s in shares], means, yerr=errors, marker="o", ms=4, capsize=3,
-            label=f"{sweep.name}: {label}" if several else label,
-        )  # fmt: skip
-
-
-def _startup(sweeps: Sequence[Sweep]) -> Figure | None:
-    bars: dict[str, dict[str, float]] = {}
-    for sweep in sweeps:
-        for world in sorted({m.cell.world_size for m in sweep.finished}):
-            cells = [m for m in sweep.finished if m.cell.world_size == world]
-            parts = [part for part in cells[0].startup if part != "total"]
-            name = f"{sweep.name}, {world}" if len(sweeps) > 1 else f"{world} processes"
-            bars[name] = {
-                part: statistics.median(m.startup.get(part, 0.0) for m in cells) for part in parts
-            }
-    figure, axes = _blank("seconds from the launch of the ranks to the first step", "")
-    for part in dict.fromkeys(part for parts in bars.values() for part in parts):
-        before = [sum(_before(parts, part)) for parts in bars.values()]
-        widths = [parts.get(part, 0.0) for parts in bars.values()]
-        axes.barh(list(bars), widths, left=before, label=part.replace("_", " "))
-    return _with_legend(figure, axes)
-
-
-def _before(parts: Mapping[str, float], part: str) -> list[float]:
-    names = list(parts)
-    return [parts[name] for name in names[: names.index(part)]] if part in parts else []
-
-
-def _projection(name: str, projections: Sequence[Projection]) -> Figure:
-    figure, axes = _blank("nodes", "hours, start-up included")
-    axes.set(xscale="log", yscale="log", title=name)
-    marks = {"compute": "o", "network": "s", "storage": "^", "start-up": "x", "batch": "D"}
-    for images in sorted({p.images for p in projections}):
-        row = [p for p in projections if p.images == images]
-        label = f"{images:.0e} images"
-        (line,) = axes.plot([p.nodes for p in row], [p.hours for p in row], label=label)
-        for p in row:
-            axes.plot(p.nodes, p.hours, marks[p.bound], color=line.get_color())
-    for bound in dict.fromkeys(p.bound for p in projections):
-        axes.plot([], [], marks[bound], color="grey", label=f"bound by {bound}")
-    axes.legend(fontsize=7)
-    return figure
-
-
-def _labelled(sweeps: Sequence[Sweep]) -> list[tuple[str, Curve]]:
-    several = len(sweeps) > 1
-    return [
-        (f"{s.name}: " * several + f"{c.model} {c.mode}, {c.scaling}", c)
-        for s in sweeps
-        for c in s.curves
-        if c.speeds
-    ]
-
-
-def _blank(x: str, y: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(6.4, 4), layout="constrained")
-    axes = figure.subplots()
-    _style(axes, x, y)
-    return figure, axes
-
-
-def _style(axes: Axes, x: str, y: str) -> None:
-    axes.set(xlabel=x, ylabel=y)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)
-
-
-def _with_legend(figure: Figure, axes: Axes) -> Figure | None:
-    """Return the figure with its legend, None where nothing was drawn."""
-    if not axes.get_legend_handles_labels()[0]:
-        return None
-    if axes.get_xlabel() == "processes":
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(fontsize=7)
-    return figure
 
 
 def _pictures(folder: Path, figures: Mapping[str, Figure]) -> dict[str, bytes]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from medspark.config import Config
+from medspark.study.cells import CellRecord
 from medspark.study.laws import (
     Cluster,
     Fit,
@@ -23,10 +24,10 @@ from medspark.study.laws import (
 
 __all__ = [
     "ALONE",
-    "Cell",
     "Curve",
-    "Measured",
     "Price",
+    "ScaleCell",
+    "ScalePoint",
     "Scaling",
     "Sweep",
     "curves",
@@ -40,7 +41,7 @@ ALONE = ("plain", "slice")
 K = TypeVar("K", bound=Hashable)
 
 
-class Cell(Config):
+class ScalePoint(Config):
     """One point of the grid, under the names that its run in MLflow has as parameters.
 
     strong: the global batch stays the same; weak: it grows with the processes; plain: a single
@@ -62,14 +63,12 @@ class Cell(Config):
         )
 
 
-class Measured(Config):
-    """What came of one cell."""
+class ScaleCell(CellRecord):
+    """What came of one cell of a sweep."""
 
-    cell: Cell
+    point: ScalePoint
     fingerprint: str
-    status: Literal["finished", "failed"]
-    error: str = ""
-    oversubscribed: bool = Field(description="more threads in all than cores")
+    oversubscribed: bool = Field(False, description="more threads in all than cores")
     timed_only: bool = Field(False, description="trained for its speed alone, a few steps")
     train_images: int = 0
     global_batch: int = 0
@@ -83,8 +82,21 @@ class Measured(Config):
     clean_auroc: float | None = None
     clean_accuracy: float | None = None
     worst_case_accuracy: float | None = None
-    seconds: float = Field(0.0, description="of the whole cell")
     run_id: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_earlier_versions(cls, document: Any) -> Any:
+        """Read what earlier versions of medspark kept, which called two fields otherwise."""
+        before = {"cell": "point", "error": "failure"}
+        if not isinstance(document, dict):
+            return document
+        return {before.get(name, name): value for name, value in document.items()}
+
+    @property
+    def headline(self) -> str:
+        """The speed."""
+        return f"{self.images_per_second:.1f} images/s"
 
     def figures(self) -> dict[str, float]:
         """Return the figures of the scale by the names under which MLflow shows them."""
@@ -139,6 +151,7 @@ class Curve(Config):
     )
     speeds: dict[int, list[float]] = Field({}, description="images per second by processes")
     oversubscribed: list[int] = Field([], description="process counts with more threads than cores")
+    flagged: list[int] = Field([], description="process counts with a network that is flagged")
     amdahl: Fit | None = None
     usl: Fit | None = None
 
@@ -158,19 +171,39 @@ class Price(Config):
     mode: str
     by_images: dict[int, list[float]] = Field(description="AUROC lost, one for each repeat")
     trend: Trend | None
+    networks: int = Field(0, description="networks of this mode and of plain training")
+    left_out: int = Field(0, description="of these, flagged for their answers on clean images")
+    flagged: int = Field(0, description="of these, flagged for their figures under attack alone")
 
     @property
     def sentence(self) -> str:
-        """Say in a sentence whether the price shrinks with data."""
+        """Say what the mode costs, whether that shrinks with data, and which networks are flagged.
+
+        A network that is flagged for its answers on clean images is compared with no other.
+        """
+        said = f"{self._compared}."
+        if self.left_out:
+            said += f" ⚠ {self.left_out} of {self.networks} networks are flagged and left out."
+        if self.flagged:
+            said += (
+                f" ⚠ {self.flagged} of {self.networks} networks are flagged for their figures "
+                "under attack, on which this says nothing."
+            )
+        return said
+
+    @property
+    def _compared(self) -> str:
+        if not self.by_images:
+            return f"{self.model}: what {self.mode} costs in clean AUROC is not known"
         sizes = sorted(self.by_images)
         each = [f"{_price(self.by_images[size])} on {size} images" for size in sizes]
         seen = f"{self.model}: of clean AUROC, {self.mode} {each[0]}"
         if self.trend is None:
-            return f"{seen}; one size of data says nothing about a trend."
+            return f"{seen}; one size of data says nothing about a trend"
         seen = f"{seen} and {each[-1]}"
         repeats = f"{self.trend.repeats} repeat{'s' if self.trend.repeats > 1 else ''}"
         if self.trend.interval is None:
-            return f"{seen}; with {repeats} chance cannot be told from a trend."
+            return f"{seen}; with {repeats} chance cannot be told from a trend"
         low, high = self.trend.interval
         change = (
             f"{self.trend.slope:+.3f} for each tenfold of data, 95 % interval "
@@ -181,7 +214,7 @@ class Price(Config):
             "rises": "the price of robustness grew with data",
             "unclear": "whether the price of robustness shrinks with data cannot be told from this",
         }
-        return f"{seen} ({change}): {verdict[self.trend.direction]}."
+        return f"{seen} ({change}): {verdict[self.trend.direction]}"
 
 
 class Sweep(Config):
@@ -192,7 +225,7 @@ class Sweep(Config):
     hardware: str
     dataset: str
     dataset_digest: str
-    cells: list[Measured]
+    cells: list[ScaleCell]
     curves: list[Curve] = Field([])
     prices: list[Price] = Field([])
     probe: Probe | None = None
@@ -202,9 +235,9 @@ class Sweep(Config):
     projections: dict[str, list[Projection]] = Field({}, description="by network and mode")
 
     @property
-    def finished(self) -> list[Measured]:
+    def finished(self) -> list[ScaleCell]:
         """The cells that came to their end."""
-        return [cell for cell in self.cells if cell.status == "finished"]
+        return [cell for cell in self.cells if cell.finished]
 
     @property
     def sentences(self) -> list[str]:
@@ -212,17 +245,17 @@ class Sweep(Config):
         return [price.sentence for price in self.prices]
 
 
-def curves(cells: Iterable[Measured]) -> list[Curve]:
+def curves(cells: Iterable[ScaleCell]) -> list[Curve]:
     """Return speed over processes, with fitted laws, for every network, mode and scaling."""
     found = []
-    for (model, mode), group in _grouped(cells, lambda m: (m.cell.model, m.cell.mode)).items():
-        share = max(m.cell.data_share for m in group)
-        largest = [m for m in group if m.cell.data_share == share]
-        plain = [m for m in largest if m.cell.scaling in ALONE]
-        alone = [m for m in largest if m.cell.world_size == 1 and m.cell.scaling not in ALONE]
+    for (model, mode), group in _grouped(cells, lambda m: (m.point.model, m.point.mode)).items():
+        share = max(m.point.data_share for m in group)
+        largest = [m for m in group if m.point.data_share == share]
+        plain = [m for m in largest if m.point.scaling in ALONE]
+        alone = [m for m in largest if m.point.world_size == 1 and m.point.scaling not in ALONE]
         for scaling in ("strong", "weak"):
-            several = [m for m in largest if m.cell.scaling == scaling and m.cell.world_size > 1]
-            if several or (alone and scaling == alone[0].cell.scaling):
+            several = [m for m in largest if m.point.scaling == scaling and m.point.world_size > 1]
+            if several or (alone and scaling == alone[0].point.scaling):
                 found.append(
                     _curve(
                         [*alone, *several],
@@ -232,7 +265,7 @@ def curves(cells: Iterable[Measured]) -> list[Curve]:
                             scaling=scaling,  # type: ignore[arg-type]
                             data_share=share,
                             plain=median(
-                                [m.images_per_second for m in plain if m.cell.scaling == "plain"]
+                                [m.images_per_second for m in plain if m.point.scaling == "plain"]
                             ),
                             alone={
                                 batch: statistics.median(m.images_per_second for m in group)
@@ -244,50 +277,65 @@ def curves(cells: Iterable[Measured]) -> list[Curve]:
     return found
 
 
-def _curve(cells: Sequence[Measured], empty: Curve) -> Curve:
+def _curve(cells: Sequence[ScaleCell], empty: Curve) -> Curve:
     speeds: dict[int, list[float]] = {}
-    for measured in sorted(cells, key=lambda m: m.cell.world_size):
-        speeds.setdefault(measured.cell.world_size, []).append(measured.images_per_second)
-    crowded = sorted({m.cell.world_size for m in cells if m.oversubscribed})
+    for measured in sorted(cells, key=lambda m: m.point.world_size):
+        speeds.setdefault(measured.point.world_size, []).append(measured.images_per_second)
+    crowded = sorted({m.point.world_size for m in cells if m.oversubscribed})
     # A law of more cores is not learnt from processes that shared one.
     honest = {n: v for n, v in speeds.items() if n not in crowded}
     return empty.model_copy(
         update={
             "speeds": speeds,
             "oversubscribed": crowded,
+            "flagged": sorted({m.point.world_size for m in cells if m.flagged}),
             "amdahl": fit_amdahl(honest),
             "usl": fit_usl(honest),
         }
     )
 
 
-def prices(cells: Iterable[Measured]) -> list[Price]:
+def prices(cells: Iterable[ScaleCell]) -> list[Price]:
     """Return what each mode loses in clean AUROC against standard training, paired by repeat."""
-    judged = [m for m in cells if m.clean_auroc is not None and m.cell.scaling not in ALONE]
+    judged = [m for m in cells if m.clean_auroc is not None and m.point.scaling not in ALONE]
+    found = []
+    for model, mode in dict.fromkeys((m.point.model, m.point.mode) for m in judged):
+        group = [m for m in judged if m.point.model == model and m.point.mode in (mode, "standard")]
+        if mode == "standard" or all(m.point.mode == mode for m in group):
+            continue
+        trusted = [m for m in group if not m.clean_flagged]
+        lost = _lost(trusted, mode)
+        if lost or len(trusted) < len(group):
+            sizes = sorted({size for series in lost for size in series})
+            found.append(
+                Price(
+                    model=model,
+                    mode=mode,
+                    by_images={n: [s[n] for s in lost if n in s] for n in sizes},
+                    trend=trend(lost),
+                    networks=len(group),
+                    left_out=len(group) - len(trusted),
+                    flagged=sum(m.flagged for m in trusted),
+                )
+            )
+    return found
+
+
+def _lost(cells: Sequence[ScaleCell], mode: str) -> list[dict[float, float]]:
+    """Return by images what ``mode`` loses against standard training, for each repeat."""
     auroc = {
         key: statistics.fmean(m.clean_auroc or 0.0 for m in group)
         for key, group in _grouped(
-            judged,
-            lambda m: (m.cell.model, m.cell.mode, m.cell.data_share, m.cell.repeat),
+            cells, lambda m: (m.point.mode, m.point.data_share, m.point.repeat)
         ).items()
     }
-    images = {m.cell.data_share: round(_mean_images(judged, m.cell.data_share)) for m in judged}
-    found = []
-    for model, mode in dict.fromkeys(key[:2] for key in auroc):
-        if mode == "standard":
-            continue
-        lost: dict[int, dict[float, float]] = {}
-        for (m, o, share, repeat), value in auroc.items():
-            plain = auroc.get((model, "standard", share, repeat))
-            if (m, o) == (model, mode) and plain is not None:
-                lost.setdefault(repeat, {})[images[share]] = plain - value
-        if lost:
-            sizes = sorted({size for series in lost.values() for size in series})
-            by_images = {n: [s[n] for s in lost.values() if n in s] for n in sizes}
-            found.append(
-                Price(model=model, mode=mode, by_images=by_images, trend=trend(list(lost.values())))
-            )
-    return found
+    lost: dict[int, dict[float, float]] = {}
+    for (trained, share, repeat), value in auroc.items():
+        plain = auroc.get(("standard", share, repeat))
+        if trained == mode and plain is not None:
+            images = round(_mean_images(cells, share))
+            lost.setdefault(repeat, {})[images] = plain - value
+    return list(lost.values())
 
 
 def median(values: Sequence[float]) -> float | None:
@@ -295,18 +343,18 @@ def median(values: Sequence[float]) -> float | None:
     return statistics.median(values) if values else None
 
 
-def _mean_images(cells: Sequence[Measured], share: float) -> float:
-    return statistics.fmean(m.train_images for m in cells if m.cell.data_share == share)
+def _mean_images(cells: Sequence[ScaleCell], share: float) -> float:
+    return statistics.fmean(m.train_images for m in cells if m.point.data_share == share)
 
 
-def _batch(measured: Measured) -> int:
+def _batch(measured: ScaleCell) -> int:
     return measured.global_batch
 
 
-def _grouped(cells: Iterable[Measured], key: Callable[[Measured], K]) -> dict[K, list[Measured]]:
-    groups: dict[K, list[Measured]] = {}
-    for measured in cells:
-        groups.setdefault(key(measured), []).append(measured)
+def _grouped(cells: Iterable[ScaleCell], key: Callable[[ScaleCell], K]) -> dict[K, list[ScaleCell]]:
+    groups: dict[K, list[ScaleCell]] = {}
+    for cell in cells:
+        groups.setdefault(key(cell), []).append(cell)
     return groups
 
 

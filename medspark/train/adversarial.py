@@ -20,130 +20,20 @@ Mei et al. 2022). With frozen batch norm, or with batch statistics in all passes
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
-
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 from medspark.attacks.fgsm import one_step
-from medspark.attacks.losses import Loss, cross_entropy
-from medspark.attacks.pgd import pgd
+from medspark.attacks.losses import cross_entropy
 from medspark.attacks.threat import ThreatModel
-from medspark.data.batch import Integers
-from medspark.models.kernels.casts import same_weights
-from medspark.train.config import AdversarialConfig, ModeName
+from medspark.models.kernels.casts import cast_weights_once
+from medspark.train.config import ModeName
 from medspark.train.dual_norm import for_attacked, idle_sum
-from medspark.train.noise import keyed_noise
-from medspark.train.objective import Objective, divergence
+from medspark.train.learner import Learner, Sample, StepRule, StepStats, learn, pgd_images
+from medspark.train.objective import divergence
 
-__all__ = [
-    "MODES",
-    "Learner",
-    "Sample",
-    "StepStats",
-    "pgd_images",
-    "take_step",
-]
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """What one step learns from.
-
-    ``weight`` multiplies the mean loss of these images; ``threat`` carries the eps of this step;
-    ``key`` names the step's noise; ``start`` is where the last replay of the batch left off.
-    """
-
-    images: Tensor
-    labels: Tensor
-    rows: Integers
-    weight: float
-    threat: ThreatModel
-    key: int
-    start: Tensor | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class StepStats:
-    """What a step saw, left on the device so that reading it can wait; logits are (B, K).
-
-    ``loss`` is weighted. ``attacked`` are the images learnt from, None in plain training.
-    """
-
-    loss: Tensor
-    clean: Tensor | None
-    adversarial: Tensor | None
-    attacked: Tensor | None = None
-
-
-@dataclass
-class Learner:
-    """The network in training, with or without DDP around it, and how its loss is taken."""
-
-    model: nn.Module
-    objective: Objective
-    config: AdversarialConfig = field(default_factory=AdversarialConfig)
-    autocast: torch.dtype | None = None
-    # Takes the place of the configured mode, for those who learn from a teacher.
-    lesson: Callable[[Learner, Sample], StepStats] | None = None
-
-    @property
-    def bare(self) -> nn.Module:
-        """The network without DDP: a pass through it is no collective."""
-        if isinstance(self.model, DistributedDataParallel):
-            wrapped: nn.Module = self.model.module
-            return wrapped
-        return self.model
-
-    def quiet(self) -> AbstractContextManager[None]:
-        """Accumulate gradients without all-reduce; holds for forward and backward together."""
-        if isinstance(self.model, DistributedDataParallel):
-            return self.model.no_sync()
-        return nullcontext()
-
-    def loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the mean loss and the logits, in float32 whatever the passes compute in."""
-        logits = self.logits(self.model, images)
-        return self.objective(logits, labels), logits.detach()
-
-    def logits(self, model: nn.Module, images: Tensor) -> Tensor:
-        """Return the logits (B, K) of ``model`` at the training precision."""
-        with _precision(images.device.type, self.autocast):
-            logits: Tensor = model(images)
-        return logits.float() if logits.dtype == torch.bfloat16 else logits
-
-    def gradient(self, images: Tensor, labels: Tensor, *, graph: bool = False) -> Tensor:
-        """Return the loss's gradient at ``images``; the parameters get none."""
-        x = images.detach().requires_grad_(True)
-        with nullcontext() if graph else self.fixed():
-            loss = self.objective(self.logits(self.bare, x), labels)
-            (gradient,) = torch.autograd.grad(loss, x, create_graph=graph)
-        return gradient
-
-    @contextmanager
-    def fixed(self) -> Iterator[None]:
-        """Have passes compute no gradient of a parameter, as attacks need none."""
-        learning = [p for p in self.model.parameters() if p.requires_grad]
-        for parameter in learning:
-            parameter.requires_grad_(False)
-        try:
-            yield
-        finally:
-            for parameter in learning:
-                parameter.requires_grad_(True)
-
-    def noisy(self, sample: Sample, reach: float) -> Tensor:
-        """Return the images with uniform noise of at most ``reach`` on each pixel."""
-        noise = keyed_noise(sample.images, sample.rows, key=sample.key)
-        return noise.mul_(reach).add_(sample.images)
-
-    def step_length(self, default: float, threat: ThreatModel) -> float:
-        """Return the length of the attack's step, in pixel units."""
-        return (self.config.step_length or default) * threat.eps
+__all__ = ["MODES", "take_step"]
 
 
 def standard(learner: Learner, sample: Sample) -> StepStats:
@@ -181,7 +71,7 @@ def nfgsm(learner: Learner, sample: Sample) -> StepStats:
 
 def rs_fgsm(learner: Learner, sample: Sample) -> StepStats:
     """Learn from FGSM images alone, from a random start in the eps ball and projected on it."""
-    start = _random_start(sample)
+    start = sample.random_start()
     gradient = learner.gradient(start, sample.labels)
     length = learner.step_length(1.25, sample.threat)
     attacked = one_step(sample.images, gradient, threat=sample.threat, step=length, start=start)
@@ -190,7 +80,7 @@ def rs_fgsm(learner: Learner, sample: Sample) -> StepStats:
 
 def free(learner: Learner, sample: Sample) -> StepStats:
     """Learn from one replay of a batch; its ``attacked`` is where the next replay starts."""
-    start = _random_start(sample) if sample.start is None else sample.start
+    start = sample.random_start() if sample.start is None else sample.start
     x = start.detach().requires_grad_(True)
     loss, logits = _learn(learner, sample, x, 1.0)
     assert x.grad is not None
@@ -218,12 +108,10 @@ def trades(learner: Learner, sample: Sample) -> StepStats:
         adversarial = learner.logits(learner.model, attacked)
     apart = divergence(clean, adversarial, sample.labels).mean()
     loss = learner.objective(clean, sample.labels) + learner.config.beta * apart
-    loss = loss * sample.weight
-    loss.backward()  # type: ignore[no-untyped-call]
-    return StepStats(loss.detach(), clean.detach(), adversarial.detach(), attacked)
+    return learn(loss, sample, clean=clean, adversarial=adversarial, attacked=attacked)
 
 
-MODES: dict[ModeName, Callable[[Learner, Sample], StepStats]] = {
+MODES: dict[ModeName, StepRule] = {
     "standard": standard,
     "naive": naive,
     "fused": fused,
@@ -238,26 +126,12 @@ MODES: dict[ModeName, Callable[[Learner, Sample], StepStats]] = {
 
 def take_step(learner: Learner, sample: Sample) -> StepStats:
     """Leave in ``.grad`` what the configured mode and its penalty learn from ``sample``."""
-    with same_weights(sample.images.device.type):
+    with cast_weights_once(sample.images.device.type):
         if learner.config.gradalign > 0:
             with learner.quiet():
                 _align(learner, sample)
-        step = learner.lesson or MODES[learner.config.mode]
-        return step(learner, sample)
-
-
-def pgd_images(learner: Learner, sample: Sample, loss: Loss) -> Tensor:
-    """Return images that PGD finds from a random start for the network as it is."""
-    with learner.fixed():
-        return pgd(
-            learner.bare,
-            sample.images,
-            sample.labels,
-            threat=sample.threat,
-            steps=learner.config.inner_steps,
-            start=_random_start(sample),
-            loss=loss,
-        )
+        rule = learner.step_rule or MODES[learner.config.mode]
+        return rule(learner, sample)
 
 
 def _fused_from(learner: Learner, sample: Sample, start: Tensor) -> StepStats:
@@ -302,25 +176,11 @@ def _ascend(start: Tensor, gradient: Tensor, threat: ThreatModel, length: float)
     return (start + length * threat.ascend(gradient)).clamp_(0, 1)
 
 
-def _random_start(sample: Sample) -> Tensor:
-    """Return a keyed random start within the threat model of each image."""
-    noise = keyed_noise(sample.images, sample.rows, key=sample.key)
-    return sample.threat.random_start(sample.images, noise.add_(1).mul_(0.5))
-
-
 def _align(learner: Learner, sample: Sample) -> None:
     """Add the gradient of 1 - cos of the input gradients at x and near x (GradAlign, 2020)."""
-    near = _random_start(sample)
+    near = sample.random_start()
     here = learner.gradient(sample.images, sample.labels, graph=True).flatten(1)
     there = learner.gradient(near, sample.labels, graph=True).flatten(1)
     penalty = (1 - F.cosine_similarity(here, there, dim=1)).mean()
     scaled = learner.config.gradalign * sample.weight * penalty
     scaled.backward()  # type: ignore[no-untyped-call]
-
-
-@contextmanager
-def _precision(device: str, dtype: torch.dtype | None) -> Iterator[None]:
-    # Older versions of torch keep casts made without gradient for passes that need one.
-    keep = torch.is_grad_enabled()
-    with torch.autocast(device, dtype=dtype, enabled=dtype is not None, cache_enabled=keep):
-        yield

@@ -16,7 +16,7 @@ from medspark.models.config import ModelConfig
 
 __all__ = [
     "AdversarialConfig", "CheckpointConfig", "DistillConfig", "FitConfig", "ModeName",
-    "MonitorConfig", "TrainConfig", "check_ranks", "check_virtual_shards",
+    "MonitorConfig", "TrainConfig", "TrainingSettings", "check_ranks", "check_virtual_shards",
 ]  # fmt: skip
 
 ModeName = Literal[
@@ -207,28 +207,36 @@ class CheckpointConfig(Config):
     keep: int = Field(2, ge=1, description="newest checkpoints that are kept")
 
 
-class FitConfig(TrainingConfig):
-    """Fine-tune one classifier on one dataset of shards."""
+class TrainingSettings(TrainingConfig):
+    """The settings that everything which trains one network has."""
 
-    decides_weights: ClassVar = frozenset({"data", "model", "attack", "train", "distill", "seed"})
+    decides_weights: ClassVar = frozenset({"data", "model", "attack", "train", "seed"})
     decides_report: ClassVar = frozenset({"evaluate"})
-    decides_nothing: ClassVar = frozenset({"shards", "run_dir", "checkpoint", "resume", "attempt"})
+    decides_nothing: ClassVar = frozenset({"checkpoint"})
 
-    shards: Path = Field(description="folder that jobs/shard.py wrote")
-    run_dir: Path = Field(
-        Path("build/runs/train"),
-        description="folder for checkpoints and the model; all ranks see it",
-    )
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     attack: ThreatModel = ThreatModel()
     train: TrainConfig = TrainConfig()
     evaluate: AttackSettings = AttackSettings()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    seed: int = Field(0, ge=0, description="of the weights, the order of images and all noise")
+
+
+class FitConfig(TrainingSettings):
+    """Fine-tune one classifier on one dataset of shards."""
+
+    decides_weights: ClassVar = frozenset({"distill"})
+    decides_nothing: ClassVar = frozenset({"shards", "run_dir", "resume", "attempt"})
+
+    shards: Path = Field(description="folder that jobs/shard.py wrote")
+    run_dir: Path = Field(
+        Path("build/runs/train"),
+        description="folder for checkpoints and the model; all ranks see it",
+    )
     distill: DistillConfig | None = Field(
         None, description="a teacher to learn from, instead of train.mode"
     )
-    seed: int = Field(0, ge=0, description="of the weights, the order of images and all noise")
     resume: Literal["auto", "never"] = Field(
         "auto", description="auto goes on from the newest checkpoint in run_dir, if there is one"
     )

@@ -11,67 +11,65 @@ ard and rslad carry over what robustness the teacher has: it has to be adversari
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
 from medspark.attacks.losses import cross_entropy
-from medspark.train.adversarial import Learner, Sample, StepStats, pgd_images
 from medspark.train.config import DistillConfig
+from medspark.train.learner import Learner, Sample, StepRule, StepStats, learn, pgd_images
 from medspark.train.objective import divergence, log_answers
 
-__all__ = ["lesson"]
+__all__ = ["distillation_rule"]
 
 _TEMPERATURE: dict[str, float] = {"kd": 4.0, "defensive": 50.0, "ard": 30.0, "rslad": 1.0}
 _ALPHA: dict[str, float] = {"kd": 0.7, "defensive": 1.0, "ard": 1.0, "rslad": 5 / 6}
 
 
-def lesson(config: DistillConfig, teacher: nn.Module) -> Callable[[Learner, Sample], StepStats]:
-    """Return the training step of ``config``; ``teacher`` is in eval mode and is not trained."""
+def distillation_rule(config: DistillConfig, teacher: nn.Module) -> StepRule:
+    """Return the step rule of ``config``; ``teacher`` is in eval mode and is not trained."""
     temperature = config.temperature or _TEMPERATURE[config.method]
     alpha = _ALPHA[config.method] if config.alpha is None else config.alpha
 
     @torch.no_grad()
-    def answers(images: Tensor) -> Tensor:
+    def teacher_logits(images: Tensor) -> Tensor:
         logits: Tensor = teacher(images)
         return logits
 
-    def softened(said: Tensor, heard: Tensor, labels: Tensor) -> Tensor:
-        return divergence(said / temperature, heard / temperature, labels).mean()
+    def softened(teacher: Tensor, student: Tensor, labels: Tensor) -> Tensor:
+        return divergence(teacher / temperature, student / temperature, labels).mean()
 
     def kd(learner: Learner, sample: Sample) -> StepStats:
-        soft = answers(sample.images)
+        soft = teacher_logits(sample.images)
         logits = learner.logits(learner.model, sample.images)
-        apart = softened(soft, logits, sample.labels) * temperature**2
-        loss = (1 - alpha) * learner.objective(logits, sample.labels) + alpha * apart
-        return _learn(loss, sample, clean=logits)
+        distance = softened(soft, logits, sample.labels) * temperature**2
+        loss = (1 - alpha) * learner.objective(logits, sample.labels) + alpha * distance
+        return learn(loss, sample, clean=logits)
 
     def defensive(learner: Learner, sample: Sample) -> StepStats:
-        soft = answers(sample.images)
+        soft = teacher_logits(sample.images)
         logits = learner.logits(learner.model, sample.images)
-        said, heard = (log_answers(z / temperature, sample.labels) for z in (soft, logits))
-        return _learn(-(said.exp() * heard).sum(2).mean(), sample, clean=logits)
+        theirs, own = (log_answers(z / temperature, sample.labels) for z in (soft, logits))
+        return learn(-(theirs.exp() * own).sum(2).mean(), sample, clean=logits)
 
     def ard(learner: Learner, sample: Sample) -> StepStats:
-        soft = answers(sample.images)
+        soft = teacher_logits(sample.images)
         attacked = _attack(learner, sample, None)
         adversarial = learner.logits(learner.model, attacked)
-        apart = softened(soft, adversarial, sample.labels) * temperature**2
+        distance = softened(soft, adversarial, sample.labels) * temperature**2
         if alpha == 1:
-            return _learn(apart, sample, adversarial=adversarial, attacked=attacked)
+            return learn(distance, sample, adversarial=adversarial, attacked=attacked)
         clean = learner.logits(learner.model, sample.images)
-        loss = alpha * apart + (1 - alpha) * learner.objective(clean, sample.labels)
-        return _learn(loss, sample, clean=clean, adversarial=adversarial, attacked=attacked)
+        loss = alpha * distance + (1 - alpha) * learner.objective(clean, sample.labels)
+        return learn(loss, sample, clean=clean, adversarial=adversarial, attacked=attacked)
 
     def rslad(learner: Learner, sample: Sample) -> StepStats:
-        soft = answers(sample.images)
+        soft = teacher_logits(sample.images)
         attacked = _attack(learner, sample, soft)
         adversarial = learner.logits(learner.model, attacked)
         clean = learner.logits(learner.model, sample.images)
         loss = alpha * softened(soft, adversarial, sample.labels)
         loss = loss + (1 - alpha) * softened(soft, clean, sample.labels)
-        return _learn(loss, sample, clean=clean, adversarial=adversarial, attacked=attacked)
+        return learn(loss, sample, clean=clean, adversarial=adversarial, attacked=attacked)
 
     return {"kd": kd, "defensive": defensive, "ard": ard, "rslad": rslad}[config.method]
 
@@ -84,21 +82,3 @@ def _attack(learner: Learner, sample: Sample, soft: Tensor | None) -> Tensor:
         return divergence(soft, logits, labels)
 
     return pgd_images(learner, sample, cross_entropy if soft is None else away_from_teacher)
-
-
-def _learn(
-    loss: Tensor,
-    sample: Sample,
-    *,
-    clean: Tensor | None = None,
-    adversarial: Tensor | None = None,
-    attacked: Tensor | None = None,
-) -> StepStats:
-    scaled = loss * sample.weight
-    scaled.backward()  # type: ignore[no-untyped-call]
-    return StepStats(
-        scaled.detach(),
-        None if clean is None else clean.detach(),
-        None if adversarial is None else adversarial.detach(),
-        attacked,
-    )

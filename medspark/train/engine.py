@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,13 +18,15 @@ from medspark.attacks.threat import ThreatModel
 from medspark.data.batch import Batch, to_unit
 from medspark.errors import RunError
 from medspark.models.classifier import Classifier, batch_norms, freeze_batch_norm
-from medspark.models.kernels.fold import Folded, fold
+from medspark.models.kernels.fold import fold
 from medspark.models.kernels.lower import lower
+from medspark.models.kernels.trained_form import TrainedForm
 from medspark.seeding import derive
-from medspark.train.adversarial import Learner, Sample, StepStats, take_step
+from medspark.train.adversarial import take_step
 from medspark.train.config import TrainConfig
-from medspark.train.dual_norm import Dual, dual
+from medspark.train.dual_norm import dual
 from medspark.train.gradients import Gradients, Overlapped, VirtualShards
+from medspark.train.learner import Learner, Sample, StepRule, StepStats
 from medspark.train.objective import Objective
 from medspark.train.optimise import Average, adamw, clip_gradients, set_rate
 from medspark.train.schedule import one_cycle, ramp
@@ -68,14 +70,14 @@ class Engine:
         seed: int,
         world: World,
         settle: bool = False,
-        lesson: Callable[[Learner, Sample], StepStats] | None = None,
+        step_rule: StepRule | None = None,
     ) -> None:
         model = model.to(world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         example = torch.rand(2, *image_shape, device=world.device)
-        self._folded: Folded | Dual = (
+        self._form: TrainedForm = (
             dual(model, deployed=config.deploy_norm) if config.dual_bn else fold(model, example)
         )
-        self.model = self._folded.trained
+        self.model = self._form.trained
         exact = config.elastic == "exact"
         pieces = config.virtual_shards if exact else world.size * config.accumulate
         if world.device.type == "cpu":
@@ -106,7 +108,7 @@ class Engine:
             objective=objective,
             config=config,
             autocast=torch.bfloat16 if self.precision == "bf16" else None,
-            lesson=lesson,
+            step_rule=step_rule,
         )
 
     @property
@@ -176,11 +178,11 @@ class Engine:
     def deployable(self) -> Iterator[Classifier]:
         """Lend the network as it is kept: unfolded, with averaged weights where there are some."""
         if self.average is None:
-            yield self._folded.unfold()
+            yield self._form.unfold()
             return
         self.average.swap(self.model)
         try:
-            yield self._folded.unfold()
+            yield self._form.unfold()
         finally:
             self.average.swap(self.model)
 
@@ -212,7 +214,7 @@ class Engine:
     def tensors(self) -> dict[str, Tensor]:
         """Return everything that a resumed run needs, by name."""
         kept = {f"model/{name}": value for name, value in self.model.state_dict().items()}
-        kept |= {f"norms/{name}": value for name, value in self._folded.norms().items()}
+        kept |= {f"norms/{name}": value for name, value in self._form.norms().items()}
         kept |= optimiser_tensors(self.optimiser, self.model)
         if self.average is not None:
             kept |= {f"average/{name}": value for name, value in self.average.values.items()}
@@ -220,7 +222,7 @@ class Engine:
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Go on from what ``tensors`` returned."""
-        self._folded.kept.load_state_dict(_below("norms/", tensors), strict=False)
+        self._form.kept.load_state_dict(_below("norms/", tensors), strict=False)
         self.model.load_state_dict(_below("model/", tensors))
         restore_optimiser(self.optimiser, self.model, tensors)
         if self.average is not None:

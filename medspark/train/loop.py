@@ -1,49 +1,33 @@
-"""From shards to a trained network: the loop over epochs, on one rank or on many."""
+"""A training from its first or its resumed step to its result document."""
 
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
 import torch
 
 from medspark.data.prefetch import Prefetcher
-from medspark.data.source import Source, open_source
-from medspark.errors import UsageError
-from medspark.evaluate.calibrate import best_temperature
-from medspark.evaluate.robust import RobustReport, evaluate
-from medspark.models.checkpoint import (
-    calibrate,
-    describe,
-    load_classifier,
-    save_classifier,
-)
+from medspark.data.source import open_source
+from medspark.evaluate.robust import RobustReport
+from medspark.models.checkpoint import describe, save_classifier
 from medspark.train.config import FitConfig, check_ranks
 from medspark.train.engine import Engine
+from medspark.train.final_test import calibrate_and_test
 from medspark.train.meter import Meter, Recorder
-from medspark.train.monitor import Monitor, look
-from medspark.train.prepare import (
-    make_lesson,
-    make_network,
-    make_objective,
-    validation_split,
-    watched_images,
-)
-from medspark.train.state import Checkpoints
+from medspark.train.monitor import Monitor, attack_watched
+from medspark.train.prepare import make_network, make_objective, make_step_rule, watched_images
+from medspark.train.resume import Progress, Resumption
+from medspark.train.run_setup import RunSetup, set_up
 from medspark.train.timeline import Timeline, peak_memory_mb
-from medspark.train.validate import Validation, gatherer, slices, validate
+from medspark.train.validate import Validation, validate
 from medspark.train.world import World
 
 __all__ = ["fit"]
 
 _LOGGER = logging.getLogger(__name__)
-
-# Answered once, clean, and as many as there are: a temperature fitted to a few is worth little.
-_CALIBRATION_IMAGES = 1024
 
 
 def fit(config: FitConfig, world: World, journal: Recorder) -> dict[str, Any]:
@@ -57,169 +41,150 @@ def fit(config: FitConfig, world: World, journal: Recorder) -> dict[str, Any]:
     check_ranks(config.train, world.size)
     source = open_source(config.shards, config.data, seed=config.seed)
     timeline.note("opened")
-    run = _Run(config, world, journal, source, timeline)
+    setup = set_up(config, world, journal, source, timeline)
+    training = _Training(setup)
     timeline.note("built")
-    run.train()
+    training.run()
     timeline.note("trained")
-    report = run.test()
+    report = calibrate_and_test(setup)
     timeline.note("tested")
-    return run.result(report)
+    return _result(setup, training, report)
 
 
-class _Run:
-    """One training from its first or its resumed step to its last."""
+def _build_engine(setup: RunSetup, *, steps: int) -> Engine:
+    config, manifest = setup.config, setup.source.manifest
+    return Engine(
+        make_network(config, setup.source, setup.world),
+        config=config.train,
+        threat=config.attack,
+        objective=make_objective(config, setup.source, setup.world),
+        image_shape=(manifest.channels, manifest.height, manifest.width),
+        total_steps=steps,
+        seed=config.seed,
+        world=setup.world,
+        settle=config.train.batch_norm == "settle",
+        step_rule=make_step_rule(config, setup.source, setup.world),
+    )
 
-    def __init__(
-        self,
-        config: FitConfig,
-        world: World,
-        journal: Recorder,
-        source: Source,
-        timeline: Timeline,
-    ) -> None:
-        self._config = config
-        self._timeline = timeline
-        self._world = world
-        self._journal = journal
-        self._source = source
-        self._reader = source.training(
+
+class _Training:
+    """All epochs of one run: steps, validation, monitor and checkpoints."""
+
+    def __init__(self, setup: RunSetup) -> None:
+        config, world = setup.config, setup.world
+        self._setup = setup
+        self._reader = setup.source.training(
             global_batch=config.train.batch_size,
             seed=config.seed,
             rank=world.rank,
             world=world.size,
         )
-        self._total = config.train.epochs * self._reader.steps
-        self._model = make_network(config, source, world)
-        self._engine = Engine(
-            self._model,
-            config=config.train,
-            threat=config.attack,
-            objective=make_objective(config, source, world),
-            image_shape=(
-                source.manifest.channels,
-                source.manifest.height,
-                source.manifest.width,
-            ),
-            total_steps=self._total,
-            seed=config.seed,
-            world=world,
-            settle=config.train.batch_norm == "settle",
-            lesson=make_lesson(config, source, world),
-        )
-        self._attacks = config.attacks
-        self._checkpoints = Checkpoints(
-            config.run_dir / "checkpoints", attempt=config.attempt, keep=config.checkpoint.keep
-        )
-        self._validation_split = validation_split(source)
-        self._test_split = source.split("test")
-        self._watched = watched_images(source, config, world)
-        self._step = 0
-        self._best: dict[str, Any] | None = None
-        self._validations: list[dict[str, Any]] = []
-        self._meter = Meter(world, journal)
-        self._saved_at = time.monotonic()
+        self.engine = _build_engine(setup, steps=config.train.epochs * self._reader.steps)
+        self.progress = Progress()
+        self.meter = Meter(world, setup.journal)
         self._monitor = Monitor(config.train.monitor)
-        self._alarms: list[dict[str, Any]] = []
+        self._watched = watched_images(setup.source, config, world)
+        self._resumption = Resumption(setup, self.engine, self.progress, self._monitor)
 
-    def train(self) -> None:
+    def run(self) -> None:
         """Train all epochs, or those that are left."""
-        self._resume()
-        for epoch in range(self._step // self._reader.steps, self._config.train.epochs):
-            if self._stopped():
+        self._resumption.resume()
+        epochs = self._setup.config.train.epochs
+        for epoch in range(self.progress.step // self._reader.steps, epochs):
+            if self.progress.stopped:
                 break
-            start = self._step - epoch * self._reader.steps
-            batches = self._reader.batches(epoch, start=start)
-            self._meter.begin()
-            with Prefetcher(batches, depth=self._config.data.prefetch) as ready:
-                for batch in ready:
-                    self._meter.add(self._engine.step(batch, self._step))
-                    self._timeline.note("stepped")
-                    self._step += 1
-                    if self._reports():
-                        self._report(epoch, ready.waited)
-                self._finish_epoch(epoch, ready.waited)
+            waited = self._take_steps(epoch)
+            self._finish_epoch(epoch, waited)
+
+    def _take_steps(self, epoch: int) -> float:
+        """Take the steps that are left of ``epoch``; return the seconds waited for images."""
+        start = self.progress.step - epoch * self._reader.steps
+        batches = self._reader.batches(epoch, start=start)
+        self.meter.begin()
+        with Prefetcher(batches, depth=self._setup.config.data.prefetch) as ready:
+            for batch in ready:
+                self.meter.add(self.engine.step(batch, self.progress.step))
+                self._setup.timeline.note("stepped")
+                self.progress.step += 1
+                if self._reports():
+                    self._report(epoch, ready.waited)
+            return ready.waited
+
+    def _reports(self) -> bool:
+        log_every = self._setup.config.train.log_every
+        return self.progress.step % log_every == 0 or self._resumption.asked
+
+    def _report(self, epoch: int, waited: float) -> None:
+        self.meter.publish(self.progress.step, epoch, waited=waited)
+        # Moving batch-norm statistics are averaged at fixed steps, whether or not a checkpoint is
+        # due, so that a resumed run takes the same average as the unbroken one.
+        self.engine.average_buffers()
+        # After its last step an epoch is saved when it has been validated: a run that went on
+        # from a checkpoint in between would never validate it.
+        ended = self.progress.step % self._reader.steps == 0
+        if self._resumption.due and not ended:
+            self._resumption.save(seconds=self.meter.seconds)
 
     def _finish_epoch(self, epoch: int, waited: float) -> None:
-        self._meter.publish(self._step, epoch, waited=waited)
-        self._engine.average_buffers()
+        config, progress = self._setup.config, self.progress
+        self.meter.publish(progress.step, epoch, waited=waited)
+        self.engine.average_buffers()
         found = self._validate()
-        score = found.score(robust=self._attacks)
+        score = found.score(robust=config.attacks)
         figures = {
             "epoch": epoch + 1,
             "score": score,
             "clean": found.clean.model_dump(),
             "pgd": found.attacked.model_dump(),
         }
-        self._validations.append(figures)
-        self._journal.record(self._step, _flat("val", figures))
-        if self._world.is_main:
-            _LOGGER.info("epoch %d of %d: %s", epoch + 1, self._config.train.epochs, found)
-        if self._best is None or score > self._best["score"]:
-            self._best = figures
+        progress.validations.append(figures)
+        self._setup.journal.record(progress.step, _flat("val", figures))
+        if self._setup.world.is_main:
+            _LOGGER.info("epoch %d of %d: %s", epoch + 1, config.train.epochs, found)
+        if progress.best is None or score > progress.best["score"]:
+            progress.best = figures
             self._keep_model()
         self._watch(epoch)
-        self._save()
+        self._resumption.save(seconds=self.meter.seconds)
 
     def _watch(self, epoch: int) -> None:
         """Look for overfitting to FGSM and label leaking, and act on it."""
-        config = self._config.train.monitor
-        if config.action == "off" or not self._attacks:
+        config = self._setup.config.train.monitor
+        if config.action == "off" or not self._setup.config.attacks:
             return
         images, labels = self._watched
-        with self._engine.deployable() as model:
-            threat = self._config.attack
-            sight = look(model, images, labels, threat=threat, steps=config.steps)
-        self._journal.record(self._step, _flat("monitor", asdict(sight)))
-        clean, attacked = self._meter.take_accuracies()
-        alarm = self._monitor.judge(sight, clean=clean, attacked=attacked)
+        with self.engine.deployable() as model:
+            threat = self._setup.config.attack
+            found = attack_watched(model, images, labels, threat=threat, steps=config.steps)
+        self._setup.journal.record(self.progress.step, _flat("monitor", asdict(found)))
+        clean, attacked = self.meter.take_accuracies()
+        alarm = self._monitor.judge(found, clean=clean, attacked=attacked)
         if alarm is None:
             return
-        self._alarms.append(asdict(alarm) | {"epoch": epoch + 1, "action": config.action})
+        noted = asdict(alarm) | {"epoch": epoch + 1, "action": config.action}
+        self.progress.alarms.append(noted)
         _LOGGER.warning("%s after epoch %d: %s", alarm.cause, epoch + 1, alarm.sentence)
         if config.action == "noise":
-            self._engine.noise = max(2 * self._engine.noise, 1.0)
-
-    def _stopped(self) -> bool:
-        return any(alarm["action"] == "restore" for alarm in self._alarms)
-
-    def _reports(self) -> bool:
-        config = self._config
-        return self._step % config.train.log_every == 0 or self._asked_to_save()
-
-    def _asked_to_save(self) -> bool:
-        every = self._config.checkpoint.every_steps
-        return every > 0 and self._step % every == 0
-
-    def _report(self, epoch: int, waited: float) -> None:
-        self._meter.publish(self._step, epoch, waited=waited)
-        # Moving batch-norm statistics are averaged at fixed steps, whether or not a checkpoint is
-        # due, so that a resumed run takes the same average as the unbroken one.
-        self._engine.average_buffers()
-        minutes = self._config.checkpoint.every_minutes
-        late = 0 < 60 * minutes <= time.monotonic() - self._saved_at
-        # After its last step an epoch is saved when it has been validated: a run that went on
-        # from a checkpoint in between would never validate it.
-        ended = self._step % self._reader.steps == 0
-        if (self._asked_to_save() or late) and not ended:
-            self._save()
+            self.engine.noise = max(2 * self.engine.noise, 1.0)
 
     def _validate(self) -> Validation:
-        with self._engine.deployable() as model:
+        config = self._setup.config
+        with self.engine.deployable() as model:
             return validate(
                 model,
-                self._validation_split,
-                threat=self._config.attack,
-                images=self._config.train.validation_images,
-                steps=self._config.train.validation_steps,
-                seed=self._config.seed,
-                world=self._world,
+                self._setup.validation,
+                threat=config.attack,
+                images=config.train.validation_images,
+                steps=config.train.validation_steps,
+                seed=config.seed,
+                world=self._setup.world,
             )
 
     def _keep_model(self) -> None:
-        if not self._world.is_main:
+        if not self._setup.world.is_main:
             return
-        manifest = self._source.manifest
-        with self._engine.deployable() as model:
+        manifest = self._setup.source.manifest
+        with self.engine.deployable() as model:
             card = describe(
                 model,
                 classes=manifest.classes,
@@ -227,124 +192,40 @@ class _Run:
                 height=manifest.height,
                 width=manifest.width,
                 bits=manifest.bits,
-                dropout=self._config.model.dropout,
+                dropout=self._setup.config.model.dropout,
                 rendering=manifest.source.get("rendering"),
             )
-            save_classifier(self._config.run_dir / "model", model, card)
+            save_classifier(self._setup.model_folder, model, card)
 
-    def _save(self) -> None:
-        self._saved_at = time.monotonic()
-        if not self._world.is_main:
-            return
-        record = {
-            "fingerprint": self._fingerprint(),
-            "best": self._best,
-            "validations": self._validations,
-            "alarms": self._alarms,
-            "noise": self._engine.noise,
-            "watched_best": self._monitor.best,
-            "seconds": self._meter.seconds,
-        }
-        self._checkpoints.save(self._step, self._engine.tensors(), record)
 
-    def _resume(self) -> None:
-        if self._world.is_main:
-            self._checkpoints.claim()
-            if self._config.resume == "never":
-                self._checkpoints.clear()
-        self._world.barrier()
-        saved = self._checkpoints.latest()
-        steps = self._world.gather(saved.record["step"] if saved else 0)
-        if len(set(steps)) > 1:
-            raise UsageError(
-                f"The ranks find different checkpoints in {self._config.run_dir} (steps {steps}): "
-                "run_dir has to be a folder that all of them share."
-            )
-        if saved is None:
-            return
-        self._check_fingerprint(saved.record["fingerprint"])
-        self._engine.restore(saved.tensors)
-        self._step = saved.record["step"]
-        self._best, self._validations = saved.record["best"], saved.record["validations"]
-        self._alarms, self._engine.noise = saved.record["alarms"], saved.record["noise"]
-        self._monitor.best = saved.record["watched_best"]
-        _LOGGER.info("going on from the checkpoint after step %d", self._step)
-
-    def _fingerprint(self) -> dict[str, Any]:
-        return {
-            "dataset": self._source.manifest.digest,
-            "config": self._config.digest(),
-            "precision": self._engine.precision,
-            "torch": torch.__version__,
-            "threads": torch.get_num_threads(),
-            "world": self._world.size,
-        }
-
-    def _check_fingerprint(self, theirs: dict[str, Any]) -> None:
-        mine = self._fingerprint()
-        differing = [key for key in mine if mine[key] != theirs.get(key)]
-        if "dataset" in differing or "config" in differing:
-            raise UsageError(
-                f"{self._config.run_dir} holds a run of other data or another configuration; give "
-                "another run_dir, or --overwrite to begin again there."
-            )
-        if differing:
-            _LOGGER.warning(
-                "going on with another %s: the same images in the same steps, but weights may "
-                "differ in the last bits from those of an unbroken run",
-                ", ".join(differing),
-            )
-
-    def test(self) -> RobustReport:
-        """Calibrate the chosen network, then attack it with the test images."""
-        if self._world.is_main:
-            self._calibrate()
-        self._world.barrier()
-        model = load_classifier(self._config.run_dir / "model").to(self._world.device)
-        config = self._config.evaluate
-        rows = config.rows(len(self._test_split))
-        batches = slices(self._test_split, rows, batch_size=config.batch_size, world=self._world)
-        gather, doubted = gatherer(self._world), config.doubted(rows)
-        return evaluate(model, batches, config, gather=gather, doubted=doubted)
-
-    def _calibrate(self) -> None:
-        folder, alone = self._config.run_dir / "model", World(0, 0, 1, self._world.device)
-        model = load_classifier(folder).to(self._world.device)
-        rows = np.arange(min(_CALIBRATION_IMAGES, len(self._validation_split)))
-        size = self._config.evaluate.batch_size
-        seen = slices(self._validation_split, rows, batch_size=size, world=alone)
-        with torch.inference_mode():
-            answers = [(model(images), labels) for images, labels, _ in seen]
-        logits, labels = (torch.cat(parts) for parts in zip(*answers, strict=True))
-        calibrate(folder, best_temperature(logits, labels))
-
-    def result(self, report: RobustReport) -> dict[str, Any]:
-        """Return what the job reports."""
-        config = self._config
-        hides = config.distill is not None and config.distill.method == "defensive"
-        warning = {"warning": _masking(report)} if hides else {}
-        return warning | {
-            "mode": config.distill.method if config.distill else config.train.mode,
-            **report.as_json(),
-            "validation": self._best,
-            "epochs": config.train.epochs,
-            "alarms": self._alarms,
-            "steps": self._step,
-            "model": str(config.run_dir / "model"),
-            "architecture": self._model.architecture,
-            "batch_norm": "frozen" if self._model.batch_norm_frozen else "train",
-            "precision": self._engine.precision,
-            "world_size": self._world.size,
-            "threads_per_rank": torch.get_num_threads(),
-            "global_batch": config.train.batch_size,
-            "images_per_second": self._meter.images_per_second,
-            "data_wait_share": self._meter.wait_share,
-            "communication_share": self._meter.share_of_step(self._engine.exposed_seconds()),
-            "peak_memory_mb": max(self._world.gather(peak_memory_mb())),
-            "timeline": self._timeline.moments,
-            "train_images": len(self._source.split("train")),
-            "dataset_digest": self._source.manifest.digest,
-        }
+def _result(setup: RunSetup, training: _Training, report: RobustReport) -> dict[str, Any]:
+    """Return what the job reports."""
+    config, world = setup.config, setup.world
+    engine, progress, meter = training.engine, training.progress, training.meter
+    hides = config.distill is not None and config.distill.method == "defensive"
+    warning = {"warning": _masking(report)} if hides else {}
+    return warning | {
+        "mode": config.distill.method if config.distill else config.train.mode,
+        **report.as_json(),
+        "validation": progress.best,
+        "epochs": config.train.epochs,
+        "alarms": progress.alarms,
+        "steps": progress.step,
+        "model": str(setup.model_folder),
+        "architecture": engine.model.architecture,
+        "batch_norm": "frozen" if engine.model.batch_norm_frozen else "train",
+        "precision": engine.precision,
+        "world_size": world.size,
+        "threads_per_rank": torch.get_num_threads(),
+        "global_batch": config.train.batch_size,
+        "images_per_second": meter.images_per_second,
+        "data_wait_share": meter.wait_share,
+        "communication_share": meter.share_of_step(engine.exposed_seconds()),
+        "peak_memory_mb": max(world.gather(peak_memory_mb())),
+        "timeline": setup.timeline.moments,
+        "train_images": len(setup.source.split("train")),
+        "dataset_digest": setup.source.manifest.digest,
+    }
 
 
 def _masking(report: RobustReport) -> str:

@@ -22,7 +22,7 @@ from medspark.attacks.threat import ThreatModel
 from medspark.models.classifier import evaluating
 from medspark.train.config import MonitorConfig
 
-__all__ = ["Alarm", "Monitor", "Sight", "look"]
+__all__ = ["Accuracies", "Alarm", "Monitor", "attack_watched"]
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -30,8 +30,8 @@ Cause = Literal["catastrophic overfitting", "label leaking"]
 
 
 @dataclass(frozen=True)
-class Sight:
-    """Accuracies on the fixed batch, all in eval mode."""
+class Accuracies:
+    """Accuracies on the fixed batch, all in eval mode: clean, under FGSM and under PGD."""
 
     clean: float
     fgsm: float
@@ -40,36 +40,36 @@ class Sight:
 
 @dataclass(frozen=True)
 class Alarm:
-    """What was seen, and the sentence that says so."""
+    """What is wrong, and the sentence that says so."""
 
     cause: Cause
     sentence: str
 
 
 class Monitor:
-    """Judges one sight after the other; it remembers the best PGD accuracy it has seen."""
+    """Judges the accuracies of one epoch after the other; it remembers the best PGD accuracy."""
 
     def __init__(self, config: MonitorConfig, *, best: float = 0.0) -> None:
         self.best = best
         self._config = config
 
-    def judge(self, sight: Sight, *, clean: float, attacked: float) -> Alarm | None:
-        """Return the alarm that ``sight`` gives, if any.
+    def judge(self, found: Accuracies, *, clean: float, attacked: float) -> Alarm | None:
+        """Return the alarm that ``found`` gives, if any.
 
         ``clean`` and ``attacked`` are the epoch's accuracies on the training images themselves,
         0 for what the mode does not learn from.
         """
         limits, best = self._config, self.best
-        self.best = max(best, sight.pgd)
-        if sight.fgsm - sight.pgd > limits.gap:
+        self.best = max(best, found.pgd)
+        if found.fgsm - found.pgd > limits.gap:
             return Alarm(
                 "catastrophic overfitting",
-                f"accuracy is {sight.fgsm:.2f} under FGSM but {sight.pgd:.2f} under PGD",
+                f"accuracy is {found.fgsm:.2f} under FGSM but {found.pgd:.2f} under PGD",
             )
-        if best - sight.pgd > limits.drop:
+        if best - found.pgd > limits.drop:
             return Alarm(
                 "catastrophic overfitting",
-                f"accuracy under PGD has fallen from {best:.2f} to {sight.pgd:.2f}",
+                f"accuracy under PGD has fallen from {best:.2f} to {found.pgd:.2f}",
             )
         if 0 < clean < attacked - limits.leak:
             return Alarm(
@@ -79,10 +79,10 @@ class Monitor:
         return None
 
 
-def look(
+def attack_watched(
     model: nn.Module, images: Tensor, labels: Tensor, *, threat: ThreatModel, steps: int
-) -> Sight:
-    """Return the accuracies of ``model``, in eval mode, on ``images`` (B, C, H, W) in [0, 1]."""
+) -> Accuracies:
+    """Attack ``images`` (B, C, H, W) in [0, 1]; return the accuracies of ``model`` in eval mode."""
 
     def accuracy(shown: Tensor) -> float:
         with torch.no_grad():
@@ -91,4 +91,4 @@ def look(
     with evaluating(model):
         one = fgsm(model, images, labels, threat=threat)
         many = pgd(model, images, labels, threat=threat, steps=steps)
-        return Sight(accuracy(images), accuracy(one), accuracy(many))
+        return Accuracies(accuracy(images), accuracy(one), accuracy(many))

@@ -71,8 +71,8 @@ def log_answers(logits: Tensor, labels: Tensor) -> Tensor:
 
 def divergence(teacher: Tensor, student: Tensor, labels: Tensor) -> Tensor:
     """Return KL(teacher || student) of logits (B, K), (B,); of findings the mean of their KLs."""
-    said, heard = log_answers(teacher, labels), log_answers(student, labels)
-    return F.kl_div(heard, said, reduction="none", log_target=True).sum(2).mean(1)
+    target, answers = log_answers(teacher, labels), log_answers(student, labels)
+    return F.kl_div(answers, target, reduction="none", log_target=True).sum(2).mean(1)
 
 
 def balanced_positive_weights(positives: Sequence[int], images: int) -> Tensor:

@@ -1,9 +1,8 @@
-"""What a training is made of before its first step: network, loss, lesson, held-out images."""
+"""What a training is made of before its first step: network, loss, step rule, held-out images."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -21,9 +20,9 @@ from medspark.models.classifier import Classifier, freeze_batch_norm
 from medspark.models.torchvision_ops import import_timm
 from medspark.seeding import derive
 from medspark.shards.plan import EpochPlan, permute
-from medspark.train.adversarial import Learner, Sample, StepStats
 from medspark.train.config import FitConfig
-from medspark.train.distill import lesson
+from medspark.train.distill import distillation_rule
+from medspark.train.learner import StepRule
 from medspark.train.objective import (
     BinaryCrossEntropy,
     CrossEntropy,
@@ -33,7 +32,7 @@ from medspark.train.objective import (
 )
 from medspark.train.world import World
 
-__all__ = ["make_lesson", "make_network", "make_objective", "validation_split", "watched_images"]
+__all__ = ["make_network", "make_objective", "make_step_rule", "validation_split", "watched_images"]
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -77,10 +76,8 @@ def make_objective(config: FitConfig, source: Source, world: World) -> Objective
     return loss(weights, config.train.label_smoothing, config.train.temperature)
 
 
-def make_lesson(
-    config: FitConfig, source: Source, world: World
-) -> Callable[[Learner, Sample], StepStats] | None:
-    """Return what a teacher teaches, None without one; raise UsageError for a misfit."""
+def make_step_rule(config: FitConfig, source: Source, world: World) -> StepRule | None:
+    """Return how to learn from the teacher, None without one; raise UsageError for a misfit."""
     if config.distill is None:
         return None
     card = read_card(config.distill.teacher)
@@ -89,7 +86,9 @@ def make_lesson(
         raise UsageError(f"The teacher in {config.distill.teacher} does not fit: {difference}.")
     shape = (2, manifest.channels, manifest.height, manifest.width)
     teacher = load_classifier(config.distill.teacher).to(world.device)
-    return lesson(config.distill, evaluation_copy(teacher, torch.rand(shape, device=world.device)))
+    return distillation_rule(
+        config.distill, evaluation_copy(teacher, torch.rand(shape, device=world.device))
+    )
 
 
 def validation_split(source: Source) -> MappedSplit:

@@ -64,9 +64,9 @@ class World:
         lengths = [torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(self.size)]
         dist.all_gather(lengths, torch.tensor([len(mine)], device=self.device))
         longest = max(int(length) for length in lengths)
-        said = [mine.new_zeros(longest) for _ in range(self.size)]
-        dist.all_gather(said, torch.nn.functional.pad(mine, (0, longest - len(mine))))
-        return [_read(text) for text in said]
+        gathered = [mine.new_zeros(longest) for _ in range(self.size)]
+        dist.all_gather(gathered, torch.nn.functional.pad(mine, (0, longest - len(mine))))
+        return [_read(written) for written in gathered]
 
 
 def _written(value: Any) -> bytearray:

@@ -42,7 +42,7 @@ def check_demo(config: DemoConfig) -> None:
 
 
 def demo_shards(spark: SparkSession, config: DemoConfig) -> tuple[Path, dict[str, Any]]:
-    """Return the folder of the demo's shards, made where they are missing, and their ingest's result."""
+    """Return the folder of the demo's shards and their ingest's result; make them if missing."""
     folder = demo_folder(config)
     shards, ingested = folder / "shards", folder / "ingest.json"
     if not ingested.exists() or not (shards / manifest.NAME).exists():
@@ -64,8 +64,11 @@ def _make(
     # What decodes DICOM is nothing that a training on somebody's own shards should wait for.
     from medspark.images.deidentify import Privacy
     from medspark.images.phantom import PhantomConfig, write_archive
-    from medspark.ingest.archive import IngestConfig, ingest, open_archive
-    from medspark.sharding.build import ShardConfig, make_shards, open_samples
+    from medspark.ingest.archive import open_archive
+    from medspark.ingest.config import IngestConfig
+    from medspark.ingest.pipeline import ingest
+    from medspark.sharding.build import make_shards, open_samples
+    from medspark.sharding.config import ShardConfig
 
     archive, samples = folder / "archive", str(folder / "samples")
     if not (archive / "labels.csv").exists():

@@ -2,42 +2,33 @@
 
 from __future__ import annotations
 
-import logging
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-import torch
 from pyspark.sql import SparkSession
-from tqdm import tqdm
 
 from medspark import ownership
 from medspark.data.native import MappedSplit
 from medspark.eps import eps_name
-from medspark.errors import RunError, UsageError
+from medspark.errors import UsageError
 from medspark.evaluate.config import check_attacks
 from medspark.evaluate.gallery import Exhibit, exhibits, typical_rows
 from medspark.evaluate.pieces import Job, fingerprint, load_batch
 from medspark.evaluate.report import write_report
 from medspark.evaluate.robust import RobustReport
 from medspark.evaluate.summary import Array, Detail, summarise
+from medspark.launch.pieces import do_pieces
 from medspark.lock import locked
-from medspark.memory import keep_freed_memory
 from medspark.models.card import read_card
 from medspark.models.checkpoint import load_classifier
 from medspark.models.onnx import OnnxClassifier
 from medspark.shards.manifest import Manifest, read_manifest, verify
-from medspark.spark.session import is_local, task_errors
 from medspark.track.models import fetch_model
 from medspark.track.runs import tracked
 from medspark.track.spool import DatasetEntry, RunEntry
 from medspark.workflows.evaluate_config import EvaluationConfig, positive_class
-
-_LOGGER = logging.getLogger(__name__)
 
 _OF_FINDINGS = (
     "of images of which every finding is right, at a probability of one half; label accuracy is of "
@@ -98,7 +89,7 @@ class Evaluation:
             locked(self.folder),
             tracked(self.folder / "mlflow", self.config.track, entry) as run,
         ):
-            do_pieces(spark, self.job)
+            do_pieces(spark, self.job, total=self.job.rows, unit="image", doing="attacked")
             report, shown = self._report()
             run.end(
                 "FINISHED",
@@ -185,60 +176,6 @@ class Evaluation:
 
     def _split_rows(self) -> int:
         return self.manifest.splits[self.config.split].rows
-
-
-def do_pieces(spark: SparkSession, job: Job) -> None:
-    """Do every piece of ``job`` that is missing, one in a Spark task, and show progress.
-
-    The work folder, the models and the shards have to be where every worker sees them.
-    """
-    job.work.mkdir(parents=True, exist_ok=True)
-    missing = job.missing()
-    if len(missing) < job.pieces:
-        _LOGGER.info("%d of %d pieces are done already", job.pieces - len(missing), job.pieces)
-    if missing:
-        threads = int(spark.conf.get("spark.task.cpus", "1") or "1")
-        with _progress(job), task_errors():
-            spark.sparkContext.parallelize(missing, len(missing)).foreach(
-                lambda number: _do_piece(job, number, threads)
-            )
-    if job.missing():
-        where = "" if is_local(spark) else "; every worker has to see that folder"
-        raise RunError(f"Pieces are missing in {job.work} although Spark did them{where}.")
-
-
-def _do_piece(job: Job, number: int, threads: int) -> None:
-    keep_freed_memory()
-    # A worker of Spark is used again, for work that may want other threads.
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        job.do(number)
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextmanager
-def _progress(job: Job) -> Iterator[None]:
-    """Show how many images are done: the files in the work folder tell."""
-    stop = threading.Event()
-    with tqdm(total=job.rows, initial=job.done(), unit="image", desc="attacked") as bar:
-
-        def advance() -> None:
-            bar.update(max(job.done() - bar.n, 0))
-
-        def follow() -> None:
-            while not stop.wait(1.0):
-                advance()
-
-        thread = threading.Thread(target=follow, name="progress", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            stop.set()
-            thread.join()
-            advance()
 
 
 def resolve_model(name: str, *, uri: str | None) -> Path:

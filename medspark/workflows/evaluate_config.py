@@ -13,6 +13,7 @@ from medspark.config import Config
 from medspark.eps import Eps
 from medspark.errors import UsageError
 from medspark.evaluate.config import AttackSettings
+from medspark.evaluate.sanity import PROBED_IMAGES
 from medspark.track.config import TrackConfig
 
 __all__ = ["EvaluationConfig", "EvaluationSettings", "positive_class"]
@@ -41,7 +42,11 @@ class EvaluationSettings(Config):
         None, description="class that sensitivity is about; the last of two by default"
     )
     bootstrap: int = Field(1000, ge=0, description="resamples of the patients for the intervals")
-    sanity_images: int = Field(256, ge=0, description="images that the sanity checks attack again")
+    sanity_images: int = Field(
+        PROBED_IMAGES,
+        ge=0,
+        description="images that the sanity probes attack once more, 0 for no probes",
+    )
     piece: int = Field(64, ge=1, description="images that a Spark task attacks")
     batch_size: int = Field(64, ge=1, description="images attacked together")
     gallery: int = Field(

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -19,20 +18,19 @@ from medspark.data.config import DataConfig, check_data
 from medspark.eps import Eps
 from medspark.errors import UsageError
 from medspark.evaluate.config import AttackSettings, check_attacks
-from medspark.job import JobConfig
-from medspark.launch.distributor import LaunchConfig, check_room
+from medspark.launch.distributor import check_room
 from medspark.models.config import PRETRAINED, ModelConfig, check_model
 from medspark.shards.manifest import Manifest, read_manifest, verify
-from medspark.spark.session import SparkConfig
+from medspark.study.cells import digest
 from medspark.study.paper_report import MetricName
-from medspark.track.config import TrackConfig
 from medspark.train.config import DistillConfig, TrainConfig, check_ranks
 from medspark.workflows.demo import DemoConfig, check_demo
 from medspark.workflows.evaluate_config import EvaluationSettings, positive_class
+from medspark.workflows.job_settings import SparkTrainingConfig
 from medspark.workflows.train_at import TrainAtConfig
 
 __all__ = [
-    "Dataset", "Network", "PaperTableConfig", "Recipe", "check", "check_shards", "digest",
+    "Dataset", "Network", "PaperTableConfig", "Recipe", "check", "check_shards",
     "distillation", "fingerprint", "networks", "phantom_sets", "recipe", "surrogates",
 ]  # fmt: skip
 
@@ -68,7 +66,7 @@ class TableEvaluation(EvaluationSettings):
     steps: int = Field(10, ge=1, description="steps of PGD; APGD takes five times as many")
 
 
-class PaperTableConfig(JobConfig):
+class PaperTableConfig(SparkTrainingConfig):
     """The paper's table. What is done already is kept in ``folder`` and not done again."""
 
     datasets: dict[str, Path] = Field(
@@ -108,9 +106,6 @@ class PaperTableConfig(JobConfig):
         Path("build/paper_table"),
         description="for networks, finished cells and the table; all machines see it",
     )
-    launch: LaunchConfig = LaunchConfig()
-    spark: SparkConfig = SparkConfig()
-    track: TrackConfig = TrackConfig()
 
 
 def check(config: PaperTableConfig) -> None:
@@ -293,9 +288,3 @@ def _contents(weights: str | None) -> str | None:
     if weights in (None, PRETRAINED):
         return weights
     return hashlib.sha256(Path(str(weights)).read_bytes()).hexdigest()
-
-
-def digest(told: Mapping[str, Any]) -> str:
-    """Return what tells ``told`` from other documents."""
-    text = json.dumps(told, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

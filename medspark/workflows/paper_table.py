@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +13,23 @@ from pyspark.sql import SparkSession
 
 from medspark import __version__, ownership
 from medspark.attacks.config import AttackName
-from medspark.eps import eps_name, with_eps
+from medspark.eps import eps_name
 from medspark.errors import MedsparkError, RunError
+from medspark.evaluate.sanity import triggered_flags
 from medspark.job import write_result
 from medspark.launch.distributor import SPARK_SETTINGS
 from medspark.launch.hardware import hardware
-from medspark.lock import locked
-from medspark.redact import safe_text
 from medspark.shards.manifest import read_manifest
 from medspark.spark.session import spark_session
+from medspark.study.cells import Cell, Study, StudyReport, digest, held_study, run_study
 from medspark.study.paper_figure import paper_figure
 from medspark.study.paper_report import (
-    Cell,
     Column,
+    TableCell,
     columns,
     csv_text,
     markdown,
     measured,
-    seconds_left,
 )
 from medspark.track.config import TrackConfig
 from medspark.track.runs import tracked
@@ -46,7 +44,6 @@ from medspark.workflows.paper_plan import (
     PaperTableConfig,
     check,
     check_shards,
-    digest,
     distillation,
     fingerprint,
     networks,
@@ -65,21 +62,20 @@ def paper_table(config: PaperTableConfig, *, command: str) -> dict[str, Any]:
     """Fill the table, write it after every cell, and return the result document.
 
     Raises UsageError, before Spark starts, for whatever is wrong with the configuration or the
-    data, and RunError at the end if cells have failed; the others are kept.
+    data, and RunError at the end if cells have failed; the others are kept and reported.
     """
     check(config)
     settings = SPARK_SETTINGS | config.spark.settings
     spark_config = config.spark.model_copy(update={"settings": settings})
-    ownership.claim(config.folder, "study")
     with (
-        locked(config.folder),
+        held_study(config.folder),
         spark_session(spark_config, name="medspark paper table") as spark,
     ):
         return _Table(config, spark, command).fill()
 
 
 class _Table:
-    """One table: which cells there are, which are done, and how the others come about."""
+    """One table: which networks it has, how they come about, and what is written about them."""
 
     def __init__(self, config: PaperTableConfig, spark: SparkSession, command: str) -> None:
         self._config = config
@@ -87,8 +83,7 @@ class _Table:
         self._command = command
         self._folder = config.folder.resolve()
         self._datasets = list(self._find_datasets())
-        self._networks = list(networks(config, self._datasets))
-        self._cells = [self._kept(network) or self._blank(network) for network in self._networks]
+        self.cells = [self._cell(network) for network in networks(config, self._datasets)]
         self._columns: list[Column] = columns(config.evaluate.eps, attacks=self._attacks())
 
     def fill(self) -> dict[str, Any]:
@@ -98,30 +93,36 @@ class _Table:
             config=self._config.model_dump(mode="json"),
             tags={"medspark.job": "paper_table"},
         )
-        # The trainings and evaluations below record processor and memory.
-        track = self._config.track.model_copy(update={"system_metrics": False})
-        with tracked(self._folder / "mlflow", track, entry) as run:
-            for number in range(len(self._cells)):
-                if not self._cells[number].figures:
-                    self._tell(number)
-                    self._cells[number] = self._do(number, parent=run.reference["run_id"])
-                    self._write()
-            files = self._write()
-            failed = [cell for cell in self._cells if cell.failure is not None]
-            run.end(
-                "FAILED" if failed else "FINISHED",
-                summary={"cells": len(self._cells), "failed": len(failed)},
-                artifacts=self._folder / "table",
-                patience_seconds=self._config.track.patience_seconds,
+        return run_study(
+            Study(
+                cells=self.cells,
+                report=lambda records, _: self._write(records),
+                entry=entry,
+                # The trainings and evaluations below record processor and memory.
+                track=self._config.track.model_copy(update={"system_metrics": False}),
+                spool=self._folder / "mlflow",
+                after_each=self._write,
             )
-        if failed:
-            raise RunError(
-                f"{len(failed)} of {len(self._cells)} cells failed, the first with: "
-                f"{failed[0].failure} The table is in {files['table']}; the same command tries "
-                "them again."
-            )
-        cells = [cell.model_dump(mode="json") for cell in self._cells]
-        return {"cells": cells, **files, "mlflow": run.reference}
+        )
+
+    def _cell(self, network: Network) -> Cell[TableCell]:
+        weights = self._config.weights.get(network.model)
+        blank = TableCell(
+            dataset=network.dataset.name,
+            train_images=network.dataset.train_images,
+            model=network.model,
+            training=network.training,
+            weights="random" if weights is None else Path(weights).name,
+            seed=network.seed,
+        )
+        return Cell(
+            name=str(network),
+            blank=blank,
+            file=self._cell_file(network),
+            work=partial(self._train_and_attack, network, blank),
+            size=network.dataset.train_images,
+            alike=(network.model, network.training),
+        )
 
     def _find_datasets(self) -> Iterator[Dataset]:
         for name, folder in self._sources():
@@ -137,27 +138,9 @@ class _Table:
             check_shards(shards, self._config.evaluate)
             yield f"phantom {demo.count}", shards.resolve()
 
-    def _tell(self, number: int) -> None:
-        pending = [cell for cell in self._cells[number:] if not cell.figures]
-        left = seconds_left(pending, [cell for cell in self._cells if cell.figures])
-        about = "" if left is None else f"; about {_minutes(left)} left"
-        network = self._networks[number]
-        logger.info("cell %d of %d: %s%s", number + 1, len(self._cells), network, about)
-
-    def _do(self, number: int, *, parent: str | None) -> Cell:
-        network, blank = self._networks[number], self._blank(self._networks[number])
-        try:
-            cell = self._train_and_attack(network, blank, parent)
-        except MedsparkError as error:
-            first, *_ = safe_text(str(error)).splitlines()
-            logger.warning("cell %d of %d failed: %s", number + 1, len(self._cells), error)
-            cell = blank.model_copy(update={"failure": first})
-        self._cell_file(network).parent.mkdir(parents=True, exist_ok=True)
-        write_result(self._cell_file(network), cell.model_dump(mode="json"))
-        return cell
-
-    def _train_and_attack(self, network: Network, blank: Cell, parent: str | None) -> Cell:
-        began = time.monotonic()
+    def _train_and_attack(
+        self, network: Network, blank: TableCell, parent_run_id: str | None
+    ) -> TableCell:
         manifest = network.dataset.manifest
         entry = RunEntry(
             name=str(network),
@@ -169,7 +152,7 @@ class _Table:
                 source=str(network.dataset.folder),
             ),
         )
-        track = self._track(parent).model_copy(update={"system_metrics": False})
+        track = self._track(parent_run_id).model_copy(update={"system_metrics": False})
         with tracked(self._cell_file(network).with_suffix(".mlflow"), track, entry) as run:
             below = self._track(run.reference["run_id"])
             model = self._trained(network, below)
@@ -191,9 +174,7 @@ class _Table:
                 summary={f"{f.attack}/{eps_name(f.eps)}/{f.metric}": f.value for f in figures},
                 patience_seconds=self._config.track.patience_seconds,
             )
-        doubts = tuple(flag["sentence"] for flag in report["flags"] if flag["triggered"])
-        seconds = time.monotonic() - began
-        return blank.model_copy(update={"figures": figures, "doubts": doubts, "seconds": seconds})
+        return blank.model_copy(update={"figures": figures, "flags": triggered_flags(report)})
 
     def _trained(self, network: Network, track: TrackConfig) -> Path:
         """Return the folder of the trained ``network``, trained if it is not there."""
@@ -230,33 +211,11 @@ class _Table:
         evaluate = self._config.evaluate.model_dump(mode="json") | {"attacks": self._attacks()}
         # In grey levels, by which earlier versions named their cells.
         evaluate["eps"] = [255 * eps for eps in self._config.evaluate.eps]
-        told = {"network": fingerprint(self._config, network), "evaluate": evaluate}
+        decisive = {"network": fingerprint(self._config, network), "evaluate": evaluate}
         others = surrogates(self._config, network)
         if others:
-            told["surrogates"] = [fingerprint(self._config, other) for other in others]
-        return self._folder / "cells" / f"{digest(told)}.json"
-
-    def _kept(self, network: Network) -> Cell | None:
-        """Return the finished cell of ``network`` if there is one; one that failed is not."""
-        try:
-            text = self._cell_file(network).read_text(encoding="utf-8")
-            cell = Cell.model_validate(with_eps(json.loads(text)))
-        except (OSError, ValueError):
-            return None
-        # It may have been found for a table that calls its data by another name.
-        named = {"dataset": network.dataset.name}
-        return cell.model_copy(update=named) if cell.figures else None
-
-    def _blank(self, network: Network) -> Cell:
-        weights = self._config.weights.get(network.model)
-        return Cell(
-            dataset=network.dataset.name,
-            train_images=network.dataset.train_images,
-            model=network.model,
-            training=network.training,
-            weights="random" if weights is None else Path(weights).name,
-            seed=network.seed,
-        )
+            decisive["surrogates"] = [fingerprint(self._config, other) for other in others]
+        return self._folder / "cells" / f"{digest(decisive)}.json"
 
     def _attacks(self) -> tuple[AttackName, ...]:
         return tuple(dict.fromkeys(("fgsm", *self._config.evaluate.attacks)))
@@ -264,23 +223,24 @@ class _Table:
     def _track(self, parent: str | None) -> TrackConfig:
         return self._config.track.model_copy(update={"parent_run_id": parent, "run_name": None})
 
-    def _write(self) -> dict[str, str]:
-        """Write the table as it stands now; return its files."""
+    def _write(self, records: Sequence[TableCell]) -> StudyReport:
+        """Write the table as it stands now."""
         folder = self._folder / "table"
         folder.mkdir(parents=True, exist_ok=True)
         text = markdown(
-            self._cells,
+            records,
             self._columns,
             metric=self._config.metric,
             title="Clean and attacked, undefended and defended",
             facts=self._facts(),
         )
         (folder / "table.md").write_text(text, encoding="utf-8")
-        (folder / "table.csv").write_text(csv_text(self._cells), encoding="utf-8")
-        figure = paper_figure(self._cells, self._columns, metric=self._config.metric)
+        (folder / "table.csv").write_text(csv_text(records), encoding="utf-8")
+        figure = paper_figure(records, self._columns, metric=self._config.metric)
         figure.savefig(folder / "table.png", dpi=110)
         names = {"table": "table.md", "csv": "table.csv", "figure": "table.png"}
-        return {name: str(folder / file) for name, file in names.items()}
+        files = {name: str(folder / file) for name, file in names.items()}
+        return StudyReport(page=folder / "table.md", document=files)
 
     def _facts(self) -> Mapping[str, str]:
         config, evaluate = self._config, self._config.evaluate
@@ -309,10 +269,6 @@ class _Table:
             f"{evaluate.split} images, {split.patients} patients in them, digest "
             f"{manifest.digest[:12]}"
         )
-
-
-def _minutes(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
 
 
 def _named(track: TrackConfig, name: str) -> TrackConfig:

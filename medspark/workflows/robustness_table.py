@@ -6,24 +6,39 @@ from collections.abc import Mapping
 from typing import Any
 
 from medspark.eps import eps_text
+from medspark.evaluate.sanity import SIGN, triggered_flags
 
-__all__ = ["robustness_table"]
+__all__ = ["flag_lines", "robustness_table"]
 
 
 def robustness_table(results: Mapping[str, Mapping[str, Any]]) -> str:
     """Return accuracies (%), clean and per attack, and the clean AUROC, as a Markdown table.
 
-    ``results`` are result documents by the name of their row; all were attacked alike.
+    ``results`` are result documents by the name of their row; all were attacked alike. A row is
+    marked ⚠ where a sanity check flagged its network; ``flag_lines`` says why.
     """
     columns = [_figures(result) for result in results.values()]
     head = ["model", *columns[0]]
     rows = [
-        [name or "this run", *figures.values()]
-        for name, figures in zip(results, columns, strict=True)
+        [f"{SIGN} {name}" if triggered_flags(result) else name, *figures.values()]
+        for (name, result), figures in zip(_named(results).items(), columns, strict=True)
     ]
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
     rule = ["-" * width for width in widths]
     return "\n".join(_line(row, widths) for row in [head, rule, *rows])
+
+
+def flag_lines(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return a sentence for every flag of the ``results`` in the table."""
+    return [
+        f"{SIGN} {name}: do not trust these figures: {flag.sentence}."
+        for name, result in _named(results).items()
+        for flag in triggered_flags(result)
+    ]
+
+
+def _named(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    return {name or "this run": result for name, result in results.items()}
 
 
 def _figures(result: Mapping[str, Any]) -> dict[str, str]:

@@ -57,8 +57,7 @@ def projected(config: ScaleAtConfig, model: StepModel, cluster: Cluster) -> Iter
 
 def parent_figures(sweep: Sweep) -> dict[str, float]:
     """Return the figures of the whole sweep that its own run shows."""
-    failed = sum(m.status == "failed" for m in sweep.cells)
-    figures = {"sweep/finished": float(len(sweep.finished)), "sweep/failed": float(failed)}
+    figures: dict[str, float] = {}
     for curve in sweep.curves:
         name = f"{curve.scaling} {curve.model} {curve.mode}".replace("+", " ")
         for world, value in curve.efficiencies.items():

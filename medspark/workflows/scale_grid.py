@@ -15,18 +15,17 @@ from medspark.config import Config
 from medspark.data.config import DataConfig
 from medspark.errors import UsageError
 from medspark.evaluate.config import AttackSettings
-from medspark.job import JobConfig
+from medspark.evaluate.sanity import PROBED_IMAGES
 from medspark.launch.distributor import LaunchConfig
 from medspark.models.config import ModelConfig, check_model
 from medspark.shards.manifest import Manifest, read_manifest
-from medspark.spark.session import SparkConfig
 from medspark.spark.slots import local_slots, submitted_master
 from medspark.study.laws import Cluster
-from medspark.study.sweep import ALONE, Cell, Scaling
-from medspark.track.config import TrackConfig
+from medspark.study.sweep import ALONE, ScalePoint, Scaling
 from medspark.train.config import ModeName as TrainMode
 from medspark.train.config import TrainConfig, check_ranks
 from medspark.workflows.demo import DemoConfig
+from medspark.workflows.job_settings import SparkTrainingConfig
 from medspark.workflows.train_at import TrainAtConfig, check
 
 __all__ = [
@@ -114,7 +113,7 @@ class ProjectConfig(Cluster):
     )
 
 
-class ScaleAtConfig(JobConfig):
+class ScaleAtConfig(SparkTrainingConfig):
     """Train the same thing at many scales and compare."""
 
     shards: Path | None = Field(
@@ -143,9 +142,6 @@ class ScaleAtConfig(JobConfig):
     timed_steps: int = Field(40, ge=1, description="steps of cells that are only timed, at least")
     seed: int = Field(0, ge=0, description="of the first repeat; the next ones count up")
     project: ProjectConfig = ProjectConfig()
-    launch: LaunchConfig = LaunchConfig()
-    spark: SparkConfig = SparkConfig()
-    track: TrackConfig = TrackConfig()
     demo: DemoConfig = DemoConfig()
 
     @property
@@ -206,13 +202,13 @@ def local_master(config: ScaleAtConfig) -> str | None:
 
 def cells_of(
     config: ScaleAtConfig, threads: int, *, model: str | None = None, mode: str | None = None
-) -> list[Cell]:
+) -> list[ScalePoint]:
     """Return the cells in the order in which they run.
 
     Cells that are compared with each other run close to each other, and one process first.
     """
     cells = [
-        Cell(
+        ScalePoint(
             model=network,
             mode=way,
             data_share=share,
@@ -241,19 +237,19 @@ def _scales(config: ScaleAtConfig, share: float) -> Iterator[tuple[Scaling, int]
             yield scaling, world
 
 
-def timed_only(config: ScaleAtConfig, cell: Cell) -> bool:
+def timed_only(config: ScaleAtConfig, cell: ScalePoint) -> bool:
     fewer = cell.world_size < max(config.grid.processes)
     return cell.scaling in ALONE or (config.test.at == "largest" and fewer)
 
 
-def _batch_size(config: ScaleAtConfig, cell: Cell) -> int:
+def _batch_size(config: ScaleAtConfig, cell: ScalePoint) -> int:
     whole = config.train.batch_size
     if cell.scaling == "slice":
         return max(1, whole // max(config.grid.processes))
     return whole * (cell.world_size if cell.scaling == "weak" else 1)
 
 
-def training_of(config: ScaleAtConfig, cell: Cell) -> TrainAtConfig:
+def training_of(config: ScaleAtConfig, cell: ScalePoint) -> TrainAtConfig:
     """Return what jobs/train_at.py would be given for ``cell``."""
     timed = timed_only(config, cell)
     weights = config.weights.get(cell.model, config.model.weights)
@@ -285,7 +281,7 @@ def training_of(config: ScaleAtConfig, cell: Cell) -> TrainAtConfig:
             eps=(config.attack.eps,),
             steps=config.test.steps,
             images=1 if timed else config.test.images,
-            sanity_images=0,
+            sanity_images=0 if timed else PROBED_IMAGES,
         ),
         seed=config.seed + cell.repeat,
         launch=config.launch.model_copy(

@@ -6,46 +6,40 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 from pyspark.sql import SparkSession
 
-from medspark.attacks.threat import ThreatModel
-from medspark.config import TrainingConfig, digest_of
-from medspark.data.config import DataConfig, check_data
+from medspark.config import digest_of
+from medspark.data.config import check_data
 from medspark.errors import UsageError
-from medspark.evaluate.config import AttackSettings
-from medspark.job import JobConfig, write_result
+from medspark.job import write_result
 from medspark.launch.distributor import (
     SPARK_SETTINGS,
-    LaunchConfig,
     Task,
     check_room,
     run_ddp,
 )
 from medspark.models.card import columns_of, read_card
-from medspark.models.config import PRETRAINED, ModelConfig, check_model, check_weights
+from medspark.models.config import PRETRAINED, check_model, check_weights
 from medspark.shards.manifest import Manifest, read_manifest, verify
 from medspark.shards.plan import EpochPlan
-from medspark.spark.session import SparkConfig, spark_session
-from medspark.track.config import TrackConfig
+from medspark.spark.session import spark_session
 from medspark.track.runs import tracked
 from medspark.track.spool import DatasetEntry, ModelEntry, RunEntry
-from medspark.train.config import CheckpointConfig, FitConfig, TrainConfig, check_ranks
+from medspark.train.config import FitConfig, TrainingSettings, check_ranks
 from medspark.train.run_folder import check_run_folder, held_run, keep_result, kept_result
 from medspark.workflows import figures
 from medspark.workflows.demo import DemoConfig, check_demo, demo_folder, demo_shards, ingest_sum
-from medspark.workflows.model_card_text import model_card
+from medspark.workflows.job_settings import SparkTrainingConfig
+from medspark.workflows.model_description import describe_model
 from medspark.workflows.progress import progress
-from medspark.workflows.robustness_table import robustness_table
+from medspark.workflows.robustness_table import flag_lines, robustness_table
 
 # Torch, timm and MLflow take seconds to import: only where they are needed, beside the start of
 # Spark and of the ranks, and never for --help.
-if TYPE_CHECKING:
-    from medspark.models.classifier import Classifier
-
-__all__ = ["TrainAtConfig", "check", "fetch_classifier", "summary", "train_at", "train_once"]
+__all__ = ["TrainAtConfig", "check", "summary", "train_at", "train_once"]
 
 # How a row of the table is called that no robustness was trained into.
 _NO_DEFENCE = {"standard": "undefended", "kd": "student (kd)", "defensive": "student (defensive)"}
@@ -54,14 +48,12 @@ _NO_DEFENCE = {"standard": "undefended", "kd": "student (kd)", "defensive": "stu
 _FIT = "medspark.train.loop:fit"
 
 
-class TrainAtConfig(JobConfig, TrainingConfig):
+class TrainAtConfig(SparkTrainingConfig, TrainingSettings):
     """Adversarial fine-tuning of one classifier on one dataset of shards."""
 
-    decides_weights: ClassVar = frozenset({"data", "model", "attack", "train", "seed"})
-    decides_report: ClassVar = frozenset({"evaluate", "baseline"})
+    decides_report: ClassVar = frozenset({"baseline"})
     decides_nothing: ClassVar = frozenset({
-        "output", "shards", "run_dir", "checkpoint", "resume", "overwrite", "launch", "spark",
-        "track", "demo",
+        "output", "shards", "run_dir", "resume", "overwrite", "launch", "spark", "track", "demo",
     })  # fmt: skip
 
     shards: Path | None = Field(
@@ -75,13 +67,6 @@ class TrainAtConfig(JobConfig, TrainingConfig):
     baseline: bool = Field(
         False, description="also train without attacks first, and report both side by side"
     )
-    model: ModelConfig = ModelConfig()
-    attack: ThreatModel = ThreatModel()
-    train: TrainConfig = TrainConfig()
-    data: DataConfig = DataConfig()
-    evaluate: AttackSettings = AttackSettings()
-    checkpoint: CheckpointConfig = CheckpointConfig()
-    seed: int = Field(0, ge=0, description="of the weights, the order of images and all noise")
     resume: Literal["auto", "never"] = Field(
         "never",
         description="auto goes on with the interrupted run in run_dir, if there is one, and "
@@ -90,9 +75,6 @@ class TrainAtConfig(JobConfig, TrainingConfig):
     overwrite: bool = Field(
         False, description="replace the run in run_dir, finished or not; other files there stay"
     )
-    launch: LaunchConfig = LaunchConfig()
-    spark: SparkConfig = SparkConfig()
-    track: TrackConfig = TrackConfig()
     demo: DemoConfig = DemoConfig()
 
 
@@ -218,7 +200,15 @@ def summary(result: Mapping[str, Any]) -> str:
     mode = result["mode"]
     name = _NO_DEFENCE.get(mode, f"defended ({mode})")
     rows = {"undefended": result["baseline"]} if "baseline" in result else {}
-    lines = ["", "Accuracy on the test images (%)", "", robustness_table(rows | {name: result}), ""]
+    rows |= {name: result}
+    lines = [
+        "",
+        "Accuracy on the test images (%)",
+        "",
+        robustness_table(rows),
+        *flag_lines(rows),
+        "",
+    ]
     lines.append(f"Model: {result['model']}")
     if "ingest" in result:
         lines.append(ingest_sum(result["ingest"]))
@@ -232,14 +222,6 @@ def summary(result: Mapping[str, Any]) -> str:
     else:
         lines.append(f"Dashboard: {store}")
     return "\n".join(lines)
-
-
-def fetch_classifier(model_uri: str, *, uri: str | None = None) -> Classifier:
-    """Return the classifier that a run logged as ``models:/…``, to be trained on or asked."""
-    from medspark.models.checkpoint import load_classifier
-    from medspark.track.models import fetch_model
-
-    return load_classifier(fetch_model(model_uri, uri=uri))
 
 
 def train_once(
@@ -307,7 +289,7 @@ def _fit_config(config: TrainAtConfig, folder: Path) -> FitConfig:
     if model.weights not in (None, PRETRAINED):
         # The ranks work in folders of their own.
         model = model.model_copy(update={"weights": str(Path(str(model.weights)).resolve())})
-    # What the jobs and the training call by the same name is the same thing.
+    # Copy the fields that both configurations share.
     shared = {
         name: getattr(config, name) for name in FitConfig.model_fields if hasattr(config, name)
     }
@@ -336,7 +318,7 @@ def _model_entry(
         outputs=len(manifest.classes),
         file_loader="medspark.models.file_predictor:FilePredictor.load",
         classes=columns_of(manifest.classes),
-        card=model_card(result, manifest, read_card(folder / "model")),
+        card=describe_model(result, manifest, read_card(folder / "model")),
         register_as=config.track.register_as,
         alias=config.track.alias,
     )
@@ -345,7 +327,7 @@ def _model_entry(
 def _write_report(run_folder: Path, result: Mapping[str, Any], manifest: Manifest) -> Path:
     folder = run_folder / "report"
     folder.mkdir(parents=True, exist_ok=True)
-    card = model_card(result, manifest, read_card(run_folder / "model"))
+    card = describe_model(result, manifest, read_card(run_folder / "model"))
     write_result(folder / "result.json", dict(result))
     (folder / "robustness.md").write_text(robustness_table({"": result}), encoding="utf-8")
     (folder / "MODEL_CARD.md").write_text(card, encoding="utf-8")

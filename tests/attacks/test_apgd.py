@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from medspark.attacks.apgd import _checkpoints, _Climb, apgd
-from medspark.attacks.chance import Chance
+from medspark.attacks.keyed_random import KeyedRandom
 from medspark.attacks.threat import ThreatModel
 
 THREAT = ThreatModel(eps=0.2)
@@ -83,11 +83,11 @@ def by_the_book(network: nn.Module, clean: Tensor, start: Tensor, steps: int) ->
 @given(st.integers(1, 40), st.integers(0, 1000))
 def test_every_image_ends_where_the_algorithm_of_the_paper_ends(steps: int, seed: int) -> None:
     images, network = given_images(seed), Hills()
-    chance = Chance.any(images, seed=seed)
+    rng = KeyedRandom.for_whole(images, seed=seed)
 
-    found = apgd(network, images, NOBODY, threat=THREAT, loss=lead, chance=chance, steps=steps)
+    found = apgd(network, images, NOBODY, threat=THREAT, loss=lead, rng=rng, steps=steps)
 
-    starts = THREAT.random_start(images, chance.noise(images, "apgd"))
+    starts = THREAT.random_start(images, rng.noise(images, "apgd"))
     for i in range(3):
         alone = by_the_book(network, images[i : i + 1], starts[i : i + 1], steps)
         torch.testing.assert_close(found[i : i + 1], alone)

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from medspark.attacks.chance import Chance
 from medspark.attacks.config import Effort
 from medspark.attacks.fgsm import fgsm, one_step
+from medspark.attacks.keyed_random import KeyedRandom
 from medspark.attacks.losses import correct, cross_entropy, margin
 from medspark.attacks.pgd import pgd
 from medspark.attacks.suite import attacks_by_name
@@ -169,12 +169,12 @@ def test_one_step_begins_at_the_image_where_no_start_is_given() -> None:
     torch.testing.assert_close(found, images - 0.1)
 
 
-def starts(restarts: int, images: Tensor, chance: Chance, **chosen: float) -> list[Tensor]:
+def starts(restarts: int, images: Tensor, rng: KeyedRandom, **chosen: float) -> list[Tensor]:
     """Return where PGD starts on a network that it never fools."""
     network = flat(**{"bias": 1e3} | chosen)
     attack = attacks_by_name(["pgd_margin"], Effort(steps=2, restarts=restarts))["pgd_margin"]
     labels = LABELS[: len(images)]
-    attack(network, images, labels, ThreatModel(eps=0.1), chance)
+    attack(network, images, labels, ThreatModel(eps=0.1), rng)
     # Two steps a climb, and after each a look at what is left, but for the last.
     return network.seen[::3]
 
@@ -182,7 +182,7 @@ def starts(restarts: int, images: Tensor, chance: Chance, **chosen: float) -> li
 def test_every_restart_starts_elsewhere_in_the_ball() -> None:
     images = numbers(0, 0.4, 0.6)
 
-    begun = starts(3, images, Chance.any(images))
+    begun = starts(3, images, KeyedRandom.for_whole(images))
 
     assert len(begun) == 3
     for first, second in ((0, 1), (0, 2), (1, 2)):
@@ -192,9 +192,9 @@ def test_every_restart_starts_elsewhere_in_the_ball() -> None:
 
 def test_an_image_starts_alike_in_any_batch_at_every_restart() -> None:
     images = numbers(0, 0.4, 0.6)
-    chance, chosen = Chance(3, torch.arange(4) + 7), torch.tensor([3, 1])
+    rng, chosen = KeyedRandom(3, torch.arange(4) + 7), torch.tensor([3, 1])
 
-    whole, part = starts(3, images, chance), starts(3, images[chosen], chance.of(chosen))
+    whole, part = starts(3, images, rng), starts(3, images[chosen], rng.of(chosen))
 
     for together, alone in zip(whole, part, strict=True):
         assert torch.equal(together[chosen], alone)
@@ -211,7 +211,7 @@ def test_an_attack_asks_for_as_many_gradients_as_its_effort_says(
     effort = Effort(steps=steps)
 
     attacks_by_name([name], effort)[name](
-        network, images, LABELS, ThreatModel(eps=0.1), Chance.any(images)
+        network, images, LABELS, ThreatModel(eps=0.1), KeyedRandom.for_whole(images)
     )
 
     assert len(network.seen) == passes
@@ -224,7 +224,7 @@ def test_the_named_attacks_climb_the_losses_of_their_names() -> None:
     suite = attacks_by_name(["pgd", "pgd_margin", "pgd_rescaled"], Effort(steps=10))
 
     ends = {
-        name: attack(network, images, LABELS, ThreatModel(eps=0.1), Chance.any(images))
+        name: attack(network, images, LABELS, ThreatModel(eps=0.1), KeyedRandom.for_whole(images))
         for name, attack in suite.items()
     }
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from medspark.attacks.boundary import Planes, nearby_planes, project_onto_plane
 from medspark.attacks.carlini_wagner import carlini_wagner
-from medspark.attacks.chance import Chance
 from medspark.attacks.deepfool import deepfool
 from medspark.attacks.fab import fab
+from medspark.attacks.keyed_random import KeyedRandom
 from medspark.attacks.square import square
 from medspark.attacks.threat import Norm, ThreatModel, norms
 from medspark.attacks.transfer import transfer
@@ -76,7 +76,7 @@ def test_deepfool_goes_straight_to_the_nearest_boundary_and_a_little_beyond(
 def test_fab_ends_at_the_nearest_boundary(norm: Norm, seed: int) -> None:
     network, clean = Flat(slopes(seed, 3)), images(seed).float()
 
-    found = fab(network, clean, LABELS, norm=norm, chance=Chance.any(clean), steps=10)
+    found = fab(network, clean, LABELS, norm=norm, rng=KeyedRandom.for_whole(clean), steps=10)
 
     assert (network(found).argmax(1) != 0).all()
     ratio = size(found - clean, norm) / nearest(network, clean, norm)
@@ -85,10 +85,10 @@ def test_fab_ends_at_the_nearest_boundary(norm: Norm, seed: int) -> None:
 
 def test_fab_keeps_the_nearest_of_all_that_it_finds_from_further_starts_too() -> None:
     network, clean = Flat(slopes(0, 3)), images(0).float()
-    chance = Chance.any(clean)
+    rng = KeyedRandom.for_whole(clean)
     lengths = [
         size(
-            fab(network, clean, LABELS, norm="linf", chance=chance, restarts=n, radius=0.3) - clean,
+            fab(network, clean, LABELS, norm="linf", rng=rng, restarts=n, radius=0.3) - clean,
             "linf",
         )
         for n in (1, 3)
@@ -110,7 +110,7 @@ def test_fab_starts_again_at_half_the_radius_and_elsewhere_each_time(norm: Norm)
     network.seen = []
 
     fab(
-        network, clean, LABELS, norm=norm, chance=Chance.any(clean),
+        network, clean, LABELS, norm=norm, rng=KeyedRandom.for_whole(clean),
         steps=1, restarts=3, radius=0.2,
     )  # fmt: skip
 
@@ -182,7 +182,9 @@ class Counted(nn.Module):
 def test_square_asks_as_often_as_it_may_and_only_gets_better(queries: int) -> None:
     network, clean = Counted(9.0), torch.full((2, 2, 8, 8), 0.5)
 
-    found = square(network, clean, LABELS[:2], eps=0.1, chance=Chance.any(clean), queries=queries)
+    found = square(
+        network, clean, LABELS[:2], eps=0.1, rng=KeyedRandom.for_whole(clean), queries=queries
+    )
 
     assert network.asked == 2 * queries
     change = (found - clean).abs()
@@ -199,7 +201,7 @@ def test_square_starts_with_stripes_from_top_to_bottom_and_moves_squares() -> No
             return super().forward(images)
 
     clean = torch.full((1, 1, 16, 16), 0.5)
-    square(Watched(9.0), clean, LABELS[:1], eps=0.1, chance=Chance.any(clean), queries=400)
+    square(Watched(9.0), clean, LABELS[:1], eps=0.1, rng=KeyedRandom.for_whole(clean), queries=400)
 
     assert (seen[0] == seen[0][:, :, :1]).all()
     assert seen[0].unique().numel() == 2

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from medspark.attacks.apgd import apgd
 from medspark.attacks.boundary import nearby_planes, project_onto_plane
 from medspark.attacks.carlini_wagner import carlini_wagner
-from medspark.attacks.chance import Chance
 from medspark.attacks.config import AttackName, Effort
 from medspark.attacks.deepfool import deepfool
 from medspark.attacks.fab import fab
+from medspark.attacks.keyed_random import KeyedRandom
 from medspark.attacks.losses import correct, cross_entropy
 from medspark.attacks.pgd import pgd
 from medspark.attacks.suite import attacks_by_name, one_after_another
@@ -58,7 +58,7 @@ def test_attacked_images_are_allowed(victim, plain_network, images, labels, name
     attack = attacks_by_name([name], EFFORT, surrogates=[plain_network])[name]
     threat = ThreatModel(norm=norm, eps=0.1)
 
-    attacked = attack(victim, images, labels, threat, Chance.any(images))
+    attacked = attack(victim, images, labels, threat, KeyedRandom.for_whole(images))
 
     assert threat.holds(attacked, images).all()
 
@@ -68,7 +68,7 @@ def test_attacked_images_are_allowed(victim, plain_network, images, labels, name
 def test_every_attack_finds_elsewhere_what_it_finds_on_the_cpu(
     victim, plain_network, images, labels, norm, device
 ) -> None:
-    def few_steps(model, images, labels, threat, _chance):
+    def few_steps(model, images, labels, threat, _rng):
         return threat.project(carlini_wagner(model, images, labels, steps=4, searches=2), images)
 
     threat, effort = ThreatModel(norm=norm, eps=0.1), Effort(steps=3, restarts=2, queries=20)
@@ -78,7 +78,9 @@ def test_every_attack_finds_elsewhere_what_it_finds_on_the_cpu(
         model, other = (copy.deepcopy(m).to(place) for m in (victim, plain_network))
         clean, true = images[:20].to(place), labels[:20].to(place)
         suite = attacks_by_name(names, effort, surrogates=[other]) | {"cw": few_steps}
-        found = {n: a(model, clean, true, threat, Chance.any(clean)) for n, a in suite.items()}
+        found = {
+            n: a(model, clean, true, threat, KeyedRandom.for_whole(clean)) for n, a in suite.items()
+        }
         assert [name for name, x in found.items() if not threat.holds(x, clean).all()] == []
         left.append({name: right(model, x, true).cpu() for name, x in found.items()})
 
@@ -91,7 +93,7 @@ def test_every_attack_does_what_an_attack_has_to(victim, images, labels, name: s
     attack = attacks_by_name([name], EFFORT)[name]
     threat = ThreatModel(eps=0.2)
 
-    attacked = attack(victim, images, labels, threat, Chance.any(images))
+    attacked = attack(victim, images, labels, threat, KeyedRandom.for_whole(images))
 
     clean = right(victim, images, labels).sum()
     assert right(victim, attacked, labels).sum() < 0.75 * clean
@@ -102,11 +104,11 @@ def test_an_image_is_attacked_alike_in_any_batch(
     victim, plain_network, images, labels, name: str
 ) -> None:
     attack = attacks_by_name([name], EFFORT, surrogates=[plain_network])[name]
-    threat, chance = ThreatModel(eps=0.1), Chance.any(images)
-    whole = attack(victim, images, labels, threat, chance)
+    threat, rng = ThreatModel(eps=0.1), KeyedRandom.for_whole(images)
+    whole = attack(victim, images, labels, threat, rng)
 
     chosen = torch.tensor([40, 3, 17, 29, 8, 11, 46, 0, 31, 22])
-    alone = attack(victim, images[chosen], labels[chosen], threat, chance.of(chosen))
+    alone = attack(victim, images[chosen], labels[chosen], threat, rng.of(chosen))
 
     held = [right(victim, found, labels[chosen]) for found in (alone, whole[chosen])]
     # Another batch size rounds otherwise, which may tip the scales for an image at the edge.
@@ -114,9 +116,9 @@ def test_an_image_is_attacked_alike_in_any_batch(
 
 
 def test_the_ensemble_leaves_no_more_than_any_of_its_parts(victim, images, labels) -> None:
-    threat, chance = ThreatModel(eps=0.2), Chance.any(images)
+    threat, rng = ThreatModel(eps=0.2), KeyedRandom.for_whole(images)
     found = {
-        name: right(victim, attack(victim, images, labels, threat, chance), labels)
+        name: right(victim, attack(victim, images, labels, threat, rng), labels)
         for name, attack in attacks_by_name([*PARTS, "autoattack"], EFFORT).items()
     }
 
@@ -131,7 +133,7 @@ def test_the_ensemble_works_for_any_number_of_classes(classes: int) -> None:
     labels = model(images).argmax(1)
     attack = attacks_by_name(["autoattack"], EFFORT)["autoattack"]
 
-    attacked = attack(model, images, labels, ANYWHERE, Chance.any(images))
+    attacked = attack(model, images, labels, ANYWHERE, KeyedRandom.for_whole(images))
 
     assert not right(model, attacked, labels).any()
 
@@ -143,7 +145,7 @@ def test_independent_findings_are_attacked_too(name: str) -> None:
     labels = (model(images) > 0).float()
     attack = attacks_by_name([name], EFFORT)[name]
 
-    attacked = attack(model, images, labels, ANYWHERE, Chance.any(images))
+    attacked = attack(model, images, labels, ANYWHERE, KeyedRandom.for_whole(images))
 
     assert right(model, attacked, labels).float().mean() < 0.2
 
@@ -157,12 +159,12 @@ def linear(classes: int) -> nn.Module:
 def test_of_an_ensemble_each_part_only_sees_what_the_others_left(victim, images, labels) -> None:
     seen: list[int] = []
 
-    def counting(model, images, labels, threat, _chance):
+    def counting(model, images, labels, threat, _rng):
         seen.append(len(images))
         return pgd(model, images, labels, threat=threat, steps=5)
 
     attack = one_after_another([counting, counting])
-    attack(victim, images, labels, ThreatModel(eps=0.2), Chance.any(images))
+    attack(victim, images, labels, ThreatModel(eps=0.2), KeyedRandom.for_whole(images))
 
     assert seen[0] == COUNT
     assert 0 < seen[1] < COUNT
@@ -178,7 +180,7 @@ def test_apgd_leaves_an_image_once_it_is_fooled_and_loses_none(victim, images, l
 
     attacked = apgd(
         *(victim, images, labels),
-        threat=ThreatModel(eps=0.2), loss=watched, chance=Chance.any(images), steps=50,
+        threat=ThreatModel(eps=0.2), loss=watched, rng=KeyedRandom.for_whole(images), steps=50,
     )  # fmt: skip
 
     left = [count - fooled for count, fooled in seen]
@@ -191,7 +193,7 @@ def test_transfer_shows_the_model_what_fools_another(victim, plain_network, imag
     attack = attacks_by_name(["transfer"], EFFORT, surrogates=[plain_network])["transfer"]
     threat = ThreatModel(eps=0.2)
 
-    attacked = attack(victim, images, labels, threat, Chance.any(images))
+    attacked = attack(victim, images, labels, threat, KeyedRandom.for_whole(images))
 
     assert right(plain_network, attacked, labels).sum() < 0.3 * COUNT
     assert right(victim, attacked, labels).sum() > 0.5 * COUNT
@@ -229,7 +231,7 @@ def test_carlini_wagner_goes_as_near_as_that_of_foolbox(victim, images, labels) 
 def test_fab_goes_nearer_than_deepfool(victim, images, labels, norm: Norm) -> None:
     first = deepfool(victim, images, labels, norm=norm)
 
-    found = fab(victim, images, labels, norm=norm, chance=Chance.any(images), steps=30)
+    found = fab(victim, images, labels, norm=norm, rng=KeyedRandom.for_whole(images), steps=30)
 
     assert not right(victim, found, labels).any()
     assert sizes(found - images, norm).mean() < sizes(first - images, norm).mean()

@@ -220,13 +220,13 @@ def table(cells: Sequence[Mapping[str, Any]]) -> str:
     for name, found in by_trainer.items():
         shown = [_spread([seed[title] for seed in found]) for title in titles]
         lines.append(f"| {name} | {len(found)} | " + " | ".join(shown) + " |")
-    doubts = [
-        f"{cell['trainer']}, seed {cell['seed']}: not to be believed, {flag['sentence']}"
+    flagged = [
+        f"⚠ {cell['trainer']}, seed {cell['seed']}: do not trust it, {flag['sentence']}"
         for cell in cells
         for flag in cell["flags"]
         if flag["triggered"]
     ]
-    return "\n".join([*lines, "", *doubts])
+    return "\n".join([*lines, "", *flagged])
 
 
 def _spread(values: Sequence[float]) -> str:

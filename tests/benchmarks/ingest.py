@@ -30,7 +30,9 @@ from pydicom.uid import (
 from timing import Result
 
 from medspark.images.phantom import PhantomConfig, write_archive
-from medspark.ingest.archive import IngestConfig, ingest, open_archive
+from medspark.ingest.archive import open_archive
+from medspark.ingest.config import IngestConfig
+from medspark.ingest.pipeline import ingest
 from medspark.spark.session import SparkConfig, spark_session
 
 FILES = int(os.environ.get("MEDSPARK_BENCH_FILES", "10000"))

@@ -22,7 +22,7 @@ from poison import write_bombs
 from small_disk import small_disk
 
 from medspark.images.phantom import ArchiveSummary, PhantomConfig, write_archive
-from medspark.ingest.write import SampleSet
+from medspark.ingest.sample_set import SampleSet
 
 FIRST, ALL = 150, 600  # files of the dataset that is there, and of the one that is to come
 

@@ -148,7 +148,7 @@ def test_an_image_is_as_sure_as_its_least_sure_decision_and_decisions_are_all_of
     answers = answers_of(np.array([[1, 0, 1]]), np.array([[1.0, 0.1, 0.4]]))
 
     sure, right = answers.decisions
-    assert answers.sure == pytest.approx([0.6])
+    assert answers.confidence == pytest.approx([0.6])
     assert sure == pytest.approx([1, 0.9, 0.6])
     assert right.tolist() == [True, True, False]
 

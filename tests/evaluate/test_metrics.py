@@ -73,7 +73,7 @@ def test_the_lead_is_over_the_next_best_answer_and_negative_where_that_is_given(
     answers = answers_of(np.array([0, 0, 2]), probabilities)
 
     assert answers.lead == pytest.approx([0.2, -0.5, 0.1])
-    assert answers.sure == pytest.approx([0.5, 0.7, 0.45])
+    assert answers.confidence == pytest.approx([0.5, 0.7, 0.45])
     assert answers.right.tolist() == [True, False, True]
 
 
@@ -108,7 +108,7 @@ def test_one_class_alone_has_no_area_whichever_it_is() -> None:
 def test_a_finding_is_seen_above_one_half_and_not_at_it() -> None:
     answers = answers_of(np.array([[1, 0]]), np.array([[0.5, 0.5]]))
 
-    assert answers.said.tolist() == [[False, False]]
+    assert answers.predicted.tolist() == [[False, False]]
     assert answers.lead == pytest.approx([0.0])
 
 

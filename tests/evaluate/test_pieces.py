@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import hashlib
+import json
 import os
 import shutil
 from dataclasses import replace
@@ -117,6 +119,28 @@ def test_an_evaluation_is_named_by_network_data_and_attacks_not_by_its_place(job
         fingerprint(job, dataset_digest="e"),
     ]
     assert len({name(), *other}) == 4
+
+
+@pytest.mark.parametrize(
+    ("steps", "sanity_images", "found"), [(20, 9, True), (10, 0, True), (10, 9, False)]
+)
+def test_pieces_of_an_earlier_version_are_found_where_their_probes_took_as_many_steps(
+    job: Job, steps: int, sanity_images: int, found: bool
+) -> None:
+    changes = {"steps": steps, "sanity_images": sanity_images}
+    before = replace(job, config=job.config.model_copy(update=changes))
+    told = {
+        "models": [
+            hashlib.sha256(
+                b"".join((job.model / n).read_bytes() for n in ("model.safetensors", "model.json"))
+            ).hexdigest()
+        ],
+        "data": ["d", before.split, before.rows, before.piece],
+        "config": before.config.model_dump(mode="json", exclude={"sanity"}),
+    }
+    name = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+
+    assert (fingerprint(before, dataset_digest="d") == name) == found
 
 
 def test_an_onnx_file_is_attacked_as_the_network_it_was_made_from(job: Job, tmp_path: Path) -> None:

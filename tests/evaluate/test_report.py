@@ -9,9 +9,9 @@ import torch
 from medspark.attacks.threat import ThreatModel
 from medspark.evaluate.gallery import exhibits, typical_rows
 from medspark.evaluate.gradcam import grad_cam
-from medspark.evaluate.plots import calibration_error
+from medspark.evaluate.plots import accuracy_curves, calibration_error, reliability_diagram
 from medspark.evaluate.report import class_table, markdown, table, verdict, write_report
-from medspark.evaluate.sanity import SanityConfig
+from medspark.evaluate.sanity import HOLLOW_MEANS, SanityConfig
 from medspark.evaluate.summary import Detail, RobustReport, Trial, summarise
 from medspark.models.backbones import build
 from medspark.models.config import ModelConfig
@@ -22,6 +22,17 @@ TRIAL = Trial("pgd", 20, 2 / 255)
 
 @pytest.fixture
 def report() -> RobustReport:
+    """The report on a network without a gradient for most images."""
+    return found(30)
+
+
+@pytest.fixture
+def honest() -> RobustReport:
+    """The report on a network that no check objects to."""
+    return found(0)
+
+
+def found(without_gradient: int) -> RobustReport:
     random = np.random.default_rng(0)
     ill = random.random(40)
     arrays = {
@@ -29,24 +40,45 @@ def report() -> RobustReport:
         "labels": (ill + 0.2 * random.standard_normal(40) > 0.5).astype(int),
         "clean": np.stack([1 - ill, ill], axis=1),
         TRIAL.key: np.stack([ill, 1 - ill], axis=1),
-        "zero_gradient": np.arange(40) < 30,
+        "zero_gradient": np.arange(40) < without_gradient,
     }
     detail = Detail(samples=20, classes=CLASSES)
     return summarise(arrays, [TRIAL], limits=SanityConfig(), detail=detail)
 
 
-def test_figures_that_are_not_to_be_believed_say_so_and_why(report: RobustReport) -> None:
-    first, *doubts = verdict(report)
+def test_flagged_figures_are_called_so_with_the_reason_and_what_it_was_measured_on(
+    report: RobustReport,
+) -> None:
+    first, *reasons = verdict(report)
 
-    assert "NOT TO BE BELIEVED" in first
-    assert any("75.0% of the images have an input gradient of exactly zero" in d for d in doubts)
-    assert "NOT TO BE BELIEVED" in markdown(report, title="title", facts={})
+    assert first.startswith("⚠ Do not trust these figures")
+    seen = "75.0% of the images have an input gradient of exactly zero"
+    (reason,) = [reason for reason in reasons if seen in reason]
+    assert reason.endswith("(measured on 40 images).")
+    assert reason in markdown(report, title="title", facts={})
+
+
+def test_an_honest_report_has_no_sign_and_no_hollow_point(honest: RobustReport) -> None:
+    assert "⚠" not in markdown(honest, title="title", facts={})
+    assert accuracy_curves(honest).get_supxlabel() == ""
+    assert faces(honest) != {"white"}
+
+
+def test_a_flagged_report_has_hollow_points_and_says_what_they_are(report: RobustReport) -> None:
+    assert faces(report) == {"white"}
+    for drawn in (accuracy_curves(report), reliability_diagram(report)):
+        assert drawn.get_supxlabel() == HOLLOW_MEANS
+
+
+def faces(report: RobustReport) -> set[str]:
+    (axes,) = accuracy_curves(report).axes
+    return {str(line.get_markerfacecolor()) for line in axes.lines}
 
 
 def test_the_table_has_a_row_for_each_attack_and_the_worst_case(report: RobustReport) -> None:
     head, *rows = table(report)
 
-    assert [row[0] for row in rows] == ["clean", "pgd-20", "worst case"]
+    assert [row[0] for row in rows] == ["clean", "⚠ pgd-20", "⚠ worst case"]
     assert all(len(row) == len(head) for row in rows)
     assert "[" in rows[0][2]
 
@@ -56,7 +88,7 @@ def test_every_class_has_a_row_for_each_attack(report: RobustReport) -> None:
 
     assert [row[:3] for row in rows] == [
         [attack, eps, name]
-        for attack, eps in (("clean", "0"), ("pgd-20", "2/255"), ("worst case", "2/255"))
+        for attack, eps in (("clean", "0"), ("⚠ pgd-20", "2/255"), ("⚠ worst case", "2/255"))
         for name in CLASSES
     ]
     assert "## Classes" in markdown(report, title="title", facts={})

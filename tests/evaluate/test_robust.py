@@ -220,7 +220,7 @@ def test_tricks_are_seen_through(plain_network, test_set: Batch, trick, sign: st
 
 
 def test_an_attack_that_returns_the_images_is_seen_through(plain_network, test_set: Batch) -> None:
-    def lazy(_model, images, _labels, _threat, _chance):
+    def lazy(_model, images, _labels, _threat, _rng):
         return images
 
     report = evaluate(plain_network, [test_set], CONFIG, own_attacks={"lazy": lazy})
@@ -230,7 +230,7 @@ def test_an_attack_that_returns_the_images_is_seen_through(plain_network, test_s
 
 
 def test_an_attack_that_cheats_is_seen_through(plain_network, test_set: Batch) -> None:
-    def generous(_model, images, _labels, _threat, _chance):
+    def generous(_model, images, _labels, _threat, _rng):
         return 1 - images
 
     report = evaluate(plain_network, [test_set], CONFIG, own_attacks={"generous": generous})

@@ -28,8 +28,9 @@ from medspark.federate.local import LocalConfig
 from medspark.federate.weights import NormPolicy, apply, difference, pack, reestimate, unpack
 from medspark.models.classifier import batch_norms
 from medspark.seeding import derive
-from medspark.train.adversarial import MODES, Learner, Sample, pgd_images, take_step
+from medspark.train.adversarial import MODES, take_step
 from medspark.train.config import AdversarialConfig
+from medspark.train.learner import Learner, Sample, pgd_images
 from medspark.train.objective import CrossEntropy, divergence
 
 POLICIES = get_args(NormPolicy)
@@ -266,7 +267,10 @@ def test_calfat_attacks_the_calibrated_answers():
     images, labels = torch.rand(6, 1, 3, 3), torch.tensor([0, 0, 0, 0, 1, 2])
     factors = torch.tensor([4.0, 1.0, 1.0])
     learner = Learner(
-        model, Calibrated(factors), AdversarialConfig(mode="pgd", inner_steps=3), None, calfat
+        model,
+        Calibrated(factors),
+        AdversarialConfig(mode="pgd", inner_steps=3),
+        step_rule=calfat,
     )
     sample = Sample(images, labels, np.arange(6), 1.0, ThreatModel(eps=0.1), 1)
     with torch.no_grad():

@@ -22,10 +22,10 @@ import pytest
 from pydicom import uid
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate, generate_frames
+from stored_values import stored_frames
 
 from medspark.images import phantom
 from medspark.images.decode import decode
-from medspark.images.dicom import stored_frames
 from medspark.images.frame import Frame
 from medspark.images.limits import Limits
 from medspark.images.reasons import Reason, Unreadable

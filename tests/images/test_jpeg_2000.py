@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from openjpeg.utils import encode_array
 from pydicom import uid
 from pydicom.encaps import encapsulate
+from stored_values import stored_frames
 
 from medspark.images.codestream import read_codestream
 from medspark.images.decode import decode
-from medspark.images.dicom import stored_frames
 from medspark.images.limits import Limits
 from medspark.images.rendering import Rendering
 

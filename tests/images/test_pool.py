@@ -178,10 +178,10 @@ def test_no_more_callers_are_served_than_there_are_processes(good: bytes) -> Non
     assert answers == [Busy, 1]
 
 
-def test_a_pool_whose_nursery_was_ended_makes_another(good: bytes) -> None:
+def test_a_pool_whose_fork_server_was_ended_makes_another(good: bytes) -> None:
     with pool_of(processes=1) as pool, pool.turn() as turn:
         turn.decode(good)
-        pool._nursery._process.kill()
+        pool._server._process.kill()
         turn._decoder.close()
 
         assert len(turn.decode(good)) == 1
@@ -192,7 +192,7 @@ def test_closing_a_pool_leaves_no_process(good: bytes) -> None:
     with pool_of(processes=2) as pool, pool.turn() as one, pool.turn() as two:
         assert len(one.decode(good)) == len(two.decode(good)) == 1
         made = set(psutil.Process().children(recursive=True)) - before
-        assert len(made) == 3  # the nursery and two decoders
+        assert len(made) == 3  # the fork server and two decoders
 
     _gone, alive = psutil.wait_procs(made, timeout=30)
     assert not alive

@@ -22,8 +22,10 @@ from medspark.errors import UsageError
 from medspark.images.deidentify import Pseudonyms
 from medspark.images.phantom import CANARY, ArchiveSummary, PhantomConfig, write_archive
 from medspark.images.reasons import Reason
-from medspark.ingest.archive import IngestConfig, ingest, open_archive
-from medspark.ingest.write import SampleSet
+from medspark.ingest.archive import open_archive
+from medspark.ingest.config import IngestConfig
+from medspark.ingest.pipeline import ingest
+from medspark.ingest.sample_set import SampleSet
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession

@@ -14,7 +14,9 @@ import pytest
 from pydicom import uid
 
 from medspark.images.reasons import Reason
-from medspark.ingest.archive import IngestConfig, ingest, open_archive
+from medspark.ingest.archive import open_archive
+from medspark.ingest.config import IngestConfig
+from medspark.ingest.pipeline import ingest
 from medspark.models.backbones import build
 from medspark.models.checkpoint import describe, save_classifier
 from medspark.models.config import ModelConfig

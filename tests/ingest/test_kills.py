@@ -19,8 +19,10 @@ from key_files import write_key
 
 from medspark.images.deidentify import Privacy
 from medspark.images.phantom import ArchiveSummary, PhantomConfig, write_archive
-from medspark.ingest.archive import IngestConfig, ingest, open_archive
-from medspark.ingest.write import SampleSet
+from medspark.ingest.archive import open_archive
+from medspark.ingest.config import IngestConfig
+from medspark.ingest.pipeline import ingest
+from medspark.ingest.sample_set import SampleSet
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession

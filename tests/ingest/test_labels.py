@@ -12,15 +12,13 @@ from hypothesis import strategies as st
 
 from medspark.errors import UsageError
 from medspark.images.deidentify import Pseudonyms
+from medspark.ingest.label_table import LabelConfig, LabelTable, match_key
 from medspark.ingest.labels import (
     LONGEST_NAME,
-    LabelConfig,
-    LabelTable,
     coded_attribute,
     from_folders,
     has_class_folders,
     join_findings,
-    match_key,
 )
 
 PSEUDONYMS = Pseudonyms(b"k" * 32)

@@ -19,7 +19,7 @@ from PIL import Image
 
 from medspark.errors import UsageError
 from medspark.images.reasons import Unreadable
-from medspark.ingest.limits import ArchiveLimits
+from medspark.ingest.config import ArchiveLimits
 from medspark.ingest.npz import has_findings, list_images, read_image
 
 LIMITS = ArchiveLimits()

@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,13 +22,16 @@ from PIL import Image
 from medspark.errors import RunError, UsageError
 from medspark.images.deidentify import Pseudonyms
 from medspark.images.frame import sha256_of
-from medspark.ingest import archive as ingesting
-from medspark.ingest import ledger
-from medspark.ingest.archive import IngestConfig, ingest, open_archive
+from medspark.ingest import ledger, pipeline
+from medspark.ingest.archive import open_archive
+from medspark.ingest.config import IngestConfig
 from medspark.ingest.listing import Keyed
+from medspark.ingest.pipeline import ingest
+from medspark.ingest.sample_set import SampleSet, SamplesManifest
 from medspark.ingest.sealing import _Unseal
-from medspark.ingest.write import SampleSet, SamplesManifest
-from medspark.sharding.build import ShardConfig, make_shards, open_samples
+from medspark.sharding.build import make_shards, open_samples
+from medspark.sharding.config import ShardConfig
+from medspark.shards.manifest import read_manifest
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -240,7 +244,7 @@ def killed(runs, tmp_path, monkeypatch) -> Runs:
     runs(source)
     image(source / "new.png", 100)
     with monkeypatch.context() as patch, pytest.raises(_Killed):
-        patch.setattr(ingesting._Ingest, "_commit", die)
+        patch.setattr(pipeline._Ingest, "_commit", die)
         runs(source)
     shutil.move(tmp_path / "staged", runs.samples / "staging")
     assert (runs.samples / "staging" / "outcomes").exists()
@@ -393,14 +397,36 @@ def test_a_damaged_part_of_an_old_dataset_is_not_made_good(former, tmp_path):
     assert former.manifest().schema_version == 2
 
 
-def test_shards_are_made_of_an_old_dataset_as_of_a_new_one(former, tmp_path):
-    def shards(name: str) -> dict[str, Any]:
-        values = {"samples": str(former.samples), "shards": tmp_path / name}
-        config = ShardConfig.model_validate(values | {"split": {"test": 0.4}})
-        return make_shards(former.spark, config, open_samples(config))
+def shards_of(runs: Runs, folder: Path) -> dict[str, Any]:
+    """Write shards, and return what they hold by sample key."""
+    values = {"samples": str(runs.samples), "shards": folder, "split": {"test": 0.4}}
+    config = ShardConfig.model_validate(values)
+    make_shards(runs.spark, config, open_samples(config))
+    rows = [row for path in folder.rglob("*.parquet") for row in pq.read_table(path).to_pylist()]
+    return {row["sample_key"]: row for row in rows}
 
-    old = shards("old")
-    shutil.copytree(tmp_path / "old", tmp_path / "kept")
+
+def test_shards_are_made_of_an_old_dataset_as_of_a_new_one_but_for_sites(former, tmp_path):
+    old = shards_of(former, tmp_path / "old")
     former(tmp_path / "two")
+    new = shards_of(former, tmp_path / "new")
 
-    assert shards("new")["digest"] == old["digest"]
+    assert {row["site"] for row in old.values()} == {None}
+    assert leaks(tmp_path / "old", *SECRETS) == []
+    assert {key: row | {"site": None} for key, row in new.items()} == old
+
+
+def test_shards_know_sites_by_pseudonym_or_allowed_name_and_name_nobody(runs, tmp_path, caplog):
+    runs(put(tmp_path / "in", 0))
+
+    with caplog.at_level(logging.DEBUG):
+        rows = shards_of(runs, tmp_path / "shards")
+
+    sites = {row["sample_key"]: row["site"] for row in runs.rows("ledger") if row["sample_key"]}
+    assert {key: row["site"] for key, row in rows.items()} == {key: sites[key] for key in rows}
+    counted = Counter[str]()
+    for split in read_manifest(tmp_path / "shards").splits.values():
+        counted.update(split.sites)
+    assert counted == {KEPT_SITE: 4, runs.pseudonyms.name("site", SECRETS[2]): 4}
+    assert leaks(tmp_path / "shards", *SECRETS, *digests(tmp_path / "in")) == []
+    assert [secret for secret in SECRETS if secret in caplog.text] == []

@@ -15,16 +15,19 @@ from PIL import Image
 from medspark.config import load_config
 from medspark.data.native import MappedSplit
 from medspark.errors import UsageError
-from medspark.ingest.archive import IngestConfig, ingest, open_archive
-from medspark.ingest.labels import LabelConfig
+from medspark.ingest.archive import open_archive
+from medspark.ingest.config import IngestConfig
+from medspark.ingest.label_table import LabelConfig
+from medspark.ingest.pipeline import ingest
 from medspark.models.card import read_card
 from medspark.models.predictor import Predictor
-from medspark.sharding.build import ShardConfig, make_shards, open_samples
+from medspark.sharding.build import make_shards, open_samples
+from medspark.sharding.config import ShardConfig
 from medspark.shards.manifest import read_manifest
 from medspark.train.config import FitConfig
 from medspark.train.loop import fit
 from medspark.train.world import World
-from medspark.workflows.model_card_text import model_card
+from medspark.workflows.model_description import describe_model
 
 LABELS = ("Cardiomegaly|Effusion", "Effusion", "No Finding", "", "Mass|Effusion", "Mass")
 CLASSES = ["Cardiomegaly", "Effusion", "Mass"]
@@ -95,7 +98,7 @@ def test_findings_go_all_the_way_from_a_table_to_an_attacked_network(
     assert [each["name"] for each in report["clean"]["classes"]] == CLASSES
     assert report["attacks"][0]["accuracy"] == report["clean"]["accuracy"]
     assert report["worst_case"][-1]["accuracy"] <= report["clean"]["accuracy"]
-    told = model_card(trained, manifest, read_card(Path(trained["model"])))
+    told = describe_model(trained, manifest, read_card(Path(trained["model"])))
     assert "Finds any of Cardiomegaly, Effusion, Mass" in told
     answers = Predictor.load(Path(trained["model"]))(split.gather(np.arange(4))[0])
     assert not np.allclose(answers.sum(1), 1)

@@ -73,7 +73,8 @@ def test_a_failed_cell_is_shown_and_tried_again_and_a_finished_one_is_not(
 
     assert run() == 1
     said = capsys.readouterr().err
-    assert "1 of 2 cells failed, the first with: rank 0 ran out of memory." in said
+    assert "1 of 2 cells failed: resnet10t, robust_distillation" in said
+    assert "(rank 0 ran out of memory). The report on the others is" in said
     assert "] Failed: rank 0 ran out of memory." in (table / "table.md").read_text()
 
     assert run() == 0

@@ -12,10 +12,10 @@ import pytest
 from mlflow.tracking import MlflowClient
 from pyspark.sql import SparkSession
 
-from medspark.errors import UsageError
-from medspark.study.sweep import Measured
+from medspark.errors import RunError, UsageError
+from medspark.study.sweep import ScaleCell
 from medspark.workflows import scale_at as scaling
-from medspark.workflows.scale_at import scale_at, told
+from medspark.workflows.scale_at import scale_at, summary_text
 from medspark.workflows.scale_grid import ScaleAtConfig
 
 
@@ -61,6 +61,11 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return seen
 
 
+def run_id(config: ScaleAtConfig) -> str:
+    """Return the run of the sweep in MLflow."""
+    return str(json.loads((config.place / "sweep" / "run.json").read_text())["run_id"])
+
+
 @pytest.mark.slow
 @pytest.mark.spark
 @pytest.mark.ddp
@@ -68,14 +73,13 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 def test_a_sweep_is_one_run_with_children_and_a_failed_cell_does_not_end_it(
     config: ScaleAtConfig, spark: SparkSession, trained: list[Any]
 ) -> None:
-    result = scale_at(config)
+    with pytest.raises(RunError, match=r"1 of 3 cells failed: .* \(launch.processes is 3, but"):
+        scale_at(config)
 
     assert len(trained) == 3
-    (failed,) = result["failed"]
-    assert "launch.processes is 3, but" in failed
-    client = MlflowClient(result["mlflow"]["uri"])
-    parent = client.get_run(result["mlflow"]["run_id"])
-    assert parent.info.status == "FINISHED"
+    client = MlflowClient(str(config.track.uri))
+    parent = client.get_run(run_id(config))
+    assert parent.info.status == "FAILED"
     assert "| network, mode |" in parent.data.tags["mlflow.note.content"]
     files = {file.path for file in client.list_artifacts(parent.info.run_id)}
     assert {"report.html", "sweep.json", "table.md", "throughput.png", "robustness.png"} <= files
@@ -117,7 +121,10 @@ def test_what_is_done_is_not_done_again_and_sweeps_are_set_side_by_side(
         path.parent.mkdir(exist_ok=True)
         path.write_text("theirs")
 
-    again = scale_at(config)
+    with pytest.raises(RunError, match="1 of 3 cells failed"):
+        scale_at(config)
+    grid = config.grid.model_copy(update={"processes": (1, 2)})
+    again = scale_at(config.model_copy(update={"grid": grid}))
     compared = scale_at(
         ScaleAtConfig.model_validate(
             {
@@ -131,25 +138,26 @@ def test_what_is_done_is_not_done_again_and_sweeps_are_set_side_by_side(
     assert len(trained) == 1  # the one that failed
     assert [path.read_text() for path in theirs] == 9 * ["theirs"]
     assert again["mlflow"]["run_id"]
-    assert [c["fingerprint"] for c in again["cells"]] == [c["fingerprint"] for c in first["cells"]]
+    done = [c["fingerprint"] for c in first["cells"] if c["status"] == "finished"]
+    assert [c["fingerprint"] for c in again["cells"]] == done
     page = Path(compared["report"]).read_text()
     assert page.count("<h2>first</h2>") == 2
     assert "data:image/png;base64," in page
-    assert "Report:" in told(again)
+    assert "Report:" in summary_text(again)
 
 
 def test_efficiency_is_taken_against_one_process_of_the_same_repeat(place: Path) -> None:
     cells = [
-        Measured.model_validate_json(path.read_bytes())
+        ScaleCell.model_validate_json(path.read_bytes())
         for path in (place / "first" / "cells").glob("*/measured.json")
     ]
     if not cells:
         pytest.skip("the sweep above was not run")
-    one, two = sorted(cells, key=lambda m: m.cell.world_size)
+    one, two = sorted(cells, key=lambda m: m.point.world_size)
 
     assert one.efficiency is None
     assert two.efficiency == pytest.approx(two.images_per_second / (2 * one.images_per_second))
-    assert one.cell.threads_per_rank == two.cell.threads_per_rank
+    assert one.point.threads_per_rank == two.point.threads_per_rank
     assert two.startup["total"] == pytest.approx(
         sum(took for part, took in two.startup.items() if part != "total")
     )
@@ -210,7 +218,7 @@ def test_a_damaged_sweep_cannot_be_compared_and_is_named(tmp_path: Path, content
 
     with pytest.raises(
         UsageError, match=r"compare: .*sweep\.json is no record of a sweep: "
-    ) as told:
+    ) as raised:
         scale_at(config)
 
-    assert len(str(told.value).splitlines()) == 1
+    assert len(str(raised.value).splitlines()) == 1

@@ -16,11 +16,12 @@ import mlflow
 import numpy as np
 import pytest
 from mlflow.tracking import MlflowClient
+from tensors import same_tensors
 
-from medspark.models.checkpoint import load_classifier, same_weights
+from medspark.models.checkpoint import load_classifier
 from medspark.shards.manifest import read_manifest
+from medspark.track.models import fetch_model
 from medspark.workflows import train_at as training
-from medspark.workflows.train_at import fetch_classifier
 
 ROOT = Path(__file__).parents[2]
 TINY = (
@@ -146,8 +147,8 @@ def test_the_run_in_mlflow_is_complete_and_its_model_can_be_trained_on(folder: P
     assert {"loss", "images_per_second", "data_wait_share", "test/pgd/eps_2_255/accuracy"} <= set(
         run.data.metrics
     )
-    model = fetch_classifier(reference["model"], uri=reference["uri"])
-    assert same_weights(model, load_classifier(Path(result["model"])))
+    model = load_classifier(fetch_model(reference["model"], uri=reference["uri"]))
+    assert same_tensors(model, load_classifier(Path(result["model"])))
     mlflow.set_tracking_uri(reference["uri"])
     images = np.zeros((2, 32, 32, 1), dtype=np.float32)
     assert mlflow.pyfunc.load_model(reference["model"]).predict(images).shape == (2, 2)

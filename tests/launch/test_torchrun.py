@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from medspark.launch.ranks import torchrun
-from medspark.launch.ranks.proof import MARK
+from medspark.launch.ranks.process_mark import MARK
 from medspark.launch.ranks.rank import Order
 
 PLACE = {"RANK": "1", "WORLD_SIZE": "3", "MASTER_ADDR": "10.0.0.7", "MASTER_PORT": "4242"}

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from medspark import __version__
 from medspark.errors import UsageError
 from medspark.models.card import CARD, ModelCard, read_card, write_card
 from medspark.shards.manifest import Manifest
@@ -82,6 +85,40 @@ def test_a_card_without_what_came_later_is_read_with_the_usual_values(tmp_path: 
 
     assert (card.bits, card.multi_label, card.dropout, card.temperature) == (8, False, 0, 1)
     assert (card.height, card.width, card.rendering) == (224, 200, {})
+    assert card.kind == "classifier"
+
+
+def test_a_card_of_the_first_format_is_read_and_written_again_in_the_newest(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").touch()
+    old = card_of(CLASSES, False, 1).model_dump(mode="json", exclude={"kind"})
+    (tmp_path / CARD).write_text(json.dumps(old | {"schema_version": 1}))
+
+    write_card(tmp_path, read_card(tmp_path))
+
+    written = json.loads((tmp_path / CARD).read_text())
+    assert written == old | {"schema_version": 2, "kind": "classifier"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "unknown"),
+    [({"kind": "pruned", "sparsity": 0.5}, "kind 'pruned'"), ({"schema_version": 3}, "version 3")],
+)
+@pytest.mark.parametrize(
+    ("writer", "needed"), [("9.1.0", "medspark 9.1.0 or newer"), ("\n rm", "a newer version")]
+)
+def test_a_card_of_a_later_kind_or_format_is_refused_with_the_version_that_is_needed(
+    tmp_path: Path, changes: dict[str, Any], unknown: str, writer: str, needed: str
+) -> None:
+    (tmp_path / "model.safetensors").touch()
+    card = card_of(CLASSES, False, 1).model_dump(mode="json") | {"medspark": writer} | changes
+    (tmp_path / CARD).write_text(json.dumps(card))
+
+    with pytest.raises(UsageError) as refusal:
+        read_card(tmp_path)
+
+    assert f"{unknown}, which medspark {__version__} does not know" in str(refusal.value)
+    assert str(refusal.value).endswith(f"{needed}.")
+    assert len(str(refusal.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize(("channels", "means", "deviations"), [(3, 1, 1), (1, 3, 3), (1, 1, 2)])

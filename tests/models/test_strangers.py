@@ -35,7 +35,8 @@ HOSTILE = [
     ("classes", ["a"]), ("classes", ["a", "a"]), ("classes", ["", "b"]),
     ("classes", [str(n) for n in range(10_001)]), ("architecture", "r" * 300),
     ("architecture", "hf-hub:stranger/net"), ("architecture", "local-dir:/tmp"),
-    ("schema_version", 2), ("unknown\nkey", 1),
+    ("schema_version", 3), ("schema_version", 0), ("kind", "k\n" * 999), ("kind", 1),
+    ("unknown\nkey", 1), ("schema_version", 10**400),
 ]  # fmt: skip
 
 

@@ -20,8 +20,12 @@ from medspark.config import load_config
 from medspark.errors import RunError, UsageError
 from medspark.images.phantom import PhantomConfig, write_archive
 from medspark.ingest import ledger
-from medspark.ingest.archive import IngestConfig, ingest, open_archive
-from medspark.sharding.build import ShardConfig, _Sharding, make_shards, open_samples
+from medspark.ingest.archive import open_archive
+from medspark.ingest.config import IngestConfig
+from medspark.ingest.pipeline import ingest
+from medspark.sharding import assignment
+from medspark.sharding.build import make_shards, open_samples
+from medspark.sharding.config import ShardConfig
 from medspark.sharding.layout import Counts, Layout
 from medspark.sharding.reshape import bring_to, clean_shards
 from medspark.shards.manifest import Manifest, read_manifest, verify
@@ -217,7 +221,7 @@ APART = [
 
 def leak_check(spark: SparkSession, rows: list[tuple[str | None, ...]]) -> dict[str, int]:
     dealt = spark.createDataFrame(rows, ", ".join(f"{name} string" for name in DEALT))
-    return _Sharding._leak_check(None, dealt)  # type: ignore[arg-type]
+    return assignment.leak_check(dealt)
 
 
 @pytest.mark.spark

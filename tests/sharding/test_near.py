@@ -13,10 +13,13 @@ from PIL import Image
 
 from medspark.config import load_config
 from medspark.errors import UsageError
-from medspark.ingest.archive import IngestConfig, ingest, open_archive
+from medspark.ingest.archive import open_archive
+from medspark.ingest.config import IngestConfig
+from medspark.ingest.pipeline import ingest
 from medspark.sharding import near
-from medspark.sharding.build import NEAR_DUPLICATES, ShardConfig, make_shards, open_samples
-from medspark.sharding.near import SIDE, Lookalike, perceptual_hash, tied_patients
+from medspark.sharding.build import make_shards, open_samples
+from medspark.sharding.config import ShardConfig
+from medspark.sharding.near import NEAR_DUPLICATES, SIDE, Lookalike, perceptual_hash, tied_patients
 from medspark.shards.manifest import read_manifest
 
 if TYPE_CHECKING:

@@ -60,6 +60,9 @@ def test_a_resized_image_keeps_its_orientation_and_depth():
     assert found[1] > 30_000
 
 
+SITES = ("north", None)
+
+
 def write_part(folder: Path) -> dict[str, tuple[int, str]]:
     """Write twelve samples in row groups of five; sample n has pixels of n."""
     rows = [sample(np.full((2, 2), n)) | {"sample_key": f"k{n}"} for n in range(12)]
@@ -71,7 +74,7 @@ def write_part(folder: Path) -> dict[str, tuple[int, str]]:
 def asked_for(*rows: int, **values: Any) -> list[pa.RecordBatch]:
     told = [
         {"bucket": n % 2, "position": 100 + n, "sample_key": f"k{n}", "patient_key": f"p{n}",
-         "number": n % 3, "part": "part.parquet", "row": n} | values
+         "site": SITES[n % 2], "number": n % 3, "part": "part.parquet", "row": n} | values
         for n in rows
     ]  # fmt: skip
     return [pa.RecordBatch.from_pylist([row]) for row in told]
@@ -86,7 +89,7 @@ def test_the_rows_that_are_asked_for_are_read_and_no_others(rows, tmp_path_facto
 
     assert found == [
         {"bucket": n % 2, "position": 100 + n, "sample_key": f"k{n}", "patient_key": f"p{n}",
-         "label": n % 3, "pixels": bytes([n] * 4)}
+         "site": SITES[n % 2], "label": n % 3, "pixels": bytes([n] * 4)}
         for n in sorted(rows)
     ]  # fmt: skip
 
@@ -114,6 +117,7 @@ def placed(numbers: list[tuple[int, int]], pixels: int = 4) -> pa.RecordBatch:
             "position": pa.array([n for _, n in numbers], pa.int64()),
             "sample_key": [f"k{n}" for _, n in numbers],
             "patient_key": [f"p{n}" for _, n in numbers],
+            "site": [SITES[n % 2] for _, n in numbers],
             "label": pa.array([n % 3 for _, n in numbers], pa.int32()),
             "pixels": pa.array([bytes([n] * pixels) for _, n in numbers], pa.binary()),
         }

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from medspark.shards.manifest import Manifest, Shard, Split, digest_of, sha256_of, write_manifest
-from medspark.shards.schema import PixelFormat, mask_of, write_shard
+from medspark.shards.schema import PixelFormat, write_shard
 
 Array = npt.NDArray[Any]
 CLASSES = "abcdefgh"
@@ -23,16 +24,20 @@ def write_arrays(
     *,
     shards: int = 1,
     rows_per_group: int = 256,
+    sites: Mapping[str, Sequence[str | None]] | None = None,
 ) -> Path:
     """Write images (N, H, W, C) and labels of each split, and return ``folder``.
 
     Labels are two classes (N,), or findings (N, K) as 0 and 1.
     Every image is a patient's only one. Sample and patient keys are the split and the row.
+    ``sites`` are those of each split's images; by default no site is known.
     """
     first, some = next(iter(splits.values()))
     several = some.ndim == 2
     classes = tuple(CLASSES[: some.shape[1] if several else 2])
     pixel_format = PixelFormat(*first.shape[1:], bits=8 * first.dtype.itemsize)
+    site_of = {name: (sites or {}).get(name, [None] * len(split[1]))
+               for name, split in splits.items()}  # fmt: skip
     (folder / "data").mkdir(parents=True)
     written = {
         name: Split(
@@ -41,8 +46,19 @@ def write_arrays(
             class_counts=tuple(
                 (labels.sum(0) if several else np.bincount(labels, minlength=2)).tolist()
             ),
+            sites=dict(Counter(site for site in site_of[name] if site is not None)),
             shards=tuple(
-                _shard(folder, name, number, rows, images, stored, pixel_format, rows_per_group)
+                _shard(
+                    folder,
+                    name,
+                    number,
+                    rows,
+                    images,
+                    stored,
+                    site_of[name],
+                    pixel_format,
+                    rows_per_group,
+                )
                 for number, rows in enumerate(np.array_split(np.arange(len(labels)), shards))
             ),
         )
@@ -74,14 +90,23 @@ def _shard(
     rows: Array,
     images: Array,
     labels: Array,
+    sites: Sequence[str | None],
     pixel_format: PixelFormat,
     rows_per_group: int,
 ) -> Shard:
     path = f"data/{split}-{number:05d}.parquet"
     names = [f"{split}-{row}" for row in rows]
     pixels = pa.array([images[row].tobytes() for row in rows], pa.binary(pixel_format.nbytes))
-    columns = [names, names, pa.array(labels[rows], pa.int32()), pixels]
+    there = pa.array([sites[row] for row in rows], pa.string())
+    columns = [names, names, there, pa.array(labels[rows], pa.int32()), pixels]
     table = pa.table(columns, schema=pixel_format.schema)
     count = write_shard(folder / path, [table], pixel_format, rows_per_group=rows_per_group)
     size = (folder / path).stat().st_size
     return Shard(path=path, rows=count, bytes=size, sha256=sha256_of(folder / path))
+
+
+def mask_of(findings: npt.NDArray[np.generic]) -> npt.NDArray[np.int32]:
+    """Return the stored label (N,) of images by their ``findings`` (N, K): bit k is finding k."""
+    bits = np.left_shift(np.int32(1), np.arange(findings.shape[1], dtype=np.int32))
+    masks: npt.NDArray[np.int32] = np.where(findings != 0, bits, 0).sum(axis=1, dtype=np.int32)
+    return masks

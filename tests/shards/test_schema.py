@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from array_shards import mask_of
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -19,9 +20,9 @@ from medspark.shards.schema import (
     PixelFormat,
     findings_of,
     map_pixels,
-    mask_of,
     read_labels,
     read_patients,
+    read_sites,
     write_shard,
 )
 
@@ -32,6 +33,10 @@ def images(count: int, pixel_format: PixelFormat) -> np.ndarray:
     return generator.integers(0, top, (count, *pixel_format.shape)).astype(pixel_format.dtype)
 
 
+def site_of(row: int) -> str | None:
+    return (None, "north", "south")[row % 3]
+
+
 def tables(pixels: np.ndarray, pixel_format: PixelFormat, cut: int) -> Iterator[pa.Table]:
     for start in range(0, len(pixels), cut):
         part = pixels[start : start + cut]
@@ -39,6 +44,7 @@ def tables(pixels: np.ndarray, pixel_format: PixelFormat, cut: int) -> Iterator[
         columns = [
             names,
             names,
+            pa.array([site_of(int(name)) for name in names], pa.string()),
             pa.array(range(start, start + len(part)), pa.int32()),
             pa.array([image.tobytes() for image in part], pa.binary(pixel_format.nbytes)),
         ]
@@ -77,21 +83,22 @@ def test_an_ordinary_parquet_reader_sees_the_same_pixels(tmp_path: Path):
     assert read == [image.tobytes() for image in pixels]
 
 
-def test_patients_and_labels_come_in_the_order_of_the_rows(tmp_path: Path):
+def test_patients_sites_and_labels_come_in_the_order_of_the_rows(tmp_path: Path):
     pixel_format = PixelFormat(4, 4, 1, 8)
     path = tmp_path / "s.parquet"
     write_shard(path, tables(images(9, pixel_format), pixel_format, 4), pixel_format,
                 rows_per_group=4)  # fmt: skip
 
     assert read_patients(path).tolist() == [str(number) for number in range(9)]
+    assert read_sites(path).tolist() == [site_of(row) or "" for row in range(9)]
     assert read_labels(path).tolist() == list(range(9))
 
 
-def test_no_column_of_a_shard_may_lack_a_value(tmp_path: Path):
+def test_no_column_of_a_shard_but_the_site_may_lack_a_value(tmp_path: Path):
     pixel_format = PixelFormat(4, 4, 1, 8)
     (table,) = tables(images(2, pixel_format), pixel_format, 2)
 
-    for name in table.schema.names:
+    for name in set(table.schema.names) - {"site"}:
         place, kind = table.schema.get_field_index(name), table.schema.field(name).type
         gap = table.set_column(place, name, pa.nulls(2, kind))
         with pytest.raises((ValueError, pa.ArrowException)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection, Mapping
 
 import pytest
 from hypothesis import given
@@ -10,12 +11,23 @@ from hypothesis import strategies as st
 
 from medspark.config import load_config
 from medspark.errors import UsageError
-from medspark.shards.split import SplitConfig, assign, patient_split, together
+from medspark.shards.split import SplitConfig, patient_split, together
 
 PATIENTS = st.dictionaries(
     st.text(min_size=1, max_size=8), st.sets(st.sampled_from(["train", "test"])), max_size=40
 )
 SHARES = st.tuples(st.floats(0, 0.45), st.floats(0, 0.45))
+
+
+def assign(
+    patients: Mapping[str, Collection[str]], config: SplitConfig, *, seed: int
+) -> dict[str, str]:
+    """Return the split of every patient, given the hints of each."""
+    own = {split for hints in patients.values() for split in hints}
+    return {
+        patient: patient_split(patient, hints, config, seed=seed, own=own)
+        for patient, hints in patients.items()
+    }
 
 
 @given(PATIENTS, PATIENTS, SHARES, st.integers(0, 5))

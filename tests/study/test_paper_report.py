@@ -1,50 +1,52 @@
-"""The table says what was found: means, intervals, doubts and failures, and nothing is lost."""
+"""The table says what was found: means, intervals, flags and failures, and nothing is lost."""
 
 from __future__ import annotations
 
 import csv
 import io
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from medspark.evaluate.sanity import HOLLOW_MEANS, SIGN_MEANS, Flag
 from medspark.study.paper_figure import paper_figure
 from medspark.study.paper_report import (
-    Cell,
     Column,
-    Measured,
+    TableCell,
+    TableFigure,
     columns,
     csv_text,
     entry,
     markdown,
     measured,
     rows,
-    seconds_left,
 )
 
 SHOWN = columns([2 / 255])
+HIDDEN = Flag(
+    name="zero_gradients", triggered=True, value=1, threshold=0, sentence="gradients are hidden"
+)
 SHARES = st.floats(0, 1)
 
 
-def cell(**changes: object) -> Cell:
+def cell(**changes: object) -> TableCell:
     about = {"dataset": "cxr", "train_images": 100, "model": "m", "training": "original"}
-    return Cell(**(about | {"weights": "random", "seed": 0} | changes))
+    return TableCell(**(about | {"weights": "random", "seed": 0} | changes))
 
 
-def figures(clean: float, fgsm: float, worst: float) -> tuple[Measured, ...]:
+def figures(clean: float, fgsm: float, worst: float) -> tuple[TableFigure, ...]:
     values = [("clean", 0.0, clean), ("fgsm", 2 / 255, fgsm), ("worst_case", 2 / 255, worst)]
     return tuple(
-        Measured(attack=name, eps=eps, metric="accuracy", value=v, low=v - 0.125, high=v + 0.125)
+        TableFigure(attack=name, eps=eps, metric="accuracy", value=v, low=v - 0.125, high=v + 0.125)
         for name, eps, v in values
     )
 
 
-def text(cells: list[Cell]) -> str:
+def text(cells: list[TableCell]) -> str:
     return markdown(cells, SHOWN, metric="accuracy", title="T", facts={"seeds": "0"})
 
 
-def line(cells: list[Cell], number: int = 0) -> str:
+def line(cells: list[TableCell], number: int = 0) -> str:
     """Return a row of figures of the Markdown table."""
     return [row for row in text(cells).splitlines() if row.startswith("|")][2 + number]
 
@@ -91,14 +93,24 @@ def test_several_seeds_show_mean_and_spread():
     assert "2 seeds" in text(cells)
 
 
-def test_a_doubted_figure_is_marked_with_its_reason_where_it_can_be_wrong():
-    doubted = cell(figures=figures(0.75, 0.5, 0.0), doubts=("gradients are hidden",))
+def test_a_flagged_figure_is_marked_with_its_reason_where_it_can_be_wrong():
+    flagged = cell(figures=figures(0.75, 0.5, 0.0), flags=(HIDDEN,))
 
-    clean, fgsm, worst = line([doubted]).split(" | ")[-3:]
+    clean, fgsm, worst = line([flagged]).split(" | ")[-3:]
 
     assert fgsm == "⚠ 50.0 (37.5–62.5) [1]"
     assert "⚠" not in clean + worst  # nobody can do worse than 0
-    assert "[1] **Not to be believed**: gradients are hidden." in text([doubted])
+    assert "[1] **Flagged, do not trust**: gradients are hidden." in text([flagged])
+    assert SIGN_MEANS in text([flagged])
+    assert SIGN_MEANS not in text([cell(figures=figures(0.75, 0.5, 0.0))])
+
+
+def test_a_network_that_answers_the_same_to_all_is_marked_in_the_clean_column_too():
+    dead = HIDDEN.model_copy(update={"name": "same_class_for_all"})
+
+    clean, *_ = line([cell(figures=figures(0.75, 0.5, 0.0), flags=(dead,))]).split(" | ")[-3:]
+
+    assert clean.startswith("⚠ 75.0")
 
 
 def test_a_failed_cell_says_why_and_one_to_come_that_it_has_not_run():
@@ -127,7 +139,7 @@ def test_rows_keep_the_order_of_the_cells_and_lose_none():
 
 def test_the_csv_holds_every_figure_and_a_line_for_what_has_none():
     cells = [
-        cell(figures=figures(0.75, 0.5, 0.25), doubts=("hidden",)),
+        cell(figures=figures(0.75, 0.5, 0.25), flags=(HIDDEN,)),
         cell(training="adversarial", failure="died, they say"),
     ]
 
@@ -154,40 +166,17 @@ def test_figures_are_read_from_an_evaluation_with_their_intervals():
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("pending", "seconds"),
-    [
-        ({"model": "big", "training": "slow"}, 30.0),
-        ({"model": "big", "training": "other"}, 20.0),
-        ({"model": "small"}, 1.0),
-        ({"model": "new"}, (10 + 30 + 1) / 3),
-        ({"model": "small", "train_images": 1000}, 10.0),
-    ],
-)
-def test_time_left_goes_by_the_most_similar_cells_and_the_images(pending, seconds):
-    done = [
-        cell(model="big", training="fast", seconds=10.0),
-        cell(model="big", training="slow", seconds=30.0),
-        cell(model="small", seconds=1.0),
-    ]
-
-    assert seconds_left([cell(**pending)], done) == pytest.approx(seconds)
-
-
-def test_time_left_is_unknown_before_the_first_cell():
-    assert seconds_left([cell()], [cell(failure="died")]) is None
-
-
-def test_the_picture_has_a_panel_for_each_dataset_and_network_and_hatches_doubts():
+def test_the_picture_has_a_panel_for_each_dataset_and_network_and_what_is_flagged_is_hollow():
     cells = [
-        cell(figures=figures(0.75, 0.5, 0.25), doubts=("hidden",)),
+        cell(figures=figures(0.75, 0.5, 0.25), flags=(HIDDEN,)),
         cell(dataset="cells", model="n"),
     ]
 
     figure = paper_figure(cells, SHOWN)
 
-    hatched = [bar.get_hatch() for bar in figure.axes[0].patches if bar.get_hatch()]
+    hollow = [bar for bar in figure.axes[0].patches if bar.get_facecolor()[3] == 0]
     assert [axes.get_title() for axes in figure.axes] == [
         "m, cxr", "n, cxr", "m, cells", "n, cells",
     ]  # fmt: skip
-    assert len(hatched) == 2
+    assert len(hollow) == 2
+    assert figure.get_supxlabel() == HOLLOW_MEANS

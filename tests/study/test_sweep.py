@@ -12,22 +12,22 @@ from hypothesis import strategies as st
 from medspark.study.forecast import predictions, step_models
 from medspark.study.laws import Cluster, StepModel, project, usl
 from medspark.study.scale_report import compare_sweeps, summary_note, table, write_sweep
-from medspark.study.sweep import Cell, Curve, Measured, Price, Probe, Sweep, curves, prices
+from medspark.study.sweep import Curve, Price, Probe, ScaleCell, ScalePoint, Sweep, curves, prices
 
 PROBE = Probe(processes=2, latency=1e-4, bandwidth=1e9, loader_images_per_second=1e5)
 
 
 def _measured(
     mode: str, processes: int, share: float, repeat: int, *, scaling: str = "strong"
-) -> Measured:
+) -> ScaleCell:
     """Standard training is as good at any size; the defended one loses less on more images."""
     price = 0.0 if mode == "standard" else 0.02 / (10 * share) + 0.001 * repeat
     cell = {
         "model": "net", "mode": mode, "data_share": share, "scaling": scaling,
         "world_size": processes, "threads_per_rank": 1, "repeat": repeat,
     }  # fmt: skip
-    return Measured(
-        cell=Cell.model_validate(cell),
+    return ScaleCell(
+        point=ScalePoint.model_validate(cell),
         fingerprint=f"{mode}{processes}{share}{repeat}{scaling}",
         status="finished",
         oversubscribed=processes > 2,
@@ -42,7 +42,7 @@ def _measured(
 
 
 @pytest.fixture(scope="module")
-def cells() -> list[Measured]:
+def cells() -> list[ScaleCell]:
     grid = [
         _measured(mode, processes, share, repeat)
         for repeat in range(3)
@@ -54,7 +54,7 @@ def cells() -> list[Measured]:
 
 
 def test_a_curve_is_drawn_on_the_largest_share_and_keeps_no_ddp_apart(
-    cells: list[Measured],
+    cells: list[ScaleCell],
 ) -> None:
     standard, fused = curves(cells)
 
@@ -66,7 +66,7 @@ def test_a_curve_is_drawn_on_the_largest_share_and_keeps_no_ddp_apart(
 
 
 def test_points_with_more_threads_than_cores_are_marked_and_not_learnt_from(
-    cells: list[Measured],
+    cells: list[ScaleCell],
 ) -> None:
     (curve, _) = curves(cells)
 
@@ -75,7 +75,7 @@ def test_points_with_more_threads_than_cores_are_marked_and_not_learnt_from(
     assert curve.amdahl is not None
 
 
-def test_weak_scaling_starts_from_the_same_single_process(cells: list[Measured]) -> None:
+def test_weak_scaling_starts_from_the_same_single_process(cells: list[ScaleCell]) -> None:
     weak = [_measured("standard", 2, 1.0, repeat, scaling="weak") for repeat in range(3)]
 
     found = {(c.mode, c.scaling): c for c in curves([*cells, *weak])}
@@ -85,7 +85,7 @@ def test_weak_scaling_starts_from_the_same_single_process(cells: list[Measured])
 
 
 def test_the_price_of_robustness_is_paired_by_repeat_and_said_in_a_sentence(
-    cells: list[Measured],
+    cells: list[ScaleCell],
 ) -> None:
     (price,) = prices(cells)
 
@@ -98,8 +98,8 @@ def test_the_price_of_robustness_is_paired_by_repeat_and_said_in_a_sentence(
     assert price.sentence.endswith("the price of robustness shrank with data.")
 
 
-def test_one_repeat_cannot_tell_a_trend_from_chance(cells: list[Measured]) -> None:
-    (price,) = prices([m for m in cells if m.cell.repeat == 0])
+def test_one_repeat_cannot_tell_a_trend_from_chance(cells: list[ScaleCell]) -> None:
+    (price,) = prices([m for m in cells if m.point.repeat == 0])
 
     assert "chance cannot be told from a trend" in price.sentence
 
@@ -114,11 +114,11 @@ def test_a_gain_is_called_one_and_one_size_of_data_is_told_once() -> None:
 
 
 def test_the_report_is_one_page_that_needs_nothing_else(
-    cells: list[Measured], tmp_path: Path
+    cells: list[ScaleCell], tmp_path: Path
 ) -> None:
     drawn = curves(cells)
     models = step_models(drawn, PROBE, gradient_bytes={"net": 1e7}, image_bytes=4096)
-    failed = cells[0].model_copy(update={"status": "failed", "error": "rank 1 was <killed>"})
+    failed = cells[0].model_copy(update={"status": "failed", "failure": "rank 1 was <killed>"})
     sweep = Sweep(
         name="a sweep",
         command="spark-submit jobs/scale_at.py",
@@ -170,7 +170,7 @@ def test_two_sizes_of_batch_tell_what_a_step_takes_besides_its_images() -> None:
 
 
 def test_a_point_is_foreseen_from_one_process_and_held_against_what_was_measured(
-    cells: list[Measured],
+    cells: list[ScaleCell],
 ) -> None:
     drawn = curves(cells)
     models = step_models(drawn, PROBE, gradient_bytes={"net": 1e7}, image_bytes=4096)

@@ -14,17 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import ranks
+import tiny_network
 import torch
 from safetensors.torch import save_file
+from tiny_network import build_tiny
 from torch import Tensor
 
-from medspark.attacks.threat import ThreatModel
 from medspark.train.adversarial import MODES
-from medspark.train.config import DistillConfig, FitConfig, TrainConfig
-from medspark.train.distill import lesson
+from medspark.train.config import DistillConfig, FitConfig
+from medspark.train.distill import distillation_rule
 from medspark.train.engine import Engine
 from medspark.train.loop import fit
-from medspark.train.objective import CrossEntropy
 from medspark.train.world import World, join
 
 IMAGES = 3
@@ -58,24 +58,14 @@ def engine_for(
     world: World, *, frozen: bool = False, method: str | None = None, **chosen: Any
 ) -> Engine:
     """Return an engine around the tiny network, taught by another one where a method is given."""
-    network = ranks.fixtures.build_tiny().eval()
+    network, rule = build_tiny().eval(), None
     network.batch_norm_frozen = frozen
-    taught = None
     if method is not None:
-        teacher = ranks.fixtures.build_tiny(seed=1).eval()
+        teacher = build_tiny(seed=1).eval()
         config = DistillConfig.model_validate({"teacher": "unused", "method": method})
-        taught = lesson(config, teacher)
-    return Engine(
-        network,
-        config=TrainConfig.model_validate({"precision": "fp32", "inner_steps": 2} | chosen),
-        threat=ThreatModel(eps=8 / 255),
-        objective=CrossEntropy(),
-        image_shape=(1, 12, 12),
-        total_steps=4,
-        seed=0,
-        world=world,
-        lesson=taught,
-    )
+        rule = distillation_rule(config, teacher)
+    chosen = {"inner_steps": 2} | chosen
+    return tiny_network.engine_for(network, world=world, step_rule=rule, **chosen)
 
 
 def gradient(world: World, **chosen: Any) -> dict[str, Tensor]:

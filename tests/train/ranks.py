@@ -5,7 +5,6 @@ Writes FOLDER/rank-N.json: all-reduces per step and mode, and the losses of a sh
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from collections.abc import Mapping
@@ -16,24 +15,15 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
+from tiny_network import build_sample, build_tiny, engine_for
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
-from medspark.attacks.threat import ThreatModel
 from medspark.data.batch import Batch
 from medspark.shards.plan import EpochPlan
 from medspark.train.adversarial import MODES
-from medspark.train.config import FitConfig, TrainConfig
-from medspark.train.engine import Engine
+from medspark.train.config import FitConfig
 from medspark.train.loop import fit
-from medspark.train.objective import CrossEntropy
 from medspark.train.world import World, join
-
-_PLACE = Path(__file__).with_name("conftest.py")
-_SPEC = importlib.util.spec_from_file_location("train_fixtures", _PLACE)
-assert _SPEC is not None
-assert _SPEC.loader is not None
-fixtures = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(fixtures)
 
 
 class Losses:
@@ -51,7 +41,7 @@ def batch_for(world: World, *, size: int = 10) -> Batch:
     """Return this rank's slice of the fixed global batch."""
     plan = EpochPlan(size, size, 0, shuffle=False)
     rows = plan.rank_batch(0, world.rank, world.size)
-    given = fixtures.build_sample(size)
+    given = build_sample(size)
     images = (given.images * 255).to(torch.uint8)
     return Batch(
         images[rows],
@@ -64,23 +54,11 @@ def batch_for(world: World, *, size: int = 10) -> Batch:
     )
 
 
-def engine_for(world: World, **chosen: Any) -> Engine:
-    """Return an engine around the tiny network."""
-    return Engine(
-        fixtures.build_tiny().eval(),
-        config=TrainConfig.model_validate({"precision": "fp32", **chosen}),
-        threat=ThreatModel(eps=8 / 255),
-        objective=CrossEntropy(),
-        image_shape=(1, 12, 12),
-        total_steps=4,
-        seed=0,
-        world=world,
-    )
-
-
 def all_reduces(world: World, mode: str, **chosen: Any) -> list[int]:
     """Return how often each of three updates all-reduces its only bucket."""
-    engine = engine_for(world, mode=mode, inner_steps=2, replays=1, **chosen)
+    engine = engine_for(
+        build_tiny().eval(), world=world, mode=mode, inner_steps=2, replays=1, **chosen
+    )
     calls = []
 
     def counting(group, bucket):  # DDP wants annotations evaluated, or none
@@ -99,7 +77,9 @@ def all_reduces(world: World, mode: str, **chosen: Any) -> list[int]:
 def exact(world: World, mode: str, path: Path) -> None:
     """Train three steps in elastic exact with moving batch norm and keep the weights."""
     torch.set_num_threads(1)  # as in the ranks: sums are bit-equal for equal threads only
-    engine = engine_for(world, mode=mode, elastic="exact", batch_size=10, ema=0.5)
+    engine = engine_for(
+        build_tiny().eval(), world=world, mode=mode, elastic="exact", batch_size=10, ema=0.5
+    )
     for step in range(3):
         engine.step(batch_for(world), step)
     save_file({k: v.contiguous() for k, v in engine.tensors().items()}, path)

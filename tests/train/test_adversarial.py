@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-import few_images
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given as given_any
 from hypothesis import strategies as st
+from tiny_network import build_sample
 from torch import Tensor, nn
 
 from medspark.attacks.pgd import pgd
 from medspark.attacks.threat import ThreatModel
 from medspark.models.classifier import Classifier, freeze_batch_norm
-from medspark.train.adversarial import MODES, Learner, Sample, take_step
+from medspark.train.adversarial import MODES, take_step
 from medspark.train.config import AdversarialConfig
+from medspark.train.learner import Learner, Sample
 from medspark.train.noise import keyed_noise
 from medspark.train.objective import CrossEntropy, divergence
 
@@ -295,7 +296,7 @@ def test_pgd_training_takes_as_many_steps_as_it_is_told_from_a_random_start(
 
 @given_any(st.floats(0, 1))
 def test_clean_and_attacked_images_share_the_loss_as_they_are_told(share: float):
-    model, given = smooth_network(), few_images.ranks.fixtures.build_sample()
+    model, given = smooth_network(), build_sample()
     config = AdversarialConfig(mode="fused", clean_share=share)
 
     stats = take_step(Learner(model, CrossEntropy(), config), given)

@@ -14,9 +14,10 @@ from torch import Tensor
 from medspark.attacks.losses import cross_entropy
 from medspark.attacks.pgd import pgd
 from medspark.models.classifier import Classifier
-from medspark.train.adversarial import Learner, Sample, StepStats, take_step
+from medspark.train.adversarial import take_step
 from medspark.train.config import AdversarialConfig, DistillConfig, FitConfig
-from medspark.train.distill import lesson
+from medspark.train.distill import distillation_rule
+from medspark.train.learner import Learner, Sample, StepStats
 from medspark.train.noise import keyed_noise
 from medspark.train.objective import CrossEntropy
 
@@ -31,7 +32,7 @@ def learnt(tiny: Tiny, given: Sample, **chosen: object) -> tuple[StepStats, Clas
         student,
         CrossEntropy(),
         AdversarialConfig(inner_steps=3),
-        lesson=lesson(config, teacher),
+        step_rule=distillation_rule(config, teacher),
     )
     return take_step(learner, given), teacher, student
 
@@ -116,9 +117,9 @@ def test_the_students_weights_take_part_in_the_passes_that_it_learns_from_alone(
         lambda module, *_: passes.append(all(p.requires_grad for p in module.parameters()))
     )
     config = DistillConfig(teacher=Path("unused"), method=method)
-    taught = lesson(config, tiny().double().eval())
+    taught = distillation_rule(config, tiny().double().eval())
     chosen = AdversarialConfig(inner_steps=3)
-    take_step(Learner(student, CrossEntropy(), chosen, lesson=taught), sample())
+    take_step(Learner(student, CrossEntropy(), chosen, step_rule=taught), sample())
 
     assert sorted(passes) == 3 * [False] + learning * [True]
 
@@ -137,7 +138,10 @@ def test_the_attack_is_pgd_on_the_loss_of_the_method(method: str, tiny: Tiny, sa
     teacher, student = tiny(seed=1).double().eval(), tiny(seed=2).double().eval()
     config = DistillConfig(teacher=Path("unused"), method=method)
     learner = Learner(
-        student, CrossEntropy(), AdversarialConfig(inner_steps=4), lesson=lesson(config, teacher)
+        student,
+        CrossEntropy(),
+        AdversarialConfig(inner_steps=4),
+        step_rule=distillation_rule(config, teacher),
     )
     said = teacher(given.images).detach().softmax(1)
 

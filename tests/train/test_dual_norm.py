@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from medspark.models.classifier import Classifier
-from medspark.train.adversarial import Learner, Sample, take_step
+from medspark.train.adversarial import take_step
 from medspark.train.config import AdversarialConfig
 from medspark.train.dual_norm import DualNorm, dual, for_attacked
+from medspark.train.learner import Learner, Sample
 from medspark.train.objective import CrossEntropy
 
 Tiny = Callable[..., Classifier]

@@ -8,16 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny_network import engine_for
 
-from medspark.attacks.threat import ThreatModel
 from medspark.data.batch import Batch
 from medspark.errors import RunError
 from medspark.models.backbones import build
 from medspark.models.classifier import Classifier
 from medspark.models.config import ModelConfig
-from medspark.train.adversarial import Sample
-from medspark.train.config import TrainConfig
 from medspark.train.engine import Engine, bf16_pays
+from medspark.train.learner import Sample
 from medspark.train.objective import CrossEntropy
 from medspark.train.schedule import one_cycle
 from medspark.train.state import Checkpoints
@@ -28,16 +27,7 @@ Make = Callable[..., Sample]
 
 
 def engine_on(device: torch.device, model: Classifier, **chosen: object) -> Engine:
-    return Engine(
-        model,
-        config=TrainConfig.model_validate({"precision": "fp32", "batch_size": 10} | chosen),
-        threat=ThreatModel(eps=8 / 255),
-        objective=CrossEntropy(),
-        image_shape=(1, 12, 12),
-        total_steps=4,
-        seed=0,
-        world=World(0, 0, 1, device),
-    )
+    return engine_for(model, world=World(0, 0, 1, device), **{"batch_size": 10} | chosen)
 
 
 def losses(engine: Engine, given: Sample, steps: range) -> list[float]:
@@ -111,16 +101,8 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize(("mode", "updates"), [("fused", 1), ("free", 3)])
 def test_in_the_first_steps_only_the_head_is_trained(mode: str, updates: int) -> None:
     model = build(ModelConfig(name="test_efficientnet"), num_classes=2, channels=1)
-    engine = Engine(
-        model,
-        config=TrainConfig(mode=mode, precision="fp32", head_steps=2, replays=updates),
-        threat=ThreatModel(eps=8 / 255),
-        objective=CrossEntropy(),
-        image_shape=(1, 32, 32),
-        total_steps=4,
-        seed=0,
-        world=World(0, 0, 1, CPU),
-    )
+    chosen = {"mode": mode, "head_steps": 2, "replays": updates}
+    engine = engine_for(model, image_shape=(1, 32, 32), **chosen)
     images = torch.arange(4 * 32 * 32).view(4, 1, 32, 32).mul(7).remainder(251).to(torch.uint8)
     batch = Batch(images, torch.tensor([0, 1, 0, 1]), np.arange(4), 1.0, 4, 0, 0)
 

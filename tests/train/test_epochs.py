@@ -12,6 +12,7 @@ import pytest
 import torch
 from array_shards import write_arrays
 
+from medspark.data.source import Source
 from medspark.errors import UsageError
 from medspark.evaluate.calibrate import best_temperature
 from medspark.evaluate.metrics import Metrics
@@ -20,7 +21,7 @@ from medspark.models.checkpoint import load_classifier
 from medspark.train import loop
 from medspark.train.config import FitConfig
 from medspark.train.loop import fit
-from medspark.train.monitor import Sight
+from medspark.train.monitor import Accuracies
 from medspark.train.validate import Validation
 from medspark.train.world import World
 
@@ -116,8 +117,14 @@ def test_an_interrupted_run_remembers_what_it_had_noticed(
     monitor = {"action": "noise", "gap": 0.5, "drop": 0.3}
     config = configure(shards, tmp_path, monitor=monitor)
     # A gap after the first epoch; after the third, a fall below the best, which was the second.
-    sights = iter([Sight(1, 0.9, 0.1), Sight(1, 0.9, 0.9), Sight(1, 0.5, 0.5)])
-    monkeypatch.setattr(loop, "look", lambda *_, **__: next(sights))
+    accuracies = iter(
+        [
+            Accuracies(1, 0.9, 0.1),
+            Accuracies(1, 0.9, 0.9),
+            Accuracies(1, 0.5, 0.5),
+        ]
+    )
+    monkeypatch.setattr(loop, "attack_watched", lambda *_, **__: next(accuracies))
     with pytest.raises(StopError):
         fit(config, ALONE, Kept(stop_at=5))
     scored_before = json.loads(next(tmp_path.glob("checkpoints/step-*/state.json")).read_text())
@@ -134,7 +141,7 @@ def test_an_interrupted_run_remembers_what_it_had_noticed(
 def test_without_noise_an_alarm_begins_with_one_eps_of_it(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "look", lambda *_, **__: Sight(1, 0.9, 0.1))
+    monkeypatch.setattr(loop, "attack_watched", lambda *_, **__: Accuracies(1, 0.9, 0.1))
     chosen = {"monitor": {"action": "noise"}, "noise": 0.0, "epochs": 1}
 
     fit(configure(shards, tmp_path, **chosen), ALONE, Kept())
@@ -147,7 +154,7 @@ def test_without_noise_an_alarm_begins_with_one_eps_of_it(
 def test_nothing_is_watched_where_nothing_is_attacked_or_nobody_wants_it(
     mode: str, action: str, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "look", lambda *_, **__: pytest.fail("was watched"))
+    monkeypatch.setattr(loop, "attack_watched", lambda *_, **__: pytest.fail("was watched"))
     chosen = {"mode": mode, "monitor": {"action": action}, "epochs": 1}
 
     assert fit(configure(shards, tmp_path, **chosen), ALONE, Kept())["alarms"] == []
@@ -184,9 +191,9 @@ def test_a_resumed_run_begins_with_the_epoch_that_it_was_in(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[tuple[int, int]] = []
-    training = loop.Source.training
+    training = Source.training
 
-    def watched(self: loop.Source, **chosen: Any) -> Any:
+    def watched(self: Source, **chosen: Any) -> Any:
         reader = training(self, **chosen)
         batches = reader.batches
 
@@ -197,7 +204,7 @@ def test_a_resumed_run_begins_with_the_epoch_that_it_was_in(
         reader.batches = deliver  # type: ignore[method-assign]
         return reader
 
-    monkeypatch.setattr(loop.Source, "training", watched)
+    monkeypatch.setattr(Source, "training", watched)
     with pytest.raises(StopError):
         fit(configure(shards, tmp_path), ALONE, Kept(stop_at=4))
     read.clear()

@@ -13,14 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny_network import engine_for
 
-from medspark.attacks.threat import ThreatModel
 from medspark.data.batch import Batch
 from medspark.models.classifier import Classifier
-from medspark.train.adversarial import MODES, Sample
-from medspark.train.config import TrainConfig
-from medspark.train.engine import Engine
-from medspark.train.objective import CrossEntropy
+from medspark.train.adversarial import MODES
+from medspark.train.learner import Sample
 from medspark.train.world import World
 
 KEPT = Path(__file__).with_name("golden_losses.json")
@@ -28,18 +26,8 @@ STEPS, ELSEWHERE = 20, 4
 
 
 def losses(model: Classifier, given: Sample, mode: str, device: torch.device) -> list[float]:
-    engine = Engine(
-        model,
-        config=TrainConfig(
-            mode=mode, lr=1e-3, batch_size=10, precision="fp32", inner_steps=3, replays=2
-        ),
-        threat=ThreatModel(eps=8 / 255),
-        objective=CrossEntropy(),
-        image_shape=(1, 12, 12),
-        total_steps=STEPS,
-        seed=0,
-        world=World(0, 0, 1, device),
-    )
+    chosen = {"lr": 1e-3, "batch_size": 10, "inner_steps": 3, "replays": 2}
+    engine = engine_for(model, world=World(0, 0, 1, device), steps=STEPS, mode=mode, **chosen)
     images = (given.images * 255).to(torch.uint8)
     found = []
     for step in range(STEPS if device.type == "cpu" else ELSEWHERE):

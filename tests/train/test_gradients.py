@@ -7,16 +7,14 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from tiny_network import engine_for
 
-from medspark.attacks.threat import ThreatModel
 from medspark.data.batch import Batch
 from medspark.errors import UsageError
 from medspark.models.classifier import Classifier
-from medspark.train.adversarial import Sample
-from medspark.train.config import TrainConfig
 from medspark.train.engine import Engine
 from medspark.train.gradients import VirtualShards, tree_sum
-from medspark.train.objective import CrossEntropy
+from medspark.train.learner import Sample
 from medspark.train.world import World
 
 ALONE = World(0, 0, 1, torch.device("cpu"))
@@ -24,16 +22,7 @@ ALONE = World(0, 0, 1, torch.device("cpu"))
 
 def engine_of(model: Classifier, *, steps: int = 3, **chosen: object) -> Engine:
     """Return what trains ``model`` alone, in float32."""
-    return Engine(
-        model,
-        config=TrainConfig.model_validate({"precision": "fp32", "batch_size": 10} | chosen),
-        threat=ThreatModel(eps=8 / 255),
-        objective=CrossEntropy(),
-        image_shape=(1, 12, 12),
-        total_steps=steps,
-        seed=0,
-        world=ALONE,
-    )
+    return engine_for(model, steps=steps, batch_size=10, **chosen)
 
 
 def batch_of(given: Sample) -> Batch:

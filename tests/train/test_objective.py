@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from medspark.models.classifier import Classifier
-from medspark.train.adversarial import MODES, Learner, Sample, take_step
+from medspark.train.adversarial import MODES, take_step
 from medspark.train.config import AdversarialConfig, DistillConfig
-from medspark.train.distill import lesson
+from medspark.train.distill import distillation_rule
+from medspark.train.learner import Learner, Sample
 from medspark.train.objective import (
     BinaryCrossEntropy,
     CrossEntropy,
@@ -72,13 +73,16 @@ def test_every_distillation_teaches_one_finding_as_it_teaches_two_classes(
     steps = AdversarialConfig(inner_steps=3)
     teacher, of_finding = tiny(seed=1).double().eval(), Difference(tiny(seed=1).double().eval())
     classes = Learner(
-        tiny().double(), CrossEntropy(temperature=2), steps, lesson=lesson(config, teacher)
+        tiny().double(),
+        CrossEntropy(temperature=2),
+        steps,
+        step_rule=distillation_rule(config, teacher),
     )
     finding = Learner(
         Difference(tiny().double()),
         BinaryCrossEntropy(temperature=2),
         steps,
-        lesson=lesson(config, of_finding),
+        step_rule=distillation_rule(config, of_finding),
     )
 
     left, right = gradients(classes, sample()), gradients(finding, as_finding(sample()))

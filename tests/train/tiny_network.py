@@ -11,7 +11,13 @@ from torch import Tensor, nn
 
 from medspark.attacks.threat import ThreatModel
 from medspark.models.classifier import Classifier
-from medspark.train.adversarial import Sample
+from medspark.train.config import TrainConfig
+from medspark.train.engine import Engine
+from medspark.train.learner import Sample, StepRule
+from medspark.train.objective import CrossEntropy
+from medspark.train.world import World
+
+ALONE = World(0, 0, 1, torch.device("cpu"))
 
 
 def build_tiny(seed: int = 0) -> Classifier:
@@ -50,6 +56,29 @@ def build_sample(
         weight=weight,
         threat=ThreatModel(eps=8 / 255),
         key=11,
+    )
+
+
+def engine_for(
+    model: Classifier,
+    *,
+    world: World = ALONE,
+    steps: int = 4,
+    image_shape: tuple[int, int, int] = (1, 12, 12),
+    step_rule: StepRule | None = None,
+    **chosen: object,
+) -> Engine:
+    """Return an engine that trains ``model`` in float32 at eps 8/255; ``chosen`` are of `train`."""
+    return Engine(
+        model,
+        config=TrainConfig.model_validate({"precision": "fp32"} | chosen),
+        threat=ThreatModel(eps=8 / 255),
+        objective=CrossEntropy(),
+        image_shape=image_shape,
+        total_steps=steps,
+        seed=0,
+        world=world,
+        step_rule=step_rule,
     )
 
 

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from medspark.evaluate.sanity import PROBED_IMAGES
 from medspark.workflows.scale_grid import ScaleAtConfig, cells_of, timed_only, training_of
 
 COUNTS = st.lists(st.integers(1, 8), min_size=1, max_size=3, unique=True)
@@ -82,7 +83,7 @@ def test_what_is_only_timed_is_attacked_with_next_to_nothing(at: str, timed: set
         assert training.evaluate.images == (1 if only else 99)
         assert training.evaluate.attacks == (("fgsm",) if only else ("pgd",))
         assert training.train.monitor.action == "off"
-        assert training.evaluate.sanity_images == 0
+        assert training.evaluate.sanity_images == (0 if only else PROBED_IMAGES)
 
 
 def test_a_cell_that_is_only_timed_takes_the_epochs_that_its_steps_need(write_shards) -> None:

@@ -16,7 +16,7 @@ from typing import Literal, TypeVar
 from pydantic import ValidationError
 
 from medspark.config import Config
-from medspark.launch.ranks.proof import end, mark_of
+from medspark.launch.ranks.process_mark import end, mark_of
 
 __all__ = [
     "Ended",
@@ -213,12 +213,12 @@ def _silent(rank: int, started: dict[int, Started], *, stopped: bool) -> Failure
 
 
 def _never_started(reports: Reports, error: BaseException | None) -> Failure:
-    said = str(error).strip() if error is not None else ""
+    text = str(error).strip() if error is not None else ""
     sentence = (
         f"no rank began: either the workers cannot import torch, or {reports.folder} is not on "
         "storage that they share with the driver"
     )
-    return Failure(rank=None, sentence=sentence, traceback=said)
+    return Failure(rank=None, sentence=sentence, traceback=text)
 
 
 def _name(rank: int, started: dict[int, Started]) -> str:

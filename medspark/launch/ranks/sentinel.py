@@ -25,7 +25,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 class Witness(Protocol):
-    """Who is told what a rank cannot say itself."""
+    """Records how a rank is, where the rank cannot report it itself."""
 
     def ended(self, kind: Kind, cause: str) -> None:
         """The rank has ended."""

@@ -18,9 +18,9 @@ from typing import Any
 
 from pyspark.ml.torch.distributor import TorchDistributor
 
-from medspark.launch.ranks.meeting import pass_on
-from medspark.launch.ranks.proof import MARK
+from medspark.launch.ranks.process_mark import MARK
 from medspark.launch.ranks.rank import Order
+from medspark.launch.ranks.rendezvous import pass_on
 
 __all__ = ["WRAPPER", "QuietDistributor"]
 
@@ -96,7 +96,7 @@ def _environment(order: Order) -> dict[str, str]:
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
         # A byte that is not UTF-8 in a rank's output would end the job.
         "PYTHONIOENCODING": "utf-8:backslashreplace",
-        # Or what was said last is lost with a process that is ended.
+        # Or the last lines are lost with a process that is ended.
         "PYTHONUNBUFFERED": "1",
         # Importing torch in every process costs seconds; its C++ log adds nothing to ours.
         "TORCH_CPP_LOG_LEVEL": "ERROR",

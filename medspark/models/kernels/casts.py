@@ -9,7 +9,7 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor
 
-__all__ = ["cast_once", "same_weights"]
+__all__ = ["cast_once", "cast_weights_once"]
 
 Form = Callable[[Tensor], Tensor]
 
@@ -21,7 +21,7 @@ _CASTS: ContextVar[dict[tuple[Tensor, torch.dtype, Form | None], Tensor] | None]
 
 
 @contextmanager
-def same_weights(device: str) -> Iterator[None]:
+def cast_weights_once(device: str) -> Iterator[None]:
     """Have each weight cast once for all passes within; none may change before it ends."""
     token = _CASTS.set({})
     try:

@@ -1,4 +1,4 @@
-"""Frozen batch norm folded into the convolutions before it, for training and back again.
+"""The folded form of a network with frozen batch norm, which is trained, and the way back.
 
 Frozen, a batch norm is a scale and a shift per channel. Moving them into the convolution's weight
 and bias is the same network with the same freedom, without two passes over memory per layer.
@@ -7,16 +7,15 @@ What is trained is the folded form; what is kept and deployed is the network as 
 
 from __future__ import annotations
 
-import copy
 import logging
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from medspark.models.classifier import Classifier, evaluating
-from medspark.models.conv_norm import conv_norm_pairs
+from medspark.models.classifier import Classifier
+from medspark.models.kernels.fold_norm import Pairs, folded_copy, scale_of
 
 __all__ = ["Folded", "fold"]
 
@@ -35,7 +34,7 @@ class Folded:
 
     trained: Classifier
     kept: Classifier
-    pairs: tuple[tuple[str, str], ...]
+    pairs: Pairs
 
     def norms(self) -> dict[str, Tensor]:
         """Return the tensors of the folded batch norms, which training does not touch."""
@@ -64,22 +63,18 @@ class Folded:
 def fold(model: Classifier, images: Tensor) -> Folded:
     """Return ``model``, whose batch norm is frozen, with a folded form of it to be trained.
 
-    Which convolution feeds which batch norm is found by watching one pass of ``images``
-    (B, C, H, W). Where the folded form would not give the same logits, the network itself is
-    trained. ``model`` is rewritten, not changed: folded layers scale in the convolution.
+    The folded form is checked with ``images`` (B, C, H, W): where it would not give the same
+    logits, the network itself is trained. ``model`` is rewritten, not changed: folded layers scale
+    in the convolution.
     """
-    pairs = conv_norm_pairs(model, images) if model.batch_norm_frozen else ()
-    if not pairs:
+    if not model.batch_norm_frozen:
         return Folded(model, model, ())
-    with evaluating(model), torch.no_grad():
-        expected = model(images)
-    trained = copy.deepcopy(model)
-    for conv_name, norm_name in pairs:
-        _fold_pair(trained, conv_name, norm_name)
-    with evaluating(trained), torch.no_grad():
-        apart = float((trained(images) - expected).abs().max())
-    if apart > _TOLERANCE * max(1.0, float(expected.abs().max())):
+    found = folded_copy(model, images, tolerance=_TOLERANCE)
+    if found is None:
         _LOGGER.warning("batch norm cannot be folded into this network and is trained as it is")
+        return Folded(model, model, ())
+    trained, pairs = found
+    if not pairs:
         return Folded(model, model, ())
     for _, norm_name in pairs:
         _scale_before(model.get_submodule(norm_name))
@@ -87,25 +82,9 @@ def fold(model: Classifier, images: Tensor) -> Folded:
 
 
 @torch.no_grad()
-def _fold_pair(model: nn.Module, conv_name: str, norm_name: str) -> None:
-    conv: Any = model.get_submodule(conv_name)
-    norm: Any = model.get_submodule(norm_name)
-    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-    before = norm.running_mean if conv.bias is None else norm.running_mean - conv.bias
-    conv.weight = nn.Parameter(conv.weight * scale.view(-1, 1, 1, 1))
-    conv.bias = nn.Parameter(norm.bias - before * scale)
-    # timm's BatchNormAct2d applies the activation as well.
-    activation = getattr(norm, "act", None) or nn.Identity()
-    if isinstance(activation, nn.Hardtanh):
-        # ReLU6 "in place" computes a copy and copies it back.
-        activation.inplace = False
-    model.set_submodule(norm_name, activation)
-
-
-@torch.no_grad()
 def _scale_before(norm: Any) -> None:
     """Rewrite the statistics of ``norm`` for a convolution that scales: its own scale becomes 1."""
-    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    scale = scale_of(norm)
     norm.running_mean.mul_(scale)
     norm.running_var.mul_(scale**2)
     norm.weight.copy_(torch.sqrt(norm.running_var + norm.eps))

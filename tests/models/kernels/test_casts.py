@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from medspark.models.classifier import Classifier
-from medspark.models.kernels.casts import same_weights
+from medspark.models.kernels.casts import cast_weights_once
 from medspark.models.kernels.lower import lower
-from medspark.train.adversarial import MODES, AdversarialConfig, Learner, Sample, take_step
+from medspark.train.adversarial import MODES, take_step
+from medspark.train.config import AdversarialConfig
+from medspark.train.learner import Learner, Sample
 from medspark.train.objective import CrossEntropy
 
 
@@ -42,7 +44,7 @@ def test_two_passes_over_the_same_weights_cast_them_once_and_the_next_step_anew(
         optimiser = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
         for _ in range(3):
             optimiser.zero_grad()
-            with Casts(model[0].weight) as seen, same_weights("cpu"):
+            with Casts(model[0].weight) as seen, cast_weights_once("cpu"):
                 for _ in range(2):
                     with torch.autocast("cpu", dtype=torch.bfloat16):
                         output = model(images)
@@ -58,7 +60,7 @@ def test_two_passes_over_the_same_weights_cast_them_once_and_the_next_step_anew(
 def test_torch_casts_a_weight_once_for_all_passes_over_the_same_weights():
     conv, images = nn.Conv2d(3, 5, 3), torch.rand(2, 3, 8, 8)
 
-    with Casts(conv.weight) as seen, same_weights("cpu"):
+    with Casts(conv.weight) as seen, cast_weights_once("cpu"):
         for _ in range(2):
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 conv(images)

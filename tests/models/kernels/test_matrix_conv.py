@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from medspark.models.kernels.casts import same_weights
+from medspark.models.kernels.casts import cast_weights_once
 from medspark.models.kernels.lower import lower
 from medspark.models.kernels.matrix_conv import MatrixConv2d
 
@@ -74,7 +74,7 @@ def test_the_compiler_takes_it_whole():
     lower(lowered, images, batch_size=1)
     compiled = torch.compile(lowered, backend="aot_eager", fullgraph=True)
 
-    with same_weights("cpu"):
+    with cast_weights_once("cpu"):
         assert torch.allclose(compiled(images), lowered(images), atol=1e-6)
 
 

@@ -1,0 +1,147 @@
+"""Images under every attack at every budget, one batch at a time, for reports and detectors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from medspark.attacks.fgsm import one_step
+from medspark.attacks.gradient import input_gradient
+from medspark.attacks.keyed_random import KeyedRandom
+from medspark.attacks.losses import correct, cross_entropy
+from medspark.attacks.suite import Attack, attacks_by_name
+from medspark.attacks.threat import ThreatModel
+from medspark.evaluate.config import AttackSettings, check_attacks
+from medspark.evaluate.deploy import evaluation_copy
+from medspark.evaluate.summary import Trial
+
+__all__ = ["AttackedBatch", "Attacker", "ImageBatch", "attacked_batches", "has_gradients"]
+
+# Attacks whose attacked images also say how sure the network is of them, so that AUROC under
+# attack is that of an attacker who harms every image, not only those that are right.
+_ATTACK_EVERY_IMAGE = frozenset({"fgsm", "pgd", "pgd_margin", "pgd_rescaled"})
+
+
+@dataclass(frozen=True)
+class ImageBatch:
+    """Images (B, C, H, W) in [0, 1], labels (B,) or (B, K), and row numbers in the data (B,)."""
+
+    pixels: Tensor
+    labels: Tensor
+    rows: Tensor
+
+    def of(self, chosen: Tensor) -> ImageBatch:
+        """Return some of the images, by their place in the batch or by mask."""
+        return ImageBatch(self.pixels[chosen], self.labels[chosen], self.rows[chosen.cpu()])
+
+
+@dataclass(frozen=True)
+class AttackedBatch:
+    """A batch under one attack at one budget: attacked images (B, C, H, W), their logits (B, K)."""
+
+    trial: Trial
+    threat: ThreatModel
+    clean: ImageBatch
+    images: Tensor
+    logits: Tensor
+
+
+@dataclass(frozen=True)
+class Attacker:
+    """One model, ready to be attacked, and the attacks on it."""
+
+    model: nn.Module
+    attacks: Mapping[str, Attack]
+    config: AttackSettings
+
+    @classmethod
+    def on(
+        cls,
+        model: nn.Module,
+        images: Tensor,
+        config: AttackSettings,
+        *,
+        surrogates: Sequence[nn.Module] = (),
+        own_attacks: Mapping[str, Attack] | None = None,
+    ) -> Attacker:
+        """Return the attacks that ``config`` names, and ``own_attacks``, on a copy of ``model``.
+
+        The copy is in eval mode and float32, and is checked with ``images`` (B, C, H, W).
+        Raises UsageError for an attack that needs what ``model`` has not.
+        """
+        check_attacks(config.attacks, gradients=has_gradients(model), surrogates=len(surrogates))
+        victims = [evaluation_copy(network, images[:2]) for network in (model, *surrogates)]
+        named = attacks_by_name(config.attacks, config.effort, surrogates=victims[1:])
+        return cls(victims[0], named | dict(own_attacks or {}), config)
+
+    def answer(self, batch: ImageBatch) -> tuple[Tensor, Tensor | None]:
+        """Return the clean logits (B, K), and the loss's gradient where the model has one."""
+        if not has_gradients(self.model):
+            return self.logits(batch.pixels), None
+        gradient, logits = input_gradient(
+            self.model, batch.pixels, batch.labels, loss=cross_entropy
+        )
+        return logits, gradient
+
+    def attack(
+        self, batch: ImageBatch, logits: Tensor, gradient: Tensor | None
+    ) -> Iterator[AttackedBatch]:
+        """Yield ``batch`` under every attack at every budget; the rest is what ``answer`` returned.
+
+        The one ``gradient`` serves FGSM at every eps.
+        """
+        right = correct(logits, batch.labels).nonzero().flatten()
+        for eps in self.config.eps:
+            threat = self.config.threat(eps)
+            for name, attack in self.attacks.items():
+                if name == "fgsm" and gradient is not None:
+                    attacked = one_step(batch.pixels, gradient, threat=threat)
+                elif name in _ATTACK_EVERY_IMAGE:
+                    attacked = self._run(attack, batch, threat)
+                else:
+                    attacked = batch.pixels.clone()
+                    attacked[right] = self._run(attack, batch.of(right), threat)
+                trial = Trial(name, self.config.effort.steps_of(name), eps)
+                answers = logits if eps == 0 else self.logits(attacked)
+                yield AttackedBatch(trial, threat, batch, attacked, answers)
+
+    def _run(self, attack: Attack, batch: ImageBatch, threat: ThreatModel) -> Tensor:
+        if len(batch.rows) == 0 or threat.eps == 0:
+            return batch.pixels
+        rng = KeyedRandom(self.config.seed, batch.rows)
+        return attack(self.model, batch.pixels, batch.labels, threat, rng)
+
+    @torch.no_grad()
+    def logits(self, pixels: Tensor) -> Tensor:
+        """Return the model's logits (B, K)."""
+        logits: Tensor = self.model(pixels)
+        return logits
+
+
+def attacked_batches(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor, Tensor]],
+    config: AttackSettings,
+    *,
+    surrogates: Sequence[nn.Module] = (),
+    own_attacks: Mapping[str, Attack] | None = None,
+) -> Iterator[AttackedBatch]:
+    """Yield every batch (images, labels, rows) under every attack at every budget.
+
+    One batch is held at a time. Raises UsageError for an attack that needs what ``model`` has not.
+    """
+    attacker: Attacker | None = None
+    for images, labels, rows in batches:
+        attacker = attacker or Attacker.on(
+            model, images, config, surrogates=surrogates, own_attacks=own_attacks
+        )
+        batch = ImageBatch(images, labels, rows)
+        yield from attacker.attack(batch, *attacker.answer(batch))
+
+
+def has_gradients(model: nn.Module) -> bool:
+    """Return whether attacks may follow the gradient; a model says no by ``gradients = False``."""
+    return bool(getattr(model, "gradients", True))

@@ -1,0 +1,344 @@
+"""A table of labels, patients, splits and sites: CSV, TSV or Parquet."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
+from typing import Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+from pydantic import Field
+from pyspark.sql.pandas.types import from_arrow_schema
+
+from medspark.config import Config
+from medspark.errors import UsageError
+from medspark.images.deidentify import Pseudonyms
+from medspark.ingest.labels import SPLIT_NAMES, check_length, join_findings
+from medspark.spark import storage
+
+# What a column of one finding says. Where some are missing, pandas writes 1 as 1.0.
+_PRESENT = {"1", "1.0", "true"}
+_UNCERTAIN = {"-1", "-1.0"}
+_ABSENT = {"0", "0.0", "false", None}
+
+# A label table up to this size is searched to its end for one file that exists, before Spark
+# starts; of a larger one only so many rows are tried, and the join tells.
+_PROBED_ROWS = 100_000
+
+Match = Literal["path", "name", "stem"]
+
+# What a stem is without: endings of image files and of what compresses them. Nothing else is an
+# ending, for a DICOM UID is made of dots.
+_ENDINGS = {
+    *(".dcm", ".dicom", ".dic", ".ima", ".png", ".jpg", ".jpeg", ".jpe", ".jp2", ".tif", ".tiff"),
+    *(".bmp", ".nii", ".gz", ".bz2", ".xz", ".zst"),
+}
+
+_ROLES = frozenset({"path", "label", "patient_id", "split", "site"})
+_FINDING = "finding "
+
+
+class LabelConfig(Config):
+    """How a label table is read."""
+
+    path: str = Field("path", description="column of the file's path")
+    label: str = Field("label", description="column of the class")
+    patient_id: str = Field("patient_id", description="column of the patient, if there is one")
+    split: str = Field("split", description="column of train, val or test, if there is one")
+    site: str = Field("site", description="column of the hospital or scanner, if there is one")
+    match: Match = Field(
+        "path",
+        description="what of the path names the file: all, its name, or its name less the endings "
+        "of image files, such as .dcm or .dcm.gz",
+    )
+    separator: str | None = Field(
+        None,
+        min_length=1,
+        description="what separates labels, such as |, where an image has any number of them; each "
+        "is then a finding that is there or not",
+    )
+    no_finding: str = Field(
+        "No Finding",
+        description="with a separator, the label of an image without any; an empty one says it too",
+    )
+    findings: tuple[str, ...] = Field(
+        (),
+        description="in place of label, columns of one finding each: 1 where an image has it, "
+        "0 or nothing where not",
+    )
+    uncertain: Literal["absent", "present"] = Field(
+        "absent", description="what -1 in a column of a finding counts as"
+    )
+
+    @property
+    def several(self) -> bool:
+        """Whether an image may have any number of labels."""
+        return self.separator is not None or bool(self.findings)
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """The columns of the table by what they hold."""
+        roles = _ROLES - {"label"} if self.findings else _ROLES
+        own = {role: str(getattr(self, role)) for role in sorted(roles)}
+        return own | {_FINDING + name: name for name in self.findings}
+
+    def required(self, role: str) -> bool:
+        """Return whether a table without the column of ``role`` is of no use."""
+        return role in ("path", "label") or role.startswith(_FINDING)
+
+
+# What is known of a file from outside it. A patient is a pseudonym from here on, and what names the
+# file and the site is sealed.
+SCHEMA = pa.schema(
+    [(name, pa.string()) for name in ("match", "label", "patient_key", "split", "site")]
+)
+SPARK_SCHEMA = from_arrow_schema(SCHEMA)
+
+
+def match_key(path: str, match: Match) -> str:
+    """Return what a file below the source and a row of the table have in common."""
+    if match == "path":
+        return path
+    name = posixpath.basename(path)
+    return name if match == "name" else _stem(name)
+
+
+def _stem(name: str) -> str:
+    stem, ending = posixpath.splitext(name)
+    return _stem(stem) if ending.lower() in _ENDINGS else name
+
+
+class LabelTable:
+    """A CSV, TSV or Parquet table of labels, with paths made relative to ``source``.
+
+    Raises UsageError where the table cannot be read, lacks its columns, names a split that is
+    none, or matches no file of the source.
+    """
+
+    def __init__(
+        self, url: str, source: str, config: LabelConfig, *, follow_links: bool = False
+    ) -> None:
+        self._inside = None if follow_links else storage.normalise(source)
+        self.url, self._source, self._config = url, storage.normalise(source), config
+        if not storage.is_file(url):
+            raise UsageError(f"There is no label table {url}.")
+        is_parquet = url.lower().endswith((".parquet", ".pq"))
+        self._first_row = 1 if is_parquet else 2  # below the header, as spreadsheets count
+        self._dataset = self._open()
+        self._columns = self._choose_columns()
+        self._folder = self._base_folder()
+
+    def write(self, url: str, pseudonyms: Pseudonyms) -> None:
+        """Write the table as one Parquet file with the columns of SCHEMA."""
+        system, path = storage.filesystem(url)
+        with system.open(path, "wb") as file, pq.ParquetWriter(file, SCHEMA) as writer:
+            first = self._first_row
+            for batch in self._batches():
+                writer.write_batch(self._normalised(batch, pseudonyms, first))
+                first += batch.num_rows
+
+    def _open(self) -> ds.Dataset:
+        system, path = storage.filesystem(self.url)
+        try:
+            if path.lower().endswith((".parquet", ".pq")):
+                return ds.dataset(path, filesystem=system, format="parquet")
+            delimiter = "\t" if path.lower().endswith((".tsv", ".tab")) else ","
+            names = self._config.columns.values()
+            csv = ds.CsvFileFormat(
+                parse_options=pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+                # Identifiers such as 007 are text, whatever they look like.
+                convert_options=pa.csv.ConvertOptions(
+                    column_types={name: pa.string() for name in names}, strings_can_be_null=True
+                ),
+            )
+            return ds.dataset(path, filesystem=system, format=csv)
+        except (pa.ArrowException, OSError) as error:
+            raise self._unreadable(error) from None
+
+    def _unreadable(self, error: Exception) -> UsageError:
+        """Return what to tell of an error whose own text may quote cells: where it is."""
+        found = re.search(r"Row #(\d+): (?:Expected (\d+) columns, got (\d+))?", str(error))
+        if found is None:
+            return UsageError(f"The label table {self.url} cannot be read: is it CSV or Parquet?")
+        row, wanted, cells = found.groups()
+        fault = f"has {cells} cells in place of {wanted}" if cells else "is no text in UTF-8"
+        return UsageError(f"The label table {self.url} cannot be read: row {row} {fault}.")
+
+    def _choose_columns(self) -> dict[str, str]:
+        wanted = self._config.columns
+        there = {role: name for role, name in wanted.items() if name in self._dataset.schema.names}
+        for role in sorted(wanted.keys() - there.keys(), reverse=True):
+            if self._config.required(role):
+                key = "findings" if role.startswith(_FINDING) else role
+                raise UsageError(
+                    # Not what its columns are: without a header, they are the first patient's.
+                    f"The label table {self.url} has no column {wanted[role]!r} among its "
+                    f"{len(self._dataset.schema.names)} (--label_table.{key} names it)."
+                )
+        for name in there.values():
+            self._check_column(name)
+        return there
+
+    def _check_column(self, name: str) -> None:
+        if self._dataset.schema.field(name).type.num_fields:
+            raise UsageError(
+                f"The column {name!r} of the label table {self.url} holds lists or records; a cell "
+                "should be one value (--label_table.separator takes several labels from a text)."
+            )
+
+    def _batches(self) -> Iterator[pa.RecordBatch]:
+        columns = {role: ds.field(name) for role, name in self._columns.items()}
+        try:
+            yield from self._dataset.to_batches(columns=columns)
+        except (pa.ArrowException, OSError) as error:
+            raise self._unreadable(error) from None
+
+    def _paths(self) -> Iterator[str]:
+        for batch in self._batches():
+            yield from (str(path) for path in batch.column("path").to_pylist() if path)
+
+    def _base_folder(self) -> str:
+        """Return the folder that the table's paths start from: the source or the table's own."""
+        if self._config.match != "path":
+            self._check_names()
+            return self._source
+        own = posixpath.dirname(storage.normalise(self.url))
+        paths = self._paths()
+        for path in islice(paths, _PROBED_ROWS):
+            for folder in (self._source, own):
+                relative = self._relative(path, folder)
+                if relative and storage.is_file(storage.join(self._source, relative)):
+                    return folder
+        if next(paths, None) is None:
+            raise self.no_match()
+        return self._source
+
+    def _check_names(self) -> None:
+        match = self._config.match
+        listed = {match_key(path, match) for path in self._paths()}
+        below = islice(self._walk(), _PROBED_ROWS)
+        first = next((path for path in below if match_key(path, match) in listed), None)
+        if first is None and next(below, None) is None:
+            raise self.no_match()
+
+    def _walk(self) -> Iterator[str]:
+        """Yield the paths of the files of the source, relative to it."""
+        folders: Iterator[str] = iter([self._source])
+        prefix = self._source + "/"
+        while (folder := next(folders, None)) is not None:
+            for entry in storage.children(folder, inside=self._inside):
+                if entry.is_folder:
+                    folders = chain(folders, [entry.path])
+                else:
+                    yield entry.path.removeprefix(prefix)
+
+    def no_match(self) -> UsageError:
+        """Return what to tell the user when no row of the table names a file of the source."""
+        return UsageError(
+            f"The label table {self.url} matches no file below {self._source}; its paths should be "
+            f"relative to that folder or to the table's (--label_table.match compares less)."
+        )
+
+    def _relative(self, path: str, folder: str) -> str | None:
+        """Return ``path`` relative to the source, or None where it is not below it."""
+        path = path.strip().replace("\\", "/")
+        whole = path if path.startswith("/") or "://" in path else storage.join(folder, path)
+        scheme, separator, rest = whole.partition("://")
+        whole = (
+            scheme + separator + posixpath.normpath(rest)
+            if separator
+            else (posixpath.normpath(whole))
+        )
+        inside = self._source + "/"
+        return whole[len(inside) :] if whole.startswith(inside) else None
+
+    def _normalised(
+        self, batch: pa.RecordBatch, pseudonyms: Pseudonyms, first: int
+    ) -> pa.RecordBatch:
+        """Return the columns of SCHEMA; ``first`` is the number of the batch's first row."""
+        patients = self._text(batch, "patient_id").to_pylist()
+        keys = [None if patient is None else pseudonyms.patient(patient) for patient in patients]
+        columns = {
+            "match": _sealed(self._keys(batch.column("path").to_pylist()), pseudonyms),
+            "label": self._labels(batch, first),
+            "patient_key": pa.array(keys, pa.string()),
+            "split": self._splits(self._text(batch, "split"), first),
+            "site": _sealed(self._text(batch, "site").to_pylist(), pseudonyms),
+        }
+        return pa.RecordBatch.from_arrays(list(columns.values()), schema=SCHEMA)
+
+    def _text(self, batch: pa.RecordBatch, role: str) -> pa.Array:
+        """Return a column as trimmed text, null where it is empty or absent."""
+        if role not in self._columns:
+            return pa.nulls(batch.num_rows, pa.string())
+        try:
+            text = pc.utf8_trim_whitespace(batch.column(role).cast(pa.string()))
+        except pa.ArrowException:
+            raise UsageError(
+                f"The column {self._columns[role]!r} of the label table {self.url} is not text."
+            ) from None
+        return pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.string()), text)
+
+    def _labels(self, batch: pa.RecordBatch, first: int) -> pa.Array:
+        """Return the label of each row; findings as join_findings joins them."""
+        config = self._config
+        if not config.several:
+            labels = self._text(batch, "label")
+            check_length(pc.max(pc.utf8_length(labels)).as_py() or 0)
+            return labels
+        if config.findings:
+            columns = [self._has(batch, name, first) for name in config.findings]
+            found = ([n for n, has in zip(config.findings, row, strict=True) if has]
+                    for row in zip(*columns, strict=True))  # fmt: skip
+        else:
+            cells = self._text(batch, "label").to_pylist()
+            found = ((cell or "").split(config.separator) for cell in cells)
+        return pa.array([self._joined(names, row) for row, names in enumerate(found, first)])
+
+    def _joined(self, names: Iterable[str], row: int) -> str:
+        try:
+            return join_findings(names, self._config.no_finding)
+        except UsageError as error:
+            raise UsageError(f"Row {row} of the label table {self.url}: {error}") from None
+
+    def _has(self, batch: pa.RecordBatch, finding: str, first: int) -> list[bool]:
+        present = _PRESENT | (_UNCERTAIN if self._config.uncertain == "present" else set())
+        cells = pc.utf8_lower(self._text(batch, _FINDING + finding)).to_pylist()
+        for row, cell in enumerate(cells, first):
+            if cell not in _PRESENT | _UNCERTAIN | _ABSENT:
+                raise UsageError(
+                    f"Row {row} of the label table {self.url} has no finding in the column "
+                    f"{finding!r}: that is 1, 0, -1 or nothing."
+                )
+        return [cell in present for cell in cells]
+
+    def _keys(self, paths: Iterable[object]) -> Iterator[str | None]:
+        for path in paths:
+            if path is None:
+                yield None
+            elif self._config.match == "path":
+                yield self._relative(str(path), self._folder)
+            else:
+                yield match_key(str(path).strip().replace("\\", "/"), self._config.match)
+
+    def _splits(self, column: pa.Array, first: int) -> pa.Array:
+        names = pc.utf8_lower(column).to_pylist()
+        for row, name in enumerate(names, first):
+            if name is not None and name not in SPLIT_NAMES:
+                raise UsageError(
+                    f"Row {row} of the label table {self.url} has no split in the column "
+                    f"{self._config.split!r}: that is train, val, test or nothing."
+                )
+        return pa.array([SPLIT_NAMES.get(name) for name in names], pa.string())
+
+
+def _sealed(cells: Iterable[str | None], pseudonyms: Pseudonyms) -> pa.Array:
+    return pa.array(
+        [None if cell is None else pseudonyms.seal(cell) for cell in cells], pa.string()
+    )

@@ -1,0 +1,254 @@
+"""From an archive to a sample set: list, compare, decode what is new, settle, commit."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from medspark import ownership
+from medspark.ingest import ledger
+from medspark.ingest.archive import Archive
+from medspark.ingest.decode_task import OUTCOME_SPARK_SCHEMA, DecodeFiles
+from medspark.ingest.labels import BETWEEN_FINDINGS, check_length
+from medspark.ingest.listing import annotated, check_folders
+from medspark.ingest.migrate import Migration, former_paths, is_former
+from medspark.ingest.parts import Part
+from medspark.ingest.quarantine import staged_rows
+from medspark.ingest.sample_set import SamplesManifest, new_generation
+from medspark.ingest.sealing import unsealed
+from medspark.ingest.tally import SUMS, Sums, WriteLedger, digest_of, total
+from medspark.lock import locked
+from medspark.spark import storage
+from medspark.spark.session import task_errors
+from medspark.spark.task import map_batches
+
+_FILES_PER_TASK = 1000
+
+
+def ingest(spark: SparkSession, archive: Archive) -> dict[str, Any]:
+    """Add what is new in the archive to its dataset, and return what became of every file.
+
+    ``files_seen = samples + duplicates + quarantined`` counts files, each once; ``frames`` counts
+    samples, of which a multi-frame file gives several. Raises UsageError where another ingest
+    has the dataset.
+    """
+    ownership.claim(archive.samples.url, "samples")
+    with locked(archive.samples.url), task_errors():
+        archive.samples.clean()
+        try:
+            work = _Ingest(spark, archive)
+            result = work.run()
+            if work.migration is None:
+                archive.samples.clean_newest()
+            elif not archive.config.dry_run:
+                archive.samples.clean()
+            return result
+        except Exception:  # whatever it was, a disk that is full because of us should not stay so
+            archive.samples.clean()
+            raise
+        finally:
+            archive.samples.clean_staging()
+
+
+class _Ingest:
+    """One run, step by step."""
+
+    def __init__(self, spark: SparkSession, archive: Archive) -> None:
+        self._spark, self._archive, self._samples = spark, archive, archive.samples
+        self._manifest = archive.samples.manifest()
+        self._generation = new_generation()
+        # What an earlier version left has names and digests in it, and none of it is to stay.
+        self.migration = (
+            Migration(self._generation, archive.pseudonyms, archive.config.privacy)
+            if is_former(self._manifest)
+            else None
+        )
+
+    def run(self) -> dict[str, Any]:
+        before = self._ledger()
+        here = before.where(F.col("source_key") == self._archive.source_key)
+        files = ledger.compare(annotated(self._spark, self._archive), here)
+        files = self._staged("files", files)
+        counts = self._changes(files)
+        gone = counts.pop(ledger.DELETED) + counts[ledger.FORGOTTEN]
+        forgotten = counts.pop(ledger.FORGOTTEN)
+        todo = counts[ledger.NEW] + counts[ledger.CHANGED]
+        result = {"files_seen": todo + counts[ledger.UNCHANGED], **counts, "deleted": gone}
+        if self._archive.config.dry_run:
+            return result | {"dry_run": True}
+        changes = bool(todo or forgotten or self._manifest is None or self.migration)
+        decoded = self._decoded(files, todo) if changes else None
+        sums = self._settled(before, files, decoded)
+        result |= _outcomes(sums) | {"labels": self._by_label(sums["label"])}
+        result |= {"added": 0, "removed": 0}
+        if decoded is not None:
+            after = self._opened(list(sums["ledger"]), sums["total"]["sealed"])
+            result |= self._exchanged(before, after, sums)
+            self._commit(tuple(self._parts(after, decoded)), sums, result)
+        archive = self._archive
+        rows = staged_rows(
+            self._samples, sums["listed"], source=archive.source, pseudonyms=archive.pseudonyms
+        )
+        known = former_paths(self._samples, self._manifest)
+        listed = archive.quarantined.renewed(rows, known=known)
+        return result | {"quarantine_file": listed, "samples_folder": self._samples.url}
+
+    def _exchanged(self, before: DataFrame, after: DataFrame, sums: Sums) -> dict[str, int]:
+        added, removed = (
+            ledger.exchanged(before, after) if self._manifest else (sums["total"]["frames"], 0)
+        )
+        return {"added": added, "removed": removed}
+
+    def _changes(self, files: DataFrame) -> dict[str, int]:
+        table = files.groupBy("status").agg(
+            F.count("*").alias("count"),
+            F.count("label").alias("labelled"),
+            F.max(F.length("label")).alias("longest"),
+        )
+        rows = {row["status"]: row for row in table.collect()}
+        if not self._archive.multi_label:
+            check_length(max((row["longest"] or 0 for row in rows.values()), default=0))
+        if self._archive.table and rows and not sum(row["labelled"] for row in rows.values()):
+            raise self._archive.table.no_match()
+        if self._archive.by_folder:
+            labels = files.where(F.col("label").isNotNull()).select("label")
+            check_folders(self._archive, labels.distinct().count())
+        found = {status: row["count"] for status, row in rows.items()}
+        names = (ledger.NEW, ledger.CHANGED, ledger.UNCHANGED, ledger.DELETED, ledger.FORGOTTEN)
+        return {name: found.get(name, 0) for name in names}
+
+    # --- what there is ---
+
+    def _ledger(self) -> DataFrame:
+        if self._manifest is None:
+            return self._opened((), 0)
+        rows = self._opened(self._manifest.ledger, self._manifest.sealed)
+        return self.migration.ledger(rows) if self.migration else rows
+
+    def _opened(self, files: Sequence[str], sealed: int) -> DataFrame:
+        rows = self._samples.read_ledger(self._spark, files)
+        return unsealed(rows, self._archive.pseudonyms) if sealed else rows
+
+    # --- what is done ---
+
+    def _decoded(self, files: DataFrame, count: int) -> DataFrame:
+        """Decode what is new or changed; what comes back is from attempts that succeeded."""
+        archive, config = self._archive, self._archive.config
+        decoding = DecodeFiles(
+            source=archive.source,
+            source_key=archive.source_key,
+            samples=self._samples.url,
+            generation=self._generation,
+            rendering=config.effective_rendering,
+            limits=config.limits,
+            privacy=config.privacy,
+            pseudonyms=archive.pseudonyms,
+            label_attribute=config.label_attribute,
+            guarded=config.guarded,
+        )
+        todo = files.where(F.col("status").isin(ledger.NEW, ledger.CHANGED))
+        spread = todo.repartition(max(1, self._tasks(count)))
+        return self._staged("outcomes", map_batches(spread, decoding, OUTCOME_SPARK_SCHEMA))
+
+    def _tasks(self, files: int) -> int:
+        # Some per core, so that one with slow files does not keep the others waiting.
+        cores = self._spark.sparkContext.defaultParallelism
+        return min(files, max(4 * cores, math.ceil(files / _FILES_PER_TASK)))
+
+    def _settled(self, before: DataFrame, files: DataFrame, decoded: DataFrame | None) -> Sums:
+        """Write the ledger to come, if anything was decoded, and return what it adds up to."""
+        here = F.col("source_key") == self._archive.source_key
+        rows = ledger.remaining(before.where(here), files)
+        elsewhere = before.where(~here).withColumn("present", F.lit(False))
+        rows = rows.unionByName(elsewhere.withColumn("sealed_path", F.lit(None).cast("string")))
+        if decoded is not None:
+            # What was just decoded is no sample yet: an older one with equal pixels has precedence.
+            sample = F.col("outcome") == ledger.SAMPLE
+            first = F.when(sample, "candidate").otherwise(F.col("outcome"))
+            fresh = decoded.where(F.col("part_sha256").isNull()).withColumn("outcome", first)
+            rows = rows.unionByName(
+                fresh.withColumn("present", F.lit(True)).select(ledger.ROW_NAMES)
+            )
+        generation = self._generation if decoded is not None else None
+        write = WriteLedger(self._samples.url, generation, self._archive.pseudonyms)
+        return total(map_batches(ledger.settle(rows), write, SUMS).collect())
+
+    def _by_label(self, images: Counter[str]) -> dict[str, int]:
+        """Return the samples that have each label; of several findings a sample has each counts."""
+        if not self._archive.multi_label:
+            return dict(sorted(images.items()))
+        found: Counter[str] = Counter()
+        for label, count in images.items():
+            found.update(dict.fromkeys(label.split(BETWEEN_FINDINGS), count))
+        found[self._archive.config.label_table.no_finding] = found.pop("", 0)
+        return dict(sorted(found.items()))
+
+    # --- what is kept ---
+
+    def _commit(self, parts: tuple[Part, ...], sums: Sums, result: dict[str, Any]) -> None:
+        previous = self._manifest
+        self._samples.commit(
+            SamplesManifest(
+                generation=self._generation,
+                previous=previous.generation if previous and not self.migration else None,
+                digest=digest_of(sums),
+                counts={k: v for k, v in result.items() if isinstance(v, int)},
+                rendering=self._archive.config.effective_rendering.model_dump(mode="json"),
+                multi_label=self._archive.multi_label,
+                key_check=self._archive.pseudonyms.check,
+                parts=parts,
+                ledger=tuple(sorted(sums["ledger"])),
+                quarantine=tuple(sorted(sums["quarantine"])),
+                sealed=sums["total"]["sealed"],
+            )
+        )
+
+    def _parts(self, after: DataFrame, decoded: DataFrame) -> Iterator[Part]:
+        """Yield every new part, and every old one of which a row is still of use."""
+        if self._manifest:
+            used = {row["part"] for row in after.select("part").distinct().collect()}
+            yield from (part for part in self._earlier_parts() if part.path in used)
+        rows = decoded.where(F.col("part_sha256").isNotNull()).collect()
+        for row in sorted(rows, key=lambda row: str(row["part"])):
+            yield Part(
+                path=row["part"],
+                rows=row["part_rows"],
+                bytes=row["part_bytes"],
+                sha256=row["part_sha256"],
+            )
+
+    def _earlier_parts(self) -> Sequence[Part]:
+        assert self._manifest is not None
+        parts = self._manifest.parts
+        if self.migration is None or not parts:
+            return parts
+        renewed = self.migration.parts(self._spark, self._samples, parts)
+        rows = self._staged("parts", renewed).collect()
+        return [Part.model_validate(row.asDict()) for row in rows]
+
+    def _staged(self, name: str, rows: DataFrame) -> DataFrame:
+        """Write rows down and return them read back: whatever made them is never run twice."""
+        path = storage.for_spark(self._samples.path("staging", name))
+        schema = rows.schema
+        rows.write.parquet(path)
+        return self._spark.read.schema(schema).parquet(path)
+
+
+def _outcomes(sums: Sums) -> dict[str, Any]:
+    """Return the sums of the ledger under the names that results use."""
+    outcome, totals = sums["outcome"], sums["total"]
+    return {
+        "samples": outcome[ledger.SAMPLE],
+        "duplicates": outcome[ledger.DUPLICATE],
+        "quarantined": outcome[ledger.QUARANTINED],
+        "quarantine_reasons": dict(sorted(sums["reason"].items())),
+        "frames": totals["frames"],
+        "patients": totals["patients"],
+        "bytes_seen": totals["bytes"],
+        "cross_patient_duplicates": totals["shared"],
+    }

@@ -1,0 +1,265 @@
+"""A study is a list of cells that are done one after the other, each once, and reported together.
+
+A cell is one piece of work, such as one network that is trained and attacked. Whoever has a study
+writes three things: a record of what is kept of a cell, the cells, and a report on all records.
+The rest is done here: which cells are done already, failures, progress, and the run in MLflow.
+
+    class BackdoorCell(CellRecord):
+        rule: str
+        seed: int
+        attack_success: float | None = None
+
+    def cell(rule: str, seed: int) -> Cell[BackdoorCell]:
+        blank = BackdoorCell(rule=rule, seed=seed)
+
+        def work(parent_run_id: str | None) -> BackdoorCell:
+            return blank.model_copy(update={"attack_success": federate(rule, seed)})
+
+        file = folder / "cells" / f"{digest(whatever_decides_the_result)}.json"
+        return Cell(f"{rule}, seed {seed}", blank, file, work, alike=(rule,))
+
+    cells = [cell(rule, seed) for rule in rules for seed in seeds]
+    with held_study(folder):
+        result = run_study(Study(cells, report, entry, track, folder / "mlflow"))
+
+One policy for all studies: a cell that fails is recorded with its reason, and the study goes on. It
+ends well only if every cell came to its end, and with RunError otherwise; the finished cells are
+kept and reported in either case. The same command again does the failed cells and those that are
+missing, and no finished one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import takewhile
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar
+
+from pydantic import Field
+
+from medspark import ownership
+from medspark.config import Config
+from medspark.documents import parse_json, read_regular
+from medspark.errors import MedsparkError, RunError
+from medspark.evaluate.sanity import Flag
+from medspark.job import write_result
+from medspark.lock import locked
+from medspark.redact import safe_text
+from medspark.track.config import TrackConfig
+from medspark.track.runs import TrackedRun, tracked
+from medspark.track.spool import RunEntry
+
+__all__ = [
+    "Cell", "CellRecord", "Study", "StudyReport", "digest", "held_study", "run_study",
+    "seconds_left",
+]  # fmt: skip
+
+logger = logging.getLogger(__name__)
+
+_NAMED_FAILURES = 3
+
+
+class CellRecord(Config):
+    """What is kept of a cell. A study adds which cell it is, and what was measured."""
+
+    status: Literal["pending", "finished", "failed"] = "pending"
+    failure: str = Field("", description="why it failed, in one line")
+    flags: tuple[Flag, ...] = Field((), description="sanity checks that its report triggered")
+    seconds: float = Field(0.0, description="that the whole cell took")
+
+    @property
+    def finished(self) -> bool:
+        """Whether the cell came to its end."""
+        return self.status == "finished"
+
+    @property
+    def flagged(self) -> bool:
+        """Whether its figures under attack should not be trusted."""
+        return bool(self.flags)
+
+    @property
+    def clean_flagged(self) -> bool:
+        """Whether not even its figures on clean images can be trusted."""
+        return any(flag.of_clean_answers for flag in self.flags)
+
+    @property
+    def headline(self) -> str:
+        """What the progress line says of a finished cell."""
+        return "finished"
+
+
+R = TypeVar("R", bound=CellRecord)
+
+
+@dataclass(frozen=True)
+class Cell(Generic[R]):
+    """One cell to do.
+
+    ``blank`` is its record before it is done: the fields that it sets say which cell it is.
+    ``file`` keeps the finished record; its name has to change with all that decides the result.
+    ``work`` does the cell under the study's run in MLflow, whose id it is given, and returns the
+    record with its figures; it raises MedsparkError where the cell fails. Cells take time in
+    proportion to their ``size``, at the pace of those whose ``alike`` agrees furthest with theirs.
+    """
+
+    name: str
+    blank: R
+    file: Path
+    work: Callable[[str | None], R]
+    size: float = 1.0
+    alike: tuple[str, ...] = ()
+
+    def kept(self) -> R | None:
+        """Return the record of the cell if it is finished, under the names of this study."""
+        try:
+            found = type(self.blank).model_validate(parse_json(read_regular(self.file)))
+        except (OSError, ValueError):
+            return None
+        named = {name: getattr(self.blank, name) for name in self.blank.model_fields_set}
+        return found.model_copy(update=named) if found.finished else None
+
+    def do(self, parent_run_id: str | None) -> R:
+        """Do the cell, keep its record if it came to its end, and return it."""
+        began = time.monotonic()
+        try:
+            record = self.work(parent_run_id)
+        except MedsparkError as error:
+            logger.warning("the study goes on without a cell (%s): %s", self.name, error)
+            failed = {"status": "failed", "failure": _reason(error)}
+            return self.blank.model_copy(update=failed)
+        ended = {"status": "finished", "seconds": time.monotonic() - began}
+        record = record.model_copy(update=ended)
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        write_result(self.file, record.model_dump(mode="json"))
+        return record
+
+
+@dataclass(frozen=True)
+class StudyReport:
+    """What is reported of all cells."""
+
+    page: Path  # what a person opens first; MLflow gets its folder
+    document: Mapping[str, Any] = field(default_factory=dict)  # for the result document
+    summary: Mapping[str, float] = field(default_factory=dict)  # metrics of the study's run
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Study(Generic[R]):
+    """All cells of a study, how they are reported, and its own run in MLflow."""
+
+    cells: Sequence[Cell[R]]
+    # Writes the report on all records, none of them pending.
+    report: Callable[[Sequence[R], TrackedRun], StudyReport]
+    entry: RunEntry
+    track: TrackConfig
+    spool: Path  # folder of the run in MLflow
+    # Called after every cell that was done, when others may be pending.
+    after_each: Callable[[Sequence[R]], object] | None = None
+
+
+@contextmanager
+def held_study(folder: Path) -> Iterator[None]:
+    """Hold ``folder`` for one study. Raises UsageError where it is another's, or in use."""
+    ownership.claim(folder, "study")
+    with locked(folder):
+        yield
+
+
+def run_study(study: Study[R]) -> dict[str, Any]:
+    """Do the cells that are missing, report all of them, and return the result document.
+
+    Raises RunError, which says what failed and where the report is, if a cell failed.
+    """
+    with tracked(study.spool, study.track, study.entry) as run:
+        records = _do_missing(study, run.reference["run_id"])
+        report = study.report(records, run)
+        failed = [record.status == "failed" for record in records]
+        run.end(
+            "FAILED" if any(failed) else "FINISHED",
+            summary={"cells": len(records), "failed": sum(failed), **report.summary},
+            tags=report.tags,
+            artifacts=report.page.parent,
+            patience_seconds=study.track.patience_seconds,
+        )
+    if any(failed):
+        raise RunError(_failures(study.cells, records, report.page))
+    cells = [record.model_dump(mode="json") for record in records]
+    return {"cells": cells, **report.document, "mlflow": run.reference}
+
+
+def _do_missing(study: Study[R], parent_run_id: str | None) -> list[R]:
+    kept = [cell.kept() for cell in study.cells]
+    records = [record or cell.blank for record, cell in zip(kept, study.cells, strict=True)]
+    missing = [number for number, record in enumerate(kept) if record is None]
+    count = len(records)
+    if missing and len(missing) < count:
+        logger.info("%d of %d cells are done already", count - len(missing), count)
+    for place, number in enumerate(missing):
+        cell = study.cells[number]
+        left = seconds_left(
+            [study.cells[other] for other in missing[place:]],
+            zip(study.cells, records, strict=True),
+        )
+        about = "" if left is None else f"; about {_duration(left)} left"
+        logger.info("cell %d of %d: %s%s", number + 1, count, cell.name, about)
+        records[number] = record = cell.do(parent_run_id)
+        said = record.headline if record.finished else f"FAILED: {record.failure}"
+        logger.info("cell %d of %d: %s: %s", number + 1, count, cell.name, said)
+        if study.after_each is not None:
+            study.after_each(records)
+    return records
+
+
+def _failures(cells: Sequence[Cell[R]], records: Sequence[R], page: Path) -> str:
+    failed = [
+        f"{cell.name} ({record.failure.rstrip('.')})"
+        for cell, record in zip(cells, records, strict=True)
+        if record.status == "failed"
+    ]
+    more = len(failed) - _NAMED_FAILURES
+    named = failed[:_NAMED_FAILURES] + ([f"and {more} more"] if more > 0 else [])
+    return (
+        f"{len(failed)} of {len(records)} cells failed: {'; '.join(named)}. The report on the "
+        f"others is {page}; the same command tries the failed cells again."
+    )
+
+
+def seconds_left(pending: Iterable[Cell[R]], done: Iterable[tuple[Cell[R], R]]) -> float | None:
+    """Return how long the ``pending`` cells will take, going by those ``done``; None if unknown."""
+    paces = [(cell.alike, record.seconds / cell.size) for cell, record in done if record.seconds]
+    if not paces:
+        return None
+    total = 0.0
+    for cell in pending:
+        agree = [_agreement(cell.alike, alike) for alike, _ in paces]
+        closest = [pace for (_, pace), a in zip(paces, agree, strict=True) if a == max(agree)]
+        total += cell.size * statistics.fmean(closest)
+    return total
+
+
+def _agreement(one: Sequence[str], other: Sequence[str]) -> int:
+    """Return in how many of their first words both agree."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
+
+
+def digest(document: Mapping[str, Any]) -> str:
+    """Return a short name that tells ``document`` from all others: 16 hexadecimal digits."""
+    text = json.dumps(document, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _reason(error: MedsparkError) -> str:
+    """Return what an error says in its first line; the rest is the traceback of a rank."""
+    return next(iter(safe_text(str(error)).splitlines()), type(error).__name__)
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"

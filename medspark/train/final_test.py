@@ -1,0 +1,43 @@
+"""What comes after the last step: the chosen network is calibrated, and tested under attack."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from medspark.evaluate.calibrate import best_temperature
+from medspark.evaluate.robust import RobustReport, evaluate
+from medspark.models.checkpoint import calibrate, load_classifier
+from medspark.train.run_setup import RunSetup
+from medspark.train.validate import gatherer, slices
+from medspark.train.world import World
+
+__all__ = ["calibrate_and_test"]
+
+# Answered once, clean, and as many as there are: a temperature fitted to a few is worth little.
+_CALIBRATION_IMAGES = 1024
+
+
+def calibrate_and_test(setup: RunSetup) -> RobustReport:
+    """Calibrate the chosen network, then attack it with the test images, a slice on every rank."""
+    if setup.world.is_main:
+        _calibrate(setup)
+    setup.world.barrier()
+    model = load_classifier(setup.model_folder).to(setup.world.device)
+    config = setup.config.evaluate
+    rows = config.rows(len(setup.test))
+    batches = slices(setup.test, rows, batch_size=config.batch_size, world=setup.world)
+    gather, probed_below = gatherer(setup.world), config.probed_below(rows)
+    return evaluate(model, batches, config, gather=gather, probed_below=probed_below)
+
+
+def _calibrate(setup: RunSetup) -> None:
+    alone = World(0, 0, 1, setup.world.device)
+    model = load_classifier(setup.model_folder).to(setup.world.device)
+    rows = np.arange(min(_CALIBRATION_IMAGES, len(setup.validation)))
+    size = setup.config.evaluate.batch_size
+    batches = slices(setup.validation, rows, batch_size=size, world=alone)
+    with torch.inference_mode():
+        answers = [(model(images), labels) for images, labels, _ in batches]
+    logits, labels = (torch.cat(parts) for parts in zip(*answers, strict=True))
+    calibrate(setup.model_folder, best_temperature(logits, labels))

@@ -1,0 +1,139 @@
+"""How far a run has come, when that is saved, and from where an interrupted run goes on."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from medspark.errors import UsageError
+from medspark.train.config import CheckpointConfig
+from medspark.train.engine import Engine
+from medspark.train.monitor import Monitor
+from medspark.train.run_setup import RunSetup
+from medspark.train.state import Checkpoints
+
+__all__ = ["Progress", "Resumption"]
+
+_LOGGER = logging.getLogger(__name__)
+
+
+@dataclass
+class Progress:
+    """How far a run has come: steps taken, the best epoch, and what each epoch came to."""
+
+    step: int = 0
+    best: dict[str, Any] | None = None
+    validations: list[dict[str, Any]] = field(default_factory=list)
+    alarms: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether an alarm has ended the training."""
+        return any(alarm["action"] == "restore" for alarm in self.alarms)
+
+
+class Resumption:
+    """Saves an engine, its progress and its monitor, and puts them back."""
+
+    def __init__(
+        self, setup: RunSetup, engine: Engine, progress: Progress, monitor: Monitor
+    ) -> None:
+        self._setup = setup
+        self._engine = engine
+        self._progress = progress
+        self._monitor = monitor
+        self._checkpoints = Checkpoints(
+            setup.config.run_dir / "checkpoints",
+            attempt=setup.config.attempt,
+            keep=self._when.keep,
+        )
+        self._saved_at = time.monotonic()
+
+    @property
+    def _when(self) -> CheckpointConfig:
+        return self._setup.config.checkpoint
+
+    @property
+    def asked(self) -> bool:
+        """Whether the configuration asks for a checkpoint after this very step."""
+        every = self._when.every_steps
+        return every > 0 and self._progress.step % every == 0
+
+    @property
+    def due(self) -> bool:
+        """Whether a checkpoint is asked for, or the last one is too long ago."""
+        late = 0 < 60 * self._when.every_minutes <= time.monotonic() - self._saved_at
+        return self.asked or late
+
+    def save(self, *, seconds: float) -> None:
+        """Write a checkpoint, on the main rank; ``seconds`` of training have gone by."""
+        self._saved_at = time.monotonic()
+        if not self._setup.world.is_main:
+            return
+        record = {
+            "fingerprint": self._fingerprint(),
+            "best": self._progress.best,
+            "validations": self._progress.validations,
+            "alarms": self._progress.alarms,
+            "noise": self._engine.noise,
+            "watched_best": self._monitor.best,
+            "seconds": seconds,
+        }
+        self._checkpoints.save(self._progress.step, self._engine.tensors(), record)
+
+    def resume(self) -> None:
+        """Go on from the newest checkpoint, if there is one.
+
+        Raises UsageError where the ranks find different ones, or one of another run.
+        """
+        config, world = self._setup.config, self._setup.world
+        if world.is_main:
+            self._checkpoints.claim()
+            if config.resume == "never":
+                self._checkpoints.clear()
+        world.barrier()
+        saved = self._checkpoints.latest()
+        steps = world.gather(saved.record["step"] if saved else 0)
+        if len(set(steps)) > 1:
+            raise UsageError(
+                f"The ranks find different checkpoints in {config.run_dir} (steps {steps}): "
+                "run_dir has to be a folder that all of them share."
+            )
+        if saved is None:
+            return
+        self._check(saved.record["fingerprint"])
+        self._engine.restore(saved.tensors)
+        progress, record = self._progress, saved.record
+        progress.step, progress.best = record["step"], record["best"]
+        progress.validations, progress.alarms = record["validations"], record["alarms"]
+        self._engine.noise, self._monitor.best = record["noise"], record["watched_best"]
+        _LOGGER.info("going on from the checkpoint after step %d", progress.step)
+
+    def _fingerprint(self) -> dict[str, Any]:
+        return {
+            "dataset": self._setup.source.manifest.digest,
+            "config": self._setup.config.digest(),
+            "precision": self._engine.precision,
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+            "world": self._setup.world.size,
+        }
+
+    def _check(self, theirs: dict[str, Any]) -> None:
+        mine = self._fingerprint()
+        differing = [key for key in mine if mine[key] != theirs.get(key)]
+        if "dataset" in differing or "config" in differing:
+            raise UsageError(
+                f"{self._setup.config.run_dir} holds a run of other data or another configuration; "
+                "give another run_dir, or --overwrite to begin again there."
+            )
+        if differing:
+            _LOGGER.warning(
+                "going on with another %s: the same images in the same steps, but weights may "
+                "differ in the last bits from those of an unbroken run",
+                ", ".join(differing),
+            )

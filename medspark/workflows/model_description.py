@@ -1,0 +1,76 @@
+"""A model in words: what it is, what it was trained on, how it fares, and what it is not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from medspark.evaluate.names import in_markdown, short
+from medspark.evaluate.sanity import SIGN
+from medspark.models.card import ModelCard
+from medspark.shards.manifest import Manifest
+from medspark.workflows.robustness_table import robustness_table
+
+__all__ = ["describe_model"]
+
+_LIMITS = """## What it is not
+
+- Not a medical device. It has been shown no prospective data and no other hospital's.
+- The figures are of one split of one data set; another site, scanner or population gives others.
+- Robust means: against changes of every pixel by at most eps after windowing, found by the attacks
+  named here. A stronger attack, a larger eps or another kind of change may still fool it.
+- A probability is calibrated on validation images like those it was trained on, and on no attacked
+  ones.
+"""
+
+
+def describe_model(result: Mapping[str, Any], manifest: Manifest, card: ModelCard) -> str:
+    """Return the description of the network that ``result`` tells of, as Markdown."""
+    trained = manifest.splits["train"]
+    counted = zip(_names(manifest.classes), trained.class_counts, strict=True)
+    counts = ", ".join(f"{name}: {count}" for name, count in counted)
+    flagged = "; ".join(flag["sentence"] for flag in result["flags"] if flag["triggered"])
+    verdict = f"{SIGN} do not trust them: {flagged}" if flagged else "no sanity check objects"
+    return f"""# {card.architecture}, {result["mode"]}
+
+{_purpose(card)} in images of {manifest.height} x {manifest.width} pixels,
+{manifest.channels} channel{"s" if manifest.channels > 1 else ""}, {manifest.bits} bits.
+
+## Trained on
+
+{result.get("train_images", trained.rows)} images ({counts} in the whole split, {trained.patients}
+patients), data digest `{manifest.digest[:16]}`, {result["epochs"]} epochs, seen by
+{result["world_size"]} process(es). Nobody is in two splits.
+
+## How it fares
+
+{robustness_table({"": result})}
+
+On {result["images"]} test images; {verdict}.
+
+## How to ask it
+
+A DICOM, PNG, JPEG or TIFF file in base64, in the column `image`; it is brought to the training
+images' form (`{card.rendering or "size and depth alone"}`). The answer is {_answer(card)}
+with logits divided by {card.temperature:.3g}, which fits the validation images best (temperature
+scaling).
+
+{_LIMITS}"""
+
+
+def _purpose(card: ModelCard) -> str:
+    names = ", ".join(_names(card.classes))
+    return f"Finds any of {names}" if card.multi_label else f"Tells {names} apart"
+
+
+def _names(classes: Iterable[str]) -> list[str]:
+    return [in_markdown(short(name)) for name in classes]
+
+
+def _answer(card: ModelCard) -> str:
+    if card.multi_label:
+        return (
+            "the findings that are likelier than not\n(`a|b`) and a probability of its own for "
+            "every finding,"
+        )
+    return "the likeliest class and\na probability for every class,"
