@@ -14,6 +14,7 @@ from pyspark.sql import SparkSession
 from medspark.config import digest_of
 from medspark.data.config import check_data
 from medspark.errors import UsageError
+from medspark.evaluate.sanity import PROBED_IMAGES
 from medspark.job import write_result
 from medspark.launch.distributor import (
     SPARK_SETTINGS,
@@ -156,6 +157,9 @@ def _digests(config: TrainAtConfig) -> dict[str, str]:
     # A run has one network, or two with a baseline.
     run = config.deciding_weights() | {"baseline": config.baseline}
     asked = config.model_dump(mode="json", exclude=set(config.decides_nothing))
+    if config.evaluate.sanity_images == PROBED_IMAGES:
+        # The default of earlier versions, whose results are recognised.
+        asked["evaluate"]["sanity_images"] = 128
     return {"run": digest_of(run | dataset), "asked": digest_of(asked | dataset)}
 
 
