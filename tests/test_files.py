@@ -35,3 +35,4 @@ def test_a_hash_does_not_depend_on_the_order_of_keys(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b'{"a": 1, "b": 2}')
 
     assert json_digest({"b": 2, "a": 1}) == sha256_of(tmp_path / "x")
+    assert json_digest({"a": 1, "b": 2}) == json_digest({"b": 2, "a": 1}) != json_digest({"a": 1})

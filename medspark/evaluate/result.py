@@ -106,9 +106,9 @@ class RobustnessResult(Result):
     flags: tuple[Flag, ...] = ()
 
     @property
-    def doubts(self) -> tuple[str, ...]:
-        """The sentence of every flag that triggered."""
-        return tuple(flag.sentence for flag in self.flags if flag.triggered)
+    def triggered_flags(self) -> tuple[Flag, ...]:
+        """The flags that triggered: reasons not to trust these figures."""
+        return tuple(flag for flag in self.flags if flag.triggered)
 
     def figures(self) -> tuple[Figure, ...]:
         """Return every figure: clean, then by attack and budget, then the worst cases."""

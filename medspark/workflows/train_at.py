@@ -11,10 +11,10 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 from pyspark.sql import SparkSession
 
-from medspark.config import digest_of
 from medspark.data.config import check_data
 from medspark.errors import UsageError
 from medspark.evaluate.sanity import PROBED_IMAGES
+from medspark.files import json_digest
 from medspark.job import write_result
 from medspark.launch.distributor import (
     SPARK_SETTINGS,
@@ -160,7 +160,7 @@ def _digests(config: TrainAtConfig) -> dict[str, str]:
     if config.evaluate.sanity_images == PROBED_IMAGES:
         # The default of earlier versions, whose results are recognised.
         asked["evaluate"]["sanity_images"] = 128
-    return {"run": digest_of(run | dataset), "asked": digest_of(asked | dataset)}
+    return {"run": json_digest(run | dataset), "asked": json_digest(asked | dataset)}
 
 
 def _place(config: TrainAtConfig) -> Path:
@@ -201,11 +201,10 @@ def _beside(work: Callable[[], None]) -> Iterator[Callable[[], None]]:
         yield pool.submit(work).result
 
 
-def summary(result: Mapping[str, Any]) -> str:
-    """Return what a person wants to read at the end: robustness, the ingest sum, the dashboard."""
-    mode = result["mode"]
-    name = _NO_DEFENCE.get(mode, f"defended ({mode})")
-    rows = {"undefended": result["baseline"]} if "baseline" in result else {}
+def summary(result: TrainResult) -> str:
+    """Return the text that ends a job: robustness, the counts of the ingest, the dashboard."""
+    name = _NO_DEFENCE.get(result.mode, f"defended ({result.mode})")
+    rows = {} if result.baseline is None else {"undefended": result.baseline}
     rows |= {name: result}
     lines = [
         "",
@@ -215,14 +214,14 @@ def summary(result: Mapping[str, Any]) -> str:
         *flag_lines(rows),
         "",
     ]
-    lines.append(f"Model: {result['model']}")
-    if "ingest" in result:
-        lines.append(ingest_sum(result["ingest"]))
-    if "submit" in result["startup"]:
-        parts = {name: took for name, took in result["startup"].items() if name != "total"}
-        said = ", ".join(f"{name.replace('_', ' ')} {took:.1f}" for name, took in parts.items())
-        lines.append(f"First step {sum(parts.values()):.1f} s after spark-submit: {said}")
-    store = result["mlflow"]["uri"]
+    lines.append(f"Model: {result.model}")
+    if result.ingest is not None:
+        lines.append(ingest_sum(result.ingest))
+    if "submit" in result.startup:
+        parts = {name: took for name, took in result.startup.items() if name != "total"}
+        listed = ", ".join(f"{name.replace('_', ' ')} {took:.1f}" for name, took in parts.items())
+        lines.append(f"First step {sum(parts.values()):.1f} s after spark-submit: {listed}")
+    store = result.mlflow["uri"]
     if store.startswith("sqlite:"):
         lines.append(f"Dashboard: make ui    (mlflow ui --backend-store-uri {store})")
     else:
@@ -237,7 +236,7 @@ def train_once(
     *,
     params: Mapping[str, Any] | None = None,
     tags: Mapping[str, str] | None = None,
-    measure: Callable[[Mapping[str, Any]], Mapping[str, float]] | None = None,
+    measure: Callable[[TrainResult], Mapping[str, float]] | None = None,
     timed_only: bool = False,
 ) -> TrainResult:
     """Train one network on ``config.shards`` in a running session; leave all of it in ``folder``.
@@ -284,9 +283,9 @@ def train_once(
         run.end(
             "FINISHED",
             params={"world_size": launched.processes, "threads_per_rank": launched.threads},
-            summary=metrics | dict(measure(result.as_json()) if measure else {}),
-            artifacts=None if timed_only else _write_report(folder, result.as_json(), manifest),
-            model=_model_entry(folder, manifest, config, result.as_json()) if keep_model else None,
+            summary=metrics | dict(measure(result) if measure else {}),
+            artifacts=None if timed_only else _write_report(folder, result, manifest),
+            model=_model_entry(folder, manifest, config, result) if keep_model else None,
             patience_seconds=config.track.patience_seconds,
         )
     return result.model_copy(update={"launch": launched.model_dump(), "mlflow": run.reference})
@@ -323,7 +322,7 @@ def _entry(config: TrainAtConfig, manifest: Manifest) -> RunEntry:
 
 
 def _model_entry(
-    folder: Path, manifest: Manifest, config: TrainAtConfig, result: Mapping[str, Any]
+    folder: Path, manifest: Manifest, config: TrainAtConfig, result: TrainResult
 ) -> ModelEntry:
     return ModelEntry(
         folder=folder / "model",
@@ -338,11 +337,11 @@ def _model_entry(
     )
 
 
-def _write_report(run_folder: Path, result: Mapping[str, Any], manifest: Manifest) -> Path:
+def _write_report(run_folder: Path, result: TrainResult, manifest: Manifest) -> Path:
     folder = run_folder / "report"
     folder.mkdir(parents=True, exist_ok=True)
     card = describe_model(result, manifest, read_card(run_folder / "model"))
-    write_result(folder / "result.json", dict(result))
+    write_result(folder / "result.json", result.as_json())
     (folder / "robustness.md").write_text(robustness_table({"": result}), encoding="utf-8")
     (folder / "MODEL_CARD.md").write_text(card, encoding="utf-8")
     return folder

@@ -49,6 +49,21 @@ def test_a_figure_carries_its_interval() -> None:
     assert (figure.name, figure.low, figure.high) == ("clean/accuracy", 0.25, 0.75)
 
 
+def test_figures_are_read_from_a_document_with_their_intervals() -> None:
+    def found(value: float) -> dict[str, object]:
+        undefined = dict.fromkeys(("auroc", "balanced_accuracy", "sensitivity", "specificity"))
+        return {"accuracy": value, "intervals": {"accuracy": [0.0, 1.0]}} | undefined
+
+    attacks = [{"name": "fgsm", "steps": 1, "eps": 2 / 255} | found(0.5)]
+    worst = [{"name": "worst_case", "steps": 0, "eps": 2 / 255} | found(0.25)]
+    document = {"images": 4, "clean": found(1.0), "attacks": attacks, "worst_case": worst}
+    figures = RobustnessResult.model_validate(document).figures()
+
+    assert [(f.attack, f.eps, f.value, f.high) for f in figures] == [
+        ("clean", 0, 1.0, 1.0), ("fgsm", 2 / 255, 0.5, 1.0), ("worst_case", 2 / 255, 0.25, 1.0),
+    ]  # fmt: skip
+
+
 def test_a_kept_training_result_is_read_again_word_for_word() -> None:
     one = {
         "mode": "standard", "images": 2, "clean": {"accuracy": 1.0, "auroc": None}, "attacks": [],
