@@ -170,7 +170,7 @@ def test_a_job_that_only_reads_leaves_an_ingest_at_its_work(tmp_path, caplog):
         samples.clean_after_kill()
 
     assert (tmp_path / "staging/files/part-0").exists()
-    assert "stays there: Another job is writing" in caplog.text
+    assert f"stay in {samples.url}: Another job is writing" in caplog.text
 
 
 def test_a_job_that_only_reads_writes_nothing_where_nothing_was_left(tmp_path):
