@@ -1,4 +1,4 @@
-"""Python packages as zip files with byte code: ours for workers without it, and Spark's own."""
+"""Pack Python packages as zip files with byte code: medspark for workers, and PySpark itself."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ import medspark
 
 __all__ = ["package_file", "package_zip", "repack"]
 
-# PEP 552: a hash-based .pyc file that is not compared with its source.
+# PEP 552: a hash-based .pyc file that Python does not compare with its source.
 _UNCHECKED_HASH = (1).to_bytes(4, "little")
 
 
 @functools.cache
 def package_zip() -> bytes:
-    """Return medspark as a zip file that Python imports from as it is.
+    """Return medspark as a zip file that Python can import from.
 
-    Beside every module lies its byte code, so that not every process of a worker compiles it
-    again; a worker with another version of Python reads the source.
+    The zip holds the byte code of every module, so that worker processes need not compile it. A
+    worker with another version of Python reads the source.
     """
     root = Path(medspark.__file__).parent
     whole = io.BytesIO()
@@ -42,7 +42,7 @@ def package_zip() -> bytes:
 def package_file() -> Path:
     """Return the path of a file ``medspark.zip``, which is removed when this process ends.
 
-    It is the same for every session: Spark refuses a second file of one name.
+    All sessions share the file: Spark refuses a second file of the same name.
     """
     folder = tempfile.mkdtemp(prefix="medspark-ship-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -52,11 +52,11 @@ def package_file() -> Path:
 
 
 def repack(zipped: Path) -> None:
-    """Put byte code into ``zipped``, a zip file of Python sources, and leave out its tests.
+    """Add byte code to ``zipped``, a zip file of Python sources, and remove its tests.
 
-    Spark's Python comes in such a file. Each driver and worker would compile a second of it anew;
-    tests are most of its directory, which workers read before each task (see ``task``). The file
-    is replaced at once; a Python of another version reads the sources.
+    PySpark ships in this form. Without byte code, each driver and worker compiles for a second.
+    Tests are most entries of the zip's directory, which workers read before each task (see
+    ``task``). The file is replaced atomically. Another version of Python reads the sources.
     """
     whole = io.BytesIO()
     with (
