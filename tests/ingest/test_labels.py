@@ -1,4 +1,4 @@
-"""Label tables and folders, in the shapes that people have them in."""
+"""Label tables and class folders in their common forms."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Archives of arrays: what they claim is checked before it is unpacked, and believed nowhere."""
+"""Archives of arrays: sizes and headers are checked before anything is unpacked."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def npy(array: Any) -> bytes:
 
 
 def header(text: str, version: int = 1) -> bytes:
-    """Return what precedes an array, with ``text`` as what it says of the array."""
+    """Return the .npy header whose description of the array is ``text``."""
     length = struct.pack("<H" if version == 1 else "<I", len(text) + 1)
     return b"\x93NUMPY" + bytes([version, 0]) + length + text.encode() + b"\n"
 
@@ -42,7 +42,7 @@ def images(count: int = 3, side: int = 4) -> np.ndarray:
 
 
 def archive(path: Path, compression: int = zipfile.ZIP_STORED, **members: bytes) -> str:
-    """Write an archive of three images and their labels, but for ``members``."""
+    """Write an archive of three images and their labels; ``members`` replace its members."""
     whole = {"train_images": npy(images()), "train_labels": npy(np.arange(3)[:, None])} | members
     with zipfile.ZipFile(path, "w", compression) as file:
         for name, content in whole.items():

@@ -1,4 +1,4 @@
-"""The private list of files in quarantine: whole over runs, for its owner alone, and not needed."""
+"""The private quarantine list: complete over runs, readable by its owner only, replaceable."""
 
 from __future__ import annotations
 
