@@ -34,18 +34,18 @@ def read_codestream(data: bytes) -> Codestream | None:
 
 
 def _read_jpeg(data: bytes) -> Codestream | None:
-    found: Codestream | None = None
+    frame: Codestream | None = None
     for marker, at in _segments(data):
         if marker in _SOF and at + 8 <= len(data):
             precision, rows, columns, components = struct.unpack_from(">BHHB", data, at + 2)
-            found = Codestream(rows, columns, components, precision)
+            frame = Codestream(rows, columns, components, precision)
             if marker not in _SEQUENTIAL:
-                return found
-        elif marker == _SOS and found and at + 2 < len(data):
+                return frame
+        elif marker == _SOS and frame and at + 2 < len(data):
             # A sequential scan has all 64 coefficients (T.81 table B.3).
             spectrum = at + 3 + 2 * data[at + 2]
-            return replace(found, conformant=data[spectrum : spectrum + 2] == b"\x00\x3f")
-    return found
+            return replace(frame, conformant=data[spectrum : spectrum + 2] == b"\x00\x3f")
+    return frame
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int]]:

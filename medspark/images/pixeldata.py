@@ -185,16 +185,16 @@ def _encapsulated(
         extended_offsets=_extended_offsets(parsed.header),
     )
     wanted, last = set(chosen), chosen[-1]
-    found = 0
+    decoded = 0
     for index, stream in enumerate(streams):
         if index in wanted:
             header = _checked(stream, parsed, shape, limits)
             yield index, *_decompressed(stream, header, parsed, shape)
-            found += 1
+            decoded += 1
         if index >= last:
             break
-    if found < len(chosen):
-        raise Unreadable(Reason.TRUNCATED, f"{shape.frames} frames are claimed, {found} found")
+    if decoded < len(chosen):
+        raise Unreadable(Reason.TRUNCATED, f"{shape.frames} frames are claimed, {decoded} found")
 
 
 def _check_fragments(parsed: DicomFile) -> None:
@@ -228,22 +228,22 @@ def _checked(
     limits.check_expansion(len(stream), shape.frame_bits // 8)
     if parsed.syntax == uid.RLELossless:
         return None
-    found = read_codestream(stream)
-    if found is None:
+    codestream = read_codestream(stream)
+    if codestream is None:
         raise Unreadable(Reason.DECODE_FAILED, "no JPEG or JPEG 2000 header in the pixels")
-    if (found.rows, found.columns) != (shape.rows, shape.columns):
+    if (codestream.rows, codestream.columns) != (shape.rows, shape.columns):
         raise Unreadable(
             Reason.INCONSISTENT_HEADER,
             f"the header says {shape.rows} x {shape.columns}, "
-            f"the pixels say {found.rows} x {found.columns}",
+            f"the pixels say {codestream.rows} x {codestream.columns}",
         )
-    if found.components != shape.samples:
+    if codestream.components != shape.samples:
         raise Unreadable(Reason.INCONSISTENT_HEADER, "samples per pixel differ in the pixels")
-    if not found.conformant:
+    if not codestream.conformant:
         raise Unreadable(Reason.DECODE_FAILED, "the scan does not match the JPEG process")
-    if parsed.syntax == uid.JPEGExtended12Bit and found.precision != 8:
+    if parsed.syntax == uid.JPEGExtended12Bit and codestream.precision != 8:
         raise Unreadable(Reason.GPL_DECODER_ONLY)
-    return found
+    return codestream
 
 
 def _plugins(syntax: str, header: Codestream | None, shape: ImagePixel) -> tuple[str, ...]:

@@ -28,13 +28,13 @@ class ResidentPseudonyms(Pseudonyms):
 
 
 def _read_here(path: Path, check: str) -> ResidentPseudonyms:
-    here = socket.gethostname()
+    host = socket.gethostname()
     try:
         # The dataset is unknown here. A path below the key file is no dataset, so any check passes.
         key = load_key(Privacy(key_file=path), dataset=str(path / "none"))
     except UsageError as error:
-        raise RunError(f"On the executor {here}: {error}") from None
+        raise RunError(f"On the executor {host}: {error}") from None
     pseudonyms = ResidentPseudonyms(key, file=path)
     if not hmac.compare_digest(pseudonyms.check, check):
-        raise RunError(f"On the executor {here}: {path} holds another key than the driver's.")
+        raise RunError(f"On the executor {host}: {path} holds another key than the driver's.")
     return pseudonyms

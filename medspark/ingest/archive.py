@@ -70,8 +70,8 @@ def open_archive(config: IngestConfig, *, key: bytes | None = None) -> Archive:
     manifest = samples.manifest()
     listed = QuarantineList.of(config.privacy, dataset=samples.url, source=source)
     key = key or load_key(config.privacy, dataset=samples.url, new=manifest is None)
-    there = config.privacy.executor_key_file
-    pseudonyms = ResidentPseudonyms(key, file=there) if there else Pseudonyms(key)
+    executor_key = config.privacy.executor_key_file
+    pseudonyms = ResidentPseudonyms(key, file=executor_key) if executor_key else Pseudonyms(key)
     multi_label = several or (npz.is_npz(source) and npz.has_findings(source, config.limits))
     archive = Archive(config, source, samples, table, multi_label, pseudonyms, listed)
     if manifest:

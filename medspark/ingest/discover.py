@@ -45,12 +45,12 @@ def discover(
     table = pa.Table.from_pylist(
         [dict(zip(SCHEMA.names, row, strict=True)) for row in files], schema=SCHEMA
     )
-    found = spark.createDataFrame(table)
+    listed = spark.createDataFrame(table)
     if folders:
         tasks = spark.createDataFrame([(folder,) for folder in folders], "folder string")
         tasks = tasks.repartition(min(len(folders), 8 * spark.sparkContext.defaultParallelism))
-        found = found.unionByName(map_batches(tasks, walk, _SPARK_SCHEMA))
-    return found.where(~F.col("path").isin(sorted(exclude))) if exclude else found
+        listed = listed.unionByName(map_batches(tasks, walk, _SPARK_SCHEMA))
+    return listed.where(~F.col("path").isin(sorted(exclude))) if exclude else listed
 
 
 def from_inventory(spark: SparkSession, inventory: str, source: str) -> DataFrame:
@@ -71,10 +71,10 @@ def from_inventory(spark: SparkSession, inventory: str, source: str) -> DataFram
     if missing:
         raise UsageError(f"The inventory {inventory} has no column {sorted(missing)[0]!r}.")
     inside = storage.normalise(source) + "/"
-    whole = F.col("path").startswith(inside)
+    is_absolute = F.col("path").startswith(inside)
     modified = F.col("modified") if "modified" in table.columns else F.lit(0)
     return table.select(
-        F.when(whole, F.col("path").substr(F.lit(len(inside) + 1), F.length("path")))
+        F.when(is_absolute, F.col("path").substr(F.lit(len(inside) + 1), F.length("path")))
         .otherwise(F.col("path"))
         .alias("path"),
         F.col("size").cast("bigint").alias("size"),
@@ -95,15 +95,15 @@ class Walk:
         folders = deque([self.source])
         seen = 0
         while folders and seen < budget:
-            folder, here = folders.popleft(), []
+            folder, entries = folders.popleft(), []
             for entry in self._children(folder):
                 seen += 1
                 if seen >= budget:
                     # Drop this folder's entries: a task lists the whole folder again.
                     return files, [*folders, folder]
-                here.append(entry)
-            files += [_row(entry, self.source) for entry in here if not entry.is_folder]
-            folders.extend(entry.path for entry in here if entry.is_folder)
+                entries.append(entry)
+            files += [_row(entry, self.source) for entry in entries if not entry.is_folder]
+            folders.extend(entry.path for entry in entries if entry.is_folder)
         return files, list(folders)
 
     def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

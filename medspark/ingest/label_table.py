@@ -86,8 +86,8 @@ class LabelConfig(Config):
     def columns(self) -> dict[str, str]:
         """The column names of the table, by role."""
         roles = _ROLES - {"label"} if self.findings else _ROLES
-        own = {role: str(getattr(self, role)) for role in sorted(roles)}
-        return own | {_FINDING + name: name for name in self.findings}
+        columns = {role: str(getattr(self, role)) for role in sorted(roles)}
+        return columns | {_FINDING + name: name for name in self.findings}
 
     def required(self, role: str) -> bool:
         """Return whether the table must have the column of ``role``."""
@@ -163,17 +163,19 @@ class LabelTable:
 
     def _unreadable(self, error: Exception) -> UsageError:
         """Return an error that names the row; ``error``'s text may quote patient data."""
-        found = re.search(r"Row #(\d+): (?:Expected (\d+) columns, got (\d+))?", str(error))
-        if found is None:
+        match = re.search(r"Row #(\d+): (?:Expected (\d+) columns, got (\d+))?", str(error))
+        if match is None:
             return UsageError(f"The label table {self.url} cannot be read: is it CSV or Parquet?")
-        row, wanted, cells = found.groups()
+        row, wanted, cells = match.groups()
         fault = f"has {cells} cells instead of {wanted}" if cells else "is not UTF-8 text"
         return UsageError(f"The label table {self.url} cannot be read: row {row} {fault}.")
 
     def _choose_columns(self) -> dict[str, str]:
         wanted = self._config.columns
-        there = {role: name for role, name in wanted.items() if name in self._dataset.schema.names}
-        for role in sorted(wanted.keys() - there.keys(), reverse=True):
+        present = {
+            role: name for role, name in wanted.items() if name in self._dataset.schema.names
+        }
+        for role in sorted(wanted.keys() - present.keys(), reverse=True):
             if self._config.required(role):
                 key = "findings" if role.startswith(_FINDING) else role
                 raise UsageError(
@@ -181,9 +183,9 @@ class LabelTable:
                     f"The label table {self.url} has no column {wanted[role]!r} among its "
                     f"{len(self._dataset.schema.names)} (--label_table.{key} names it)."
                 )
-        for name in there.values():
+        for name in present.values():
             self._check_column(name)
-        return there
+        return present
 
     def _check_column(self, name: str) -> None:
         if self._dataset.schema.field(name).type.num_fields:
@@ -208,10 +210,10 @@ class LabelTable:
         if self._config.match != "path":
             self._check_names()
             return self._source
-        own = posixpath.dirname(storage.normalise(self.url))
+        table_folder = posixpath.dirname(storage.normalise(self.url))
         paths = self._paths()
         for path in islice(paths, _PROBED_ROWS):
-            for folder in (self._source, own):
+            for folder in (self._source, table_folder):
                 relative = self._relative(path, folder)
                 if relative and storage.is_file(storage.join(self._source, relative)):
                     return folder
@@ -248,15 +250,15 @@ class LabelTable:
     def _relative(self, path: str, folder: str) -> str | None:
         """Return ``path`` relative to the source, or None if it is not below the source."""
         path = path.strip().replace("\\", "/")
-        whole = path if path.startswith("/") or "://" in path else storage.join(folder, path)
-        scheme, separator, rest = whole.partition("://")
-        whole = (
+        absolute = path if path.startswith("/") or "://" in path else storage.join(folder, path)
+        scheme, separator, rest = absolute.partition("://")
+        absolute = (
             scheme + separator + posixpath.normpath(rest)
             if separator
-            else (posixpath.normpath(whole))
+            else (posixpath.normpath(absolute))
         )
         inside = self._source + "/"
-        return whole[len(inside) :] if whole.startswith(inside) else None
+        return absolute[len(inside) :] if absolute.startswith(inside) else None
 
     def _normalised(
         self, batch: pa.RecordBatch, pseudonyms: Pseudonyms, first: int

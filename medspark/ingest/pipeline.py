@@ -72,8 +72,8 @@ class _Ingest:
     def run(self) -> dict[str, Any]:
         """Run the ingest and return its result document."""
         before = self._ledger()
-        here = before.where(F.col("source_key") == self._archive.source_key)
-        files = ledger.compare(annotated(self._spark, self._archive), here)
+        of_source = before.where(F.col("source_key") == self._archive.source_key)
+        files = ledger.compare(annotated(self._spark, self._archive), of_source)
         files = self._staged("files", files)
         counts = self._changes(files)
         gone = counts.pop(ledger.DELETED) + counts[ledger.FORGOTTEN]
@@ -163,9 +163,9 @@ class _Ingest:
 
     def _settled(self, before: DataFrame, files: DataFrame, decoded: DataFrame | None) -> Sums:
         """Write the new ledger, if anything was decoded, and return its sums."""
-        here = F.col("source_key") == self._archive.source_key
-        rows = ledger.remaining(before.where(here), files)
-        elsewhere = before.where(~here).withColumn("present", F.lit(False))
+        of_source = F.col("source_key") == self._archive.source_key
+        rows = ledger.remaining(before.where(of_source), files)
+        elsewhere = before.where(~of_source).withColumn("present", F.lit(False))
         rows = rows.unionByName(elsewhere.withColumn("sealed_path", F.lit(None).cast("string")))
         if decoded is not None:
             # A newly decoded row is a candidate: an older sample with equal pixels wins.

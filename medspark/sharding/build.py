@@ -121,13 +121,13 @@ class _Sharding:
 
     def _classes(self, live: DataFrame) -> list[str]:
         labels = [row["label"] for row in live.select("label").distinct().collect()]
-        found = sorted(self._encoding.names(labels))
-        missing = set(self._config.classes or []) - set(found)
+        present = sorted(self._encoding.names(labels))
+        missing = set(self._config.classes or []) - set(present)
         if missing:
             raise UsageError(f"No sample has the label {sorted(missing)[0]!r} of --classes.")
-        if not found:
+        if not present:
             raise UsageError(f"{self._config.samples} holds no samples.")
-        classes = self._config.classes or found
+        classes = self._config.classes or present
         self._encoding.check(classes)
         return classes
 

@@ -57,12 +57,12 @@ class ReadSamples:
             wanted = next(rows, None)
             while wanted is not None:
                 stop = start + parquet.metadata.row_group(group).num_rows
-                here = []
+                group_rows = []
                 while wanted is not None and wanted["row"] < stop:
-                    here.append(wanted)
+                    group_rows.append(wanted)
                     wanted = next(rows, None)
-                if here:
-                    yield self._group(parquet, group, start, here)
+                if group_rows:
+                    yield self._group(parquet, group, start, group_rows)
                 start, group = stop, group + 1
 
     def _group(

@@ -93,8 +93,8 @@ def task_errors() -> Iterator[None]:
 
 def _cause(text: str) -> str:
     """Return the last Python error in Spark's message, or else the message's first line."""
-    found = re.findall(r"^((?:[A-Za-z_]\w*\.)*\w*(?:Error|Exception)): (.+)$", text, re.MULTILINE)
-    python = [(name, message) for name, message in found if not name.startswith(("java.", "org."))]
+    errors = re.findall(r"^((?:[A-Za-z_]\w*\.)*\w*(?:Error|Exception)): (.+)$", text, re.MULTILINE)
+    python = [(name, message) for name, message in errors if not name.startswith(("java.", "org."))]
     if not python:
         return next((line.strip() for line in text.splitlines() if line.strip()), "no reason given")
     name, message = python[-1]

@@ -29,13 +29,13 @@ def package_zip() -> bytes:
     worker with another version of Python reads the source.
     """
     root = Path(medspark.__file__).parent
-    whole = io.BytesIO()
-    with zipfile.ZipFile(whole, "w", zipfile.ZIP_DEFLATED) as archive:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for path in sorted(root.rglob("*.py")):
             name, source = str(path.relative_to(root.parent)), path.read_bytes()
             archive.writestr(name, source)
             archive.writestr(f"{name}c", _byte_code(source, name))
-    return whole.getvalue()
+    return buffer.getvalue()
 
 
 @functools.cache
@@ -58,10 +58,10 @@ def repack(zipped: Path) -> None:
     Tests are most entries of the zip's directory, which workers read before each task (see
     ``task``). The file is replaced atomically. Another version of Python reads the sources.
     """
-    whole = io.BytesIO()
+    buffer = io.BytesIO()
     with (
         zipfile.ZipFile(zipped) as old,
-        zipfile.ZipFile(whole, "w", zipfile.ZIP_DEFLATED) as new,
+        zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as new,
     ):
         names = set(old.namelist())
         if any(f"{name}c" in names for name in names):
@@ -74,7 +74,7 @@ def repack(zipped: Path) -> None:
                     new.writestr(f"{name}c", _byte_code(source, name))
     beside = zipped.with_suffix(f".{os.getpid()}")
     try:
-        beside.write_bytes(whole.getvalue())
+        beside.write_bytes(buffer.getvalue())
         shutil.copymode(zipped, beside)
         beside.replace(zipped)
     finally:

@@ -130,10 +130,10 @@ def _run(order: Order, reports: Reports) -> None:
 
 def _check_shared(order: Order) -> None:
     try:
-        found = (order.folder / NONCE).read_text(encoding="utf-8")
+        nonce = (order.folder / NONCE).read_text(encoding="utf-8")
     except OSError:
-        found = ""
-    if found != order.nonce:
+        nonce = ""
+    if nonce != order.nonce:
         raise UsageError(
             f"{order.folder} on {socket.gethostname()} is not the driver's folder: run_dir must "
             "be a folder that all ranks share."

@@ -63,9 +63,9 @@ def open_store(
     host, port = environment["MASTER_ADDR"], int(environment["MASTER_PORT"])
     if rank > 0:
         return TCPStore(host, port, size, is_master=False, timeout=timeout)
-    here = own_address(host) or host
+    address = own_address(host) or host
     return TCPStore(
-        here, port, size, is_master=True, timeout=timeout, master_listen_fd=_bound(here, port)
+        address, port, size, is_master=True, timeout=timeout, master_listen_fd=_bound(address, port)
     )
 
 

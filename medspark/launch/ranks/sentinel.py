@@ -40,10 +40,10 @@ def watch(work: Callable[[], None], *, witness: Witness) -> int:
     The child dies with this process, and with the agent above it, even if these are killed. Call
     this before any thread is started: fork copies only the calling thread.
     """
-    agent, here = os.getppid(), os.getpid()
+    agent, sentinel = os.getppid(), os.getpid()
     child = os.fork()
     if child == 0:
-        _become(work, parent=here)
+        _become(work, parent=sentinel)
     signal.signal(signal.SIGTERM, _Terminated(child, witness))
     while True:
         changed, status = os.waitpid(child, os.WNOHANG | os.WUNTRACED | os.WCONTINUED)
