@@ -165,7 +165,7 @@ def test_a_standalone_cluster_without_its_secret_is_refused_in_a_sentence():
     with pytest.raises(UsageError, match=r"spark.authenticate.secret .* --properties-file\.$"):
         settled(master, **secure)
 
-    with pytest.raises(UsageError, match=r"the workers of spark://host:7077"):
+    with pytest.raises(UsageError, match=r"workers of spark://host:7077"):
         settled(master, secure)
     settled(master)
     settled(master, {"spark.authenticate.secret": "s"}, **secure)
