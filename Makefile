@@ -33,7 +33,7 @@ test: setup
 	python -m pytest
 
 ui: setup
-	@echo 'The runs: http://127.0.0.1:$(PORT)/#/experiments/1/runs?workflowType=machine_learning'
+	@echo 'The runs: http://127.0.0.1:$(PORT)/#/experiments/1/runs?viewStateShareKey=medspark&workflowType=machine_learning'
 	mlflow ui --backend-store-uri sqlite:///mlruns/mlflow.db --port $(PORT)
 
 check: setup

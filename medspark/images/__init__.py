@@ -1,1 +1,1 @@
-"""Bytes to pixels: DICOM and raster decoding, rendering, de-identification, the phantom."""
+"""Turn files into pixels: DICOM and raster decoding, rendering, de-identification, the phantom."""

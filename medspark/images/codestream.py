@@ -1,4 +1,4 @@
-"""What a JPEG-family codestream says about itself, read without decoding it."""
+"""Read the header of a JPEG, JPEG-LS or JPEG 2000 codestream without decoding it."""
 
 from __future__ import annotations
 
@@ -15,41 +15,41 @@ _STANDALONE = frozenset({0x01, *range(0xD0, 0xDA)})
 
 @dataclass(frozen=True, slots=True)
 class Codestream:
-    """Dimensions in a codestream's own header."""
+    """Dimensions and sample format from a codestream's header."""
 
     rows: int
     columns: int
     components: int
     precision: int  # bits per sample
     signed: bool = False
-    conformant: bool = True  # as far as the headers tell
+    conformant: bool = True  # judged from the headers only
 
 
 def read_codestream(data: bytes) -> Codestream | None:
-    """Return what the header of a JPEG, JPEG-LS or JPEG 2000 stream claims, None if it has none."""
+    """Return the header of a JPEG, JPEG-LS or JPEG 2000 stream, None if ``data`` is not one."""
     if data[:2] == b"\xff\xd8":
         return _read_jpeg(data)
-    start = data.find(b"\xff\x4f\xff\x51", 0, 4096)  # SOC and SIZ, maybe inside a JP2 box
+    start = data.find(b"\xff\x4f\xff\x51", 0, 4096)  # SOC and SIZ, possibly inside a JP2 box
     return _read_j2k(data, start) if start >= 0 else None
 
 
 def _read_jpeg(data: bytes) -> Codestream | None:
-    found: Codestream | None = None
+    frame: Codestream | None = None
     for marker, at in _segments(data):
         if marker in _SOF and at + 8 <= len(data):
             precision, rows, columns, components = struct.unpack_from(">BHHB", data, at + 2)
-            found = Codestream(rows, columns, components, precision)
+            frame = Codestream(rows, columns, components, precision)
             if marker not in _SEQUENTIAL:
-                return found
-        elif marker == _SOS and found and at + 2 < len(data):
+                return frame
+        elif marker == _SOS and frame and at + 2 < len(data):
             # A sequential scan has all 64 coefficients (T.81 table B.3).
             spectrum = at + 3 + 2 * data[at + 2]
-            return replace(found, conformant=data[spectrum : spectrum + 2] == b"\x00\x3f")
-    return found
+            return replace(frame, conformant=data[spectrum : spectrum + 2] == b"\x00\x3f")
+    return frame
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int]]:
-    """Yield each marker of a JPEG stream and where its segment begins (T.81 B.1.1)."""
+    """Yield each marker of a JPEG stream and the offset of its segment (T.81 B.1.1)."""
     at = 2
     while at + 4 <= len(data) and data[at] == 0xFF:
         marker = data[at + 1]
@@ -68,6 +68,6 @@ def _read_j2k(data: bytes, start: int) -> Codestream | None:
         return None
     right, bottom, left, top = struct.unpack_from(">4I", data, start + 8)
     (components,) = struct.unpack_from(">H", data, start + 40)
-    # Of the first component: the sign in the highest bit, and the precision less one (table A.11).
+    # Ssiz of the first component: sign in the highest bit, then precision minus 1 (table A.11).
     size = data[start + 42] if start + 42 < len(data) else 0
     return Codestream(bottom - top, right - left, components, (size & 0x7F) + 1, bool(size >> 7))

@@ -1,4 +1,4 @@
-"""Any image file to frames: the content, not the name, says what it is."""
+"""Decode any image file to frames; the file's content decides its kind, not its name."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from medspark.images.rendering import Rendering
 
 Source = str | Path | bytes | BinaryIO
 
-# Files up to this size, in bytes, are read whole, which is quicker than seeking in them.
+# Files up to this size, in bytes, are read at once, which is faster than seeking in them.
 SMALL_BYTES = 1 << 25
 
 
@@ -36,15 +36,15 @@ def decode(
 ) -> Iterator[Frame]:
     """Yield the frames of ``source``: a local path, the file's bytes, or a seekable binary file.
 
-    Raises Unreadable, and nothing else, for every file that cannot be used; a multi-frame file may
-    have yielded some frames by then. With ``plain_only``, raises NotPlain before the first frame
-    of whatever native code would decode, of several frames, and where the header is long: what is
-    left is one frame of at most 32 MiB, which costs little and cannot crash a process.
+    Every file that cannot be used raises Unreadable and no other exception. A multi-frame file may
+    have yielded frames before. With ``plain_only``, files that need native code, have several
+    frames or a long header raise NotPlain before the first frame. The remaining files are single
+    frames of at most 32 MiB, which are cheap and cannot crash a process.
     """
     limits, privacy = limits or Limits(), privacy or Privacy()
     frames = _decode(source, rendering, limits, pseudonyms, privacy, plain_only)
     while True:
-        # Entered per frame, so that the caller's own code never runs with warnings silenced.
+        # Entered per frame, so that the caller's code never runs with silenced warnings.
         with _only_unreadable():
             frame = next(frames, None)
         if frame is None:
@@ -85,7 +85,7 @@ def _decode(
 
 @contextmanager
 def _opened(source: Source, limits: Limits) -> Iterator[tuple[BinaryIO, int]]:
-    """Open ``source`` within limits and give its size in bytes."""
+    """Open ``source`` and yield it with its size in bytes. Raises Unreadable beyond limits."""
     if isinstance(source, bytes):
         limits.check_file(len(source))
         yield io.BytesIO(source), len(source)
@@ -102,7 +102,7 @@ def _opened(source: Source, limits: Limits) -> Iterator[tuple[BinaryIO, int]]:
 
 
 def _in_memory(file: BinaryIO, size: int) -> BinaryIO:
-    """Return ``file`` at its start, read whole if it is small."""
+    """Return ``file`` at its start, as a copy in memory if it is small."""
     file.seek(0)
     if size > SMALL_BYTES or isinstance(file, io.BytesIO):
         return file
@@ -116,9 +116,9 @@ def _kept_open(file: BinaryIO) -> Iterator[BinaryIO]:
 
 @contextmanager
 def _only_unreadable() -> Iterator[None]:
-    """Turn whatever a parser or decoder raises into Unreadable, and keep it from talking.
+    """Turn every exception of a parser or decoder into Unreadable, and silence its messages.
 
-    Their warnings, log lines and messages quote header values, which may name a patient.
+    Warnings, log lines and messages of decoders quote header values, which may name a patient.
     """
     logger = logging.getLogger("pydicom")
     was_disabled, logger.disabled = logger.disabled, True
@@ -133,7 +133,7 @@ def _only_unreadable() -> Iterator[None]:
     except EOFError:
         raise Unreadable(Reason.TRUNCATED, "the header ends early") from None
     except BaseException as error:  # noqa: BLE001 - Rust decoders panic with a BaseException
-        if isinstance(error, OSError) and error.errno:  # decoders raise it without
+        if isinstance(error, OSError) and error.errno:  # decoders raise OSError without errno
             raise Unreadable(Reason.UNREADABLE_FILE, error.strerror or "") from None
         raise Unreadable(Reason.DECODE_FAILED, f"{type(error).__name__} in a decoder") from None
     finally:

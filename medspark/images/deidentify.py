@@ -1,9 +1,9 @@
-"""De-identification by an allow-list: the kept row is built value by value, nothing is copied.
+"""De-identify by an allow-list: build the stored row value by value, and copy nothing else.
 
-In the spirit of the basic profile of PS3.15 Annex E with the options 113107 (dates modified, their
+This follows the basic profile of PS3.15 Annex E with the options 113107 (dates modified, their
 order and distance kept) and 113108 (patient characteristics: sex and age). Keyed pseudonyms are
-derived from the person's data, so under HIPAA they are a matter for expert determination
-(45 CFR 164.514(b)(1)), not Safe Harbor.
+derived from the person's data, so under HIPAA they need expert determination (45 CFR
+164.514(b)(1)); Safe Harbor does not cover them.
 """
 
 from __future__ import annotations
@@ -38,43 +38,43 @@ _MAX_SHIFT = 365  # days
 
 
 class Privacy(Config):
-    """What is done about identifiers in headers and pixels."""
+    """Handling of identifiers in headers and pixels."""
 
     key_file: Path | None = Field(
         None,
         description="file with the secret key of the pseudonyms, 16 random bytes or more, raw or "
-        "hexadecimal, for its owner alone; by default one is made in ~/.medspark/keys of the "
-        "driver, a key per dataset",
+        "hexadecimal, readable by its owner only; by default a key per dataset is created in "
+        "~/.medspark/keys of the driver",
     )
     quarantine_file: Path | None = Field(
         None,
-        description="private file with the paths of the files in quarantine, one per dataset and "
-        "outside of it; by default in ~/.medspark/quarantine of the driver",
+        description="private file with the paths of quarantined files, one per dataset and outside "
+        "of it; by default in ~/.medspark/quarantine of the driver",
     )
     sites: tuple[str, ...] = Field(
         (),
-        description="sites of the label table that are kept by name, separated by commas; any "
-        "other becomes a pseudonym",
+        description="sites of the label table to store by name, separated by commas; all others "
+        "become pseudonyms",
     )
     executor_key_file: Path | None = Field(
         None,
-        description="file with the same key on every executor, such as a mounted secret; without "
-        "it the key travels to them, encrypted if Spark's traffic is",
+        description="file with the same key on every executor, for example a mounted secret; "
+        "without it the driver sends the key, encrypted if Spark's traffic is",
     )
     burned_in: Literal["flagged", "suspected", "ignore"] = Field(
         "flagged",
-        description="quarantine images flagged with BurnedInAnnotation; 'suspected' also those "
-        "whose kind often shows names (ultrasound, secondary capture, scans, screen shots) and "
-        "that do not say NO",
+        description="quarantine images with BurnedInAnnotation YES; 'suspected': also images of "
+        "kinds that often show names (ultrasound, secondary capture, scans, screen shots) unless "
+        "they say NO",
     )
 
     def site(self, name: str, pseudonyms: Pseudonyms) -> str:
-        """Return what is kept of the site ``name``: the name if it is allowed, else a pseudonym."""
+        """Return the stored form of the site ``name``: the name if allowed, else a pseudonym."""
         return name if name in self.sites else pseudonyms.name("site", clean(name))
 
 
 class Pseudonyms:
-    """Keyed one-way names: the same key gives the same names on every machine and run."""
+    """Keyed one-way pseudonyms: equal keys give equal pseudonyms on every machine and run."""
 
     def __init__(self, key: bytes) -> None:
         if len(key) < KEY_BYTES:
@@ -86,11 +86,11 @@ class Pseudonyms:
 
     @property
     def check(self) -> str:
-        """What tells whether two keys are the same, and nothing else about them."""
+        """A value that is equal for equal keys and reveals nothing else about them."""
         return self.name("key", "check")
 
     def name(self, domain: str, value: str) -> str:
-        """Return 32 hexadecimal digits: HMAC-SHA256 of ``value`` in ``domain``, cut to 128 bits."""
+        """Return HMAC-SHA256 of ``value`` in ``domain``, cut to 128 bits: 32 hexadecimal digits."""
         return self._digest(domain, value)[:16].hex()
 
     def patient(self, value: str) -> str:
@@ -118,44 +118,44 @@ class Pseudonyms:
         return day.toordinal() + number % (2 * _MAX_SHIFT + 1) - _MAX_SHIFT
 
     def content(self, sha256: str) -> str:
-        """Return what is kept of the SHA-256 of a file: nobody can compute it without the key."""
+        """Return the keyed digest of a file's SHA-256: it cannot be computed without the key."""
         return self.name("content", sha256)
 
     def pixels(self, sha256: str) -> str:
-        """Return what is kept of the SHA-256 of an image's stored values."""
+        """Return the keyed digest of the SHA-256 of an image's stored values."""
         return self.name("pixels", sha256)
 
     def seal(self, value: str) -> str:
-        """Return ``value`` so that only the key's holder reads it (AES-SIV, RFC 5297): hexadecimal.
+        """Return ``value`` encrypted with the key (AES-SIV, RFC 5297), in hexadecimal.
 
-        Equal values are sealed alike.
+        Equal values have equal ciphertexts.
         """
         return _cipher(self._key).encrypt(value.encode("utf-8", "surrogatepass"), None).hex()
 
     def unseal(self, sealed: str) -> str:
-        """Return what was sealed. Raises cryptography's InvalidTag for what was not, or altered."""
+        """Return the value that was sealed. Raises cryptography's InvalidTag for other text."""
         value = _cipher(self._key).decrypt(bytes.fromhex(sealed), None)
         return value.decode("utf-8", "surrogatepass")
 
     def _digest(self, domain: str, value: str) -> bytes:
-        # The domain's length is part of the message, so that no pair can pose as another.
+        # The domain's length is part of the message, so that two pairs never give one message.
         message = b"%d:%s:%s" % (len(domain), domain.encode(), value.encode("utf-8", "replace"))
         return hmac.digest(self._key, message, "sha256")
 
 
 @functools.lru_cache(maxsize=1)
 def _cipher(key: bytes) -> AESSIV:
-    # A key of its own, so that nothing sealed says anything of a pseudonym.
+    # A separate derived key, so that sealed values and pseudonyms are unrelated.
     return AESSIV(hmac.digest(key, b"medspark seals", "sha512"))
 
 
 def load_key(privacy: Privacy, *, dataset: str, new: bool = True) -> bytes:
-    """Return the pseudonym key of ``dataset``, making one where none was given.
+    """Return the pseudonym key of ``dataset``, creating one if no key file is configured.
 
-    A made key lies in ~/.medspark/keys, readable by its owner alone and outside of every dataset,
-    named by a hash of ``dataset`` (the path or address of the samples). A dataset that is not
-    ``new`` has its key already, and none is made. Raises UsageError when the key cannot be read,
-    can be guessed, lies inside the dataset, or can be read by others who need not.
+    A created key lies in ~/.medspark/keys, outside of every dataset and readable by its owner only.
+    Its name is a hash of ``dataset`` (the path or URL of the samples). If the dataset is not
+    ``new``, its key must exist. Raises UsageError if the key cannot be read, can be guessed, lies
+    inside the dataset, or has permissions that the owner should tighten.
     """
     if privacy.key_file is not None:
         return _read_key(privacy.key_file, dataset=dataset)
@@ -171,12 +171,13 @@ def load_key(privacy: Privacy, *, dataset: str, new: bool = True) -> bytes:
         return _read_key(path, dataset=dataset)
     except OSError as error:
         raise UsageError(
-            f"No pseudonym key can be kept at {path} ({error.strerror}): name one with key_file."
+            f"Cannot create a pseudonym key at {path} ({error.strerror}): name a key with "
+            "--privacy.key_file."
         ) from None
 
 
 def private_file(dataset: str, kind: str, suffix: str) -> Path:
-    """Return the driver's own file of a ``kind`` for ``dataset``: outside of every dataset."""
+    """Return the path of the driver's private file of a ``kind`` for ``dataset``."""
     name = hashlib.sha256(dataset.encode()).hexdigest()[:16]
     return Path.home() / ".medspark" / kind / f"{name}{suffix}"
 
@@ -184,7 +185,7 @@ def private_file(dataset: str, kind: str, suffix: str) -> Path:
 def _make_key(path: Path) -> bytes:
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     key = secrets.token_bytes(_MADE_BYTES)
-    # Linked into place whole, so that a second ingest never reads half a key.
+    # Linked into place when complete, so that a concurrent ingest never reads half a key.
     draft = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w", encoding="ascii") as file:
@@ -194,7 +195,7 @@ def _make_key(path: Path) -> bytes:
     finally:
         draft.unlink()
     _LOGGER.warning(
-        "Made a pseudonym key: %s (keep it: without it nothing can be added to the dataset)", path
+        "Created a pseudonym key: %s (keep it: it is needed to add to the dataset)", path
     )
     return key
 
@@ -215,7 +216,7 @@ def _read_key(path: Path, *, dataset: str) -> bytes:
 
 # --- the allow-list ---------------------------------------------------------------------------
 
-# Defined terms of Modality (PS3.3 C.7.3.1.1.1) that come with images.
+# Defined terms of Modality (PS3.3 C.7.3.1.1.1) of image objects.
 MODALITIES = frozenset((
     "AR", "BI", "BMD", "CR", "CT", "CTPROTOCOL", "DG", "DMS", "DX", "ES", "FID", "GM", "HC",
     "HD", "IO", "IVOCT", "IVUS", "LEN", "LS", "MG", "MR", "NM", "OAM", "OCT", "OP", "OPM",
@@ -229,7 +230,7 @@ VIEWS = frozenset((
 ))  # fmt: skip
 LATERALITIES = frozenset("RLBU")
 SEXES = frozenset("FMO")
-# Defined terms of Body Part Examined (PS3.16 Annex L) that projection and section images carry.
+# Defined terms of Body Part Examined (PS3.16 Annex L) of projection and section images.
 BODY_PARTS = frozenset((
     "ABDOMEN", "ABDOMENPELVIS", "ADRENAL", "ANKLE", "AORTA", "ARM", "AXILLA", "BACK",
     "BILEDUCT", "BLADDER", "BRAIN", "BREAST", "BRONCHUS", "BUTTOCK", "CALCANEUS", "CALF",
@@ -246,7 +247,7 @@ BODY_PARTS = frozenset((
     "TONGUE", "TRACHEA", "TSPINE", "UNKNOWN", "URETER", "URETHRA", "UTERUS", "VAGINA", "VULVA",
     "WHOLEBODY", "WRIST", "ZYGOMA",
 ))  # fmt: skip
-# What a Manufacturer's free text may contain, and the one word that is kept of it.
+# Parts of the free text of Manufacturer, and the name that is stored instead.
 MANUFACTURERS = {
     "SIEMENS": "SIEMENS", "GENERAL ELECTRIC": "GE", "GE MEDICAL": "GE", "GE HEALTHCARE": "GE",
     "GEMS": "GE", "PHILIPS": "PHILIPS", "CANON": "CANON", "TOSHIBA": "CANON", "FUJI": "FUJIFILM",
@@ -263,7 +264,7 @@ PHOTOMETRICS = frozenset((
 
 
 def kept_attributes(header: Dataset, pseudonyms: Pseudonyms | None) -> dict[str, Any]:
-    """Return the values of ``header`` that the allow-list lets through, as Attributes' fields."""
+    """Return the allow-listed values of ``header``, as fields of Attributes."""
     row_mm, column_mm, source = _spacing(header)
     kept: dict[str, Any] = {
         "sop_class": _uid(header, "SOPClassUID"),
@@ -284,8 +285,8 @@ def kept_attributes(header: Dataset, pseudonyms: Pseudonyms | None) -> dict[str,
 
 
 def _keys(header: Dataset, pseudonyms: Pseudonyms) -> dict[str, Any]:
-    # Without a PatientID, a study is the smallest thing that is known to be one person's. The
-    # issuer is left out: a patient whose files do not all carry it would become two.
+    # Without a PatientID, all that is known is that a study belongs to one person. The issuer is
+    # ignored: a patient of whom only some files carry it would become two.
     study = text(header, "StudyInstanceUID")
     person = text(header, "PatientID") or study
     taken = _date(text(header, "StudyDate")) or _date(text(header, "AcquisitionDate"))
@@ -300,7 +301,7 @@ def _keys(header: Dataset, pseudonyms: Pseudonyms) -> dict[str, Any]:
 
 
 def check_burned_in(header: Dataset, privacy: Privacy) -> None:
-    """Raise Unreadable if the pixels may show who the patient is (PS3.3 C.7.6.1, C.8.6.1)."""
+    """Raise Unreadable if the pixels may show the patient's name (PS3.3 C.7.6.1, C.8.6.1)."""
     flag = coded(header, "BurnedInAnnotation", frozenset(("YES", "NO")))
     if privacy.burned_in == "ignore" or flag == "NO":
         return
@@ -369,9 +370,9 @@ def _spacing(header: Dataset) -> tuple[float | None, float | None, str | None]:
 
 
 def coarse_spacing(millimetres: float) -> float:
-    """Return a spacing to three significant digits: what a model of scanner has, and no one image.
+    """Return a spacing rounded to three significant digits, which no longer identify one image.
 
-    That is half a percent at most, less than projection radiographs are magnified by. Rendering
-    takes the aspect of pixels from the header itself.
+    The error is at most 0.5 %, less than the magnification of projection radiographs. Rendering
+    uses the exact pixel aspect from the header.
     """
     return float(f"{millimetres:.3g}")

@@ -1,4 +1,4 @@
-"""DICOM files to frames: header within limits, pixels frame by frame, rendered as PS3 says."""
+"""Decode DICOM files to frames: check the header, decode frame by frame, render as in PS3."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def decode_dicom(
     pseudonyms: Pseudonyms | None,
     plain_only: bool = False,
 ) -> Iterator[Frame]:
-    """Yield the frames of the DICOM ``file`` of ``size`` bytes that ``rendering`` asks for.
+    """Yield the frames of the DICOM ``file`` of ``size`` bytes that ``rendering`` selects.
 
     Only one frame is in memory at a time. Raises Unreadable, and with ``plain_only`` NotPlain.
     """

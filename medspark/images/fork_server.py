@@ -1,7 +1,7 @@
-"""Decoder processes at once: forks of a process that has loaded the libraries, and never decodes.
+"""Start decoder processes quickly, as forks of a server that has loaded the libraries.
 
-A fork is there in milliseconds, where a new interpreter takes half a second of a core. Only the
-server ends and reaps its forks, so that no process of another number is ever met.
+The server itself never decodes. A fork takes milliseconds, a new interpreter half a second of CPU
+time. Only the server kills and reaps its forks, so a reused process id is never killed.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ _NUMBER = struct.Struct("i")
 
 
 class ForkServer:
-    """A process that forks decoders when asked; may be asked by several threads."""
+    """A process that forks decoders on request. Several threads may use it."""
 
     def __init__(self) -> None:
         self._turn = threading.Lock()
         self._begin()
 
     def _begin(self) -> None:
-        self._line, theirs = socket.socketpair()
-        with theirs:
-            # One thread: a fork has only the thread that forks.
+        self._line, child_end = socket.socketpair()
+        with child_end:
+            # A single thread, since fork copies only the calling thread.
             threads = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-            self._process = interpreter(__name__, theirs, **threads)
+            self._process = interpreter(__name__, child_end, **threads)
         self._line.settimeout(START_SECONDS)
 
     def fork(self, line: socket.socket) -> Fork:
@@ -45,7 +45,7 @@ class ForkServer:
         with self._turn:
             try:
                 return self._forked(line)
-            except OSError:  # the server was ended, for example where memory ran out
+            except OSError:  # the server was killed, for example when memory ran out
                 self.close()
                 self._begin()
             try:
@@ -58,7 +58,7 @@ class ForkServer:
         return Fork(self, self._answer())
 
     def end(self, pid: int) -> None:
-        """End the fork ``pid``, if it still lives."""
+        """Kill the fork ``pid`` if it still runs."""
         with self._turn, contextlib.suppress(OSError):
             self._line.sendall(_NUMBER.pack(pid))
             self._answer()
@@ -70,28 +70,28 @@ class ForkServer:
         return int(_NUMBER.unpack(answer)[0])
 
     def close(self) -> None:
-        """End the server; its forks end with their lines."""
+        """Kill the server. Each fork ends when its socket is closed."""
         self._line.close()
         self._process.kill()
         self._process.wait()
 
 
 class Fork:
-    """A decoder process of a server; as much of Popen as its user needs."""
+    """A decoder process of the server, with the methods of guard.Process."""
 
     def __init__(self, server: ForkServer, pid: int) -> None:
         self._server, self.pid = server, pid
 
     def kill(self) -> None:
-        """End the process at once; the server reaps it."""
+        """Kill the process. The server reaps it."""
         self._server.end(self.pid)
 
     def wait(self) -> None:
-        """Return at once: an ended fork is reaped by then."""
+        """Return at once: ``kill`` returns after the server has reaped the fork."""
 
 
-def _nurse(line: socket.socket) -> None:
-    """Fork and end decoders as the commands on ``line`` say, until it is closed."""
+def _serve(line: socket.socket) -> None:
+    """Fork and kill decoders on the commands of ``line``, until it is closed."""
     forks: set[int] = set()
     while True:
         order, descriptors, _, _ = socket.recv_fds(line, _NUMBER.size, 1)
@@ -101,27 +101,27 @@ def _nurse(line: socket.socket) -> None:
         if descriptors:
             pid = os.fork()
             if pid == 0:
-                _decode_for_good(descriptors[0], line)
+                _decode_until_closed(descriptors[0], line)
             os.close(descriptors[0])
             forks.add(pid)
-        elif pid in forks:  # a fork that died by itself is kept as a zombie until here
+        elif pid in forks:  # a fork that has died stays a zombie until here
             forks.remove(pid)
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
         line.sendall(_NUMBER.pack(pid))
 
 
-def _decode_for_good(descriptor: int, line: socket.socket) -> NoReturn:
+def _decode_until_closed(descriptor: int, line: socket.socket) -> NoReturn:
     try:
         line.close()
         serve_decoder(descriptor)
     finally:
-        os._exit(0)  # never back into the server's own loop
+        os._exit(0)  # never return into the server's loop
 
 
 if __name__ == "__main__":
-    # A Ctrl-C in the terminal is for the parent, which then closes the line.
+    # Ctrl-C is for the parent, which then closes the line.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    Image.init()  # else each fork would load Pillow's readers anew
+    Image.init()  # load Pillow's readers once, not in each fork
     with contextlib.suppress(OSError):
-        _nurse(socket.socket(fileno=int(sys.argv[1])))
+        _serve(socket.socket(fileno=int(sys.argv[1])))

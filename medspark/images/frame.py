@@ -1,4 +1,4 @@
-"""What decoding a file yields: one de-identified, rendered image per frame."""
+"""The result of decoding a file: one de-identified, rendered image per frame."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 
 @dataclass(frozen=True, slots=True)
 class Attributes:
-    """Everything that is kept of a file's header; there is no other way for a value to survive.
+    """The header values that are stored; all others are dropped.
 
-    Keys are keyed pseudonyms (None without a key or without an identifier). Text is only ever one
-    of the values that ``medspark.images.deidentify`` lists, never a copy of the header's.
+    Keys are keyed pseudonyms (None without a key or without an identifier). Text fields only hold
+    values that ``medspark.images.deidentify`` lists, never copies of header text.
     """
 
     file_format: str  # dicom, png, jpeg, tiff, bmp or npz
@@ -40,22 +40,22 @@ class Attributes:
     relative_day: int | None = None  # study day, shifted by a secret offset per patient
     row_spacing_mm: float | None = None
     column_spacing_mm: float | None = None
-    spacing_source: str | None = None  # the DICOM attribute that the spacing is from
-    burned_in: str | None = None  # YES, NO, or None where the file does not say
+    spacing_source: str | None = None  # the DICOM attribute that gave the spacing
+    burned_in: str | None = None  # YES, NO, or None if the file does not say
     patient_key: str | None = None
     study_key: str | None = None
     series_key: str | None = None
     instance_key: str | None = None
-    decoder: str = ""  # what decoded the pixels, with its version
+    decoder: str = ""  # the library that decoded the pixels, with its version
 
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """How stored values became pixels, enough to repeat it on the same file."""
+    """How stored values became pixels, in enough detail to repeat it on the same file."""
 
     version: int
     window: str  # dicom_lut, dicom_window, percentile, full, or the name of a preset
-    low: float | None  # modality value that becomes black; None where a table was applied
+    low: float | None  # modality value that becomes black; None if a table was applied
     high: float | None  # modality value that becomes white
     function: str  # LINEAR, LINEAR_EXACT, SIGMOID or LUT (PS3.3 C.11.2.1.2, C.11.2.1.1)
     inverted: bool  # MONOCHROME1 was turned to MONOCHROME2
@@ -71,8 +71,8 @@ class Frame:
     """One image, ready to be stored.
 
     ``pixels`` is uint8 or uint16 of shape (rows, columns), or (rows, columns, 3) for colour.
-    ``pixel_sha256`` is of the stored values before rendering (dtype and shape included), so exact
-    duplicates share it whatever their transfer syntax.
+    ``pixel_sha256`` hashes the stored values before rendering, with dtype and shape. So exact
+    duplicates have equal hashes in every transfer syntax.
     """
 
     pixels: Pixels
@@ -83,10 +83,10 @@ class Frame:
 
 
 def sha256_of(stored: npt.NDArray[Any], photometric: str) -> str:
-    """Return the SHA-256 of stored values, their shape, type and meaning.
+    """Return the SHA-256 of stored values, with their shape, type and photometric interpretation.
 
-    The same for every transfer syntax that holds them; MONOCHROME1 differs from MONOCHROME2, whose
-    equal values look different.
+    It is equal in every transfer syntax. MONOCHROME1 and MONOCHROME2 differ, since equal values
+    look different.
     """
     digest = hashlib.sha256(f"{photometric} {stored.dtype.str} {stored.shape}".encode())
     digest.update(np.ascontiguousarray(stored).data)

@@ -1,7 +1,7 @@
-"""Decoding in a child process with a limit on time and memory: a bad file costs itself alone.
+"""Decode in a child process with limits of time and memory, so that a bad file harms only itself.
 
-The child lives for as many files as it survives. It is killed and replaced when a file takes too
-long, and replaced when it dies; the file is then reported as Unreadable like any other.
+A child decodes many files. If a file takes too long or crashes the child, the file is reported as
+Unreadable and the child is replaced.
 """
 
 from __future__ import annotations
@@ -30,30 +30,30 @@ from medspark.images.limits import Limits
 from medspark.images.reasons import Reason, Unreadable
 from medspark.images.rendering import Rendering
 
-START_SECONDS = 120.0  # an interpreter with the decoders, on a machine that is busy
+START_SECONDS = 120.0  # longest start of an interpreter with the decoders, on a busy machine
 _DONE = None
 
 
 class Process(Protocol):
-    """What a decoder process has to be for its user: as much as subprocess.Popen is."""
+    """The part of subprocess.Popen that GuardedDecoder needs of a decoder process."""
 
     pid: int
 
     def kill(self) -> None:
-        """End it at once."""
+        """Kill the process."""
 
     def wait(self) -> Any:
-        """Return once it has ended."""
+        """Return once the process has ended."""
 
 
-Start = Callable[[socket], Process]  # a process that serves the line it is given
+Start = Callable[[socket], Process]  # starts a process that serves the socket
 
 
 class GuardedDecoder:
-    """``decode`` with settings fixed, run in a child process that the limits bind.
+    """``decode`` with fixed settings, run in a child process within limits.
 
     Use it as a context manager, or call ``close``. It may be pickled before its first use.
-    ``start`` starts the child, by default an interpreter of its own.
+    ``start`` starts the child, by default as a new interpreter.
     """
 
     def __init__(
@@ -78,8 +78,8 @@ class GuardedDecoder:
     def decode(self, source: str | Path | bytes) -> Iterator[Frame]:
         """Yield the frames of ``source`` (a local path or the file's bytes). Raises Unreadable.
 
-        An uncompressed DICOM of one frame is decoded in this process, by Python and NumPy alone:
-        it is done before a limit could bind, and the way to another process and back costs as much.
+        An uncompressed DICOM file of one frame is decoded in this process, by Python and NumPy: it
+        cannot exceed a limit, and sending it to the child would cost as much as decoding it.
         """
         try:
             yield from decode(source, **self._settings, plain_only=True)
@@ -97,13 +97,13 @@ class GuardedDecoder:
             finished = unreadable.reason not in (Reason.DECODE_TIMEOUT, Reason.DECODER_CRASHED)
             raise
         finally:
-            # A caller who stops half-way leaves frames in the pipe: that child is of no more use.
+            # A caller that stops early leaves frames in the pipe, so this child must go.
             if not finished:
                 self.close()
 
     def _frames(self, child: _Child, source: Source) -> Iterator[Frame]:
         child.send(source)
-        left = self._limits.file_seconds  # of waiting: the caller's own time does not count
+        left = self._limits.file_seconds  # time of waiting; the caller's time does not count
         while True:
             start = time.monotonic()
             answer = child.receive(min(self._limits.frame_seconds, left))
@@ -115,9 +115,9 @@ class GuardedDecoder:
             yield answer
 
     def interrupt(self) -> bool:
-        """End the child process while another thread decodes with it; return whether there is one.
+        """Kill the child while another thread decodes with it; return whether there is a child.
 
-        That thread gets Unreadable, as for any child that dies.
+        That thread gets Unreadable, as after any death of the child.
         """
         child = self._child
         if child is not None:
@@ -125,7 +125,7 @@ class GuardedDecoder:
         return child is not None
 
     def close(self) -> None:
-        """End the child process, if there is one."""
+        """Kill the child process, if there is one."""
         if self._child is not None:
             self._child.kill()
             self._child = None
@@ -146,13 +146,13 @@ class GuardedDecoder:
 
 
 class _Child:
-    """A decoder process and the line to it."""
+    """A decoder process and the socket to it."""
 
     def __init__(self, settings: dict[str, Any], limits: Limits, start: Start) -> None:
-        ours, theirs = socketpair()
-        with theirs:
-            self._process = start(theirs)
-        self._line: Connection[Any, Any] = Connection(ours.detach())
+        parent_end, child_end = socketpair()
+        with child_end:
+            self._process = start(child_end)
+        self._line: Connection[Any, Any] = Connection(parent_end.detach())
         try:
             self.send(settings)
             started = self.receive(START_SECONDS)
@@ -164,14 +164,14 @@ class _Child:
         _limit_memory(self._process.pid, limits.memory_bytes)
 
     def send(self, message: object) -> None:
-        """Hand ``message`` over, or raise Unreadable if the process is gone."""
+        """Send ``message``. Raises Unreadable if the process is gone."""
         try:
             self._line.send(message)
         except OSError:
             raise Unreadable(Reason.DECODER_CRASHED) from None
 
     def receive(self, seconds: float) -> Any:
-        """Return the next message. Raises Unreadable when it is late, or the process is gone."""
+        """Return the next message. Raises Unreadable if it is late or the process is gone."""
         try:
             if not self._line.poll(max(0.0, seconds)):
                 raise Unreadable(Reason.DECODE_TIMEOUT)
@@ -180,25 +180,25 @@ class _Child:
             raise Unreadable(Reason.DECODER_CRASHED) from None
 
     def end(self) -> None:
-        """End the process at once: whoever waits for its answer learns that it is gone."""
+        """Kill the process. A thread that waits for its answer gets Unreadable."""
         self._process.kill()
 
     def kill(self) -> None:
-        """End the process at once and reap it."""
+        """Kill the process and reap it."""
         self._line.close()
         self.end()
         self._process.wait()
 
 
 def interpreter(module: str, line: socket, **environment: str) -> subprocess.Popen[bytes]:
-    """Start ``module`` in an interpreter of its own; its argument is the number of ``line``."""
+    """Start ``module`` in a new interpreter; its argument is the file descriptor of ``line``."""
     paths = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
     return subprocess.Popen(
         [sys.executable, "-m", module, str(line.fileno())],
         pass_fds=[line.fileno()],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,  # what native decoders print may quote the file
+        stderr=subprocess.DEVNULL,  # messages of native decoders may quote the file
         env=os.environ | {"PYTHONPATH": paths} | environment,
     )
 
@@ -208,7 +208,7 @@ def _interpreter(line: socket) -> Process:
 
 
 def _limit_memory(pid: int, size: int) -> None:
-    """Bound the address space that ``pid`` may still take, where the system can (Linux)."""
+    """Limit the further address space of ``pid`` to ``size`` bytes (on Linux only)."""
     if hasattr(resource, "prlimit"):
         pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[0])
         allowed = pages * resource.getpagesize() + size
@@ -216,7 +216,7 @@ def _limit_memory(pid: int, size: int) -> None:
 
 
 def serve_decoder(descriptor: int) -> None:
-    """Decode what comes along the socket ``descriptor`` until it is closed."""
+    """Decode the files that arrive on the socket ``descriptor`` until it is closed."""
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         _serve(Connection(descriptor))
 
@@ -236,9 +236,9 @@ def _serve(line: Connection[Any, Any]) -> None:
 
 
 def _timed(frames: Iterator[Frame], seconds: float) -> Iterator[Frame]:
-    """Yield ``frames``, ending this process if one takes far too long.
+    """Yield ``frames``. End this process if a frame takes far too long.
 
-    The parent has killed it long before, unless the parent itself is gone.
+    The parent kills this process earlier, unless the parent itself is gone.
     """
     while True:
         signal.alarm(math.ceil(seconds) + 10)
@@ -252,7 +252,7 @@ def _timed(frames: Iterator[Frame], seconds: float) -> Iterator[Frame]:
 
 
 def _main() -> None:
-    # A Ctrl-C in the terminal is for the parent, which then closes the line.
+    # Ctrl-C is for the parent, which then closes the socket.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     serve_decoder(int(sys.argv[1]))
 

@@ -1,4 +1,4 @@
-"""Values of a DICOM header, converted only when asked for, and refused when malformed."""
+"""Read values of a DICOM header one by one; malformed values count as missing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 
-# Value representations of PS3.5 6.2 that are characters, and those that are numbers.
+# Value representations (PS3.5 6.2) of text, and of binary numbers with their struct codes.
 _TEXT = frozenset((
     "AE", "AS", "CS", "DA", "DS", "DT", "IS", "LO", "LT", "PN", "SH", "ST", "TM", "UC", "UI", "UR",
     "UT",
@@ -32,7 +32,7 @@ def texts(header: Dataset, keyword: str) -> list[str]:
     if element is None:
         return []
     if isinstance(element, RawDataElement):
-        # Most values are plain ASCII: pydicom's conversion takes ten times as long.
+        # Most values are plain ASCII, for which pydicom's conversion takes ten times as long.
         raw = element.value
         if (element.VR or vr) in _TEXT and raw and raw.isascii() and b"\x1b" not in raw:
             return [clean(word) for word in raw.decode("ascii").split("\\")]
@@ -54,14 +54,14 @@ def numbers(header: Dataset, keyword: str) -> list[float]:
     if code and isinstance(element, RawDataElement) and element.value is not None:
         order = "<" if element.is_little_endian else ">"
         whole = len(element.value) // struct.calcsize(code)
-        found: Iterable[float] = struct.unpack_from(f"{order}{whole}{code}", element.value)
+        values: Iterable[float] = struct.unpack_from(f"{order}{whole}{code}", element.value)
     else:
-        found = map(_number, texts(header, keyword))
-    return [float(number) for number in found if math.isfinite(number)]
+        values = map(_number, texts(header, keyword))
+    return [float(value) for value in values if math.isfinite(value)]
 
 
 def coded(header: Dataset, keyword: str, terms: Iterable[str]) -> str | None:
-    """Return the value of ``keyword`` if it is one of ``terms``; anything else is dropped."""
+    """Return the value of ``keyword`` in upper case if it is one of ``terms``, else None."""
     value = text(header, keyword).upper()
     return value if value in terms else None
 

@@ -1,4 +1,4 @@
-"""What one file may cost: bytes, pixels, expansion, seconds and memory."""
+"""Limits of one file: bytes, pixels, expansion, seconds and memory."""
 
 from __future__ import annotations
 
@@ -7,22 +7,20 @@ from pydantic import Field
 from medspark.config import Config
 from medspark.images.reasons import Reason, Unreadable
 
-# Below this size no ratio is suspicious: a blank page compresses a thousandfold, harmlessly.
-# Above it, no medical image was seen to compress a hundredfold, and deflate ends at 1,032.
+# Below this decoded size every ratio is accepted: a blank page compresses a thousandfold. Larger
+# medical images compress less than a hundredfold; deflate can reach 1,032.
 _HARMLESS_BYTES = 1 << 26
 
 
 class Limits(Config):
-    """Bounds that are checked on headers, before anything is decoded."""
+    """Limits that are checked on headers, before anything is decoded."""
 
     file_bytes: int = Field(1 << 30, ge=1, description="largest file, in bytes")
     frame_pixels: int = Field(1 << 26, ge=1, description="largest frame, in pixels")
     frames: int = Field(1 << 14, ge=1, description="most frames in one file")
-    output_bytes: int = Field(
-        1 << 30, ge=1, description="most bytes of pixels that are made of one file"
-    )
+    output_bytes: int = Field(1 << 30, ge=1, description="most bytes of rendered pixels per file")
     expansion: float = Field(
-        200.0, ge=1, description="most decoded bytes per compressed byte, above 64 MiB decoded"
+        200.0, ge=1, description="most decoded bytes per compressed byte, beyond 64 MiB decoded"
     )
     frame_seconds: float = Field(
         30.0, gt=0, description="longest wait for one frame, in seconds (guarded decoding)"
@@ -53,15 +51,15 @@ class Limits(Config):
             raise Unreadable(Reason.TOO_LARGE, f"{frames} frames, limit {self.frames}")
 
     def check_output(self, size: int) -> None:
-        """Raise Unreadable if ``size`` bytes of pixels would be made of one file."""
+        """Raise Unreadable if ``size``, the rendered bytes of one file, is too large."""
         if size > self.output_bytes:
             raise Unreadable(
                 Reason.TOO_LARGE,
-                f"it would become {size} bytes of pixels, limit {self.output_bytes}",
+                f"{size} bytes of rendered pixels, limit {self.output_bytes}",
             )
 
     def check_expansion(self, compressed: int, decoded: int) -> None:
-        """Raise Unreadable if ``compressed`` bytes claim to hold ``decoded`` ones."""
+        """Raise Unreadable if ``compressed`` bytes claim to hold too many ``decoded`` bytes."""
         if decoded > _HARMLESS_BYTES and decoded > compressed * self.expansion:
             raise Unreadable(
                 Reason.DECOMPRESSION_BOMB, f"{compressed} bytes claim to hold {decoded}"

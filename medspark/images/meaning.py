@@ -1,4 +1,4 @@
-"""What a DICOM header says about the meaning of its pixel values: greys and colours."""
+"""Read from a DICOM header how pixel values map to grey levels and colours."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from medspark.images.rendering import Grey, Stored, Table, Voi
 
 
 def grey_of(header: Dataset, shape: ImagePixel, index: int) -> Grey:
-    """Return what the file says about the grey values of frame ``index``."""
+    """Return the modality, VOI and padding settings of frame ``index``."""
     modality = _group(header, "PixelValueTransformationSequence", index)
     voi = _group(header, "FrameVOILUTSequence", index)
     slope, intercept = _first(modality, "RescaleSlope", 1.0), _first(modality, "RescaleIntercept")
@@ -37,9 +37,9 @@ def _group(header: Dataset, keyword: str, index: int) -> Dataset:
     shared = header.get("SharedFunctionalGroupsSequence") or []
     for groups in ([per_frame[index]] if index < len(per_frame) else []), shared[:1]:
         for group in groups:
-            found = group.get(keyword)
-            if found:
-                return found[0]  # type: ignore[no-any-return]
+            sequence = group.get(keyword)
+            if sequence:
+                return sequence[0]  # type: ignore[no-any-return]
     return header
 
 
@@ -75,12 +75,12 @@ def _table(header: Dataset, keyword: str, signed: bool) -> Table | None:
     values = np.asarray(raw, np.float64).ravel()[:entries]
     if not values.size or not 1 <= bits <= 16:
         return None
-    # The first mapped value is signed where the pixels are (C.11.1.1.1).
+    # The first mapped value is signed if the pixels are (C.11.1.1.1).
     return Table(first - 65536 if signed and first > 32767 else first, values, bits)
 
 
 def _padding(header: Dataset) -> tuple[float, float] | None:
-    """Return the stored values that are padding (PS3.3 C.7.5.1.1.2)."""
+    """Return the range of stored values that are padding, or None (PS3.3 C.7.5.1.1.2)."""
     value = numbers(header, "PixelPaddingValue")
     if not value:
         return None
@@ -91,7 +91,10 @@ def _padding(header: Dataset) -> tuple[float, float] | None:
 def to_rgb(
     stored: Stored, header: Dataset, shape: ImagePixel, photometric: str
 ) -> tuple[Stored, int]:
-    """Return RGB values and their bits (palettes: PS3.3 C.7.6.3.1.5, C.7.9)."""
+    """Return RGB values and their bits (palettes: PS3.3 C.7.6.3.1.5, C.7.9).
+
+    Raises Unreadable for any other photometric interpretation.
+    """
     if photometric == "PALETTE COLOR":
         rgb = apply_color_lut(stored, header)
         return rgb[..., :3], 8 * rgb.dtype.itemsize
@@ -101,7 +104,7 @@ def to_rgb(
 
 
 def pixel_aspect(header: Dataset) -> float:
-    """Return the height of a pixel over its width (PS3.3 C.7.6.3.1.7, 10.7.1.3)."""
+    """Return the height of a pixel divided by its width (PS3.3 C.7.6.3.1.7, 10.7.1.3)."""
     for keyword in ("PixelAspectRatio", "PixelSpacing", "ImagerPixelSpacing"):
         values = numbers(header, keyword)
         if len(values) == 2 and min(values) > 0 and 0.1 < values[0] / values[1] < 10:

@@ -1,4 +1,4 @@
-"""DICOM files (PS3.10): the header, and where the pixels are, without trusting either."""
+"""Parse DICOM files (PS3.10): the header and the position of the pixels, with bounds on both."""
 
 from __future__ import annotations
 
@@ -20,41 +20,41 @@ from medspark.images.reasons import Reason, Unreadable
 
 _PIXEL_TAGS = {0x7FE00008: "FloatPixelData", 0x7FE00009: "DoubleFloatPixelData",
                0x7FE00010: "PixelData"}  # fmt: skip
-_LARGE_ELEMENT = 1 << 24  # bytes; larger elements are skipped over, not read
+_LARGE_ELEMENT = 1 << 24  # bytes; larger elements are skipped, not read
 _UNDEFINED = 0xFFFFFFFF
-# Pixels as they are: what needs no decoder.
+# Transfer syntaxes of uncompressed pixels, which need no decoder.
 _NATIVE = frozenset(
     (uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.ExplicitVRBigEndian)
 )
 _SYNTAX = re.compile(rb"\x02\0\x10\0UI.\0([0-9.]+)", re.DOTALL)
-_PLAIN_HEADER = 1 << 18  # bytes; what a parser can make of them fits in memory and in a second
+_PLAIN_HEADER = 1 << 18  # bytes; a header of this size parses within a second, in little memory
 
 
 @dataclass(frozen=True, slots=True)
 class DicomFile:
-    """A parsed header, and where in ``file`` its pixels are."""
+    """A parsed header, and the position of its pixels in ``file``."""
 
     header: Dataset
     file: BinaryIO
     syntax: uid.UID
     keyword: str
     vr: str
-    start: int  # of the pixel element's value
-    length: int  # of the value in bytes, as far as the file has it
+    start: int  # offset of the pixel element's value
+    length: int  # bytes of the value that the file has
 
 
 class NotPlain(Exception):  # noqa: N818 - control flow, not an error
-    """The file needs more than Python and NumPy: see ``decode``."""
+    """The file needs a native decoder, or is too large for this process: see ``decode``."""
 
 
 def looks_plain(head: bytes) -> bool:
-    """Return whether the meta information in ``head``, of a DICOM file, says: not compressed."""
-    found = _SYNTAX.search(head)
-    return found is not None and found[1].decode() in _NATIVE
+    """Return whether the meta information in ``head``, of a DICOM file, has a native syntax."""
+    syntax = _SYNTAX.search(head)
+    return syntax is not None and syntax[1].decode() in _NATIVE
 
 
 class _Bounded(io.RawIOBase):
-    """A file that never asks for more than it has: a 4 GB element claim costs nothing."""
+    """A file that limits reads to its remaining bytes: a claim of 4 GB allocates nothing."""
 
     def __init__(self, file: BinaryIO, size: int) -> None:
         self._file, self._size = file, size
@@ -77,7 +77,10 @@ class _Bounded(io.RawIOBase):
 
 
 def parse_plain(file: BinaryIO, size: int) -> DicomFile:
-    """Return the header of ``file`` if it is short and its pixels are not compressed."""
+    """Return the header of ``file`` if it is short and its pixels are native, else raise NotPlain.
+
+    Raises EOFError or struct.error if the header is damaged.
+    """
     window = io.BytesIO(file.read(_PLAIN_HEADER))
     meta = _read_meta(window)
     syntax = uid.UID(text(meta, "TransferSyntaxUID"))
@@ -98,13 +101,13 @@ def parse_plain(file: BinaryIO, size: int) -> DicomFile:
 
 
 def _read_meta(stream: Any) -> Dataset:
-    """Return the file meta information (PS3.10 7.1), and leave ``stream`` behind it."""
+    """Return the file meta information (PS3.10 7.1); ``stream`` then stands after it."""
     stream.seek(132 if stream.read(132)[128:] == b"DICM" else 0)
     return read_dataset(stream, False, True, stop_when=_past_meta)
 
 
 def parse(file: BinaryIO, size: int, limits: Limits) -> DicomFile:
-    """Return the header of ``file``, read up to its pixels."""
+    """Return the header of ``file``, read up to its pixels. Raises Unreadable."""
     stream: Any = file if isinstance(file, io.BytesIO) else _Bounded(file, size)
     meta = _read_meta(stream)
     syntax = uid.UID(text(meta, "TransferSyntaxUID"))
@@ -136,7 +139,7 @@ def _at_pixels(tag: int, vr: str | None, length: int) -> bool:  # noqa: ARG001
 
 
 def _inflated(compressed: bytes, limits: Limits) -> io.BytesIO:
-    """Return a deflated data set (PS3.5 A.5) as it was, within limits."""
+    """Return a deflated data set (PS3.5 A.5) inflated, within limits."""
     allowed = min(limits.file_bytes, max(1 << 26, int(len(compressed) * limits.expansion)))
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
@@ -151,7 +154,7 @@ def _inflated(compressed: bytes, limits: Limits) -> io.BytesIO:
 
 
 def _with_pixels(header: Dataset, stream: Any, size: int, syntax: uid.UID) -> DicomFile:
-    """Return the object whose pixel element begins where ``stream`` stands (PS3.5 7.1)."""
+    """Return the DicomFile whose pixel element begins at the position of ``stream`` (PS3.5 7.1)."""
     order = ">" if syntax == uid.ExplicitVRBigEndian else "<"
     head = stream.read(12)
     if len(head) < 8:
@@ -159,7 +162,7 @@ def _with_pixels(header: Dataset, stream: Any, size: int, syntax: uid.UID) -> Di
     group, element = struct.unpack(f"{order}HH", head[:4])
     keyword = _PIXEL_TAGS.get(group << 16 | element)
     if keyword is None:
-        # The reader met something that it could not parse and stopped early.
+        # The reader stopped early, at an element that it could not parse.
         raise Unreadable(Reason.TRUNCATED, "the header cannot be read to its end")
     at = stream.tell() - len(head)
     if syntax == uid.ImplicitVRLittleEndian or not head[4:6].isalpha():

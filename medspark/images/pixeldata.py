@@ -1,4 +1,4 @@
-"""The pixels of a DICOM file, frame by frame: raw, or decoded by permissive libraries only."""
+"""Read the pixels of a DICOM file frame by frame, with permissively licensed decoders only."""
 
 from __future__ import annotations
 
@@ -24,13 +24,14 @@ from medspark.images.part10 import DicomFile
 from medspark.images.reasons import Reason, Unreadable
 from medspark.images.rendering import Stored
 
-gdcm.Trace.WarningOff()  # it writes to standard error, past every logger
+gdcm.Trace.WarningOff()  # GDCM writes to standard error, not to a logger
 gdcm.Trace.ErrorOff()
 
-# Permissive decoders by transfer syntax, the first that can decode it wins. Speed and exactness of
-# each were measured: JPEG-LS of 2048 x 2048 pixels 85 ms with pyjpegls and 170 with GDCM. JPEG 2000
-# is OpenJPEG's in all of them: 2.5 in Pillow and pylibjpeg, where 512 x 512 lossless pixels of 16
-# bits take 50 ms of processor time, and 2.3 in GDCM, 55 ms on two threads, which damaged files end.
+# Permissive decoders by transfer syntax; the first one that can decode a frame is used. The order
+# follows measured speed and exactness. JPEG-LS of 2048 x 2048 pixels takes 85 ms with pyjpegls and
+# 170 ms with GDCM. All JPEG 2000 decoders use OpenJPEG: 2.5 in Pillow and pylibjpeg (50 ms of CPU
+# time for 512 x 512 lossless pixels of 16 bits), and 2.3 in GDCM (55 ms on two threads, and damaged
+# files crash it).
 _PLUGINS: dict[str, tuple[str, ...]] = {
     uid.RLELossless: ("pydicom",),
     uid.JPEGBaseline8Bit: ("pillow", "gdcm"),
@@ -71,7 +72,7 @@ class ImagePixel:
 
     @property
     def channels(self) -> int:
-        """Channels of a frame once it is shown: a palette's indices become colours."""
+        """Channels of a decoded frame: 3 for a palette, whose indices become colours."""
         return 3 if self.photometric == "PALETTE COLOR" else self.samples
 
     @property
@@ -82,6 +83,7 @@ class ImagePixel:
 
 
 def image_pixel(parsed: DicomFile) -> ImagePixel:
+    """Return the checked Image Pixel module. Raises Unreadable if it is inconsistent."""
     header = parsed.header
     photometric = text(header, "PhotometricInterpretation").upper()
     if not photometric:
@@ -92,7 +94,7 @@ def image_pixel(parsed: DicomFile) -> ImagePixel:
     if samples != (1 if photometric in (*GREYS, "PALETTE COLOR") else 3):
         raise Unreadable(
             Reason.INCONSISTENT_HEADER,
-            "samples per pixel do not fit the photometric interpretation",
+            "samples per pixel do not match the photometric interpretation",
         )
     floating = {"FloatPixelData": 32, "DoubleFloatPixelData": 64}.get(parsed.keyword)
     allocated = floating or _whole(header, "BitsAllocated")
@@ -158,7 +160,7 @@ def _native(
     needed = -(-shape.frame_bits * shape.frames // 8)
     if parsed.length < needed:
         raise Unreadable(
-            Reason.TRUNCATED, f"{needed} bytes of pixels are needed, {parsed.length} are there"
+            Reason.TRUNCATED, f"{needed} bytes of pixels are needed, the file has {parsed.length}"
         )
     parsed.file.seek(parsed.start)
     frames = get_decoder(parsed.syntax).iter_array(
@@ -166,7 +168,7 @@ def _native(
     )
     decoder = f"pydicom {pydicom.__version__}"
     for index, (stored, properties) in zip(chosen, frames, strict=True):
-        # pydicom leaves big-endian values as they are in the file.
+        # pydicom does not convert big-endian values to native byte order.
         native = stored.astype(stored.dtype.newbyteorder("="), copy=False)
         yield index, native, str(properties["photometric_interpretation"]), decoder
 
@@ -183,16 +185,16 @@ def _encapsulated(
         extended_offsets=_extended_offsets(parsed.header),
     )
     wanted, last = set(chosen), chosen[-1]
-    found = 0
+    decoded = 0
     for index, stream in enumerate(streams):
         if index in wanted:
             header = _checked(stream, parsed, shape, limits)
             yield index, *_decompressed(stream, header, parsed, shape)
-            found += 1
+            decoded += 1
         if index >= last:
             break
-    if found < len(chosen):
-        raise Unreadable(Reason.TRUNCATED, f"{shape.frames} frames are claimed, {found} found")
+    if decoded < len(chosen):
+        raise Unreadable(Reason.TRUNCATED, f"{shape.frames} frames are claimed, {decoded} found")
 
 
 def _check_fragments(parsed: DicomFile) -> None:
@@ -219,36 +221,36 @@ def _extended_offsets(header: Dataset) -> tuple[bytes, bytes] | None:
 def _checked(
     stream: bytes, parsed: DicomFile, shape: ImagePixel, limits: Limits
 ) -> Codestream | None:
-    """Return the codestream's own header, which RLE has none of.
+    """Return the codestream's header, or None for RLE, which has none.
 
-    Raises Unreadable if it does not fit the file's.
+    Raises Unreadable if it does not match the file's header.
     """
     limits.check_expansion(len(stream), shape.frame_bits // 8)
     if parsed.syntax == uid.RLELossless:
         return None
-    found = read_codestream(stream)
-    if found is None:
+    codestream = read_codestream(stream)
+    if codestream is None:
         raise Unreadable(Reason.DECODE_FAILED, "no JPEG or JPEG 2000 header in the pixels")
-    if (found.rows, found.columns) != (shape.rows, shape.columns):
+    if (codestream.rows, codestream.columns) != (shape.rows, shape.columns):
         raise Unreadable(
             Reason.INCONSISTENT_HEADER,
             f"the header says {shape.rows} x {shape.columns}, "
-            f"the pixels say {found.rows} x {found.columns}",
+            f"the pixels say {codestream.rows} x {codestream.columns}",
         )
-    if found.components != shape.samples:
+    if codestream.components != shape.samples:
         raise Unreadable(Reason.INCONSISTENT_HEADER, "samples per pixel differ in the pixels")
-    if not found.conformant:
-        raise Unreadable(Reason.DECODE_FAILED, "the scan does not fit the JPEG process")
-    if parsed.syntax == uid.JPEGExtended12Bit and found.precision != 8:
+    if not codestream.conformant:
+        raise Unreadable(Reason.DECODE_FAILED, "the scan does not match the JPEG process")
+    if parsed.syntax == uid.JPEGExtended12Bit and codestream.precision != 8:
         raise Unreadable(Reason.GPL_DECODER_ONLY)
-    return found
+    return codestream
 
 
 def _plugins(syntax: str, header: Codestream | None, shape: ImagePixel) -> tuple[str, ...]:
-    """Return what to decode a frame with.
+    """Return the decoders to try for a frame, in order.
 
-    Pillow's JPEG 2000 takes the sign of the values from the file's header, and is not asked where
-    the codestream says otherwise. Colours of more than 8 bits it refuses by itself.
+    For JPEG 2000, Pillow takes the sign of the values from the file's header, so it is skipped if
+    the codestream has another sign. Pillow itself refuses colours of more than 8 bits.
     """
     if header is None or syntax not in (uid.JPEG2000, uid.JPEG2000Lossless):
         return _PLUGINS[syntax]
@@ -265,7 +267,7 @@ def _decompressed(
             stored, properties = decoder.as_array(
                 encapsulate([stream]), index=0, decoding_plugin=plugin, **options
             )
-        except RuntimeError:  # how pydicom says that a plugin could not decode
+        except RuntimeError:  # pydicom raises it if a plugin cannot decode
             continue
         photometric = str(properties["photometric_interpretation"])
         return stored, photometric, f"{plugin} {_VERSIONS[plugin]}"

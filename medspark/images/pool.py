@@ -1,4 +1,4 @@
-"""Guarded decoders for a server: few, lent in turns, so that no caller holds up the others."""
+"""A pool of guarded decoders for a server: callers take turns, so that none blocks the others."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from medspark.images.rendering import Rendering
 
 __all__ = ["Busy", "DecoderPool", "Turn", "Turns"]
 
-_LOOK_SECONDS = 0.1  # between two looks at who may be interrupted
+_LOOK_SECONDS = 0.1  # between two checks for a turn that may be interrupted
 
 
 class Turns(Config):
@@ -29,9 +29,7 @@ class Turns(Config):
     processes: int = Field(
         3, ge=1, description="most decoder processes, and callers served at once"
     )
-    turn_seconds: float = Field(
-        1.0, gt=0, description="what a caller may take while others wait, in seconds"
-    )
+    turn_seconds: float = Field(1.0, gt=0, description="longest turn while others wait, in seconds")
     wait_seconds: float = Field(
         10.0, gt=0, description="longest wait for a decoder process, in seconds"
     )
@@ -41,11 +39,11 @@ class Turns(Config):
 
 
 class Busy(Exception):  # noqa: N818 - the sentence reads "raise Busy"
-    """A caller's turn is over, or did not come: the rest has to be asked for again."""
+    """A caller's turn is over or did not start. The caller has to request the rest again."""
 
 
 class Turn:
-    """A caller's time with a decoder; good for one thread."""
+    """A caller's time with a decoder, for use by one thread."""
 
     def __init__(self, decoder: GuardedDecoder, turns: Turns) -> None:
         self._decoder, self._turns = decoder, turns
@@ -65,30 +63,30 @@ class Turn:
 
     @property
     def seconds(self) -> float:
-        """How long it has lasted."""
+        """The seconds since the turn began."""
         return time.monotonic() - self._began
 
     @property
     def over(self) -> bool:
-        """Whether it was ended."""
+        """Whether another thread has ended the turn."""
         return self._over
 
     @property
     def may_end(self) -> bool:
-        """Whether it has lasted long enough to end for those who wait."""
+        """Whether the turn has lasted ``turn_seconds``, so that it may be ended."""
         return self.seconds >= self._turns.turn_seconds
 
     def end(self) -> None:
-        """End the turn from another thread, and what is being decoded in it."""
+        """End the turn from another thread, and kill its decoder process."""
         self._over = True
         self._decoder.interrupt()
 
 
 class DecoderPool:
-    """Decoders lent in turns, first come, first served.
+    """Decoders that callers use in turns, first come, first served.
 
-    While others wait, the oldest turn ends once it has lasted ``turn_seconds``: files made to take
-    for ever cost the others that long, however many there are.
+    While others wait, the oldest turn ends once it has lasted ``turn_seconds``. So files that are
+    crafted to decode for ever delay the other callers by that time at most.
     """
 
     def __init__(self, *, rendering: Rendering, limits: Limits, turns: Turns) -> None:
@@ -115,7 +113,7 @@ class DecoderPool:
             with self._changed:
                 self._running.remove(turn)
                 if turn.over:
-                    decoder.close()  # its process was ended, maybe between two files
+                    decoder.close()  # its process was killed, perhaps between two files
                 self._idle.append(decoder)
                 self._changed.notify_all()
 
@@ -141,7 +139,7 @@ class DecoderPool:
             oldest.end()
 
     def close(self) -> None:
-        """End all decoder processes. Nobody may hold a turn."""
+        """Kill all decoder processes. No turn may be running."""
         for decoder in self._idle:
             decoder.close()
         self._server.close()

@@ -1,4 +1,4 @@
-"""PNG, JPEG, TIFF and BMP files to frames."""
+"""Decode PNG, JPEG, TIFF and BMP files to frames."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def decode_raster(
 
 def _opened(file: BinaryIO) -> Image.Image:
     with warnings.catch_warnings():
-        # Pillow only warns below twice its own limit; ours are checked before decoding.
+        # Pillow warns up to twice its limit. medspark's limits are checked before decoding.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         try:
             return Image.open(file, formats=_FORMATS)
@@ -72,7 +72,7 @@ def _frame(
 
 
 def _stored(image: Image.Image, size: int, limits: Limits) -> Stored:
-    """Return the page's values: (rows, columns), or (rows, columns, 3) if there is any colour."""
+    """Return the page's values: (rows, columns), or (rows, columns, 3) if it has colour."""
     limits.check_frame(image.height, image.width)
     if image.mode not in _GREY_MODES + _COLOUR_MODES:
         raise Unreadable(Reason.UNSUPPORTED_PHOTOMETRIC)
@@ -94,7 +94,7 @@ def _stored(image: Image.Image, size: int, limits: Limits) -> Stored:
 
 
 def _opaque(image: Image.Image) -> Image.Image:
-    """Return ``image`` as RGB, what is transparent in it as black."""
+    """Return ``image`` as RGB on a black background."""
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         with_alpha = image.convert("RGBA")
         black = Image.new("RGBA", image.size, (0, 0, 0, 255))
@@ -103,7 +103,7 @@ def _opaque(image: Image.Image) -> Image.Image:
 
 
 def one_channel_if_grey(rgb: Stored) -> Stored:
-    """Return (rows, columns) where the three channels of ``rgb`` are equal everywhere."""
+    """Return ``rgb`` as (rows, columns) if its three channels are equal, else unchanged."""
     red = rgb[..., 0]
     if np.array_equal(red, rgb[..., 1]) and np.array_equal(red, rgb[..., 2]):
         return np.ascontiguousarray(red)

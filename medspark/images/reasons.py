@@ -1,4 +1,4 @@
-"""Why a file cannot become a sample: the enumerated reasons of the quarantine table."""
+"""Reasons why a file cannot become a sample: the reason codes of the quarantine table."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from medspark.errors import MedsparkError
 
 
 class Reason(StrEnum):
-    """A quarantine reason code; ``meaning`` says it in one line."""
+    """A quarantine reason code; ``meaning`` explains it in one line."""
 
     meaning: str
 
@@ -22,17 +22,17 @@ class Reason(StrEnum):
     UNREADABLE_FILE = "unreadable_file", "the file could not be opened or read from storage"
     LINK_OUTSIDE = (
         "link_outside",
-        "a link that leads out of the source; --limits.follow_links takes what it leads to",
+        "a link that leads out of the source; --limits.follow_links follows it",
     )
     NOT_AN_IMAGE = "not_an_image", "the content is neither DICOM nor PNG, JPEG, TIFF or BMP"
     TRUNCATED = "truncated", "the file ends before its pixels do"
     NO_FILE_META = (
         "no_file_meta",
-        "a bare DICOM data set: without file meta information its transfer syntax is a guess",
+        "a bare DICOM data set: without file meta information its transfer syntax is unknown",
     )
     NO_PIXEL_DATA = (
         "no_pixel_data",
-        "a DICOM object that carries no pixels (report, plan, DICOMDIR)",
+        "a DICOM object without pixels (report, plan, DICOMDIR)",
     )
     UNSUPPORTED_TRANSFER_SYNTAX = (
         "unsupported_transfer_syntax",
@@ -40,7 +40,7 @@ class Reason(StrEnum):
     )
     GPL_DECODER_ONLY = (
         "gpl_decoder_only",
-        "only a GPL decoder, which medspark does not carry, reads this JPEG process",
+        "only a GPL decoder, which medspark does not include, reads this JPEG process",
     )
     UNSUPPORTED_PHOTOMETRIC = (
         "unsupported_photometric",
@@ -49,7 +49,7 @@ class Reason(StrEnum):
     TOO_LARGE = "too_large", "file, frame or number of frames is beyond the configured limits"
     DECOMPRESSION_BOMB = (
         "decompression_bomb",
-        "the content expands far beyond what its size allows",
+        "the content expands far more than image data does",
     )
     INCONSISTENT_HEADER = (
         "inconsistent_header",
@@ -59,11 +59,11 @@ class Reason(StrEnum):
     DECODE_TIMEOUT = "decode_timeout", "decoding took longer than the configured time"
     DECODER_CRASHED = (
         "decoder_crashed",
-        "the decoder process died or ran out of its memory allowance",
+        "the decoder process crashed or exceeded its memory limit",
     )
     BURNED_IN_ANNOTATION = (
         "burned_in_annotation",
-        "the pixels are flagged as showing text that may identify the patient",
+        "the pixels may show text that identifies the patient",
     )
     NO_LABEL = "no_label", "the image is fine, but no label is known for it"
     CONFLICTING_LABEL = "conflicting_label", "the same file or the same pixels carry two labels"
@@ -72,8 +72,8 @@ class Reason(StrEnum):
 class Unreadable(MedsparkError):  # noqa: N818 - the sentence reads "raise Unreadable"
     """A file that cannot become a sample.
 
-    ``message`` explains the reason without quoting anything that was in the file, so that it can
-    be stored and logged.
+    ``message`` explains the reason without quoting the file's content, so that it can be stored
+    and logged.
     """
 
     def __init__(self, reason: Reason, message: str = "") -> None:

@@ -1,7 +1,7 @@
-"""Stored values to pixels for a network: modality, window, inversion, size and depth.
+"""Render stored values as pixels for a network: modality, window, inversion, size and depth.
 
-The order is that of the standard's grey-scale pipeline (PS3.3 C.7.6.16, PS3.4 N.2): modality LUT,
-VOI, presentation (inversion); the resampling to network size comes last.
+The order follows the grey-scale pipeline of the standard (PS3.3 C.7.6.16, PS3.4 N.2): modality
+LUT, VOI, presentation (inversion). Resampling to the network's size comes last.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from pydantic import BeforeValidator, Field, model_validator
 from medspark.config import Bits, Config
 from medspark.images.frame import Pixels, Rendered
 
-# Raised whenever the same file and settings would give other pixels.
+# Increased whenever the same file and settings give different pixels.
 RENDER_VERSION = 1
 
 Window = Literal["dicom", "percentile", "full", "lung", "mediastinum", "bone", "brain", "abdomen"]
 
-# Centre and width in HU, as radiology work stations ship them.
+# Centre and width in HU, as common on radiology workstations.
 PRESETS = {
     "lung": (-600.0, 1500.0),
     "mediastinum": (40.0, 400.0),
@@ -35,7 +35,7 @@ PRESETS = {
 Floats = npt.NDArray[np.float64]
 Stored = npt.NDArray[Any]
 
-# Percentiles of larger images are taken on a regular grid of at least this many pixels.
+# Percentiles of larger images use a regular grid of at least this many pixels.
 _ENOUGH_FOR_PERCENTILES = 1 << 16
 
 
@@ -55,8 +55,8 @@ class Rendering(Config):
     )
     window: Window = Field(
         "dicom",
-        description="the file's own VOI, percentiles, the full range, or a CT preset by name; "
-        "presets are in HU and only apply to CT, other images take their own VOI",
+        description="the file's VOI, percentiles, the full range, or a CT preset by name; presets "
+        "are in HU and apply to CT only, other images use their file's VOI",
     )
     percentiles: tuple[float, float] = Field(
         (0.5, 99.5), description="black and white of the percentile window, in percent"
@@ -77,7 +77,7 @@ class Rendering(Config):
         return self
 
     def frame_bytes(self, channels: int) -> int:
-        """Return the bytes of pixels that become of a frame of 1 or 3 ``channels``."""
+        """Return the bytes of a rendered frame whose source has 1 or 3 ``channels``."""
         kept = {"keep": channels, "grey": 1, "rgb": 3}[self.colour]
         return self.size * self.size * kept * self.bits // 8
 
@@ -86,7 +86,7 @@ class Rendering(Config):
         if self.frames == "all":
             return list(range(frames))
         wanted = 1 if self.frames == "middle" else min(self.frames, frames)
-        # The middles of ``wanted`` equal stretches: never the often empty ends of a volume.
+        # The middles of ``wanted`` equal stretches, since the ends of a volume are often empty.
         return [int((2 * i + 1) * frames / (2 * wanted)) for i in range(wanted)]
 
 
@@ -99,10 +99,10 @@ class Table:
     bits: int
 
     def __call__(self, x: Floats) -> Floats:
-        """Return the table's entries; values outside take its first or last (C.11.1.1.1)."""
+        """Return the table's entries; values outside map to its first or last (C.11.1.1.1)."""
         index = np.clip(np.rint(x) - self.first, 0, len(self.values) - 1)
-        found: Floats = self.values[index.astype(np.intp)]
-        return found
+        entries: Floats = self.values[index.astype(np.intp)]
+        return entries
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +134,7 @@ class Voi:
 
 @dataclass(frozen=True, slots=True)
 class Grey:
-    """What a file says about the meaning of one frame's grey values."""
+    """How a file maps one frame's stored values to grey levels."""
 
     bits_stored: int
     signed: bool = False
@@ -157,10 +157,10 @@ class Grey:
 def render_grey(
     stored: Stored, grey: Grey, rendering: Rendering, *, aspect: float = 1.0
 ) -> tuple[Pixels, Rendered]:
-    """Return ``stored`` (rows, columns) as network pixels, and how they were made.
+    """Return ``stored`` (rows, columns) as network pixels, and a record of the rendering.
 
-    ``aspect`` is the height of a stored pixel over its width. The pixels are uint8 or uint16 of
-    shape (size, size), or (size, size, 3) when the rendering asks for colour.
+    ``aspect`` is the height of a stored pixel divided by its width. The pixels are uint8 or uint16
+    of shape (size, size), or (size, size, 3) if ``rendering.colour`` is rgb.
     """
     mapping, window = _mapping(stored, grey, rendering)
     line = _line(stored, grey, mapping, rendering)
@@ -182,9 +182,10 @@ def render_grey(
 def render_colour(
     stored: Stored, bits_stored: int, rendering: Rendering, *, aspect: float = 1.0
 ) -> tuple[Pixels, Rendered]:
-    """Return ``stored`` (rows, columns, 3) as network pixels, and how they were made.
+    """Return ``stored`` (rows, columns, 3) as network pixels, and a record of the rendering.
 
-    Colour has no modality or VOI step (PS3.3 C.7.6.3.1.2): the full range becomes black to full.
+    Colour has no modality or VOI step (PS3.3 C.7.6.3.1.2): 0 stays 0, and the highest stored value
+    becomes the highest output value.
     """
     top = float(2**bits_stored - 1)
     if rendering.bits == 8 and bits_stored == 8 and stored.dtype == np.uint8:
@@ -200,7 +201,7 @@ def render_colour(
 
 
 def luminance(rgb: Stored) -> Stored:
-    """Return the luminance of ITU-R BT.601, as PS3.3 C.7.6.3.1.2 defines Y, in the same dtype."""
+    """Return the luma of ITU-R BT.601 (Y in PS3.3 C.7.6.3.1.2), in the same dtype."""
     weights = np.array([0.299, 0.587, 0.114], np.float32)
     return np.asarray(np.rint(rgb.astype(np.float32) @ weights).astype(rgb.dtype))
 
@@ -215,10 +216,10 @@ def _dtype(rendering: Rendering) -> type[np.uint8] | type[np.uint16]:
 def _line(
     stored: Stored, grey: Grey, mapping: Voi | Table, rendering: Rendering
 ) -> tuple[float, float] | None:
-    """Return slope and intercept from stored values to levels, if no value is cut off on the way.
+    """Return slope and intercept from stored values to levels, or None if values are clipped.
 
-    Averaging and a straight line may change places, so such an image is reduced first and windowed
-    after: exact, and quicker. Narrow windows, tables and padding take the long way.
+    Averaging commutes with a linear map, so an image without clipping is resized first and windowed
+    afterwards, which is exact and faster. Narrow windows, tables and padding return None.
     """
     if isinstance(mapping, Table) or mapping.function == "SIGMOID" or stored.dtype.itemsize > 2:
         return None
@@ -234,7 +235,7 @@ def _line(
 
 
 def _display(stored: Stored, grey: Grey, mapping: Voi | Table, rendering: Rendering) -> Pixels:
-    """Return display values in the stored size."""
+    """Return the display values of all stored pixels, before resizing."""
     top = 2**rendering.bits - 1
 
     def show(x: Floats) -> Pixels:
@@ -242,7 +243,7 @@ def _display(stored: Stored, grey: Grey, mapping: Voi | Table, rendering: Render
         if grey.inverted:
             levels = top - levels
         if grey.padding is not None:
-            # Padding is background whatever the polarity (PS3.3 C.7.5.1.1.2).
+            # Padding is black background in both polarities (PS3.3 C.7.5.1.1.2).
             levels[(x >= grey.padding[0]) & (x <= grey.padding[1])] = 0
         return cast(Pixels, levels.astype(_dtype(rendering)))
 
@@ -274,7 +275,7 @@ def _mapping(stored: Stored, grey: Grey, rendering: Rendering) -> tuple[Voi | Ta
         return _normalised(grey.voi_lut), "dicom_lut"
     if name == "dicom" and grey.voi is not None:
         return grey.voi, "dicom_window"
-    # Eight bits without a VOI are made to be seen as they are; wider data rarely fills its range.
+    # Eight-bit data without a VOI uses the full range; wider data rarely fills its range.
     if name == "full" or (name == "dicom" and stored.dtype.kind in "iu" and grey.bits_stored <= 8):
         return _between(*_full_range(stored, grey)), "full"
     return _between(*_percentiles(stored, grey, rendering.percentiles)), "percentile"
@@ -305,7 +306,7 @@ def _percentiles(
 ) -> tuple[float, float]:
     """Return modality values at ``percentiles`` of the pixels that are not padding.
 
-    Of a large image every n-th row and column is looked at, at least 65,536 pixels.
+    A large image is sampled at every n-th row and column, at least 65,536 pixels.
     """
     step = max(1, int((stored.size / _ENOUGH_FOR_PERCENTILES) ** 0.5))
     sample = stored[::step, ::step].ravel()
@@ -326,10 +327,10 @@ def _ranks(count: int, percentiles: tuple[float, float]) -> list[int]:
 
 
 def _through_table(stored: Stored, show: Callable[[Floats], Pixels]) -> Pixels:
-    """Return ``show(stored)``, evaluated once for each value that can occur."""
+    """Return ``show(stored)``, evaluated once per value between the minimum and maximum."""
     low, high = int(stored.min()), int(stored.max())
     levels = show(np.arange(low, high + 1, dtype=np.float64))
-    # Indexed by the bit pattern, where negative values come last: no offset and no copy.
+    # The index is the bit pattern, in which negative values come last: no offset and no copy.
     table = np.empty(2 ** (8 * stored.dtype.itemsize), levels.dtype)
     negative = max(0, min(0, high + 1) - low)
     if negative:
@@ -339,7 +340,7 @@ def _through_table(stored: Stored, show: Callable[[Floats], Pixels]) -> Pixels:
 
 
 def _by_rows(stored: Stored, show: Callable[[Floats], Pixels]) -> Pixels:
-    """Return ``show(stored)`` for wide values, a few rows at a time to stay small in memory."""
+    """Return ``show(stored)`` for wide values, a few rows at a time to save memory."""
     step = max(1, (1 << 16) // stored.shape[1])
     parts = []
     for start in range(0, stored.shape[0], step):
@@ -352,7 +353,7 @@ def _by_rows(stored: Stored, show: Callable[[Floats], Pixels]) -> Pixels:
 
 
 def _fit(shown: Stored, rendering: Rendering, aspect: float) -> tuple[Any, tuple[int, ...]]:
-    """Return ``shown`` at the rendering's size, and (rows, columns, top, left) of its content."""
+    """Return ``shown`` at the rendering's size, and its content's (rows, columns, top, left)."""
     size = rendering.size
     if not rendering.keep_aspect:
         return resize(shown, size, size), (size, size, 0, 0)
@@ -367,10 +368,10 @@ def _fit(shown: Stored, rendering: Rendering, aspect: float) -> tuple[Any, tuple
 
 
 def resize(shown: Stored, rows: int, columns: int) -> Stored:
-    """Return ``shown`` (uint8, uint16 or float32) resampled with an antialiasing triangle.
+    """Return ``shown`` (uint8, uint16 or float32) resampled with an antialiasing triangle filter.
 
-    Large reductions average whole blocks first (Pillow's reducing gap of 2), which moves a pixel
-    by two grey levels of 255 at most and takes a fourth of the time.
+    Large reductions average whole blocks first (Pillow's reducing gap of 2). This changes a pixel
+    by at most 2/255 of the range and takes a quarter of the time.
     """
     if shown.shape[:2] == (rows, columns):
         return np.ascontiguousarray(shown)

@@ -1,4 +1,4 @@
-"""Pseudonyms whose key stays where it is: on the driver, and in a file of each executor."""
+"""Pseudonyms whose key is never sent: driver and executors read it from their local files."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ __all__ = ["ResidentPseudonyms"]
 
 
 class ResidentPseudonyms(Pseudonyms):
-    """Pseudonyms that are pickled without their key: who opens them reads it from ``file``.
+    """Pseudonyms that are pickled without their key. Unpickling reads the key from ``file``.
 
-    Raises RunError there where this machine's file cannot be read or holds another key.
+    Unpickling raises RunError if the machine's file cannot be read or holds another key.
     """
 
     def __init__(self, key: bytes, *, file: Path) -> None:
@@ -28,13 +28,13 @@ class ResidentPseudonyms(Pseudonyms):
 
 
 def _read_here(path: Path, check: str) -> ResidentPseudonyms:
-    here = socket.gethostname()
+    host = socket.gethostname()
     try:
-        # No dataset is known here, and none has a file for its folder.
+        # The dataset is unknown here. A path below the key file is no dataset, so any check passes.
         key = load_key(Privacy(key_file=path), dataset=str(path / "none"))
     except UsageError as error:
-        raise RunError(f"On the executor {here}: {error}") from None
+        raise RunError(f"On the executor {host}: {error}") from None
     pseudonyms = ResidentPseudonyms(key, file=path)
     if not hmac.compare_digest(pseudonyms.check, check):
-        raise RunError(f"On the executor {here}: {path} holds another key than the driver's.")
+        raise RunError(f"On the executor {host}: {path} holds another key than the driver's.")
     return pseudonyms

@@ -1,4 +1,4 @@
-"""Whether a secret key is one: long and random enough, and readable by its owner alone."""
+"""Check that a secret key is long and random enough, and readable by its owner only."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ __all__ = ["KEY_BYTES", "check_readers", "check_strength"]
 
 _LOGGER = logging.getLogger(__name__)
 
-# 128 bits, which nobody tries one by one (NIST SP 800-131A asks for 112).
+# 128 bits are beyond brute force (NIST SP 800-131A requires 112).
 KEY_BYTES = 16
-# Of 16 random bytes fewer than 8 differ once in 10^12 keys.
+# 16 random bytes have fewer than 8 different values once in 10^12 keys.
 _LEAST_VALUES = 8
-# Text has 6 bits a character at most (base64), so fewer of them are no 128 bits.
+# Text holds at most 6 bits per character (base64), so shorter text has fewer than 128 bits.
 _TEXT_CHARACTERS = 22
 _MAKE = "make one with: install -m 600 <(openssl rand -hex 32) KEY"
 
 
 def check_strength(key: bytes, name: str) -> None:
-    """Raise UsageError where ``key`` can be guessed; ``name`` says which one it is.
+    """Raise UsageError if ``key`` can be guessed; ``name`` identifies it in the message.
 
-    Too short, of few different bytes, a short block again and again, steps of one size (00 01 02),
-    or text too short to hold 128 bits.
+    A key can be guessed if it is too short, has few different bytes, repeats a short block, counts
+    in equal steps (00 01 02), or is text too short for 128 bits.
     """
     if len(key) < KEY_BYTES:
         raise UsageError(f"The key {name} should have at least {KEY_BYTES} bytes; {_MAKE}.")
@@ -42,7 +42,7 @@ def _is_pattern(key: bytes) -> bool:
 
 
 def _period(key: bytes) -> int:
-    """Return the length of the shortest block that ``key`` repeats, its last time maybe cut."""
+    """Return the length of the shortest block that ``key`` repeats; the last copy may be cut."""
     return next(n for n in range(1, len(key) + 1) if key[n:] == key[: len(key) - n])
 
 
@@ -52,10 +52,10 @@ def _is_short_text(key: bytes) -> bool:
 
 
 def check_readers(path: Path) -> None:
-    """Refuse a key file that others may read, where its permissions are ours to change.
+    """Refuse a key file that others may read.
 
-    Raises UsageError there. Where they are not (a mounted secret, another owner's file, a file
-    system without permissions), the log says it.
+    Raises UsageError if this user can change its permissions. Otherwise (a mounted secret, another
+    owner's file, a file system without permissions) it logs a warning.
     """
     if not _others_may_read(path):
         return
@@ -69,7 +69,7 @@ def _others_may_read(path: Path) -> bool:
 
 
 def _can_be_closed(path: Path) -> bool:
-    """Return whether permissions can be changed: tried, for volumes and mounts only pretend it."""
+    """Return whether permissions can be changed. It tries, since some mounts only pretend to."""
     status = path.stat()
     if status.st_uid != os.geteuid():
         return False
@@ -79,6 +79,6 @@ def _can_be_closed(path: Path) -> bool:
     except OSError:
         return False
     finally:
-        # Whether the key is closed, and so lost to whoever shares it, is the owner's to say.
+        # Restore the permissions: the owner decides whether to exclude others.
         with contextlib.suppress(OSError):
             path.chmod(stat.S_IMODE(status.st_mode))

@@ -1,1 +1,1 @@
-"""From an archive of files to training shards, on Spark: discover, label, decode, commit, split."""
+"""Turn an archive of files into a sample dataset, on Spark: discover, label, decode, commit."""

@@ -1,4 +1,4 @@
-"""An archive that is about to be ingested, with everything checked that needs no Spark."""
+"""Open an archive for ingest: run all checks that need no Spark."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from medspark.spark import storage
 
 @dataclass(frozen=True)
 class Archive:
-    """A source that was looked at, with what is needed to ingest it. Nothing has been written."""
+    """A checked source, with everything that its ingest needs. Nothing has been written yet."""
 
     config: IngestConfig
     source: str
     samples: SampleSet
     table: LabelTable | None
-    multi_label: bool  # whether a sample's label is any number of findings
+    multi_label: bool  # whether a sample has any number of findings instead of one class
     pseudonyms: Pseudonyms
     quarantined: QuarantineList
 
@@ -41,9 +41,10 @@ class Archive:
 
 
 def open_archive(config: IngestConfig, *, key: bytes | None = None) -> Archive:
-    """Check everything that can be checked without Spark. Raises UsageError.
+    """Check everything that can be checked without Spark. Raises UsageError for the first problem.
 
-    Where nobody is behind the archive, as in the demo, ``key`` stands for the secret one.
+    ``key`` replaces the secret key of the pseudonyms if the archive holds no real patients, as in
+    the demo.
     """
     source, samples = storage.normalise(config.source), SampleSet(config.samples)
     if npz.is_npz(source):
@@ -56,9 +57,7 @@ def open_archive(config: IngestConfig, *, key: bytes | None = None) -> Archive:
     if config.labels is None:
         by_folder = config.inventory is None and not npz.is_npz(source)
         if by_folder and not has_class_folders(source):
-            raise UsageError(
-                f"{source} has no folder per class: give a table of labels with --labels."
-            )
+            raise UsageError(f"{source} has no class folders: give a label table with --labels.")
     elif config.label_attribute is None and npz.is_npz(source):
         raise UsageError(f"{source} carries its own labels: --labels has no meaning here.")
     elif config.label_attribute is None:
@@ -67,12 +66,12 @@ def open_archive(config: IngestConfig, *, key: bytes | None = None) -> Archive:
         )
     several = config.label_table.several
     if table is None and several:
-        raise UsageError("label_table is about a table of labels: give it with --labels.")
+        raise UsageError("label_table describes a label table: name the table with --labels.")
     manifest = samples.manifest()
     listed = QuarantineList.of(config.privacy, dataset=samples.url, source=source)
     key = key or load_key(config.privacy, dataset=samples.url, new=manifest is None)
-    there = config.privacy.executor_key_file
-    pseudonyms = ResidentPseudonyms(key, file=there) if there else Pseudonyms(key)
+    executor_key = config.privacy.executor_key_file
+    pseudonyms = ResidentPseudonyms(key, file=executor_key) if executor_key else Pseudonyms(key)
     multi_label = several or (npz.is_npz(source) and npz.has_findings(source, config.limits))
     archive = Archive(config, source, samples, table, multi_label, pseudonyms, listed)
     if manifest:
@@ -84,14 +83,14 @@ def _check_same(manifest: SamplesManifest, archive: Archive) -> None:
     config, pseudonyms = archive.config, archive.pseudonyms
     if manifest.key_check != pseudonyms.check:
         raise UsageError(
-            f"{config.samples} was made with another pseudonym key; name that one with "
+            f"{config.samples} was made with another pseudonym key; name that key's file with "
             "--privacy.key_file, or write to another folder."
         )
     if manifest.multi_label != archive.multi_label:
         has = "any number of labels" if manifest.multi_label else "one label"
         raise UsageError(
-            f"An image of {config.samples} has {has}, and one of {config.source} has not "
-            "(label_table decides); write to another folder."
+            f"Images of {config.samples} have {has} each, and images of {config.source} do not "
+            "(see label_table); write to another folder."
         )
     rendering = config.effective_rendering.model_dump(mode="json")
     for key, value in rendering.items():

@@ -15,10 +15,10 @@ _DICOM = "dicom:"
 
 
 class ArchiveLimits(Limits):
-    """Bounds of each file, and of what an archive may hold or lead to."""
+    """Limits per file, and limits of the whole archive."""
 
     follow_links: bool = Field(
-        False, description="take files outside the source that symbolic links in it lead to"
+        False, description="follow symbolic links that lead out of the source"
     )
     npz_arrays: int = Field(64, ge=1, description="most arrays in an .npz archive")
     npz_images: int = Field(1 << 20, ge=1, description="most images in an .npz archive")
@@ -28,23 +28,23 @@ class ArchiveLimits(Limits):
 
 
 class IngestConfig(Config):
-    """What is read, what it means, and where it goes."""
+    """Configuration of an ingest: source, labels, rendering, limits, and the sample folder."""
 
     source: str = Field(description="folder of the archive: a path, or a URL (s3a, abfss, hdfs)")
-    samples: str = Field(description="folder of the sample dataset, made or added to")
+    samples: str = Field(description="folder of the sample dataset, created or extended")
     labels: str | None = Field(
         None,
         description="CSV, TSV or Parquet table of labels, or dicom:KEYWORD for a coded attribute; "
         "by default a file's folder is its label",
     )
     inventory: str | None = Field(
-        None, description="table of path, size, modified to use in place of listing the source"
+        None, description="table of path, size, modified; replaces listing the source"
     )
     image_size: int | None = Field(
         None, ge=4, le=8192, description="height and width of the samples, in pixels"
     )
     max_classes: int = Field(
-        50, ge=2, description="most folders that are classes; more of them are likely patients"
+        50, ge=2, description="most class folders; if there are more, they are probably patients"
     )
     label_table: LabelConfig = Field(default_factory=LabelConfig)
     rendering: Rendering = Field(default_factory=Rendering)
@@ -53,17 +53,17 @@ class IngestConfig(Config):
     guarded: bool = Field(
         True, description="decode in a child process, so that no file can end or stall a worker"
     )
-    dry_run: bool = Field(False, description="say what would happen, and change nothing")
+    dry_run: bool = Field(False, description="report what would happen, and change nothing")
 
     @property
     def effective_rendering(self) -> Rendering:
-        """The rendering, with the image size where that was given."""
+        """The rendering, with ``image_size`` as its size if one is given."""
         if self.image_size is None:
             return self.rendering
         return self.rendering.model_copy(update={"size": self.image_size})
 
     @property
     def label_attribute(self) -> str | None:
-        """The kept DICOM attribute that labels come from, if they do."""
+        """The stored DICOM attribute that labels come from, or None if they come from elsewhere."""
         labels = self.labels or ""
         return coded_attribute(labels[len(_DICOM) :]) if labels.startswith(_DICOM) else None

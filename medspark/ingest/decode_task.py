@@ -1,7 +1,7 @@
-"""Inside a Spark task: paths in, one Parquet part of samples out, and a row on what became of each.
+"""Decode files in a Spark task: read paths, write one Parquet part, report a row per outcome.
 
-Pixels never go through Spark. A task writes its samples itself and reports small rows. Whatever
-a file does to its decoder ends as a quarantine row of that file.
+Pixels never go through Spark. A task writes its samples itself and reports small rows. A file that
+fails to decode, in any way, becomes a quarantine row.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _LOGGER = logging.getLogger(__name__)
 
 _CHUNK = 1 << 20
 
-# Besides the ledger's rows, a task reports its part, in rows that have a ``part_sha256``.
+# Besides ledger rows, a task reports its part, in a row that has a ``part_sha256``.
 OUTCOME_SCHEMA = pa.schema(
     [*ledger.SCHEMA, ("sealed_path", pa.string()), ("part_rows", pa.int64()),
      ("part_bytes", pa.int64()), ("part_sha256", pa.string())]
@@ -49,7 +49,7 @@ Outcome = dict[str, Any]
 
 @dataclass(frozen=True)
 class DecodeFiles:
-    """Everything that a task needs to know; travels inside the task, never in a setting."""
+    """The decoding task with all its settings. It is pickled: no Spark setting holds the key."""
 
     source: str
     source_key: str
@@ -64,11 +64,11 @@ class DecodeFiles:
 
     def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Decode the files of ``batches`` (rows as annotated) and yield rows of OUTCOME_SCHEMA."""
-        # The next file's arrays are as large as this one's: to ask the kernel for their pages anew
-        # took a fifth of the time.
+        # Consecutive files need arrays of the same size. Returning the pages to the kernel and
+        # requesting them again took a fifth of the time.
         keep_freed_memory()
-        # Unique, so a task that is tried again, or twice at once, never touches another's part;
-        # only the rows of the attempt that succeeded come back and are committed.
+        # The name is unique, so retries and speculative attempts never share a part. Only the rows
+        # of the attempt that succeeds come back and are committed.
         name = f"data/{self.generation}/{uuid.uuid4().hex}.parquet"
         writer = PartWriter(self.samples, name)
         for batch in batches:
@@ -94,7 +94,7 @@ class DecodeFiles:
             verdict = (CONFLICTING_LABEL, "the label table gives this file two labels")
         except Unreadable as error:
             verdict = (error.reason.value, error.message)
-        except Exception as error:  # noqa: BLE001 - one file must never cost the others
+        except Exception as error:  # noqa: BLE001 - a bad file must not fail the task
             verdict = (Reason.DECODE_FAILED.value, f"{type(error).__name__} while decoding")
         return [known | {"outcome": QUARANTINED, "reason": verdict[0], "message": verdict[1]}]
 
@@ -142,11 +142,11 @@ class DecodeFiles:
         return kept | {"outcome": SAMPLE, "part": writer.name, "row": number}
 
     def _sample_key(self, frame: Frame, path: str) -> str:
-        # Where the archive lies is not part of it: a copy elsewhere gives the same dataset.
+        # The path is relative to the source: a copy of the archive gives the same dataset.
         return self.pseudonyms.name("sample", f"{path}\n{frame.number}\n{frame.pixel_sha256}")
 
     def _patient_key(self, frame: Frame, row: dict[str, Any]) -> str:
-        # A file of which nothing says whose it is counts as one patient.
+        # A file without any patient id counts as a patient.
         known = row["patient_key"] or frame.attributes.patient_key
         return str(known or self.pseudonyms.name("file-as-patient", row["path"]))
 
@@ -186,8 +186,8 @@ class DecodeFiles:
             raise Unreadable(Reason.UNREADABLE_FILE, error.strerror or "") from None
 
 
-# A decoder process takes a second to start, so it lives as long as the Python worker that
-# Spark uses again and again, not as long as a task. It ends when the worker does.
+# A decoder process takes a second to start, so it lives as long as Spark's reused Python worker,
+# not as long as a task. It ends with the worker.
 _guards: dict[str, GuardedDecoder] = {}
 
 
@@ -200,11 +200,11 @@ def _guard(decoding: DecodeFiles) -> GuardedDecoder:
 
 
 class _Conflict(Exception):  # noqa: N818 - control flow, not an error
-    """The label table contradicts itself about a file."""
+    """The label table gives one file two labels."""
 
 
 def _sample(frame: Frame, kept: Outcome) -> dict[str, Any]:
-    # Read field by field: dataclasses.asdict copies deeply, at a twentieth of an image's time.
+    # dataclasses.asdict would copy deeply, which takes 5 % of an image's time.
     row = {name: getattr(frame.attributes, name) for name in _ATTRIBUTES}
     row |= {f"rendered_{name}": getattr(frame.rendered, name) for name in _RENDERED}
     pixels = frame.pixels.astype(frame.pixels.dtype.newbyteorder("<"), copy=False)

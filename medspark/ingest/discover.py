@@ -1,4 +1,4 @@
-"""Which files an archive holds, without one machine having to list or hold them all."""
+"""List the files of an archive on many machines; no machine has to hold the whole list."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from medspark.spark.task import map_batches
 SCHEMA = pa.schema([("path", pa.string()), ("size", pa.int64()), ("modified", pa.int64())])
 _SPARK_SCHEMA = "path string, size bigint, modified bigint"
 
-# So many entries the driver lists by itself, in about a second; folders beyond go to the workers.
+# The driver lists this many entries, in about a second. Tasks list the remaining folders.
 DRIVER_BUDGET = 50_000
 _BATCH = 4096
 
@@ -32,12 +32,12 @@ def discover(
     follow_links: bool = False,
     budget: int = DRIVER_BUDGET,
 ) -> DataFrame:
-    """Return the files below ``source``: path relative to it, size in bytes, time in ns.
+    """Return the files below ``source``: path relative to it, size in bytes, mtime in ns.
 
     A link that leads out of the source has the size OUTSIDE, unless ``follow_links``.
 
-    The driver starts listing, breadth first; once it has seen ``budget`` entries, the folders that
-    are left are walked by tasks. ``exclude`` names paths, relative to the source, to leave out.
+    The driver starts listing, breadth first. After ``budget`` entries, tasks walk the remaining
+    folders. ``exclude`` names paths, relative to the source, to leave out.
     """
     source = storage.normalise(source)
     walk = Walk(source, follow_links)
@@ -45,19 +45,20 @@ def discover(
     table = pa.Table.from_pylist(
         [dict(zip(SCHEMA.names, row, strict=True)) for row in files], schema=SCHEMA
     )
-    found = spark.createDataFrame(table)
+    listed = spark.createDataFrame(table)
     if folders:
         tasks = spark.createDataFrame([(folder,) for folder in folders], "folder string")
         tasks = tasks.repartition(min(len(folders), 8 * spark.sparkContext.defaultParallelism))
-        found = found.unionByName(map_batches(tasks, walk, _SPARK_SCHEMA))
-    return found.where(~F.col("path").isin(sorted(exclude))) if exclude else found
+        listed = listed.unionByName(map_batches(tasks, walk, _SPARK_SCHEMA))
+    return listed.where(~F.col("path").isin(sorted(exclude))) if exclude else listed
 
 
 def from_inventory(spark: SparkSession, inventory: str, source: str) -> DataFrame:
-    """Return the files that an inventory table names, in place of listing them.
+    """Return the files that an inventory table names, instead of listing ``source``.
 
-    The table is CSV with a header, or Parquet, with columns path (relative to ``source`` or whole),
-    size and, optionally, modified (any number that changes with the file).
+    The table is CSV with a header, or Parquet. Its columns are path (absolute, or relative to
+    ``source``), size and, optionally, modified (any number that changes with the file). Raises
+    UsageError if path or size is missing.
     """
     reader = spark.read
     url = storage.for_spark(inventory)
@@ -70,10 +71,10 @@ def from_inventory(spark: SparkSession, inventory: str, source: str) -> DataFram
     if missing:
         raise UsageError(f"The inventory {inventory} has no column {sorted(missing)[0]!r}.")
     inside = storage.normalise(source) + "/"
-    whole = F.col("path").startswith(inside)
+    is_absolute = F.col("path").startswith(inside)
     modified = F.col("modified") if "modified" in table.columns else F.lit(0)
     return table.select(
-        F.when(whole, F.col("path").substr(F.lit(len(inside) + 1), F.length("path")))
+        F.when(is_absolute, F.col("path").substr(F.lit(len(inside) + 1), F.length("path")))
         .otherwise(F.col("path"))
         .alias("path"),
         F.col("size").cast("bigint").alias("size"),
@@ -83,30 +84,30 @@ def from_inventory(spark: SparkSession, inventory: str, source: str) -> DataFram
 
 @dataclass(frozen=True)
 class Walk:
-    """Lists a source: some of it, or as a task the trees below the folders that it is given."""
+    """Lists a source: on the driver up to a budget, or in a task the trees below given folders."""
 
     source: str
     follow_links: bool = False
 
     def some(self, budget: int) -> tuple[list[Row], list[str]]:
-        """List breadth first until ``budget`` entries; return files and the folders left over."""
+        """List breadth first up to ``budget`` entries; return files and the unlisted folders."""
         files: list[Row] = []
         folders = deque([self.source])
         seen = 0
         while folders and seen < budget:
-            folder, here = folders.popleft(), []
+            folder, entries = folders.popleft(), []
             for entry in self._children(folder):
                 seen += 1
                 if seen >= budget:
-                    # What was read of this folder is dropped: a task will list it from the start.
+                    # Drop this folder's entries: a task lists the whole folder again.
                     return files, [*folders, folder]
-                here.append(entry)
-            files += [_row(entry, self.source) for entry in here if not entry.is_folder]
-            folders.extend(entry.path for entry in here if entry.is_folder)
+                entries.append(entry)
+            files += [_row(entry, self.source) for entry in entries if not entry.is_folder]
+            folders.extend(entry.path for entry in entries if entry.is_folder)
         return files, list(folders)
 
     def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """Take folders and yield rows of SCHEMA."""
+        """Take batches of folders and yield the files below them, as rows of SCHEMA."""
         rows: list[Row] = []
         for batch in batches:
             for folder in batch.column(0).to_pylist():
@@ -119,7 +120,7 @@ class Walk:
             yield _batch(rows)
 
     def below(self, folder: str) -> Iterator[Row]:
-        """Yield every file of a tree."""
+        """Yield every file of the tree below ``folder``."""
         for entry in self._children(folder):
             if entry.is_folder:
                 yield from self.below(entry.path)
@@ -135,7 +136,8 @@ def _row(entry: storage.Entry, source: str) -> Row:
 
 
 def _printable(path: str) -> str:
-    # A name that is not UTF-8 cannot go through Arrow. It keeps its row, and ends in quarantine.
+    # Arrow cannot hold a name that is not UTF-8. The escaped name opens no file, so the file goes
+    # into quarantine.
     return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 

@@ -1,4 +1,4 @@
-"""A table of labels, patients, splits and sites: CSV, TSV or Parquet."""
+"""Read a table of labels, patients, splits and sites: CSV, TSV or Parquet."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from medspark.images.deidentify import Pseudonyms
 from medspark.ingest.labels import SPLIT_NAMES, check_length, join_findings
 from medspark.spark import storage
 
-# What a column of one finding says. Where some are missing, pandas writes 1 as 1.0.
+# Cells of a finding's column. pandas writes 1 as 1.0 in a column with missing values.
 _PRESENT = {"1", "1.0", "true"}
 _UNCERTAIN = {"-1", "-1.0"}
 _ABSENT = {"0", "0.0", "false", None}
 
-# A label table up to this size is searched to its end for one file that exists, before Spark
-# starts; of a larger one only so many rows are tried, and the join tells.
+# Rows to try, before Spark starts, until one names an existing file. If none of this many rows
+# does, a longer table is accepted, and the join decides later.
 _PROBED_ROWS = 100_000
 
 Match = Literal["path", "name", "stem"]
 
-# What a stem is without: endings of image files and of what compresses them. Nothing else is an
-# ending, for a DICOM UID is made of dots.
+# File name endings that a stem leaves out: of images and of compressed files. Other dots belong to
+# the stem, as in a DICOM UID.
 _ENDINGS = {
     *(".dcm", ".dicom", ".dic", ".ima", ".png", ".jpg", ".jpeg", ".jpe", ".jp2", ".tif", ".tiff"),
     *(".bmp", ".nii", ".gz", ".bz2", ".xz", ".zst"),
@@ -45,7 +45,7 @@ _FINDING = "finding "
 
 
 class LabelConfig(Config):
-    """How a label table is read."""
+    """Columns and conventions of a label table."""
 
     path: str = Field("path", description="column of the file's path")
     label: str = Field("label", description="column of the class")
@@ -54,26 +54,27 @@ class LabelConfig(Config):
     site: str = Field("site", description="column of the hospital or scanner, if there is one")
     match: Match = Field(
         "path",
-        description="what of the path names the file: all, its name, or its name less the endings "
-        "of image files, such as .dcm or .dcm.gz",
+        description="the part of the path that identifies the file: the whole path, its name, or "
+        "its name without the endings of image files, such as .dcm or .dcm.gz",
     )
     separator: str | None = Field(
         None,
         min_length=1,
-        description="what separates labels, such as |, where an image has any number of them; each "
-        "is then a finding that is there or not",
+        description="separator of labels, such as |, if an image may have several; each label is "
+        "then a finding, present or absent",
     )
     no_finding: str = Field(
         "No Finding",
-        description="with a separator, the label of an image without any; an empty one says it too",
+        description="with a separator, the label of an image without findings; an empty label "
+        "means the same",
     )
     findings: tuple[str, ...] = Field(
         (),
-        description="in place of label, columns of one finding each: 1 where an image has it, "
-        "0 or nothing where not",
+        description="instead of label, one column per finding: 1 if the image has it, 0 or empty "
+        "if not",
     )
     uncertain: Literal["absent", "present"] = Field(
-        "absent", description="what -1 in a column of a finding counts as"
+        "absent", description="meaning of -1 in the column of a finding"
     )
 
     @property
@@ -83,18 +84,17 @@ class LabelConfig(Config):
 
     @property
     def columns(self) -> dict[str, str]:
-        """The columns of the table by what they hold."""
+        """The column names of the table, by role."""
         roles = _ROLES - {"label"} if self.findings else _ROLES
-        own = {role: str(getattr(self, role)) for role in sorted(roles)}
-        return own | {_FINDING + name: name for name in self.findings}
+        columns = {role: str(getattr(self, role)) for role in sorted(roles)}
+        return columns | {_FINDING + name: name for name in self.findings}
 
     def required(self, role: str) -> bool:
-        """Return whether a table without the column of ``role`` is of no use."""
+        """Return whether the table must have the column of ``role``."""
         return role in ("path", "label") or role.startswith(_FINDING)
 
 
-# What is known of a file from outside it. A patient is a pseudonym from here on, and what names the
-# file and the site is sealed.
+# What the table says about a file. The patient is a pseudonym; match and site are sealed.
 SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("match", "label", "patient_key", "split", "site")]
 )
@@ -102,7 +102,7 @@ SPARK_SCHEMA = from_arrow_schema(SCHEMA)
 
 
 def match_key(path: str, match: Match) -> str:
-    """Return what a file below the source and a row of the table have in common."""
+    """Return the part of ``path`` that the source and the table are joined on."""
     if match == "path":
         return path
     name = posixpath.basename(path)
@@ -117,8 +117,8 @@ def _stem(name: str) -> str:
 class LabelTable:
     """A CSV, TSV or Parquet table of labels, with paths made relative to ``source``.
 
-    Raises UsageError where the table cannot be read, lacks its columns, names a split that is
-    none, or matches no file of the source.
+    Raises UsageError if the table cannot be read, lacks a column, holds an unknown split, or
+    matches no file of the source.
     """
 
     def __init__(
@@ -152,7 +152,7 @@ class LabelTable:
             names = self._config.columns.values()
             csv = ds.CsvFileFormat(
                 parse_options=pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-                # Identifiers such as 007 are text, whatever they look like.
+                # Identifiers stay text: 007 is not 7.
                 convert_options=pa.csv.ConvertOptions(
                     column_types={name: pa.string() for name in names}, strings_can_be_null=True
                 ),
@@ -162,34 +162,36 @@ class LabelTable:
             raise self._unreadable(error) from None
 
     def _unreadable(self, error: Exception) -> UsageError:
-        """Return what to tell of an error whose own text may quote cells: where it is."""
-        found = re.search(r"Row #(\d+): (?:Expected (\d+) columns, got (\d+))?", str(error))
-        if found is None:
+        """Return an error that names the row; ``error``'s text may quote patient data."""
+        match = re.search(r"Row #(\d+): (?:Expected (\d+) columns, got (\d+))?", str(error))
+        if match is None:
             return UsageError(f"The label table {self.url} cannot be read: is it CSV or Parquet?")
-        row, wanted, cells = found.groups()
-        fault = f"has {cells} cells in place of {wanted}" if cells else "is no text in UTF-8"
+        row, wanted, cells = match.groups()
+        fault = f"has {cells} cells instead of {wanted}" if cells else "is not UTF-8 text"
         return UsageError(f"The label table {self.url} cannot be read: row {row} {fault}.")
 
     def _choose_columns(self) -> dict[str, str]:
         wanted = self._config.columns
-        there = {role: name for role, name in wanted.items() if name in self._dataset.schema.names}
-        for role in sorted(wanted.keys() - there.keys(), reverse=True):
+        present = {
+            role: name for role, name in wanted.items() if name in self._dataset.schema.names
+        }
+        for role in sorted(wanted.keys() - present.keys(), reverse=True):
             if self._config.required(role):
                 key = "findings" if role.startswith(_FINDING) else role
                 raise UsageError(
-                    # Not what its columns are: without a header, they are the first patient's.
+                    # Do not name the columns: without a header they are a patient's values.
                     f"The label table {self.url} has no column {wanted[role]!r} among its "
                     f"{len(self._dataset.schema.names)} (--label_table.{key} names it)."
                 )
-        for name in there.values():
+        for name in present.values():
             self._check_column(name)
-        return there
+        return present
 
     def _check_column(self, name: str) -> None:
         if self._dataset.schema.field(name).type.num_fields:
             raise UsageError(
                 f"The column {name!r} of the label table {self.url} holds lists or records; a cell "
-                "should be one value (--label_table.separator takes several labels from a text)."
+                "should be one value (--label_table.separator splits a text into several labels)."
             )
 
     def _batches(self) -> Iterator[pa.RecordBatch]:
@@ -204,14 +206,14 @@ class LabelTable:
             yield from (str(path) for path in batch.column("path").to_pylist() if path)
 
     def _base_folder(self) -> str:
-        """Return the folder that the table's paths start from: the source or the table's own."""
+        """Return the folder that the table's paths are relative to: the source or the table's."""
         if self._config.match != "path":
             self._check_names()
             return self._source
-        own = posixpath.dirname(storage.normalise(self.url))
+        table_folder = posixpath.dirname(storage.normalise(self.url))
         paths = self._paths()
         for path in islice(paths, _PROBED_ROWS):
-            for folder in (self._source, own):
+            for folder in (self._source, table_folder):
                 relative = self._relative(path, folder)
                 if relative and storage.is_file(storage.join(self._source, relative)):
                     return folder
@@ -228,7 +230,7 @@ class LabelTable:
             raise self.no_match()
 
     def _walk(self) -> Iterator[str]:
-        """Yield the paths of the files of the source, relative to it."""
+        """Yield the paths of all files of the source, relative to it."""
         folders: Iterator[str] = iter([self._source])
         prefix = self._source + "/"
         while (folder := next(folders, None)) is not None:
@@ -239,24 +241,24 @@ class LabelTable:
                     yield entry.path.removeprefix(prefix)
 
     def no_match(self) -> UsageError:
-        """Return what to tell the user when no row of the table names a file of the source."""
+        """Return the error for a table of which no row names a file of the source."""
         return UsageError(
             f"The label table {self.url} matches no file below {self._source}; its paths should be "
-            f"relative to that folder or to the table's (--label_table.match compares less)."
+            f"relative to that folder or to the table's (--label_table.match can compare names)."
         )
 
     def _relative(self, path: str, folder: str) -> str | None:
-        """Return ``path`` relative to the source, or None where it is not below it."""
+        """Return ``path`` relative to the source, or None if it is not below the source."""
         path = path.strip().replace("\\", "/")
-        whole = path if path.startswith("/") or "://" in path else storage.join(folder, path)
-        scheme, separator, rest = whole.partition("://")
-        whole = (
+        absolute = path if path.startswith("/") or "://" in path else storage.join(folder, path)
+        scheme, separator, rest = absolute.partition("://")
+        absolute = (
             scheme + separator + posixpath.normpath(rest)
             if separator
-            else (posixpath.normpath(whole))
+            else (posixpath.normpath(absolute))
         )
         inside = self._source + "/"
-        return whole[len(inside) :] if whole.startswith(inside) else None
+        return absolute[len(inside) :] if absolute.startswith(inside) else None
 
     def _normalised(
         self, batch: pa.RecordBatch, pseudonyms: Pseudonyms, first: int
@@ -274,7 +276,7 @@ class LabelTable:
         return pa.RecordBatch.from_arrays(list(columns.values()), schema=SCHEMA)
 
     def _text(self, batch: pa.RecordBatch, role: str) -> pa.Array:
-        """Return a column as trimmed text, null where it is empty or absent."""
+        """Return a column as trimmed text; empty cells and absent columns are null."""
         if role not in self._columns:
             return pa.nulls(batch.num_rows, pa.string())
         try:
@@ -286,7 +288,7 @@ class LabelTable:
         return pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.string()), text)
 
     def _labels(self, batch: pa.RecordBatch, first: int) -> pa.Array:
-        """Return the label of each row; findings as join_findings joins them."""
+        """Return the label of each row; findings are joined by join_findings."""
         config = self._config
         if not config.several:
             labels = self._text(batch, "label")
@@ -294,12 +296,12 @@ class LabelTable:
             return labels
         if config.findings:
             columns = [self._has(batch, name, first) for name in config.findings]
-            found = ([n for n, has in zip(config.findings, row, strict=True) if has]
-                    for row in zip(*columns, strict=True))  # fmt: skip
+            listed = ([n for n, has in zip(config.findings, row, strict=True) if has]
+                     for row in zip(*columns, strict=True))  # fmt: skip
         else:
             cells = self._text(batch, "label").to_pylist()
-            found = ((cell or "").split(config.separator) for cell in cells)
-        return pa.array([self._joined(names, row) for row, names in enumerate(found, first)])
+            listed = ((cell or "").split(config.separator) for cell in cells)
+        return pa.array([self._joined(names, row) for row, names in enumerate(listed, first)])
 
     def _joined(self, names: Iterable[str], row: int) -> str:
         try:
@@ -313,8 +315,8 @@ class LabelTable:
         for row, cell in enumerate(cells, first):
             if cell not in _PRESENT | _UNCERTAIN | _ABSENT:
                 raise UsageError(
-                    f"Row {row} of the label table {self.url} has no finding in the column "
-                    f"{finding!r}: that is 1, 0, -1 or nothing."
+                    f"Row {row} of the label table {self.url} has a bad value in the column "
+                    f"{finding!r}: a finding is 1, 0, -1 or empty."
                 )
         return [cell in present for cell in cells]
 
@@ -332,8 +334,8 @@ class LabelTable:
         for row, name in enumerate(names, first):
             if name is not None and name not in SPLIT_NAMES:
                 raise UsageError(
-                    f"Row {row} of the label table {self.url} has no split in the column "
-                    f"{self._config.split!r}: that is train, val, test or nothing."
+                    f"Row {row} of the label table {self.url} has a bad value in the column "
+                    f"{self._config.split!r}: a split is train, val, test or empty."
                 )
         return pa.array([SPLIT_NAMES.get(name) for name in names], pa.string())
 

@@ -1,4 +1,4 @@
-"""Labels and their names: from folders, from a coded DICOM attribute, and of several findings."""
+"""Derive labels from folders and coded DICOM attributes; join several findings into one label."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ SPLIT_NAMES = {
     "testing": "test",
 }
 
-# DICOM attributes that may be labels, by keyword, and where their allow-listed value is kept. Any
-# other attribute may hold free text, and free text may hold a name.
+# DICOM keywords that may be labels, and the fields that store their allow-listed values. Any other
+# attribute may hold free text, which may contain a patient's name.
 CODED_ATTRIBUTES = {
     "Modality": "modality",
     "BodyPartExamined": "body_part",
@@ -30,18 +30,18 @@ CODED_ATTRIBUTES = {
     "Manufacturer": "manufacturer",
 }
 
-# The most characters in the name of a class: a diagnosis has fewer, and free text has more.
+# Most characters in a class name: a diagnosis is shorter, free text is longer.
 LONGEST_NAME = 128
 
-# What separates the findings of a sample, sorted, in its one label; no finding is the empty text.
+# Separates the sorted findings in a sample's label. Without findings the label is empty.
 BETWEEN_FINDINGS = "|"
 
 
 def from_folders(path: str) -> tuple[str | None, str | None]:
-    """Return the (label, split) that the folders of ``path``, relative to the source, tell.
+    """Return the (label, split) given by the folders of ``path``, which is relative to the source.
 
-    The label is the folder below ``train``, ``val`` or ``test`` where there is one of these, else
-    the first folder (torchvision's ImageFolder).
+    The label is the folder below ``train``, ``val`` or ``test`` if the path has one of these, else
+    the first folder (as in torchvision's ImageFolder).
     """
     folders = path.split("/")[:-1]
     for depth, folder in enumerate(folders):
@@ -53,31 +53,31 @@ def from_folders(path: str) -> tuple[str | None, str | None]:
 
 
 def join_findings(names: Iterable[str], no_finding: str) -> str:
-    """Return the one label of an image with ``names``, in any order.
+    """Return the label of an image with the findings ``names``, given in any order.
 
     Raises UsageError for a name that holds the separator or is too long.
     """
-    found = {name.strip() for name in names} - {"", no_finding}
-    check_length(max(map(len, found), default=0))
-    for name in found:
+    findings = {name.strip() for name in names} - {"", no_finding}
+    check_length(max(map(len, findings), default=0))
+    for name in findings:
         if BETWEEN_FINDINGS in name:
             raise UsageError(
                 f"The name of a finding holds {BETWEEN_FINDINGS}, which separates findings."
             )
-    return BETWEEN_FINDINGS.join(sorted(found))
+    return BETWEEN_FINDINGS.join(sorted(findings))
 
 
 def check_length(characters: int) -> None:
-    """Raise UsageError where the name of a class has more ``characters`` than can be shown."""
+    """Raise UsageError if a class name has more than LONGEST_NAME ``characters``."""
     if characters > LONGEST_NAME:
         raise UsageError(
-            f"A label has {characters} characters, and the name of a class has at most "
-            f"{LONGEST_NAME}: give short labels (--label_table.label names their column)."
+            f"A label has {characters} characters, and a class name has at most {LONGEST_NAME}: "
+            "give short labels (--label_table.label names their column)."
         )
 
 
 def coded_attribute(keyword: str) -> str:
-    """Return the kept attribute that a DICOM keyword names. Raises UsageError for any other."""
+    """Return the field that stores a DICOM keyword. Raises UsageError for any other keyword."""
     if keyword not in CODED_ATTRIBUTES:
         raise UsageError(
             f"{keyword!r} cannot be a label: it may hold free text. Coded attributes are "
@@ -87,5 +87,5 @@ def coded_attribute(keyword: str) -> str:
 
 
 def has_class_folders(source: str) -> bool:
-    """Return whether any folder is below ``source``: without one no file has a label."""
+    """Return whether ``source`` contains a folder: without one, no file has a label."""
     return any(entry.is_folder for entry in storage.children(source))

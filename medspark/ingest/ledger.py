@@ -1,9 +1,9 @@
-"""What became of every file: new or known, sample or duplicate or quarantined.
+"""The ledger: the outcome of every file (sample, duplicate or quarantined).
 
-The ledger has one row per decoded frame, and one per file that could not be used. It decides
-which rows of the sample files count: what is not a ``sample`` in the ledger is not in the dataset.
+The ledger has one row per decoded frame, and one per file that could not be used. It decides which
+rows of the sample files count: a row that is not a ``sample`` in the ledger is not in the dataset.
 
-It names no file and holds no digest that can be computed without the key of the pseudonyms.
+The ledger names no file. Its digests cannot be computed without the key of the pseudonyms.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from medspark.spark import storage
 
 SAMPLE, DUPLICATE, QUARANTINED = "sample", "duplicate", "quarantined"
 
-# Two images with the same pixels and different labels: neither can be trusted.
+# Images with equal pixels and different labels: none of the labels is reliable.
 CONFLICTING_LABEL = Reason.CONFLICTING_LABEL.value
 
 SCHEMA = pa.schema(
@@ -44,25 +44,24 @@ SCHEMA = pa.schema(
         ("bits", pa.int32()),
         ("part", pa.string()),  # file with the pixels, relative to the dataset
         ("row", pa.int64()),  # and the row in it
-        ("sealed", pa.string()),  # what medspark.ingest.sealing hides of a row in quarantine
+        ("sealed", pa.string()),  # columns that medspark.ingest.sealing hides in quarantined rows
     ]
 )
-# While an ingest works, a row also knows its file's path, where that is known and sealed, and
-# whether the file is there now. What it settles to has flags besides, of which each is set once
-# per thing.
+# During an ingest, a row also has the sealed path of its file, if known, and whether the file is
+# present now. settle() adds flags; its docstring says on which row each flag is set.
 ROW_NAMES = [*SCHEMA.names, "sealed_path", "present"]
 SETTLED_NAMES = [*ROW_NAMES, "shared", "first_of_patient", "speaks_for_file"]
 
 NEW, CHANGED, UNCHANGED, DELETED = "new", "changed", "unchanged", "deleted"
-# A file that is gone and was no sample: reported once, and then dropped from the ledger.
+# A file that is gone and was not a sample: reported once, then dropped from the ledger.
 FORGOTTEN = "forgotten"
 
 
 def compare(files: DataFrame, ledger: DataFrame) -> DataFrame:
     """Return ``files`` (file_key, fingerprint, ...) with their ``status`` against the ``ledger``.
 
-    A file of the ledger that is not there any more has a row too: as deleted if it is a sample,
-    else as forgotten. A file has changed, too, if its site is to be kept in another way.
+    A file of the ledger that no longer exists has a row too: deleted if it was a sample, else
+    forgotten. A file is also changed if the privacy setting now stores its site differently.
     """
     known = ledger.groupBy("file_key").agg(
         F.first("fingerprint").alias("old"),
@@ -74,7 +73,7 @@ def compare(files: DataFrame, ledger: DataFrame) -> DataFrame:
         F.when(F.col("old").isNull(), NEW)
         .when(F.col("fingerprint").isNull() & (F.col("was_sample") == 1), DELETED)
         .when(F.col("fingerprint").isNull(), FORGOTTEN)
-        # What a link outside leads to is not looked at, and what was a sample before stays one.
+        # The target of a link outside is not read, so an earlier sample stays a sample.
         .when((F.col("size") == storage.OUTSIDE) & (F.col("was_sample") == 1), UNCHANGED)
         .when((F.col("fingerprint") == F.col("old")) & same_site, UNCHANGED)
         .otherwise(CHANGED)
@@ -84,9 +83,9 @@ def compare(files: DataFrame, ledger: DataFrame) -> DataFrame:
 
 
 def remaining(ledger: DataFrame, files: DataFrame) -> DataFrame:
-    """Return the rows of ``ledger`` that still hold, given ``files`` with their status.
+    """Return the rows of ``ledger`` that stay valid, given ``files`` with their status.
 
-    Of a deleted file the samples stay and nothing else does.
+    A deleted file keeps its samples and loses its other rows.
     """
     status = files.where(F.col("status").isin(UNCHANGED, DELETED))
     kept = (F.col("status") == UNCHANGED) | (F.col("outcome") == SAMPLE)
@@ -99,16 +98,16 @@ def remaining(ledger: DataFrame, files: DataFrame) -> DataFrame:
 
 
 def settle(rows: DataFrame) -> DataFrame:
-    """Decide among rows with equal pixels: one is the sample, the others duplicate it.
+    """Decide among rows with equal pixels: one is the sample, the others are its duplicates.
 
-    A row that already was a sample stays one; else held-out hints come first, then the order of
-    the file keys. Equal pixels with unequal labels are all quarantined. Rows without pixels
-    pass unchanged. The answer depends on the set of rows only, so ingesting in several runs, or
-    again, settles the same. ``rows`` have ROW_NAMES; the answer says more, once per
+    A row that already was a sample stays one. Otherwise held-out hints come first, then the order
+    of the file keys. Rows with equal pixels and different labels are all quarantined. Rows without
+    pixels pass unchanged. The result depends on the set of rows only, so a repeated ingest, or
+    several partial ones, give the same result. ``rows`` have ROW_NAMES; the result adds flags:
 
-    - image: ``shared``, whether files that are present show it under more than one patient;
-    - patient with samples: ``first_of_patient``;
-    - file: ``speaks_for_file``, the best outcome of its frames (sample, duplicate, quarantined).
+    - ``shared``, on one row per image: present files show the image under several patients;
+    - ``first_of_patient``, on one row per patient with samples;
+    - ``speaks_for_file``, on one row per file: its best frame (sample, duplicate, quarantined).
     """
     return _with_verdicts(_with_outcomes(rows)).select(SETTLED_NAMES)
 
@@ -149,7 +148,7 @@ def _with_outcomes(rows: DataFrame) -> DataFrame:
 
 
 def _with_verdicts(rows: DataFrame) -> DataFrame:
-    # All rows of a file are one patient's, or it has but one: so both questions cost one shuffle.
+    # A file's rows belong to one patient, or the file has one row: one shuffle serves both windows.
     sample = F.col("outcome") == SAMPLE
     rank = F.when(sample, 0).when(F.col("outcome") == DUPLICATE, 1).otherwise(2)
     owner = Window.partitionBy("owner").orderBy(rank)
@@ -162,14 +161,14 @@ def _with_verdicts(rows: DataFrame) -> DataFrame:
 
 
 def hint_rank() -> Column:
-    """Return a number for the column ``split``: the lower, the more held out."""
-    # Of two copies, the one in a published test set is kept, so that the set stays whole.
+    """Return the rank of the column ``split``: 0 for test, 1 for val, 2 for train, 3 for none."""
+    # Of two copies, keep the one in a published test set, so that the set stays complete.
     split = F.col("split")
     return F.when(split == "test", 0).when(split == "val", 1).when(split == "train", 2).otherwise(3)
 
 
 def exchanged(before: DataFrame, after: DataFrame) -> tuple[int, int]:
-    """Return how many samples came and how many went between two ledgers."""
+    """Return how many samples were added and how many removed between two ledgers."""
     old = before.where(F.col("outcome") == SAMPLE).select("sample_key", F.lit(1).alias("old"))
     new = after.where(F.col("outcome") == SAMPLE).select("sample_key", F.lit(1).alias("new"))
     row = (

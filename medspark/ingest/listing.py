@@ -1,6 +1,6 @@
-"""The files of an archive, with what is known of each before it is opened.
+"""List the files of an archive with label, patient, split and site, before any file is opened.
 
-A path is sealed by the task that first sees it, so none is in a shuffle or in ``staging``.
+The task that lists a path seals it, so no shuffle and no file in ``staging`` holds a plain path.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _ANNOTATED = pa.schema(
 
 
 def annotated(spark: SparkSession, archive: Archive) -> DataFrame:
-    """Return the files of ``archive`` with label, patient, split and site, and their keys."""
+    """Return the files of ``archive`` with label, patient, split, site, and their keys."""
     config = archive.config
     if npz.is_npz(archive.source):
         listed = spark.createDataFrame(npz.list_images(archive.source, config.limits))
@@ -73,13 +73,13 @@ def annotated(spark: SparkSession, archive: Archive) -> DataFrame:
 
 
 def check_folders(archive: Archive, classes: int) -> None:
-    """Raise UsageError where so many folders are more than there can be diagnoses."""
+    """Raise UsageError if there are more class folders than ``max_classes``."""
     most = archive.config.max_classes
     if classes > most:
         raise UsageError(
-            f"The folders of {archive.source} would be {classes} classes, more than the {most} of "
-            "max_classes: if they are patients, give a table with --labels; if they are "
-            "diagnoses, raise --max_classes."
+            f"{archive.source} has {classes} class folders, more than max_classes ({most}): if "
+            "they are patients, give a label table with --labels; if they are diagnoses, raise "
+            "--max_classes."
         )
 
 
@@ -95,7 +95,7 @@ def _with_table(spark: SparkSession, archive: Archive, listed: DataFrame) -> Dat
         .agg(
             F.min("label").alias("label"),
             F.min("patient_key").alias("patient_key"),
-            # A file that is listed under two splits is not to be trained on.
+            # A file that is listed under two splits goes to the more held-out one.
             F.min_by("split", ledger.hint_rank()).alias("split"),
             F.min("site").alias("site"),
             (F.min("label") != F.max("label")).alias("conflict"),
@@ -107,7 +107,7 @@ def _with_table(spark: SparkSession, archive: Archive, listed: DataFrame) -> Dat
 
 
 def _side_files(archive: Archive) -> frozenset[str]:
-    """Return files below the source that are not part of it: the table of labels."""
+    """Return the files below the source that are no images: the label table."""
     labels = archive.config.labels
     if labels is None or archive.table is None:
         return frozenset()
@@ -118,7 +118,7 @@ def _side_files(archive: Archive) -> frozenset[str]:
 
 @dataclass(frozen=True)
 class Keyed:
-    """Seals the paths of files, in a task, and gives them their keys and what a table knows."""
+    """Seals the paths of files, in a task, and adds their file keys and join keys."""
 
     source: str
     pseudonyms: Pseudonyms
@@ -130,7 +130,7 @@ class Keyed:
             yield pa.RecordBatch.from_pylist(rows, schema=_KEYED)
 
     def row(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Return a row of the listing with keys in place of the path."""
+        """Return a row of the listing with keys instead of the path."""
         path, pseudonyms = row["path"], self.pseudonyms
         return {
             "sealed_path": pseudonyms.seal(path),
@@ -142,7 +142,7 @@ class Keyed:
 
 
 class Annotate:
-    """Adds a file's fingerprint, its site as it is kept, and its folder's label where asked to."""
+    """Adds each file's fingerprint, its pseudonymised site and, if ``by_folder``, its label."""
 
     def __init__(
         self, source: str, pseudonyms: Pseudonyms, privacy: Privacy, *, by_folder: bool
@@ -169,7 +169,7 @@ class Annotate:
             "site": site,
             "conflict": bool(row.get("conflict")),
         }
-        # Of the site by its name: how it is kept is compared on its own (ledger.compare).
+        # Hash the site's plain name: ledger.compare checks its stored form separately.
         state = [row["size"], row["modified"], *known.values()]
         return known | {
             "site": self._privacy.site(site, self._pseudonyms) if site else None,

@@ -1,8 +1,8 @@
-"""A dataset of an earlier version, made one of this: no image is decoded, and no sample changes.
+"""Migrate a dataset of schema version 1 or 2 to version 3, without decoding any image.
 
-Versions 1 and 2 held paths in the quarantine, digests that anybody could compute, sites by name,
-and pixel spacings to the last digit. All of it is written anew under another name, and committed
-with whatever else the ingest does; then what is old is removed.
+Versions 1 and 2 held paths in the quarantine, unkeyed digests, plain site names, and exact pixel
+spacings. The migration writes all files again in a new generation, and commits them together with
+the ingest's other changes. Then the old files are removed. No sample is added or lost.
 """
 
 from __future__ import annotations
@@ -28,29 +28,29 @@ _SPACINGS = ("row_spacing_mm", "column_spacing_mm")
 
 @dataclass(frozen=True)
 class Migration:
-    """Makes rows and parts of earlier versions those of this one, as part of ``generation``."""
+    """Converts ledger rows and parts of earlier versions, as part of ``generation``."""
 
     generation: str
     pseudonyms: Pseudonyms
     privacy: Privacy
 
     def ledger(self, rows: DataFrame) -> DataFrame:
-        """Return the ``rows`` of an earlier ledger as they are to be."""
+        """Return the ``rows`` of an earlier ledger with keyed digests and pseudonymised sites."""
         return map_batches(rows, self._ledger_batches, rows.schema)
 
     def parts(self, spark: SparkSession, samples: SampleSet, parts: Sequence[Part]) -> DataFrame:
-        """Return rows of PARTS: what ``parts`` are once they have been written anew."""
+        """Rewrite ``parts`` in tasks and return the new parts as rows of PARTS."""
         rows = [(part.path, part.rows, part.bytes, part.sha256) for part in parts]
         tasks = max(1, min(len(rows), 8 * spark.sparkContext.defaultParallelism))
         table = spark.createDataFrame(rows, PARTS).repartition(tasks)
         return map_batches(table, _RenewParts(self, samples.url), PARTS)
 
     def part(self, path: str) -> str:
-        """Return where a part of an earlier version lies from now on."""
+        """Return the new path of an earlier part."""
         return f"data/{self.generation}/{path.rpartition('/')[2]}"
 
     def site(self, name: str | None) -> str | None:
-        """Return what is kept of a site."""
+        """Return the stored form of a site's name, which the privacy settings decide."""
         return self.privacy.site(name, self.pseudonyms) if name else None
 
     def _ledger_batches(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -92,12 +92,12 @@ class _RenewParts:
 
 
 def is_former(manifest: SamplesManifest | None) -> bool:
-    """Return whether a dataset was made by an earlier version."""
+    """Return whether the dataset has an earlier schema version."""
     return manifest is not None and manifest.schema_version < SCHEMA_VERSION
 
 
 def former_paths(samples: SampleSet, manifest: SamplesManifest | None) -> Iterator[tuple[str, str]]:
-    """Yield file_key and path of what an earlier version has in quarantine; else nothing."""
+    """Yield (file_key, path) of the quarantine of an earlier version; else nothing."""
     for name in manifest.quarantine if manifest and is_former(manifest) else ():
         system, path = storage.filesystem(samples.path(name))
         with system.open(path, "rb") as file:

@@ -1,8 +1,8 @@
-"""MedMNIST archives as sources: one .npz file whose every image counts as a file.
+"""Read MedMNIST archives as sources: one .npz file, each image of which counts as a file.
 
-An image's path is ``<split>/<index>``. The arrays are unpacked to a scratch file once per worker
-and ingest, and mapped, so that no process ever holds them. What an archive says of itself is
-checked before an array is unpacked, and none becomes larger than it declared.
+An image's path is ``<split>/<index>``. Each worker unpacks an array once per ingest to a scratch
+file and maps it, so that no process holds it in memory. Sizes and headers are checked before an
+array is unpacked, and no array unpacks to more than its declared size.
 """
 
 from __future__ import annotations
@@ -46,15 +46,15 @@ SCHEMA = pa.schema(
     ]
 )
 
-# What numpy writes. The decoders of other compressions return all that they find at once.
+# The methods that numpy writes. zipfile's decoders of other methods do not bound their output.
 _COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-# A file is read in pieces: the list of a zip archive's members, which is read at once, is one.
+# Most bytes of one read. zipfile reads the central directory at once, so this bounds it too.
 _PIECE = 1 << 20
-_HEADER_BYTES = 1 << 14  # numpy takes no header of more than 10,000 characters
+_HEADER_BYTES = 1 << 14  # numpy rejects headers of more than 10,000 characters
 _LABEL_BYTES = 1 << 28  # labels are read into memory
 _LABEL_KINDS = "biufU"
 
-# What zipfile, zlib and numpy raise over bytes that are not what they should be.
+# Exceptions of zipfile, zlib and numpy for damaged bytes.
 _DAMAGED = (
     OSError, ValueError, LookupError, TypeError, EOFError, RuntimeError, MemoryError, SyntaxError,
     OverflowError, tokenize.TokenError, zipfile.BadZipFile, zlib.error,
@@ -62,7 +62,7 @@ _DAMAGED = (
 
 
 def is_npz(source: str) -> bool:
-    """Return whether ``source`` is an archive of arrays by its name."""
+    """Return whether the name of ``source`` ends in .npz."""
     return source.endswith(".npz")
 
 
@@ -70,14 +70,14 @@ def list_images(source: str, limits: ArchiveLimits) -> pa.Table:
     """Return one row of SCHEMA per image.
 
     A label is the class number as text, or the numbers of an image's findings (ChestMNIST).
-    Raises UsageError where the archive is of another kind, or beyond ``limits``.
+    Raises UsageError if the archive is not a MedMNIST archive, or exceeds ``limits``.
     """
     with _listed(source, limits) as splits:
         return pa.concat_tables([split.table() for split in splits])
 
 
 def has_findings(source: str, limits: ArchiveLimits) -> bool:
-    """Return whether the images of an archive have any number of findings, not one class each.
+    """Return whether the images have any number of findings, instead of one class each.
 
     Raises UsageError as ``list_images`` does.
     """
@@ -87,9 +87,9 @@ def has_findings(source: str, limits: ArchiveLimits) -> bool:
 
 
 def read_image(source: str, path: str, *, run: str, limits: ArchiveLimits) -> bytes:
-    """Return an image as the bytes of an uncompressed PNG, which decoding takes like any other.
+    """Return an image as the bytes of an uncompressed PNG, so that it is decoded like any file.
 
-    Another ``run`` looks at the archive anew. Raises Unreadable where it is damaged.
+    A new ``run`` reads the archive again. Raises Unreadable if the archive is damaged.
     """
     split, _, index = path.partition("/")
     images = _mapped(source, split, run, limits)
@@ -102,7 +102,7 @@ def read_image(source: str, path: str, *, run: str, limits: ArchiveLimits) -> by
 
 @dataclass(frozen=True)
 class _Array:
-    """What a member of an archive says of the array that it holds."""
+    """The header of an array in the archive."""
 
     name: str
     shape: tuple[int, ...]
@@ -111,7 +111,7 @@ class _Array:
 
 @dataclass(frozen=True)
 class _Split:
-    """The images and labels of a split: headers that are true, and nothing unpacked yet."""
+    """The images and labels of a split, with checked headers; nothing is unpacked yet."""
 
     archive: zipfile.ZipFile
     name: str
@@ -120,12 +120,13 @@ class _Split:
 
     @classmethod
     def of(cls, archive: zipfile.ZipFile, name: str) -> _Split:
+        """Read the headers of a split. Raises ValueError if shapes or types are wrong."""
         images, labels = (_array(archive, f"{name}_{what}.npy") for what in ("images", "labels"))
         shape = images.shape
         if images.dtype != np.uint8 or not (len(shape) == 3 or (len(shape) == 4 and shape[3] == 3)):
-            raise ValueError("its images are not 8-bit and of two dimensions")
+            raise ValueError("its images are not 8-bit and two-dimensional")
         if len(labels.shape) not in (1, 2) or labels.shape[0] != shape[0]:
-            raise ValueError("its images have not one row of labels each")
+            raise ValueError("it does not have one row of labels per image")
         if labels.dtype.kind not in _LABEL_KINDS:
             raise ValueError("its labels are neither numbers nor text")
         if archive.getinfo(labels.name).file_size > _LABEL_BYTES:
@@ -160,7 +161,7 @@ def _listed(source: str, limits: ArchiveLimits) -> Iterator[list[_Split]]:
     except Unreadable as error:
         raise UsageError(f"{source} is refused: {error.message} (--limits).") from None
     except _DAMAGED as error:
-        raise UsageError(f"{source} is not a whole MedMNIST archive: {_said(error)}.") from None
+        raise UsageError(f"{source} is not a whole MedMNIST archive: {_text_of(error)}.") from None
 
 
 def _check_images(splits: list[_Split], limits: ArchiveLimits) -> None:
@@ -175,7 +176,7 @@ def _check_images(splits: list[_Split], limits: ArchiveLimits) -> None:
 
 @contextmanager
 def _opened(source: str, limits: ArchiveLimits) -> Iterator[zipfile.ZipFile]:
-    """Yield an archive whose list of members is within ``limits``; else raise Unreadable."""
+    """Yield the archive if its members are within ``limits``; else raise Unreadable."""
     system, path = storage.filesystem(source)
     with system.open(path, "rb") as file, zipfile.ZipFile(_Pieces(file)) as archive:
         members = archive.infolist()
@@ -188,20 +189,20 @@ def _opened(source: str, limits: ArchiveLimits) -> Iterator[zipfile.ZipFile]:
             )
         for member in members:
             if member.compress_type not in _COMPRESSIONS:
-                raise ValueError("it is compressed by another method than numpy's")
+                raise ValueError("it uses a compression method that numpy does not write")
             limits.check_expansion(member.compress_size, member.file_size)
         yield archive
 
 
 class _Pieces:
-    """A file of which no more than a piece is read at once, whatever length its bytes claim."""
+    """A file that never returns more than _PIECE bytes per read, whatever length is requested."""
 
     def __init__(self, file: Any) -> None:
         self._file = file
         self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
 
     def read(self, size: int = -1) -> bytes:
-        """Return ``size`` bytes, or all that are left. Raises ValueError where they are many."""
+        """Return ``size`` bytes, or all remaining. Raises ValueError for more than _PIECE."""
         piece: bytes = self._file.read(size if 0 <= size <= _PIECE else _PIECE + 1)
         if len(piece) > _PIECE:
             raise ValueError("its list of arrays is too long")
@@ -209,7 +210,7 @@ class _Pieces:
 
 
 def _array(archive: zipfile.ZipFile, name: str) -> _Array:
-    """Return what the member ``name`` holds. Raises ValueError where its header is not true."""
+    """Return the header of ``name``. Raises ValueError if it does not match the member's size."""
     with archive.open(name) as member:
         head = io.BytesIO(member.read(_HEADER_BYTES))
     version = _FORMAT.read_magic(head)
@@ -227,19 +228,19 @@ def _text(row: npt.NDArray[Any]) -> str:
     return join_findings((f"{number:02d}" for number in row.nonzero()[0]), no_finding="")
 
 
-def _said(error: BaseException) -> str:
+def _text_of(error: BaseException) -> str:
     return " ".join(str(error).split()).rstrip(".")[:200] or type(error).__name__
 
 
-# By run, not by what the file says of itself: one that is written again can keep size and time.
+# The cache key holds the run, since a rewritten file can keep its size and time.
 @functools.lru_cache(maxsize=len(SPLITS))
 def _mapped(
     source: str,
     split: str,
-    run: str,  # noqa: ARG001 - part of what the cache goes by
+    run: str,  # noqa: ARG001 - part of the cache key
     limits: ArchiveLimits,
 ) -> npt.NDArray[np.uint8] | Unreadable:
-    """Return the images of a split, or why there are none: a worker tries once, not per image."""
+    """Return the images of a split, or the error, so that a worker tries once, not per image."""
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder) / "images.npy"
         try:
@@ -249,10 +250,10 @@ def _mapped(
                 open(scratch, "wb") as copy,
             ):
                 shutil.copyfileobj(member, copy, _PIECE)
-            # The mapping outlives the name: the space is free again when the worker ends.
+            # The mapping outlives the file's name. The space is freed when the worker ends.
             mapped: npt.NDArray[np.uint8] = np.load(scratch, mmap_mode="r", allow_pickle=False)
         except Unreadable as error:
             return error
         except _DAMAGED as error:
-            return Unreadable(Reason.UNREADABLE_FILE, _said(error))
+            return Unreadable(Reason.UNREADABLE_FILE, _text_of(error))
         return mapped

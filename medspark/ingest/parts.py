@@ -1,4 +1,4 @@
-"""The Parquet files that hold samples with their pixels."""
+"""Write and check parts: the Parquet files that hold samples with their pixels."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from medspark.errors import RunError
 from medspark.images.frame import Attributes, Rendered
 from medspark.spark import storage
 
-# Rows wait in memory for a row group to fill, and take three times their size when it is written:
-# enough for good pages, little beside a worker.
+# Size of a row group. Rows wait in memory until it is full, and writing takes three times its size:
+# large enough for good pages, small beside a worker's memory.
 _GROUP_BYTES = 8 << 20
 _GROUP_ROWS = 256
 
 
 class Part(BaseModel):
-    """A Parquet file, relative to the dataset's folder."""
+    """A Parquet file: its path relative to the dataset's folder, rows, bytes and SHA-256."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -72,9 +72,9 @@ SAMPLE_SCHEMA = pa.schema(
 
 
 class PartWriter:
-    """Writes samples into one Parquet file, a row group at a time, and knows its SHA-256.
+    """Writes samples into one Parquet file, a row group at a time, and computes its SHA-256.
 
-    The file is made with the first row. Its name is unique, so nothing is ever overwritten.
+    The first row creates the file. Its name is unique, so nothing is ever overwritten.
     """
 
     def __init__(self, folder: str, name: str) -> None:
@@ -98,7 +98,7 @@ class PartWriter:
         return self._rows - 1
 
     def close(self) -> Part | None:
-        """Finish the file and return what it is, or None where no row was added."""
+        """Finish the file and return its Part, or None if no row was added."""
         self._flush()
         return self._file.close() if self._file else None
 
@@ -114,9 +114,9 @@ class PartWriter:
 
 
 def rewrite(folder: str, part: Part, name: str, change: Callable[[pa.Table], pa.Table]) -> Part:
-    """Write ``part`` again as ``name``, its row groups changed by ``change`` one after the other.
+    """Write ``part`` again as ``name``, with ``change`` applied to each row group in turn.
 
-    Rows keep their places. Raises RunError where the part is not what its SHA-256 says.
+    Rows keep their order. Raises RunError if the part does not have its size or SHA-256.
     """
     check_part(folder, part.path, part.bytes, part.sha256)
     system, path = storage.filesystem(storage.join(folder, part.path))
@@ -129,7 +129,7 @@ def rewrite(folder: str, part: Part, name: str, change: Callable[[pa.Table], pa.
 
 
 def check_part(folder: str, name: str, size: int, sha256: str) -> None:
-    """Raise RunError where a part is not as the manifest has it: readers would not notice."""
+    """Raise RunError if a part is not as the manifest says: Parquet readers would not notice."""
     system, path = storage.filesystem(storage.join(folder, name))
     if not system.exists(path) or system.size(path) != size:
         raise RunError(f"The part {name} of {folder} is missing or has another size.")
@@ -142,7 +142,7 @@ def check_part(folder: str, name: str, size: int, sha256: str) -> None:
 
 
 class _PartFile:
-    """A Parquet file of samples that is being written, and its SHA-256."""
+    """A Parquet file of samples while it is written, with its SHA-256."""
 
     def __init__(self, folder: str, name: str) -> None:
         system, path = storage.filesystem(storage.join(folder, name))
@@ -152,7 +152,7 @@ class _PartFile:
         self._writer = pq.ParquetWriter(
             self._file,
             SAMPLE_SCHEMA,
-            # Level 1 takes a quarter off radiographs at several hundred MB/s.
+            # Level 1 saves a quarter on radiographs, at several hundred MB/s.
             compression="zstd",
             compression_level=1,
             use_dictionary=[name for name in SAMPLE_SCHEMA.names if name not in _UNIQUE],
@@ -165,7 +165,7 @@ class _PartFile:
         self._rows += len(table)
 
     def close(self) -> Part:
-        """Finish the file and return what it is."""
+        """Finish the file and return its Part."""
         self._writer.close()
         self._file.close()
         digest = self._file.digest.hexdigest()
@@ -176,7 +176,7 @@ _UNIQUE = {"sample_key", "pixels", "instance_key"}
 
 
 class _HashingFile:
-    """A file that hashes what is written into it; as much of a file as Parquet's writer needs."""
+    """A file that hashes the bytes written to it; it has the methods that ParquetWriter needs."""
 
     closed = False
 

@@ -1,4 +1,4 @@
-"""From an archive to a sample set: list, compare, decode what is new, settle, commit."""
+"""Ingest an archive into a sample set: list, compare, decode new files, settle, commit."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ _FILES_PER_TASK = 1000
 
 
 def ingest(spark: SparkSession, archive: Archive) -> dict[str, Any]:
-    """Add what is new in the archive to its dataset, and return what became of every file.
+    """Add the new files of the archive to its dataset, and return counts of all outcomes.
 
-    ``files_seen = samples + duplicates + quarantined`` counts files, each once; ``frames`` counts
-    samples, of which a multi-frame file gives several. Raises UsageError where another ingest
-    has the dataset.
+    ``files_seen = samples + duplicates + quarantined`` counts each file once. ``frames`` counts
+    samples; a multi-frame file gives several. Raises UsageError if another ingest holds the
+    dataset.
     """
     ownership.claim(archive.samples.url, "samples")
     with locked(archive.samples.url), task_errors():
@@ -48,7 +48,7 @@ def ingest(spark: SparkSession, archive: Archive) -> dict[str, Any]:
             elif not archive.config.dry_run:
                 archive.samples.clean()
             return result
-        except Exception:  # whatever it was, a disk that is full because of us should not stay so
+        except Exception:  # free the disk space, whatever the error was
             archive.samples.clean()
             raise
         finally:
@@ -56,13 +56,13 @@ def ingest(spark: SparkSession, archive: Archive) -> dict[str, Any]:
 
 
 class _Ingest:
-    """One run, step by step."""
+    """One ingest, step by step."""
 
     def __init__(self, spark: SparkSession, archive: Archive) -> None:
         self._spark, self._archive, self._samples = spark, archive, archive.samples
         self._manifest = archive.samples.manifest()
         self._generation = new_generation()
-        # What an earlier version left has names and digests in it, and none of it is to stay.
+        # Files of an earlier version hold plain names and digests, so they are rewritten.
         self.migration = (
             Migration(self._generation, archive.pseudonyms, archive.config.privacy)
             if is_former(self._manifest)
@@ -70,9 +70,10 @@ class _Ingest:
         )
 
     def run(self) -> dict[str, Any]:
+        """Run the ingest and return its result document."""
         before = self._ledger()
-        here = before.where(F.col("source_key") == self._archive.source_key)
-        files = ledger.compare(annotated(self._spark, self._archive), here)
+        of_source = before.where(F.col("source_key") == self._archive.source_key)
+        files = ledger.compare(annotated(self._spark, self._archive), of_source)
         files = self._staged("files", files)
         counts = self._changes(files)
         gone = counts.pop(ledger.DELETED) + counts[ledger.FORGOTTEN]
@@ -118,11 +119,11 @@ class _Ingest:
         if self._archive.by_folder:
             labels = files.where(F.col("label").isNotNull()).select("label")
             check_folders(self._archive, labels.distinct().count())
-        found = {status: row["count"] for status, row in rows.items()}
+        counts = {status: row["count"] for status, row in rows.items()}
         names = (ledger.NEW, ledger.CHANGED, ledger.UNCHANGED, ledger.DELETED, ledger.FORGOTTEN)
-        return {name: found.get(name, 0) for name in names}
+        return {name: counts.get(name, 0) for name in names}
 
-    # --- what there is ---
+    # --- the ledger of earlier ingests ---
 
     def _ledger(self) -> DataFrame:
         if self._manifest is None:
@@ -134,10 +135,10 @@ class _Ingest:
         rows = self._samples.read_ledger(self._spark, files)
         return unsealed(rows, self._archive.pseudonyms) if sealed else rows
 
-    # --- what is done ---
+    # --- decoding and settling ---
 
     def _decoded(self, files: DataFrame, count: int) -> DataFrame:
-        """Decode what is new or changed; what comes back is from attempts that succeeded."""
+        """Decode new and changed files; return the outcomes of the successful task attempts."""
         archive, config = self._archive, self._archive.config
         decoding = DecodeFiles(
             source=archive.source,
@@ -156,18 +157,18 @@ class _Ingest:
         return self._staged("outcomes", map_batches(spread, decoding, OUTCOME_SPARK_SCHEMA))
 
     def _tasks(self, files: int) -> int:
-        # Some per core, so that one with slow files does not keep the others waiting.
+        # Several tasks per core, so that a task with slow files does not delay the rest.
         cores = self._spark.sparkContext.defaultParallelism
         return min(files, max(4 * cores, math.ceil(files / _FILES_PER_TASK)))
 
     def _settled(self, before: DataFrame, files: DataFrame, decoded: DataFrame | None) -> Sums:
-        """Write the ledger to come, if anything was decoded, and return what it adds up to."""
-        here = F.col("source_key") == self._archive.source_key
-        rows = ledger.remaining(before.where(here), files)
-        elsewhere = before.where(~here).withColumn("present", F.lit(False))
+        """Write the new ledger, if anything was decoded, and return its sums."""
+        of_source = F.col("source_key") == self._archive.source_key
+        rows = ledger.remaining(before.where(of_source), files)
+        elsewhere = before.where(~of_source).withColumn("present", F.lit(False))
         rows = rows.unionByName(elsewhere.withColumn("sealed_path", F.lit(None).cast("string")))
         if decoded is not None:
-            # What was just decoded is no sample yet: an older one with equal pixels has precedence.
+            # A newly decoded row is a candidate: an older sample with equal pixels wins.
             sample = F.col("outcome") == ledger.SAMPLE
             first = F.when(sample, "candidate").otherwise(F.col("outcome"))
             fresh = decoded.where(F.col("part_sha256").isNull()).withColumn("outcome", first)
@@ -179,16 +180,16 @@ class _Ingest:
         return total(map_batches(ledger.settle(rows), write, SUMS).collect())
 
     def _by_label(self, images: Counter[str]) -> dict[str, int]:
-        """Return the samples that have each label; of several findings a sample has each counts."""
+        """Return the number of samples per label; a sample counts for each of its findings."""
         if not self._archive.multi_label:
             return dict(sorted(images.items()))
-        found: Counter[str] = Counter()
+        counts: Counter[str] = Counter()
         for label, count in images.items():
-            found.update(dict.fromkeys(label.split(BETWEEN_FINDINGS), count))
-        found[self._archive.config.label_table.no_finding] = found.pop("", 0)
-        return dict(sorted(found.items()))
+            counts.update(dict.fromkeys(label.split(BETWEEN_FINDINGS), count))
+        counts[self._archive.config.label_table.no_finding] = counts.pop("", 0)
+        return dict(sorted(counts.items()))
 
-    # --- what is kept ---
+    # --- commit ---
 
     def _commit(self, parts: tuple[Part, ...], sums: Sums, result: dict[str, Any]) -> None:
         previous = self._manifest
@@ -209,7 +210,7 @@ class _Ingest:
         )
 
     def _parts(self, after: DataFrame, decoded: DataFrame) -> Iterator[Part]:
-        """Yield every new part, and every old one of which a row is still of use."""
+        """Yield every new part, and every old part that the new ledger still uses."""
         if self._manifest:
             used = {row["part"] for row in after.select("part").distinct().collect()}
             yield from (part for part in self._earlier_parts() if part.path in used)
@@ -232,7 +233,7 @@ class _Ingest:
         return [Part.model_validate(row.asDict()) for row in rows]
 
     def _staged(self, name: str, rows: DataFrame) -> DataFrame:
-        """Write rows down and return them read back: whatever made them is never run twice."""
+        """Write rows to ``staging`` and read them back, so that Spark computes them only once."""
         path = storage.for_spark(self._samples.path("staging", name))
         schema = rows.schema
         rows.write.parquet(path)
@@ -240,7 +241,7 @@ class _Ingest:
 
 
 def _outcomes(sums: Sums) -> dict[str, Any]:
-    """Return the sums of the ledger under the names that results use."""
+    """Return the sums of the ledger under their names in the result document."""
     outcome, totals = sums["outcome"], sums["total"]
     return {
         "samples": outcome[ledger.SAMPLE],

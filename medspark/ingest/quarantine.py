@@ -1,7 +1,7 @@
-"""The private list of the files in quarantine: for whoever mends the archive, and for nobody else.
+"""The private list of quarantined files, for the person who repairs the archive.
 
-A CSV table of file_key, path, reason and message, readable by its owner alone, outside of the
-dataset. It can be lost: the paths of an archive come back when that archive is ingested again.
+The list is a CSV table of file_key, path, reason and message. It lies outside the dataset and only
+its owner can read it. If it is lost, the next ingest of an archive lists the archive's files again.
 """
 
 from __future__ import annotations
@@ -33,63 +33,63 @@ Row = tuple[str, str | None, str, str]
 
 @dataclass(frozen=True)
 class QuarantineList:
-    """The list of one dataset, over all archives that were ingested into it."""
+    """The list of one dataset, over all archives ingested into it."""
 
     path: Path
 
     @classmethod
     def of(cls, privacy: Privacy, *, dataset: str, source: str) -> QuarantineList:
-        """Return the list of ``dataset``. Raises UsageError for a place inside it or ``source``."""
+        """Return the list of ``dataset``. Raises UsageError for a path inside it or ``source``."""
         path = privacy.quarantine_file or private_file(dataset, "quarantine", ".csv")
         for folder in (dataset, source):
             if path.resolve().is_relative_to(Path(folder).resolve()):
                 raise UsageError(
-                    f"The list of files in quarantine {path} names files of the archive: it should "
-                    f"not lie in {folder} (--privacy.quarantine_file)."
+                    f"The quarantine list {path} names files of the archive, so it must not lie in "
+                    f"{folder}: change --privacy.quarantine_file."
                 )
         return cls(path)
 
     def renewed(self, rows: Iterable[Row], *, known: Iterable[tuple[str, str]]) -> str | None:
-        """Bring the list up to date and return where it is, or None where nothing is on it.
+        """Update the list and return its path, or None if there is no list.
 
-        It is worth no ingest: what cannot be listed goes to the log.
+        A list that cannot be written does not fail the ingest: the problem goes to the log.
         """
         try:
             missing = self.update(rows, known=known)
         except (OSError, sqlite3.Error) as error:
-            _LOGGER.warning("The files in quarantine are not listed: %s", error)
+            _LOGGER.warning("The quarantined files are not listed: %s", error)
             return None
         if missing:
             _LOGGER.warning(
-                "%d files in quarantine are not in %s until their archives are ingested again",
+                "%d quarantined files are missing from %s until their archives are ingested again",
                 missing,
                 self.path,
             )
         return str(self.path) if self.path.exists() else None
 
     def update(self, rows: Iterable[Row], *, known: Iterable[tuple[str, str]] = ()) -> int:
-        """Make ``rows`` the list, and return how many of them have no path.
+        """Replace the list by ``rows``, and return how many of them have no path.
 
-        A row without a path gets the one that the list, or else ``known``, has for its file_key.
-        Files that are in no row leave the list. Raises OSError where it cannot be written.
+        A row without a path takes the path that the old list, or else ``known``, has for its
+        file_key. Files without a row leave the list. Raises OSError if it cannot be written.
         """
-        # On disk, and unlinked: a list may be longer than memory is wide.
+        # An anonymous table on disk: the list may be larger than memory.
         with closing(sqlite3.connect("")) as table:
             table.execute("CREATE TABLE known (file_key TEXT PRIMARY KEY, path TEXT)")
             for paths in (known, self._paths()):
                 table.executemany("INSERT OR REPLACE INTO known VALUES (?, ?)", paths)
             table.execute("CREATE TABLE now (file_key, path, reason, message)")
             table.executemany("INSERT INTO now VALUES (?, ?, ?, ?)", rows)
-            found = table.execute(
+            placed = table.execute(
                 "SELECT file_key, coalesce(now.path, known.path) AS place, reason, message "
                 "FROM now LEFT JOIN known USING (file_key) WHERE place IS NOT NULL ORDER BY place"
             )
-            listed = self._write(found)
+            listed = self._write(placed)
             (count,) = table.execute("SELECT count(*) FROM now").fetchone()
         return int(count) - listed
 
     def _paths(self) -> Iterator[tuple[str, str]]:
-        """Yield file_key and path of the list as it is; nothing where it is lost or damaged."""
+        """Yield (file_key, path) of the current list; nothing if it is lost or damaged."""
         try:
             with open(self.path, encoding="utf-8", newline="") as file:
                 for row in csv.DictReader(file):
@@ -97,10 +97,10 @@ class QuarantineList:
         except FileNotFoundError:
             return
         except (OSError, ValueError, KeyError, csv.Error):
-            _LOGGER.warning("The list %s cannot be read and is made anew", self.path)
+            _LOGGER.warning("The list %s cannot be read and is replaced", self.path)
 
     def _write(self, rows: Iterator[Row]) -> int:
-        """Replace the list, whole, and return the number of its rows; an empty one is not made."""
+        """Replace the list atomically and return its rows; do not create an empty list."""
         first = next(rows, None)
         if first is None and not self.path.exists():
             return 0
@@ -129,7 +129,7 @@ def _for_its_owner(path: str, flags: int) -> int:
 def staged_rows(
     samples: SampleSet, names: Iterable[str], *, source: str, pseudonyms: Pseudonyms
 ) -> Iterator[Row]:
-    """Yield what tasks have staged (tally.LISTED_NAMES), with the whole path where it is known."""
+    """Yield the rows that tasks staged (tally.LISTED_NAMES), with the absolute path if known."""
     for name in names:
         system, path = storage.filesystem(samples.path(name))
         with system.open(path, "rb") as file:

@@ -1,16 +1,16 @@
 """The folder of a sample dataset: parts with pixels, a ledger, and a manifest that commits them.
 
-    manifest.json                      what the dataset is; replaced last, all at once
-    data/<generation>/*.parquet        samples with their pixels, only ever added to
-    ledger/<generation>/*.parquet      what became of every file; says which rows of data count
-    quarantine/<generation>/*.parquet  why files could not be used, and not which
-    staging/                           of an ingest that runs, or was killed
+    manifest.json                      names all other files; replaced last and atomically
+    data/<generation>/*.parquet        samples with their pixels; files are added, never changed
+    ledger/<generation>/*.parquet      outcome of every file; decides which rows of data count
+    quarantine/<generation>/*.parquet  reasons why files could not be used, without the files
+    staging/                           temporary files of an ingest that runs or was killed
 
-Whatever the manifest does not name does not exist for readers. So an ingest that is killed at any
-moment leaves the old dataset, and the next job clears what it left.
+Readers ignore files that the manifest does not name. So an ingest that is killed at any moment
+leaves the old dataset, and the next job removes the leftovers.
 
-No path of the archive is anywhere in it, in clear: staged ones are sealed with the key of the
-pseudonyms, and those of files that could not be used are in medspark.ingest.quarantine's list.
+The folder holds no plain path of the archive. Staged paths are sealed with the key of the
+pseudonyms; paths of quarantined files are in the list of medspark.ingest.quarantine.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ from medspark.spark import storage
 
 _LOGGER = logging.getLogger(__name__)
 
-# Version 2 added multi_label; what version 1 holds has one label each. Version 3 has keys in place
-# of digests, and no paths: the next ingest makes it of the others (medspark.ingest.migrate).
+# Version 2 added multi_label; samples of version 1 have one label each. Version 3 has keys instead
+# of digests, and no paths; the next ingest migrates earlier versions (medspark.ingest.migrate).
 SCHEMA_VERSION = 3
 _READ = (1, 2, 3)
 MANIFEST = "manifest.json"
-# Until version 3 the ledger's digests were plain.
+# Before version 3 the ledger held unkeyed digests.
 _FORMER = {"content_key": "sha256", "pixel_key": "pixel_sha256"}
 _LEDGER = from_arrow_schema(
     pa.schema([*ledger.SCHEMA, *[(name, pa.string()) for name in _FORMER.values()]])
 )
-# What ingests name: nothing else below the folder is ever removed.
+# Names that ingests generate: nothing else below the folder is ever removed.
 GENERATION, _FILE = r"\d{8}T\d{6}-[0-9a-f]{6}", r"[0-9a-f]{32}\.parquet"
 _SPARKS = r"\.?(part-.*|_(SUCCESS|(started|committed)_\d+)(\.crc)?)"
 STAGED = tuple(
@@ -57,30 +57,30 @@ STAGED = tuple(
 
 
 def new_generation() -> str:
-    """Return the name of a generation that is about to be written: when, and by luck."""
+    """Return the name of a new generation: the local time and six random hexadecimal digits."""
     return f"{time.strftime('%Y%m%dT%H%M%S')}-{secrets.token_hex(3)}"
 
 
 class SamplesManifest(BaseModel):
-    """What a sample dataset holds and how it was made."""
+    """The files of a sample dataset, and how they were made."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     schema_version: int = SCHEMA_VERSION
     generation: str
     previous: str | None
-    # Independent of file names and of the order of rows: equal samples, equal digest.
+    # Independent of file names and of the order of rows: equal samples have equal digests.
     digest: str
     counts: dict[str, int]
     rendering: dict[str, Any]
-    # Whether a sample's label is any number of findings, as medspark.ingest.labels joins them.
+    # Whether a sample has any number of findings, joined by medspark.ingest.labels.
     multi_label: bool = False
-    # Proves that the next ingest uses the same key, and says nothing about it.
+    # Lets the next ingest check that it uses the same key, without revealing the key.
     key_check: str
     parts: tuple[Part, ...]
     ledger: tuple[str, ...]
     quarantine: tuple[str, ...]
-    # Rows of the ledger that medspark.ingest.sealing has to open first.
+    # Number of ledger rows that medspark.ingest.sealing has sealed.
     sealed: int = 0
 
 
@@ -95,7 +95,10 @@ class SampleSet:
         return storage.join(self.url, "/".join(names))
 
     def manifest(self) -> SamplesManifest | None:
-        """Return what the dataset holds, or None where no ingest has finished yet."""
+        """Return the manifest, or None if no ingest has finished yet.
+
+        Raises UsageError for a file of another kind or schema version.
+        """
         path = self.path(MANIFEST)
         text = storage.read_text(path)
         if text is None:
@@ -112,10 +115,10 @@ class SampleSet:
             raise UsageError(f"{path} is not a manifest of samples.") from error
 
     def read_ledger(self, spark: SparkSession, files: Sequence[str]) -> DataFrame:
-        """Return the ledger that lies in ``files`` of the dataset, of which there may be none.
+        """Return the ledger stored in ``files`` of the dataset; without files it is empty.
 
-        Digests of earlier versions take the places of keys: they tell images apart as well, and
-        medspark.ingest.migrate makes keys of them.
+        Digests of earlier versions are returned as keys: they identify images too, and
+        medspark.ingest.migrate turns them into keys.
         """
         if not files:
             return spark.createDataFrame(ledger.SCHEMA.empty_table())
@@ -126,13 +129,13 @@ class SampleSet:
         return rows.select(ledger.SCHEMA.names)
 
     def commit(self, manifest: SamplesManifest) -> None:
-        """Make ``manifest`` the content of the dataset, all at once."""
+        """Make ``manifest`` the content of the dataset, atomically."""
         storage.write_text(self.path(MANIFEST), manifest.model_dump_json(indent=1))
 
     def clean(self) -> None:
-        """Remove what no manifest names: the remains of ingests that did not finish.
+        """Remove files that no manifest names: leftovers of unfinished ingests.
 
-        The generation before the current one is left for readers that are still at it.
+        The previous generation stays, for readers that still use it.
         """
         manifest = self.manifest()
         kept = {manifest.generation, manifest.previous} if manifest else set()
@@ -144,13 +147,13 @@ class SampleSet:
             self._clean_parts(generation, manifest)
 
     def clean_staging(self) -> None:
-        """Remove what an ingest keeps while it runs."""
+        """Remove the temporary files of an ingest."""
         ownership.remove(self.url, STAGED)
 
     def clean_after_kill(self) -> None:
-        """Remove what a killed ingest left, if one did; nothing where one is at work.
+        """Remove the leftovers of a killed ingest; do nothing while an ingest runs.
 
-        For jobs that only read the dataset, and may not be allowed more.
+        For jobs that read the dataset and may have no write permission: failures are logged.
         """
         if not storage.is_folder(self.path("staging")):
             return
@@ -158,12 +161,12 @@ class SampleSet:
             with locked(self.url):
                 self.clean()
         except (UsageError, OSError) as error:
-            _LOGGER.warning("What an ingest left in %s stays there: %s", self.url, error)
+            _LOGGER.warning("Leftovers of an ingest stay in %s: %s", self.url, error)
 
     def clean_newest(self) -> None:
-        """Remove parts that killed tasks have left in the generation that was just committed.
+        """Remove the parts of killed tasks from the generation that was just committed.
 
-        The attempt that took a task's place wrote parts of its own, which the manifest names.
+        The manifest names the parts that the successful attempts wrote.
         """
         manifest = self.manifest()
         if manifest is not None:

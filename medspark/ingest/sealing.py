@@ -1,7 +1,7 @@
-"""What the ledger hides of rows with contradicting labels: whose they are, and where pixels lie.
+"""Seal ledger rows that have conflicting labels: hide patient, label, site and part.
 
-Their files are on the list of what is to be mended, by name, so nothing in the ledger may lead from
-there to a patient. When the contradiction is gone the row is a sample, and needs all of it again.
+The quarantine list names the files of these rows, so the ledger must not link them to a patient.
+Once the conflict is resolved, the row becomes a sample again and needs the hidden columns.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _HIDDEN = ("sample_key", "patient_key", "label", "split", "site", "part", "row")
 
 
 def seal_conflicts(rows: pa.Table, pseudonyms: Pseudonyms) -> pa.Table:
-    """Return ``rows`` of ledger.SCHEMA, in any order, with those of contradicting labels sealed."""
+    """Return ``rows`` of ledger.SCHEMA, reordered, with all rows of conflicting labels sealed."""
     conflict = pc.equal(rows["reason"], ledger.CONFLICTING_LABEL)
     chosen = pc.fill_null(pc.and_(conflict, pc.is_valid(rows["sample_key"])), False)
     sealed = rows.filter(chosen).to_pylist()
@@ -37,7 +37,7 @@ def seal_conflicts(rows: pa.Table, pseudonyms: Pseudonyms) -> pa.Table:
 
 
 def unsealed(rows: DataFrame, pseudonyms: Pseudonyms) -> DataFrame:
-    """Return ``rows`` of the ledger as they were before they were sealed."""
+    """Return the ledger's ``rows`` with all sealed rows opened."""
     hidden = rows.where(F.col("sealed").isNotNull())
     opened = map_batches(hidden, _Unseal(pseudonyms), rows.schema)
     return rows.where(F.col("sealed").isNull()).unionByName(opened)

@@ -1,4 +1,4 @@
-"""Inside a Spark task: settled rows in; files of the ledger and the quarantine out, and sums."""
+"""Write ledger and quarantine files from settled rows, in a Spark task, and report their sums."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from medspark.ingest.ledger import QUARANTINED, SAMPLE
 from medspark.ingest.sealing import seal_conflicts
 from medspark.spark import storage
 
-# Nothing in it leads to a file, a row of the ledger or a sample.
+# Columns of the quarantine files. None links to a file, a ledger row or a sample.
 QUARANTINE_NAMES = ["reason", "message"]
-# What the private list of quarantined files is made from, while an ingest works.
+# Staged columns from which an ingest makes the private quarantine list.
 LISTED_NAMES = ["file_key", "sealed_path", "reason", "message"]
-# What a task reports: how many of which kind of what. Text, since some are beyond 64 bits.
+# The sums that a task reports. Numbers are text, since some exceed 64 bits.
 SUMS = "what string, kind string, number string"
 
-# Rows wait in memory for a row group to fill: a few megabytes, whatever the archive holds.
+# Rows wait in memory until a row group is full: a few megabytes.
 _GROUP_ROWS = 1 << 12
 _IDENTITY = ["sample_key", "pixel_key", "patient_key", "label", "split", "site"]
 
@@ -35,11 +35,11 @@ Sums = dict[str, Counter[str]]
 
 @dataclass(frozen=True)
 class WriteLedger:
-    """Writes rows as ``ledger.settle`` leaves them, and reports sums of them.
+    """Writes the rows that ``ledger.settle`` returns, and reports their sums.
 
-    Each task writes files with names of its own and reports these too, so that only the files of
-    attempts that succeeded are ever committed. Without a ``generation`` nothing is written but
-    what the private list of quarantined files needs, below ``staging``.
+    Each task writes files with unique names and reports the names too, so that only files of
+    successful attempts are committed. Without a ``generation``, a task writes only the rows for
+    the private quarantine list, below ``staging``.
     """
 
     samples: str
@@ -73,10 +73,10 @@ class WriteLedger:
 
 
 def tally(rows: pa.Table, sums: Sums) -> None:
-    """Add what ``rows`` are to ``sums``.
+    """Add the counts of ``rows`` to ``sums``.
 
-    Of files that are there now: outcomes, reasons and bytes. Of samples: labels, patients, images
-    that several patients share, and two halves of the digest.
+    Present files count by outcome, reason and bytes. Samples count by label and patient, with the
+    images that several patients share, and add to the two halves of the digest.
     """
     files = rows.filter(pc.and_(rows["present"], rows["speaks_for_file"]))
     sums["outcome"].update(files["outcome"].to_pylist())
@@ -94,24 +94,24 @@ def tally(rows: pa.Table, sums: Sums) -> None:
 
 
 def _digest(samples: pa.Table) -> Counter[str]:
-    """Return sums that do not depend on the order of samples, their parts or file names."""
+    """Return sums that do not depend on the order of samples, on parts or on file names."""
     halves: Counter[str] = Counter()
     for row in zip(*(samples[name].to_pylist() for name in _IDENTITY), strict=True):
-        # As JSON no two rows are one text, whatever they lack: a split, say, beside a site.
+        # JSON keeps rows distinct even if they lack values, for example a split or a site.
         digest = hashlib.sha256(json.dumps(row).encode()).hexdigest()
-        # 60 bits a row, added up twice: sums do not mind the order in which rows come.
+        # Two sums of 60 bits per row: sums do not depend on the order of rows.
         halves["low"] += int(digest[:15], 16)
         halves["high"] += int(digest[15:30], 16)
     return halves
 
 
 def digest_of(sums: Sums) -> str:
-    """Return the digest of a dataset, 32 hexadecimal digits: equal samples, equal digest."""
+    """Return the dataset's digest, 32 hexadecimal digits. Equal samples have equal digests."""
     return "".join(f"{sums['digest'][half] % 16**16:016x}" for half in ("low", "high"))
 
 
 def total(rows: Iterable[tuple[str, str, str]]) -> Sums:
-    """Return the sum of what all tasks report."""
+    """Return the sums over the reports of all tasks."""
     sums: Sums = defaultdict(Counter)
     for what, kind, number in rows:
         sums[what][kind] += int(number)
@@ -136,7 +136,7 @@ def _batch(sums: Sums) -> pa.RecordBatch:
 
 @dataclass
 class _File:
-    """A Parquet file that is made with its first row, in row groups of a good size."""
+    """A Parquet file that is created with its first row, and written in full row groups."""
 
     folder: str
     kind: str
@@ -147,7 +147,7 @@ class _File:
     rows: int = 0
 
     def add(self, table: pa.Table) -> None:
-        """Add rows, of the same columns each time."""
+        """Add rows, with the same columns in each call."""
         if not self.wanted or not len(table):
             return
         self.pending.append(table)
@@ -156,7 +156,7 @@ class _File:
             self._flush()
 
     def close(self) -> dict[str, int]:
-        """Finish the file and return its name and rows; nothing where no row was added."""
+        """Finish the file and return {name: rows}, or {} if no row was added."""
         if self.pending:
             self._flush()
         if self.writer is None:

@@ -1,1 +1,1 @@
-"""Spark starts torch: the ranks of a training, which are watched over, and nothing else."""
+"""Start and supervise torch processes through Spark: ranks of a training, and work in pieces."""

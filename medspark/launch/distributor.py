@@ -1,8 +1,8 @@
-"""A supervisor around TorchDistributor: checks first, watches, says what failed, starts again.
+"""Supervise TorchDistributor: check the slots, watch the ranks, report failures, restart.
 
-TorchDistributor alone reports success for a script that failed, says nothing about why a rank did,
-waits for ten minutes where slots are missing and for half an hour where a rank is stuck, and never
-tries again. Here a run has succeeded when rank 0 has written its result, and only then.
+TorchDistributor alone reports success for a failed script, does not say why a rank failed, waits
+ten minutes for missing slots and half an hour for a stuck rank, and never restarts. Here a run
+succeeds only when rank 0 has written its result.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ __all__ = ["SPARK_SETTINGS", "LaunchConfig", "Launched", "Task", "check_room", "
 
 logger = logging.getLogger(__name__)
 
-# What a session needs from its start for ranks on executors. Spark's own defaults are 40 checks
-# of 15 s for missing slots, and a year for a barrier.
+# Settings that a session needs from its start for ranks on executors. Spark's defaults are 40
+# checks of 15 s for missing slots, and a year for a barrier.
 SPARK_SETTINGS = {
     "spark.scheduler.barrier.maxConcurrentTasksCheck.maxFailures": "3",
     "spark.barrier.sync.timeout": "600",
@@ -50,12 +50,13 @@ _GROWTH_CHECK_SECONDS = 5.0
 
 
 class LaunchConfig(Config):
-    """Where the training processes (ranks) run, and what happens when one dies."""
+    """Number and place of the training processes (ranks), and restarts after failures."""
 
     processes: int = Field(
         0,
         ge=0,
-        description="ranks, each a process; 0: two where there is room, and a GPU for each if any",
+        description="ranks, one process each; 0: two if there are two slots and, with GPUs, two "
+        "GPUs",
     )
     threads_per_process: int = Field(
         0, ge=0, description="torch threads of each rank; 0: the cores divided by the ranks"
@@ -63,31 +64,31 @@ class LaunchConfig(Config):
     where: Literal["auto", "driver", "executors"] = Field(
         "auto",
         description="driver: on this machine; executors: one Spark task per rank; auto: executors "
-        "where the master is a cluster",
+        "if the master is a cluster",
     )
     gpu: bool = Field(False, description="give each rank one of the GPUs that Spark manages")
     ddp: bool = Field(
         True,
-        description="false: one process without DDP, the baseline that scaling is held against",
+        description="false: one process without DDP, the baseline of scaling measurements",
     )
     timeout_seconds: float = Field(
-        120, gt=0, description="seconds that a rank waits for another one before it gives up"
+        120, gt=0, description="seconds that a rank waits for the others before it fails"
     )
-    start_seconds: float = Field(300, gt=0, description="seconds within which the ranks must begin")
+    start_seconds: float = Field(300, gt=0, description="seconds within which the ranks must start")
     max_restarts: int = Field(
-        0, ge=0, description="times that a failed training is started again from its checkpoint"
+        0, ge=0, description="most restarts of a failed training from its checkpoint"
     )
     min_processes: int = Field(
-        1, ge=1, description="fewest ranks to go on with after machines were lost"
+        1, ge=1, description="fewest ranks to continue with after machines were lost"
     )
 
 
 class Task(Config):
-    """What the ranks run: ``function`` (``module:name``) of (config, world, journal).
+    """The work of the ranks: ``function`` (``module:name``) of (config, world, journal).
 
-    Where ``config`` has the keys ``attempt`` and ``resume``, they are set for every attempt. New
-    entries in ``checkpoints`` are progress: after two failures without any, the run is given up.
-    ``most_ranks`` says how many of so many ranks, at most, can share the work.
+    If ``config`` has the keys ``attempt`` and ``resume``, they are set for every attempt. New
+    entries in ``checkpoints`` count as progress: the run fails after two failures without any.
+    ``most_ranks`` returns, for a number of available ranks, how many of them can share the work.
     """
 
     function: str
@@ -99,7 +100,7 @@ class Task(Config):
 
 
 class Launched(Config):
-    """How a run was launched in the end."""
+    """How the last attempt of a run was launched."""
 
     processes: int
     threads: int
@@ -108,23 +109,23 @@ class Launched(Config):
     restarts: int
     hosts: tuple[str, ...]
     launched_at: float = Field(description="seconds since 1970, of the last attempt")
-    ranks_at: float = Field(description="when the last of its ranks had begun")
+    ranks_at: float = Field(description="seconds since 1970, when its last rank had started")
 
 
 def check_room(launch: LaunchConfig, master: str | None) -> None:
-    """Raise UsageError if this machine, where it is to run them, has fewer slots than ranks.
+    """Raise UsageError if the ranks run on this machine and it has fewer slots than ranks.
 
-    Needs no Spark session; a cluster's room is only known once there is one.
+    This needs no Spark session. A cluster's slots are known only once a session runs.
     """
     if not launch.ddp and launch.processes != 1:
-        raise UsageError("launch.ddp false is for one process: give --launch.processes 1.")
+        raise UsageError("launch.ddp false needs one process: give --launch.processes 1.")
     where = submitted_master(master)
-    slots, whose = local_slots(where), f"Spark's master {where}"
+    slots, owner = local_slots(where), f"Spark's master {where}"
     if slots is None and launch.where == "driver":
-        slots, whose = available_cores(), "the driver"
+        slots, owner = available_cores(), "the driver"
     if slots is not None and launch.processes > slots:
         raise UsageError(
-            f"launch.processes is {launch.processes}, but {whose} has {_count(slots, 'slot')} on "
+            f"launch.processes is {launch.processes}, but {owner} has {_count(slots, 'slot')} on "
             "this machine."
         )
 
@@ -132,17 +133,16 @@ def check_room(launch: LaunchConfig, master: str | None) -> None:
 def run_ddp(
     task: Task, *, spark: SparkSession, launch: LaunchConfig
 ) -> tuple[dict[str, Any], Launched]:
-    """Run ``task`` on every rank; return what rank 0's function returned, and how it was launched.
+    """Run ``task`` on every rank; return rank 0's return value, and how the run was launched.
 
-    The return value has to be a document that JSON can hold. Raises UsageError where there is no
-    room for the ranks or a rank raised one, and RunError that names the rank and the cause where
-    training failed.
+    The return value must be a JSON document. Raises UsageError if there are too few slots or a
+    rank raised one, and RunError that names the rank and the cause if training failed.
     """
     return _Supervisor(task, spark, launch).run()
 
 
 class _Supervisor:
-    """Starts attempts until one succeeds or another would be pointless."""
+    """Starts attempts until one succeeds, or no further attempt is allowed or can help."""
 
     def __init__(self, task: Task, spark: SparkSession, launch: LaunchConfig) -> None:
         self._task = task
@@ -177,7 +177,7 @@ class _Supervisor:
                     interrupt=lambda p=processes, at=began_at: self._can_grow(p, at),  # type: ignore[misc]
                 )
             except Interrupted:
-                logger.warning("machines are back: going on with more processes")
+                logger.warning("machines are back: continuing with more processes")
             else:
                 if not isinstance(outcome, Failure):
                     return outcome, self._launched(attempt, processes, threads)
@@ -185,7 +185,7 @@ class _Supervisor:
                 failed_at = self._newest_checkpoint()
             slots = self._room(_ROOM_AFTER_FAILURE_SECONDS)
             if self._task.most_ranks(slots.tasks) < self._launch.min_processes:
-                raise RunError(f"{_count(slots.tasks, 'slot')} left, too few to go on.")
+                raise RunError(f"{_count(slots.tasks, 'slot')} left, too few to continue.")
 
     def _room(self, seconds: float) -> Slots:
         return wait_for(self._spark, self._wanted, on_executors=self._on_executors, seconds=seconds)
@@ -219,7 +219,7 @@ class _Supervisor:
     def _count_failure(self, failure: Failure, attempt: Attempt, *, stuck: bool) -> None:
         """Raise the failure as an error unless another attempt is allowed and may help."""
         if failure.port_taken and self._attempts == 1:
-            logger.warning("the ranks' port was taken by somebody else: starting again")
+            logger.warning("another process took the ranks' port: starting again")
             return
         given_up = self._restarts >= self._launch.max_restarts
         if failure.hopeless or given_up or (stuck and self._restarts > 0):
@@ -230,7 +230,7 @@ class _Supervisor:
         )
 
     def _can_grow(self, processes: int, began_at: str) -> bool:
-        """Whether lost machines are back and a checkpoint makes it cheap to go on with them."""
+        """Return whether lost machines are back and a new checkpoint makes a restart cheap."""
         now = time.monotonic()
         if processes == self._wanted or now - self._growth_checked < _GROWTH_CHECK_SECONDS:
             return False
@@ -256,16 +256,16 @@ class _Supervisor:
 
 
 def _new_folder(run_dir: Path) -> tuple[Path, int]:
-    """Make the folder of the next attempt: its number is larger than that of any before it.
+    """Create the folder of the next attempt, with a number above all earlier ones; return both.
 
-    Nobody but whoever trains can open logs and tracebacks; where ``run_dir`` is set to a group
-    (set-group-ID), its members can, for ranks on other machines may run as one of them.
+    Only the user who trains can open logs and tracebacks. If ``run_dir`` has the set-group-ID
+    bit, members of its group can too, since ranks on other machines may run as one of them.
     """
     attempts = run_dir.resolve() / "attempts"
     attempts.mkdir(parents=True, exist_ok=True)
     above = attempts.parent.stat().st_mode
     group = above & 0o070 if above & stat.S_ISGID else 0
-    with suppress(OSError):  # some mounts know no modes
+    with suppress(OSError):  # some mounts have no file modes
         attempts.chmod(0o700 | group)
     names = [path.name for path in attempts.iterdir()]
     number = 1 + max((int(name) for name in names if name.isdecimal()), default=0)
@@ -290,7 +290,7 @@ def _threads(processes: int, slots: Slots) -> int:
 
 def _gpus() -> int:
     """Return how many GPUs this machine has."""
-    import torch  # takes seconds, and nothing else here needs it
+    import torch  # imported here because it takes seconds
 
     return torch.cuda.device_count()
 

@@ -1,4 +1,4 @@
-"""What the figures of a run were found on, in words."""
+"""Describe the hardware that a run's measurements come from."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Work in pieces: each Spark task does one piece with torch, and files say which are done.
+"""Work in pieces: each Spark task does one piece with torch and stores it as a file.
 
-Where the work is killed, or a task fails, only the pieces that are missing are done the next time.
-Evaluations are done this way.
+After a crash or a failed task, the next run does only the missing pieces. Evaluations work this
+way.
 """
 
 from __future__ import annotations
@@ -27,32 +27,32 @@ _LOGGER = logging.getLogger(__name__)
 
 
 class Pieces(Protocol):
-    """Work in numbered pieces, each kept as a file. It travels to the tasks, so it is pickled."""
+    """Work in numbered pieces, each stored as a file. It is pickled to the tasks."""
 
     @property
     def work(self) -> Path:
-        """The folder of the files; every worker has to see it under this path."""
+        """The folder of the files. All workers must share it under this path."""
 
     @property
     def pieces(self) -> int:
         """The number of pieces."""
 
     def missing(self) -> list[int]:
-        """Return the numbers of the pieces that are not done, or not whole."""
+        """Return the numbers of the pieces whose files are missing or incomplete."""
 
     def done(self) -> int:
-        """Return how many units are done, as cheaply as can be: it is asked every second."""
+        """Return how many units are done. It is called every second, so it must be cheap."""
 
     def do(self, number: int) -> None:
-        """Do piece ``number`` and keep its file; two tasks may do the same piece at once."""
+        """Do piece ``number`` and store its file. Two tasks may do the same piece at once."""
 
 
 def do_pieces(spark: SparkSession, job: Pieces, *, total: int, unit: str, doing: str) -> None:
-    """Do every piece of ``job`` that is missing, one in a Spark task, and show progress.
+    """Do every missing piece of ``job``, one per Spark task, and show progress.
 
-    The bar is called ``doing`` and counts ``job.done()`` of ``total`` in ``unit``. A task has as
-    many torch threads as Spark gives it cores. Raises RunError where a task fails, or where pieces
-    are still missing afterwards because the workers do not share the folder.
+    The progress bar is labelled ``doing`` and counts ``job.done()`` of ``total`` in ``unit``. A
+    task uses as many torch threads as Spark gives it cores. Raises RunError if a task fails, or if
+    pieces are still missing afterwards because the workers do not share the folder.
     """
     job.work.mkdir(parents=True, exist_ok=True)
     missing = job.missing()
@@ -65,13 +65,13 @@ def do_pieces(spark: SparkSession, job: Pieces, *, total: int, unit: str, doing:
                 lambda number: _do_piece(job, number, threads)
             )
     if job.missing():
-        where = "" if is_local(spark) else "; every worker has to see that folder"
+        where = "" if is_local(spark) else "; all workers must share that folder"
         raise RunError(f"Pieces are missing in {job.work} although Spark did them{where}.")
 
 
 def _do_piece(job: Pieces, number: int, threads: int) -> None:
     keep_freed_memory()
-    # A worker of Spark is used again, for work that may want other threads.
+    # Spark reuses the worker for other work, so restore its number of threads.
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -82,7 +82,7 @@ def _do_piece(job: Pieces, number: int, threads: int) -> None:
 
 @contextmanager
 def _progress(job: Pieces, *, total: int, unit: str, doing: str) -> Iterator[None]:
-    """Show how many units are done: the files in the work folder tell."""
+    """Show the number of finished units, counted from the files in the work folder."""
     stop = threading.Event()
     with tqdm(total=total, initial=job.done(), unit=unit, desc=doing) as bar:
 

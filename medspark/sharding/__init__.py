@@ -1,1 +1,1 @@
-"""From samples to training shards."""
+"""Make training shards from samples, on Spark: split by patient, shuffle, write, commit."""

@@ -1,4 +1,4 @@
-"""Which split and which place in it every sample gets, and proof that the splits are apart."""
+"""Assign every sample a split and a position in it, and check that the splits are disjoint."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from medspark.spark.task import map_batches
 def assign_splits(live: DataFrame, number: Column, config: SplitConfig, *, seed: int) -> DataFrame:
     """Return every sample with its split (``target``) and its ``position`` in the shuffled split.
 
-    ``live`` are samples with the group of their patient; ``number`` is the number of the label.
+    ``live`` holds the samples, with a ``group`` of patients that share a split. ``number`` is the
+    column expression of the label's number.
     """
     own = [row["split"] for row in live.select("split").distinct().collect() if row["split"]]
     hints = live.groupBy("group").agg(F.collect_set("split").alias("hints"))
     groups = map_batches(hints, _AssignGroups(config, seed, own), "group string, target string")
-    # SHA-256, so that anybody can repeat the shuffle without Spark.
+    # SHA-256, so that the shuffle can be repeated without Spark.
     order = F.sha2(F.concat(F.lit(f"{seed}\n"), F.col("sample_key")), 256)
     shuffled = Window.partitionBy("target").orderBy(order, "sample_key")
     return (
@@ -37,21 +38,21 @@ def assign_splits(live: DataFrame, number: Column, config: SplitConfig, *, seed:
 
 
 def leak_check(assigned: DataFrame) -> dict[str, int]:
-    """Return what crosses splits, and how often a split differs from an image's hint.
+    """Return counts of leaks between splits, and of images whose split differs from their hint.
 
-    Raises RunError where a patient or an image is in two splits.
+    Raises RunError if a patient or an image is in two splits.
     """
     leaks = {
         "patients_in_two_splits": _in_two(assigned, "patient_key"),
         "images_in_two_splits": _in_two(assigned, "pixel_key"),
     }
     if any(leaks.values()):
-        raise RunError(f"The splits are not apart: {leaks}.")
+        raise RunError(f"The splits are not disjoint: {leaks}.")
     moved = assigned.where(F.col("split").isNotNull() & (F.col("split") != F.col("target")))
-    # A patient whose images came with several hints is in the most held-out of them.
+    # A patient whose images have several hints goes to the most held-out split among them.
     overruled = moved.where(F.col("split") != "train").count()
-    torn = assigned.where(F.col("split").isNotNull()).groupBy("patient_key")
-    both = torn.agg(F.countDistinct("split").alias("hints")).where(F.col("hints") > 1).count()
+    hinted = assigned.where(F.col("split").isNotNull()).groupBy("patient_key")
+    both = hinted.agg(F.countDistinct("split").alias("hints")).where(F.col("hints") > 1).count()
     return leaks | {"hints_overruled": overruled, "patients_with_several_hints": both}
 
 
@@ -64,7 +65,7 @@ def _in_two(assigned: DataFrame, column: str) -> int:
 
 @dataclass(frozen=True)
 class _AssignGroups:
-    """Gives groups of patients their split, in a task."""
+    """Assigns groups of patients to splits, in a task."""
 
     config: SplitConfig
     seed: int

@@ -1,4 +1,4 @@
-"""From samples to training shards: split by patient, shuffle, write equal files, commit."""
+"""Make training shards from samples: split by patient, shuffle, write equal files, commit."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ from medspark.spark import storage
 from medspark.spark.session import task_errors
 from medspark.spark.task import map_batches
 
-# Pixels in an Arrow batch between the JVM and Python; more does not go faster.
+# Bytes of pixels in an Arrow batch between the JVM and Python. Larger batches are not faster.
 _BATCH_BYTES = 8 << 20
 _ARROW_ROWS = "spark.sql.execution.arrow.maxRecordsPerBatch"
 
 
 def open_samples(config: ShardConfig) -> SamplesManifest:
-    """Return what the sample dataset holds.
+    """Return the manifest of the sample dataset, after checking both folders.
 
-    Raises UsageError where it holds nothing, a library that is asked for is missing, or the folder
-    of the shards is not ours or not apart from that of the samples.
+    Raises UsageError if the dataset is missing or unfinished, ImageHash is needed but not
+    installed, the shard folder is not medspark's, or the two folders overlap.
     """
     if config.near_duplicates is not None:
         check_library()
@@ -64,10 +64,11 @@ def open_samples(config: ShardConfig) -> SamplesManifest:
 def make_shards(
     spark: SparkSession, config: ShardConfig, manifest: SamplesManifest
 ) -> dict[str, Any]:
-    """Write the training shards and return what they hold.
+    """Write the training shards and return their description.
 
-    The same samples, seed and settings give the same files, so the same digest. Raises UsageError
-    where the samples cannot be brought to one format, or leave a split empty.
+    The same samples, seed and settings give the same files, and so the same digest. Raises
+    UsageError if the samples cannot be converted to one format, or the train or test split is
+    empty.
     """
     ownership.claim(config.shards, "shards")
     with locked(config.shards), task_errors():
@@ -79,7 +80,7 @@ def make_shards(
 
 
 class _Sharding:
-    """One run, step by step."""
+    """One run of the sharding job, step by step."""
 
     def __init__(self, spark: SparkSession, config: ShardConfig, manifest: SamplesManifest) -> None:
         self._spark, self._config, self._source = spark, config, manifest
@@ -89,7 +90,8 @@ class _Sharding:
         self._generation = new_generation()
 
     def run(self) -> dict[str, Any]:
-        live, alike = self._grouped(self._live())
+        """Write and commit the shards; return the result document."""
+        live, near = self._grouped(self._live())
         classes = self._classes(live)
         pixel_format = self._format(live)
         assigned = assign_splits(
@@ -97,7 +99,7 @@ class _Sharding:
         ).persist()
         try:
             counts = self._counts(assigned, classes)
-            leaks = leak_check(assigned) | alike
+            leaks = leak_check(assigned) | near
             layout = Layout.of(counts, pixel_format, self._config.shard_bytes)
             written = self._write(assigned, layout, pixel_format)
         finally:
@@ -106,12 +108,12 @@ class _Sharding:
         self._commit(splits, classes, pixel_format, leaks)
         return self._result(splits, classes, pixel_format, leaks)
 
-    # --- what there is ---
+    # --- samples, classes and format ---
 
     def _live(self) -> DataFrame:
         rows = self._samples.read_ledger(self._spark, self._source.ledger)
         live = rows.where(F.col("outcome") == ledger.SAMPLE)
-        if is_former(self._source):  # its sites are plain names until the next ingest
+        if is_former(self._source):  # earlier versions store plain site names
             live = live.withColumn("site", F.lit(None).cast("string"))
         if self._config.classes is not None:
             live = self._encoding.kept(live, self._config.classes)
@@ -119,13 +121,13 @@ class _Sharding:
 
     def _classes(self, live: DataFrame) -> list[str]:
         labels = [row["label"] for row in live.select("label").distinct().collect()]
-        found = sorted(self._encoding.names(labels))
-        missing = set(self._config.classes or []) - set(found)
+        present = sorted(self._encoding.names(labels))
+        missing = set(self._config.classes or []) - set(present)
         if missing:
             raise UsageError(f"No sample has the label {sorted(missing)[0]!r} of --classes.")
-        if not found:
-            raise UsageError(f"{self._config.samples} holds no samples to make shards of.")
-        classes = self._config.classes or found
+        if not present:
+            raise UsageError(f"{self._config.samples} holds no samples.")
+        classes = self._config.classes or present
         self._encoding.check(classes)
         return classes
 
@@ -141,7 +143,7 @@ class _Sharding:
         if height > row["min_height"] or width > row["min_width"]:
             raise UsageError(
                 f"The smallest sample is {row['min_height']} x {row['min_width']} pixels: "
-                f"--size cannot be {height}; samples are made smaller here, never larger."
+                f"--size cannot be {height}, since samples are never enlarged."
             )
         bits = config.bits or row["min_bits"]
         if bits > row["min_bits"]:
@@ -149,13 +151,13 @@ class _Sharding:
         channels = row["max_channels"] if config.channels == "auto" else int(config.channels)
         return PixelFormat(height, width, channels, bits)
 
-    # --- what goes where ---
+    # --- groups and counts ---
 
     def _grouped(self, live: DataFrame) -> tuple[DataFrame, dict[str, int]]:
-        """Return the samples with the group of their patient, and what was found alike.
+        """Return the samples with the ``group`` of their patient, and counts of near duplicates.
 
-        Patients of one group go to one split. A patient is a group of its own, named by its key,
-        unless an image looks like another patient's.
+        All patients of a group go to one split. Each patient is a separate group, named by the
+        patient key, unless one of the images looks like another patient's.
         """
         bits, table = self._config.near_duplicates, self._config.shards / NEAR_DUPLICATES
         if bits is None:
@@ -192,12 +194,12 @@ class _Sharding:
         for split in ("train", "test"):
             if counts[split].rows == 0:
                 raise UsageError(
-                    f"The {split} split is empty: there are too few patients for these shares; "
-                    "change split.val, split.test or seed."
+                    f"The {split} split is empty: there are too few patients; change split.val, "
+                    "split.test or seed."
                 )
         return counts
 
-    # --- what is written ---
+    # --- shards and manifest ---
 
     def _write(
         self, assigned: DataFrame, layout: Layout, pixel_format: PixelFormat
@@ -236,7 +238,7 @@ class _Sharding:
     def _split(self, name: str, counts: Counts, layout: Layout, written: dict[int, Shard]) -> Split:
         shards = tuple(written[bucket] for bucket in layout.buckets(name))
         if sum(shard.rows for shard in shards) != counts.rows:
-            raise RunError(f"The {name} shards do not hold the {counts.rows} rows they should.")
+            raise RunError(f"The {name} shards do not hold all {counts.rows} rows of the split.")
         return Split(
             rows=counts.rows,
             patients=counts.patients,

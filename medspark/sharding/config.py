@@ -1,4 +1,4 @@
-"""What training shards are made of."""
+"""The configuration of training shards."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from medspark.shards.split import SplitConfig
 
 
 class ShardConfig(Config):
-    """What the training shards are made of."""
+    """Configuration of a sharding run: samples, pixel format, classes, split and file sizes."""
 
     samples: str = Field(description="folder of the sample dataset that jobs/ingest.py wrote")
-    shards: Path = Field(description="folder of the training shards, made or replaced")
+    shards: Path = Field(description="folder of the training shards, created or replaced")
     size: int | None = Field(
         None, ge=4, description="height and width, in pixels, at most the samples'"
     )
@@ -27,8 +27,8 @@ class ShardConfig(Config):
     classes: list[str] | None = Field(
         None,
         min_length=1,
-        description="the labels to keep, in the order of their numbers; by default all, sorted. "
-        "Where an image has several they are the findings that are learnt, and every image is kept",
+        description="labels to keep, in the order of their numbers; by default all, sorted. If "
+        "images have several labels, these are the findings to learn, and every image is kept",
     )
     seed: int = Field(0, description="seed of the split and of the shuffle")
     split: SplitConfig = Field(default_factory=SplitConfig)
@@ -36,10 +36,10 @@ class ShardConfig(Config):
         None,
         ge=0,
         le=15,
-        description="keep patients with images that look alike in one split: the bits, of the 64 "
-        "of a perceptual hash, that may differ; by default only equal pixels count. 4 is usual",
+        description="put patients with near-duplicate images into one split: the number of bits by "
+        "which 64-bit perceptual hashes may differ, usually 4; by default only equal pixels count",
     )
-    shard_bytes: int = Field(64 << 20, ge=1 << 10, description="most pixels in one file, in bytes")
+    shard_bytes: int = Field(64 << 20, ge=1 << 10, description="most bytes of pixels in one file")
     rows_per_group: int = Field(256, ge=1, description="rows in a Parquet row group")
 
     @field_validator("classes")
@@ -47,5 +47,5 @@ class ShardConfig(Config):
     def _each_once(cls, classes: list[str] | None) -> list[str] | None:
         twice = [name for name, times in Counter(classes or ()).items() if times > 1]
         if twice:
-            raise ValueError(f"{twice[0]!r} is named twice, and a class has one number.")
+            raise ValueError(f"{twice[0]!r} is named twice; name each class once.")
         return classes

@@ -1,4 +1,4 @@
-"""How many files each split has, and which row goes into which: pure arithmetic."""
+"""Compute how many files each split has, and the file of each row."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from medspark.shards.schema import PixelFormat
 
 @dataclass(frozen=True)
 class Counts:
-    """What a split holds: images, images by class or finding and by site, and patients."""
+    """Counts of a split: images, images by class or finding, patients, and images by site."""
 
     rows: int
     by_class: tuple[int, ...]
@@ -21,7 +21,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class SplitLayout:
-    """The files of one split; ``first`` is the number of its first file among all."""
+    """The files of one split. ``first`` numbers its first file among the files of all splits."""
 
     name: str
     rows: int
@@ -31,13 +31,13 @@ class SplitLayout:
 
 @dataclass(frozen=True)
 class Layout:
-    """How many files each split has. Their rows differ by one at most."""
+    """The number of files of each split. Files of a split differ by one row at most."""
 
     splits: tuple[SplitLayout, ...]
 
     @classmethod
     def of(cls, counts: dict[str, Counts], pixel_format: PixelFormat, shard_bytes: int) -> Layout:
-        """Return as few files as hold at most ``shard_bytes`` of pixels each."""
+        """Return the layout with the fewest files of at most ``shard_bytes`` of pixels each."""
         splits: list[SplitLayout] = []
         for name, count in counts.items():
             shards = math.ceil(count.rows * pixel_format.nbytes / shard_bytes)
@@ -57,18 +57,19 @@ class Layout:
 
     @staticmethod
     def number(split: SplitLayout, position: Any) -> Any:
-        """Return the number of the file of a row, as a fraction to be rounded down.
+        """Return the file number of the row at ``position``, as a fraction to round down.
 
-        The inverse of cutting ``rows`` at ``rows * n // shards``; for numbers and Spark columns.
+        This inverts the cuts of ``rows`` at ``rows * n // shards``. ``position`` may be a number
+        or a Spark column.
         """
         return ((position + 1) * split.shards - 1) / split.rows + split.first
 
     def bucket(self, name: str, position: int) -> int:
-        """Return the number of the file that holds the row at ``position`` of a split."""
+        """Return the number of the file with the row at ``position`` of a split."""
         split = next(split for split in self.splits if split.name == name)
         return int(self.number(split, position))
 
     def file_name(self, bucket: int) -> str:
-        """Return the name of a file, by its number among all."""
+        """Return the name of the file of number ``bucket`` among the files of all splits."""
         split = next(s for s in self.splits if s.first <= bucket < s.first + s.shards)
         return f"{split.name}-{bucket - split.first:05d}.parquet"

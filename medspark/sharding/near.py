@@ -1,8 +1,8 @@
-"""Near duplicates: images of several patients that look alike although their pixels differ.
+"""Find near duplicates: images of several patients that look alike although their pixels differ.
 
-A radiograph exported twice, at another size or compressed, has two pixel hashes; under two patient
-ids it would be learnt and tested at once. Perceptual hashes of 64 bits (pHash: the signs of the
-low frequencies of a cosine transform; Zauner 2010) differ in few bits where images look alike.
+A radiograph that is exported twice, at another size or compressed, has two pixel hashes. Under two
+patient ids it could be in both train and test. Perceptual hashes of 64 bits (pHash: the signs of
+the low frequencies of a cosine transform; Zauner 2010) differ in few bits if images look alike.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ from medspark.shards.schema import PixelFormat
 from medspark.shards.split import together
 from medspark.spark.task import map_batches
 
-# Beside the shards, where it is asked for: the samples that look like another patient's.
+# The table of samples that look like another patient's, in the shard folder.
 NEAR_DUPLICATES = "near_duplicates.parquet"
 _NEAR_SCHEMA = pa.schema(
     {"sample_key": pa.string(), "patient_key": pa.string(), "lookalike": pa.int64()}
 )
 
-SIDE = 32  # what pHash looks at
+SIDE = 32  # height and width of the image that pHash transforms
 _HASH_BITS = 64
 _HASHED = "sample_key string, patient_key string, hash bigint"
 
 
 def check_library() -> None:
-    """Raise UsageError where the library of perceptual hashes is not installed."""
+    """Raise UsageError if ImageHash, the library of perceptual hashes, is not installed."""
     if find_spec("imagehash") is None:
         raise UsageError("Near duplicates need ImageHash: pip install 'medspark[near]'.")
 
 
 @dataclass(frozen=True)
 class HashSamples:
-    """Reads samples and gives each its perceptual hash, in a task."""
+    """Reads samples and computes their perceptual hashes, in a task."""
 
     samples: str
     parts: dict[str, tuple[int, str]]
@@ -65,8 +65,8 @@ class HashSamples:
 
 
 def perceptual_hash(pixels: bytes) -> int:
-    """Return pHash of the bytes of a grey image of 32 x 32 pixels, as a signed integer."""
-    from imagehash import phash  # a library of the tasks, and of those only who ask for it
+    """Return the pHash of a grey image, 32 x 32 bytes, as a signed 64-bit integer."""
+    from imagehash import phash  # optional dependency, needed in tasks only
 
     image = np.frombuffer(pixels, np.uint8).reshape(SIDE, SIDE)
     signs = phash(Image.fromarray(image), hash_size=8, highfreq_factor=SIDE // 8).hash
@@ -74,7 +74,7 @@ def perceptual_hash(pixels: bytes) -> int:
 
 
 class Lookalike(NamedTuple):
-    """A sample that looks like another patient's, and the number that all like it have."""
+    """A sample that looks like another patient's; ``lookalike`` is the number of its group."""
 
     sample_key: str
     patient_key: str
@@ -82,10 +82,11 @@ class Lookalike(NamedTuple):
 
 
 def lookalikes(rows: DataFrame, samples: HashSamples, *, bits: int) -> list[Lookalike]:
-    """Return the samples that look like one of another patient.
+    """Return the samples that look like a sample of another patient.
 
-    ``rows`` have sample_key, patient_key, site, part and row. Two images are alike where their
-    hashes differ in at most ``bits``, and all that are alike one to the next have one number.
+    ``rows`` have sample_key, patient_key, site, part and row. Two images look alike if their
+    hashes differ in at most ``bits`` bits. The relation is closed transitively: connected images
+    form one group with one number.
     """
     spark = rows.sparkSession
     tasks = min(len(samples.parts), 8 * spark.sparkContext.defaultParallelism)
@@ -110,7 +111,7 @@ def lookalikes(rows: DataFrame, samples: HashSamples, *, bits: int) -> list[Look
 
 
 def _numbered(found: list[Lookalike]) -> list[Lookalike]:
-    """Return ``found`` with numbers in place of hashes, which anybody computes from an image."""
+    """Return ``found`` with group numbers instead of hashes, since hashes can identify an image."""
     numbers: dict[int, int] = {}
     for one in sorted(found):
         numbers.setdefault(one.lookalike, len(numbers) + 1)
@@ -119,7 +120,7 @@ def _numbered(found: list[Lookalike]) -> list[Lookalike]:
 
 
 def tied_patients(found: Iterable[Lookalike]) -> dict[str, str]:
-    """Return, for every patient of ``found``, the first of those who have to be in its split."""
+    """Return, for every patient of ``found``, the smallest patient key of its group."""
     first: dict[int, str] = {}
     return together(
         (one.patient_key, first.setdefault(one.lookalike, one.patient_key)) for one in found
@@ -127,7 +128,7 @@ def tied_patients(found: Iterable[Lookalike]) -> dict[str, str]:
 
 
 def with_groups(samples: DataFrame, tied: Mapping[str, str]) -> DataFrame:
-    """Return ``samples`` with the ``group`` of their patient: that of ``tied``, or its own key."""
+    """Return ``samples`` with the ``group`` of their patient: from ``tied``, or the patient key."""
     table = samples.sparkSession.createDataFrame(
         list(tied.items()), "patient_key string, tied string"
     )
@@ -136,7 +137,7 @@ def with_groups(samples: DataFrame, tied: Mapping[str, str]) -> DataFrame:
 
 
 def write_lookalikes(found: list[Lookalike], path: Path) -> None:
-    """Write ``found`` as a Parquet table, whole or not at all."""
+    """Write ``found`` as a Parquet table, atomically."""
     table = pa.Table.from_pylist([row._asdict() for row in found], schema=_NEAR_SCHEMA)
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}")
@@ -150,8 +151,8 @@ def write_lookalikes(found: list[Lookalike], path: Path) -> None:
 def _near_hashes(hashed: DataFrame, bits: int) -> list[tuple[int, int]]:
     """Return the pairs of hashes that differ in 1 to ``bits`` bits.
 
-    Of bits + 1 bands of a hash at least one is the same in both, so that only hashes with a band
-    in common are compared.
+    A hash is cut into bits + 1 bands. Two such hashes agree in at least one band, so only hashes
+    with a common band are compared.
     """
     if bits == 0:
         return []

@@ -1,4 +1,4 @@
-"""Inside the tasks that make shards: samples read, brought to one format, and written as files."""
+"""Read samples, convert them to one format, and write shards, in Spark tasks."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from medspark.shards.manifest import NAME, read_manifest
 from medspark.shards.schema import PixelFormat, write_shard
 from medspark.spark import storage
 
-# What goes from the readers, through Spark's shuffle, to the writers; and what these report.
+# Columns that readers send to writers through Spark's shuffle, and columns that writers report.
 PLACED = (
     "bucket int, position bigint, sample_key string, patient_key string, site string, label int, "
     "pixels binary"
 )
 WRITTEN = "bucket int, path string, rows bigint, bytes bigint, sha256 string"
-# How a shard is called below the folder of its generation, whole or half written.
+# Names of shards, finished or unfinished, below the folder of their generation.
 _FILE = r"(train|val|test)-\d{5,}\.parquet|\.(train|val|test)-\d{5,}\.parquet\.[0-9a-f]{8}"
 
 
 @dataclass(frozen=True)
 class ReadSamples:
-    """Reads the pixels of rows that come sorted by part and row, and brings them to one format."""
+    """Reads the pixels of rows sorted by part and row, and converts them to one format."""
 
     samples: str
     parts: dict[str, tuple[int, str]]
@@ -58,12 +58,12 @@ class ReadSamples:
             wanted = next(rows, None)
             while wanted is not None:
                 stop = start + parquet.metadata.row_group(group).num_rows
-                here = []
+                group_rows = []
                 while wanted is not None and wanted["row"] < stop:
-                    here.append(wanted)
+                    group_rows.append(wanted)
                     wanted = next(rows, None)
-                if here:
-                    yield self._group(parquet, group, start, here)
+                if group_rows:
+                    yield self._group(parquet, group, start, group_rows)
                 start, group = stop, group + 1
 
     def _group(
@@ -76,7 +76,7 @@ class ReadSamples:
             index = row["row"] - start
             sample = {name: table[name][index].as_py() for name in columns}
             if sample["sample_key"] != row["sample_key"]:
-                raise RunError(f"{parquet} does not hold what the ledger says.")
+                raise RunError(f"{parquet} does not match the ledger.")
             pixels.append(bring_to(self.pixel_format, sample))
         return pa.RecordBatch.from_pydict(
             {
@@ -103,7 +103,7 @@ def bring_to(pixel_format: PixelFormat, sample: dict[str, Any]) -> bytes:
         plane = image[..., 0] if image.shape[2] == 1 else image
         image = resize(plane, pixel_format.height, pixel_format.width).reshape(pixel_format.shape)
     if sample["bits"] > pixel_format.bits:
-        image = (image.astype(np.uint32) + 128) // 257  # 65535 is 255, rounded between
+        image = (image.astype(np.uint32) + 128) // 257  # 65535 becomes 255, with rounding
     return image.astype(pixel_format.dtype).tobytes()
 
 
@@ -122,7 +122,7 @@ def _with_channels(image: npt.NDArray[Any], channels: int) -> npt.NDArray[Any]:
 
 @dataclass(frozen=True)
 class WriteShards:
-    """Writes shards from rows that come sorted by file and position."""
+    """Writes shards from rows sorted by file and position."""
 
     shards: str
     generation: str
@@ -141,7 +141,7 @@ class WriteShards:
         name = f"data/{self.generation}/{self.layout.file_name(bucket)}"
         path = Path(self.shards) / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        # A task that runs twice writes the same bytes under the same name, each time whole.
+        # A task that runs twice writes the same bytes to the same name, atomically.
         scratch = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
         typed = (_as_shard_rows(table, self.pixel_format) for table in tables)
         try:
@@ -151,7 +151,7 @@ class WriteShards:
             size, sha256 = scratch.stat().st_size, sha256_of(scratch)
             os.replace(scratch, path)
         finally:
-            scratch.unlink(missing_ok=True)  # a disk may be full: it is there for a retry
+            scratch.unlink(missing_ok=True)  # free the disk for a retry, since it may be full
         return pa.RecordBatch.from_pydict(
             {
                 "bucket": pa.array([bucket], pa.int32()),
@@ -164,19 +164,19 @@ class WriteShards:
 
 
 def clean_shards(folder: Path) -> None:
-    """Remove what the manifest does not name: older shards, and what jobs left that failed."""
+    """Remove shards that the manifest does not name: older ones, and leftovers of failed jobs."""
     named: set[str] = set()
     if (folder / NAME).exists():
         try:
             splits = read_manifest(folder).splits.values()
         except UsageError:
-            return  # who can tell what it named?
+            return  # the shards that it names are unknown, so remove nothing
         named = {shard.path for split in splits for shard in split.shards}
     ownership.remove(folder, [f"data/{GENERATION}/{_FILE}"], keep=named)
 
 
 def _by_bucket(table: pa.Table) -> Iterator[tuple[int, pa.Table]]:
-    """Cut a table where its file changes."""
+    """Split a table at each change of ``bucket``; yield (bucket, rows)."""
     buckets = table["bucket"].to_numpy()
     edges = [0, *(np.flatnonzero(np.diff(buckets)) + 1).tolist(), len(buckets)]
     for start, stop in itertools.pairwise(edges):
@@ -188,17 +188,17 @@ def _by_bucket(table: pa.Table) -> Iterator[tuple[int, pa.Table]]:
 
 
 def _as_shard_rows(table: pa.Table, pixel_format: PixelFormat) -> pa.Table:
-    """Return ``table`` with its pixels as values of a fixed size, without copying them."""
+    """Return ``table`` with its pixels as fixed-size binary values, without copying them."""
     index = table.schema.get_field_index("pixels")
     chunks = [_fixed_size(chunk, pixel_format.nbytes) for chunk in table["pixels"].chunks]
     return table.set_column(index, "pixels", pa.chunked_array(chunks)).cast(pixel_format.schema)
 
 
 def _fixed_size(values: pa.BinaryArray, nbytes: int) -> pa.FixedSizeBinaryArray:
-    # Arrow has no cast for this. Values of one size lie end to end, so offsets are all they lack.
+    # Arrow has no cast for this. The values are contiguous, so only the offsets are dropped.
     _, offsets, data = values.buffers()
     ends = np.frombuffer(offsets, np.int32)[values.offset : values.offset + len(values) + 1]
     if not (np.diff(ends) == nbytes).all():
-        raise RunError(f"A sample has not the {nbytes} bytes that its format asks for.")
+        raise RunError(f"A sample does not have the {nbytes} bytes that its format requires.")
     body = data.slice(int(ends[0]), len(values) * nbytes)
     return pa.FixedSizeBinaryArray.from_buffers(pa.binary(nbytes), len(values), [None, body])

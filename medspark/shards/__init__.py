@@ -1,1 +1,1 @@
-"""The contract between Spark and torch: Parquet shards, their manifest, and who reads what."""
+"""The contract between Spark and torch: Parquet shards, their manifest, and the reading plan."""

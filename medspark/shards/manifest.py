@@ -1,8 +1,7 @@
-"""The manifest of a shard folder: a dataset is what its manifest names, and nothing else.
+"""Read, write and verify the manifest of a shard folder, which names all files of the dataset.
 
-A file that the manifest does not name is not read; one that it names must have the size and the
-SHA-256 that it gives. Without this, a missing, doubled or bit-flipped Parquet file is read
-without an error.
+Files that the manifest does not name are not read. A named file must have the size and SHA-256 that
+the manifest gives. Parquet readers alone do not notice a missing, duplicate or bit-flipped file.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from medspark.files import sha256_of, write_whole
 from medspark.shards.schema import MOST_FINDINGS, PixelFormat, findings_of
 
 NAME = "manifest.json"
-# Version 2 added multi_label; what version 1 holds is one class each. Version 3 added sites.
+# Version 2 added multi_label; images of version 1 have one class each. Version 3 added sites.
 SCHEMA_VERSION = 3
 _READ = (1, 2, 3)
 _LARGEST = 1 << 28  # bytes: more than a million shards
@@ -43,9 +42,9 @@ class Shard(_Record):
 class Split(_Record):
     """The shards of one split, in reading order.
 
-    ``class_counts`` follows the classes: the images of each, or those that have each finding.
-    ``sites`` are the images of each site, by its pseudonym or, where ingest was allowed to keep
-    it, its name; images of which no site is known are not among them.
+    ``class_counts`` is the number of images of each class, or with each finding, in the order of
+    the classes. ``sites`` is the number of images by site: by pseudonym, or by name if ingest was
+    allowed to keep it. Images without a site are not counted there.
     """
 
     rows: int
@@ -56,13 +55,13 @@ class Split(_Record):
 
 
 class Manifest(_Record):
-    """What a shard folder holds."""
+    """The content of a shard folder: classes, pixel format, splits and their files."""
 
     schema_version: int = SCHEMA_VERSION
     digest: str
     generation: str
     classes: tuple[str, ...]
-    # Whether an image may have any of the classes: its label is then a mask, bit k for class k.
+    # If true, an image has any number of the classes. Its label is a mask: bit k for class k.
     multi_label: bool = False
     height: int
     width: int
@@ -70,9 +69,9 @@ class Manifest(_Record):
     bits: int
     seed: int
     splits: dict[str, Split]
-    # Patients found in two splits, and images found under two patients in two splits: both zero.
+    # Patients and images in two splits (both zero), overruled hints, near duplicates.
     leak_check: dict[str, int]
-    # Where the samples came from and how they were rendered.
+    # Digest, counts, rendering and split settings of the samples.
     source: dict[str, Any]
 
     @model_validator(mode="after")
@@ -83,21 +82,21 @@ class Manifest(_Record):
 
     @property
     def pixel_format(self) -> PixelFormat:
-        """The size and depth of the images."""
+        """The size, channels and depth of the images."""
         return PixelFormat(self.height, self.width, self.channels, self.bits)
 
     def targets(self, stored: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
-        """Return what the stored labels (N,) say: classes (N,), or 0/1 findings (N, K).
+        """Return the targets of the stored labels (N,): classes (N,), or 0/1 findings (N, K).
 
-        Everything that learns or judges tells by this shape what it has before it.
+        Training and evaluation tell the two cases apart by this shape.
         """
         return findings_of(stored, len(self.classes)) if self.multi_label else stored
 
 
 def digest_of(splits: dict[str, Split], *, multi_label: bool = False) -> str:
-    """Return the dataset's digest: the SHA-256 over every shard's split, place and SHA-256.
+    """Return the dataset's digest: a SHA-256 over the split, index and SHA-256 of every shard.
 
-    Masks make another dataset than the same numbers as classes.
+    ``multi_label`` is part of it: the same numbers as masks and as classes are two datasets.
     """
     lines = ["multi_label\n"] if multi_label else []
     lines += [
@@ -109,12 +108,12 @@ def digest_of(splits: dict[str, Split], *, multi_label: bool = False) -> str:
 
 
 def write_manifest(folder: str | Path, manifest: Manifest) -> None:
-    """Make ``manifest`` the content of ``folder``, all at once."""
+    """Make ``manifest`` the content of ``folder``, atomically."""
     write_whole(Path(folder) / NAME, manifest.model_dump_json(indent=1), durable=True)
 
 
 def read_manifest(folder: str | Path) -> Manifest:
-    """Return what ``folder`` holds. Raises UsageError where that is not a dataset of shards."""
+    """Return the manifest of ``folder``. Raises UsageError if it is not a folder of shards."""
     path = Path(folder) / NAME
     if not Path(folder).is_dir():
         raise UsageError(f"There is no shard folder {folder}.")
@@ -135,23 +134,22 @@ def read_manifest(folder: str | Path) -> Manifest:
 
 
 def verify(folder: str | Path, manifest: Manifest, *, contents: bool = True) -> None:
-    """Check that every file is there, has its size and, with ``contents``, its SHA-256.
+    """Check that every file exists, has its size and, with ``contents``, its SHA-256.
 
-    A file among the shards that the manifest does not name is refused too: readers here would pass
-    over it, and every other Parquet reader would take it for data. Raises UsageError that names the
-    first file which is not what the manifest says.
+    An unnamed file among the shards is an error too: medspark would skip it, but other Parquet
+    readers would read it as data. Raises UsageError that names the first bad file.
     """
     shards = [shard for split in manifest.splits.values() for shard in split.shards]
     named = {Path(folder) / shard.path for shard in shards}
     for shard in shards:
         _verify_file(Path(folder) / shard.path, shard, contents=contents)
     for place in sorted({path.parent for path in named}):
-        # Names that begin so are what Spark and Hadoop write for themselves, and nobody reads.
+        # Spark and Hadoop use these prefixes for internal files, which readers skip.
         strays = {path for path in place.iterdir() if not path.name.startswith((".", "_"))} - named
         if strays:
             raise UsageError(
-                f"The manifest of {folder} does not name {min(strays)}, which lies among its "
-                "shards; remove it, or write the shards again."
+                f"{min(strays)} lies among the shards of {folder}, but the manifest does not name "
+                "it; remove it, or write the shards again."
             )
 
 

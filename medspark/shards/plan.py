@@ -1,8 +1,8 @@
-"""Who reads what: a pure function of (rows, seed, epoch, step), split over any number of ranks.
+"""Plan the batches of an epoch: a pure function of (rows, seed, epoch, step), split over ranks.
 
-The global batch of a step never depends on the number of ranks. So every rank takes the same
-number of steps by construction, every row is read exactly once an epoch, and a run that
-resumes on other machines sees exactly the rows that the unbroken run would have seen.
+The global batch of a step does not depend on the number of ranks. So every rank takes the same
+number of steps, every row is read exactly once per epoch, and a run that resumes on other machines
+reads the same rows as an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from medspark.seeding import derive, hash64
 Rows = npt.NDArray[np.int64]
 
 _ROUNDS = 6
-# Steps whose rows are shuffled at once: a step alone would cost as much as its images' copying.
+# Steps whose rows are shuffled at once. Step by step, the shuffle costs as much as copying images.
 _AHEAD = 64
 
 
 def share(total: int, parts: int, part: int) -> tuple[int, int]:
-    """Return the (start, stop) of ``part`` when ``total`` things are split as evenly as can be."""
+    """Return the (start, stop) of ``part`` if ``total`` items are split evenly into ``parts``."""
     return total * part // parts, total * (part + 1) // parts
 
 
 def permute(positions: npt.ArrayLike, total: int, key: int) -> Rows:
-    """Return where a keyed shuffle of ``range(total)`` sends each of ``positions``.
+    """Return where a keyed random permutation of ``range(total)`` sends each of ``positions``.
 
-    A Feistel network over the next even number of bits, walked until it lands inside (Black and
-    Rogaway 2002), is a permutation that is never written down: no memory, whatever ``total``.
+    The permutation is a Feistel network over the next even number of bits, applied until the value
+    is below ``total`` (cycle walking; Black and Rogaway 2002). No table of it is ever stored.
     """
     half = max(1, (max(total - 1, 1).bit_length() + 1) // 2)
     values = np.asarray(positions, dtype=np.uint64)
@@ -54,8 +54,8 @@ def _feistel(values: npt.NDArray[np.uint64], half: int, key: int) -> npt.NDArray
 class EpochPlan:
     """The batches of one epoch over ``rows`` rows.
 
-    ``global_batch`` is the most rows that all ranks together read in one step. The rows are
-    dealt over the steps as evenly as can be, so that no step is left with a handful.
+    ``global_batch`` is the most rows that all ranks together read in one step. The rows are spread
+    evenly over the steps, so batch sizes differ by one at most.
     """
 
     rows: int
@@ -84,7 +84,7 @@ class EpochPlan:
         return self._rows(np.arange(*self._slice(step, rank, world), dtype=np.int64))
 
     def rank_batches(self, rank: int, world: int, *, start: int = 0) -> Iterator[Rows]:
-        """Yield what ``rank_batch`` returns for the steps from ``start`` on, much faster."""
+        """Yield ``rank_batch`` of every step from ``start`` on, faster than single calls."""
         for first in range(start, self.steps, _AHEAD):
             steps = range(first, min(first + _AHEAD, self.steps))
             slices = [np.arange(*self._slice(step, rank, world)) for step in steps]
@@ -97,10 +97,10 @@ class EpochPlan:
         return stop - start
 
     def weight(self, step: int, rank: int, world: int) -> float:
-        """Return what to multiply a rank's mean loss by.
+        """Return the factor for a rank's mean loss.
 
-        The mean over ranks of the weighted losses, which is what DDP's gradient averaging
-        computes, is then the mean over the global batch, although slices differ by one row.
+        DDP averages gradients over ranks. With this factor the average is the mean over the global
+        batch, although the ranks' slices differ by one row.
         """
         size = self.batch_size(step)
         first, last = share(size, world, rank)

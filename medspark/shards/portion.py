@@ -1,4 +1,4 @@
-"""Which rows a part of a split consists of: whole patients, the smaller parts inside the larger."""
+"""Select a share of a split by whole patients; a smaller share is a subset of a larger one."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ __all__ = ["portion"]
 
 
 def portion(patients: npt.NDArray[np.str_], share: float, *, seed: int) -> npt.NDArray[np.int64]:
-    """Return the rows, in order, of the first patients who together hold ``share`` of all rows.
+    """Return the sorted rows of the first patients who together have ``share`` of the rows or more.
 
-    The patients queue in an order that ``seed`` and their own keys alone decide, so that a part
-    holds every smaller part of the same seed, and all images of whom it holds one of.
+    ``patients`` (N,) is the patient key of each row. The order of the patients depends only on
+    ``seed`` and their keys. So a share contains every smaller share of the same seed, and a
+    patient's images are all in it or all out.
     """
     if share >= 1:
         return np.arange(len(patients), dtype=np.int64)

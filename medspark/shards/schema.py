@@ -1,9 +1,9 @@
-"""The Parquet layout of training shards: decoded pixels that can be read without decoding.
+"""The Parquet layout of training shards: pixels that are read without decoding or copying.
 
-``pixels`` is a required FIXED_LEN_BYTE_ARRAY column, PLAIN-encoded and uncompressed, with one
-data page a row group (Parquet format, Encodings.md and README "Column chunks"). The bytes of
-such a page are the images, one after another. Any Parquet reader can open the file; ours maps
-it into memory and looks at the pixels where they lie.
+``pixels`` is a required FIXED_LEN_BYTE_ARRAY column, PLAIN-encoded and uncompressed, with one data
+page per row group (Parquet format, Encodings.md and README "Column chunks"). The bytes of the page
+are the images, one after another. Any Parquet reader can open the file; medspark maps it into
+memory.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from medspark.errors import UsageError
 
 SPLITS = ("train", "val", "test")
 
-# Bits of an int32 that leave its sign alone.
+# Bits of an int32 without its sign.
 MOST_FINDINGS = 31
 
-# A data page's size is a signed 32-bit number in the format; half of that leaves room for all else.
+# The format stores a page's size as a signed 32-bit number; half of its range leaves a margin.
 _LARGEST_GROUP = 2**30
 
 
 @dataclass(frozen=True)
 class PixelFormat:
-    """The size and depth that all images of a dataset share; rows, columns, channels (H, W, C)."""
+    """The size, channels and depth that all images of a dataset share."""
 
     height: int
     width: int
@@ -55,7 +55,7 @@ class PixelFormat:
 
     @property
     def schema(self) -> pa.Schema:
-        """The Arrow schema of a shard; no column but ``site`` may hold a null."""
+        """The Arrow schema of a shard. Only ``site`` may hold nulls."""
         return pa.schema(
             [
                 pa.field("sample_key", pa.string(), nullable=False),
@@ -72,7 +72,7 @@ def write_shard(
 ) -> int:
     """Write ``tables`` as one shard file and return its number of rows.
 
-    Each table is re-cut so that every row group but the last has ``rows_per_group`` rows.
+    Every row group but the last has ``rows_per_group`` rows, or fewer if these exceed 1 GiB.
     """
     group = max(1, min(rows_per_group, _LARGEST_GROUP // pixel_format.nbytes))
     schema, rows = pixel_format.schema, 0
@@ -112,8 +112,8 @@ def _recut(tables: Iterable[pa.Table], rows: int) -> Iterable[pa.Table]:
 def map_pixels(path: str | Path, pixel_format: PixelFormat) -> list[npt.NDArray[np.generic]]:
     """Return the pixels of each row group of a shard, (N, H, W, C), as views of the mapped file.
 
-    Nothing is read until an image is looked at, and nothing is copied or decoded then. The views
-    keep the mapping alive. Raises UsageError where the file has not the layout of a shard.
+    Pixels are read from disk when they are accessed, without copying or decoding. The views keep
+    the mapping alive. Raises UsageError if the file does not have the layout of a shard.
     """
     metadata = pq.read_metadata(path)
     if metadata.num_rows == 0:
@@ -139,14 +139,14 @@ def _page_body(
     rows: int,
     pixel_format: PixelFormat,
 ) -> npt.NDArray[np.generic]:
-    # A required column has no levels: after the page's header come the values and nothing else.
+    # A required column has no levels, so only the values follow the page's header.
     body = rows * pixel_format.nbytes
     header = chunk.total_compressed_size - body
     plain = chunk.compression == "UNCOMPRESSED" and chunk.dictionary_page_offset is None
     if not plain or not 0 < header <= 128:
         raise UsageError(
-            f"{path} is not laid out as a training shard of {pixel_format.shape} images at "
-            f"{pixel_format.bits} bits; write it again with jobs/shard.py."
+            f"{path} does not have the layout of a training shard with {pixel_format.shape} images "
+            f"of {pixel_format.bits} bits; write it again with jobs/shard.py."
         )
     values = rows * pixel_format.height * pixel_format.width * pixel_format.channels
     flat = np.frombuffer(
@@ -156,17 +156,17 @@ def _page_body(
 
 
 def read_labels(path: str | Path) -> npt.NDArray[np.int64]:
-    """Return the labels of a shard as they are stored, (N,), in the order of its rows."""
+    """Return the stored labels of a shard, (N,), in the order of its rows."""
     column = pq.read_table(path, columns=["label"])["label"]
     labels: npt.NDArray[np.int64] = column.to_numpy().astype(np.int64)
     return labels
 
 
 def findings_of(masks: npt.NDArray[np.generic], count: int) -> npt.NDArray[np.float32]:
-    """Return which of ``count`` findings the stored labels (N,) tell of, (N, K) of 0 and 1."""
+    """Return the findings in stored masks (N,): 0 or 1 for each of ``count`` findings, (N, K)."""
     bits = np.arange(count, dtype=np.int64)
-    found: npt.NDArray[np.float32] = (masks.astype(np.int64)[:, None] >> bits & 1).astype("f4")
-    return found
+    findings: npt.NDArray[np.float32] = (masks.astype(np.int64)[:, None] >> bits & 1).astype("f4")
+    return findings
 
 
 def read_patients(path: str | Path) -> npt.NDArray[np.str_]:
@@ -176,9 +176,9 @@ def read_patients(path: str | Path) -> npt.NDArray[np.str_]:
 
 
 def read_sites(path: str | Path) -> npt.NDArray[np.str_]:
-    """Return the sites of a shard, (N,), in the order of its rows; empty where none is known.
+    """Return the sites of a shard, (N,), in the order of its rows; "" for an unknown site.
 
-    Shards of schema versions 1 and 2 have no sites: every one is empty.
+    Shards of schema versions 1 and 2 have no sites, so all are "".
     """
     if "site" not in pq.read_schema(path).names:
         return np.full(pq.read_metadata(path).num_rows, "")

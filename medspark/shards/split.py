@@ -1,10 +1,9 @@
-"""Which split a patient is in: a pure function of the patient, so that new data moves nobody.
+"""Assign patients to splits by a keyed hash, so that new data never moves a patient.
 
-The price of that is that sizes are right on average, not exactly: of n patients, a share p is
-met within about sqrt(p (1 - p) / n). That is a tenth of a percent of 100,000, and less than one
-percent from some 2,500 patients on, in every class and at every site alike because the hash knows
-nothing of them: at scale, a keyed hash is stratified by whatever there is. Quotas by class and
-site would be exact today and would move patients tomorrow.
+The sizes of the splits are therefore right on average, not exact. Of n patients, a share p is met
+within a standard deviation of sqrt(p (1 - p) / n): about 0.1 % for 100,000 patients, and less than
+1 % from 2,500 patients on. The hash is independent of class and site, so the same holds within each
+class and site. Quotas by class and site would be exact, but new data would move patients.
 """
 
 from __future__ import annotations
@@ -24,15 +23,15 @@ _HELD_OUT_FIRST = ("test", "val", "train")
 
 
 class SplitConfig(Config):
-    """How patients are dealt to train, val and test."""
+    """Shares of train, val and test, and the use of hints."""
 
     val: float = Field(0.1, ge=0, lt=1, description="share of the patients for validation")
     test: float = Field(0.2, ge=0, lt=1, description="share of the patients for the test")
     folds: int | None = Field(
-        None, ge=2, description="k-fold: deal the patients that are not in test into this many"
+        None, ge=2, description="k-fold: number of folds of the patients that are not in test"
     )
-    fold: int = Field(0, ge=0, description="which fold is val, from 0; the others are train")
-    use_hints: bool = Field(True, description="honour the split that a label table or folder gives")
+    fold: int = Field(0, ge=0, description="the fold that is val, from 0; the others are train")
+    use_hints: bool = Field(True, description="use the split that a label table or folder gives")
 
     @model_validator(mode="after")
     def _fits(self) -> SplitConfig:
@@ -48,9 +47,9 @@ def patient_split(
 ) -> str:
     """Return train, val or test for a patient.
 
-    ``hints`` are the splits that the patient's images came with, ``own`` those that any image of
-    the data came with: what the data do not have is carved out of train. Of several hints for one
-    patient the held-out one counts, so that no image of a test patient is ever trained on.
+    ``hints`` are the splits given for the patient's images. ``own`` are the splits given for any
+    image of the data; a split that is missing there is taken out of train. If a patient has several
+    hints, the most held-out one counts, so that no image of a test patient is trained on.
     """
     known = [split for split in _HELD_OUT_FIRST if split in hints] if config.use_hints else []
     hint = known[0] if known else None
@@ -65,7 +64,7 @@ def patient_split(
 
 
 def together(pairs: Iterable[tuple[Member, Member]]) -> dict[Member, Member]:
-    """Return the smallest member of its group for everything that ``pairs`` connect."""
+    """Return {member: smallest member of its connected component}; ``pairs`` are the edges."""
     parents: dict[Member, Member] = {}
 
     def root(member: Member) -> Member:

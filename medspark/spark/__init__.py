@@ -1,1 +1,1 @@
-"""What every Spark job needs: session, code, storage, lock, tasks, slots."""
+"""Spark support that every job shares: session, code shipping, storage, tasks and slots."""

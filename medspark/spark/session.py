@@ -1,4 +1,4 @@
-"""The Spark session that every job works in: found or made, quiet, and able to import medspark."""
+"""Get or start the Spark session of a job, with medspark importable in its workers."""
 
 from __future__ import annotations
 
@@ -23,30 +23,30 @@ from medspark.spark.ship import package_file
 _LOGGER = logging.getLogger(__name__)
 
 _SETTINGS = {
-    # A path is small but what comes back for it is not; pixels set a smaller number of their own.
+    # Rows of paths are small, but their results are not. Stages that move pixels set fewer rows.
     "spark.sql.execution.arrow.maxRecordsPerBatch": "256",
     "spark.sql.session.timeZone": "UTC",
-    # Rows of the ledger have more columns than Spark likes to print, of which it would warn.
+    # Ledger rows have more columns than Spark prints by default; beyond that it would warn.
     "spark.sql.debug.maxToStringFields": "100",
-    # Barrier stages refuse to run with it, and an ingest should not lose its workers' caches.
+    # Barrier stages cannot run with it, and an ingest would lose its workers' caches.
     "spark.dynamicAllocation.enabled": "false",
     "spark.speculation": "false",
     "spark.ui.showConsoleProgress": "true",
-    # Keys never are settings, but whatever looks like one is not to be readable in the event log.
+    # medspark stores no key in a setting. Hide settings of users that look like one in event logs.
     "spark.redaction.regex": "(?i)secret|password|token|access[.]?key|hmac|pseudonym",
 }
 _PARTITIONS = "spark.sql.shuffle.partitions"
-# Where driver and workers are one machine, nobody else has anything to say to them.
+# If driver and workers share a machine, no other machine may connect to them.
 _LOOPBACK = {"spark.driver.host": "127.0.0.1", "spark.driver.bindAddress": "127.0.0.1"}
 _UI = "spark.ui.enabled"
 _AUTHENTICATE = "spark.authenticate"
 
 
 class SparkConfig(Config):
-    """Where Spark runs. What spark-submit or the platform already decided is left as it is."""
+    """Where Spark runs. medspark's defaults never override spark-submit's or the platform's."""
 
     master: str | None = Field(
-        None, description="Spark master; by default what spark-submit says, else every local core"
+        None, description="Spark master; by default spark-submit's, else all local cores"
     )
     log_level: str = Field("WARN", description="log level of the JVM: ERROR, WARN, INFO, DEBUG")
     settings: dict[str, str] = Field(
@@ -61,11 +61,11 @@ class SparkConfig(Config):
 
 @contextmanager
 def spark_session(config: SparkConfig, *, name: str = "medspark") -> Iterator[SparkSession]:
-    """Yield a session in whose workers medspark can be imported.
+    """Yield a session whose workers can import medspark.
 
-    A session that runs already, as in a notebook, is used and left running; one that was
-    started here is stopped at the end. Raises UsageError for a session that is not encrypted
-    although ``config`` asks for it.
+    A running session, as in a notebook, is used and left running. A session that this function
+    starts is stopped at the end. Raises UsageError if the session is not encrypted although
+    ``config`` requires it.
     """
     running = SparkSession.getActiveSession()
     spark = running or _start(config, name)
@@ -83,18 +83,18 @@ def spark_session(config: SparkConfig, *, name: str = "medspark") -> Iterator[Sp
 
 @contextmanager
 def task_errors() -> Iterator[None]:
-    """Raise RunError, in one line that names the cause, for work that failed inside Spark."""
+    """Turn errors of Spark into a RunError of one line that names the cause."""
     try:
         yield
     except (PySparkException, Py4JError) as error:
-        _LOGGER.debug("Spark gave up", exc_info=error)
+        _LOGGER.debug("a Spark job failed", exc_info=error)
         raise RunError(f"A Spark task failed: {_cause(str(error))}") from error
 
 
 def _cause(text: str) -> str:
-    """Return the last Python error in what Spark says, or else the first line of that."""
-    found = re.findall(r"^((?:[A-Za-z_]\w*\.)*\w*(?:Error|Exception)): (.+)$", text, re.MULTILINE)
-    python = [(name, message) for name, message in found if not name.startswith(("java.", "org."))]
+    """Return the last Python error in Spark's message, or else the message's first line."""
+    errors = re.findall(r"^((?:[A-Za-z_]\w*\.)*\w*(?:Error|Exception)): (.+)$", text, re.MULTILINE)
+    python = [(name, message) for name, message in errors if not name.startswith(("java.", "org."))]
     if not python:
         return next((line.strip() for line in text.splitlines() if line.strip()), "no reason given")
     name, message = python[-1]
@@ -115,7 +115,7 @@ def _start(config: SparkConfig, name: str) -> SparkSession:
     submitted = SparkConf()
     master = config.master or submitted.get("spark.master", "local[*]") or "local[*]"
     if _runs_here(master):
-        # Without it the workers run whatever python3 comes first on the path.
+        # Without it the workers run the first python3 on the path.
         os.environ["PYSPARK_PYTHON"] = sys.executable
     builder = SparkSession.builder.appName(name).master(_retrying(master))
     builder = builder.config("spark.log.level", config.log_level)
@@ -123,7 +123,7 @@ def _start(config: SparkConfig, name: str) -> SparkSession:
         builder = builder.config(key, value)
     spark = builder.getOrCreate()
     if _runs_here(master) and not submitted.contains(_PARTITIONS):
-        # 200 is made for a cluster: on a laptop it is a second of waiting at every shuffle.
+        # Spark's default of 200 suits clusters. On a laptop it costs a second per shuffle.
         spark.conf.set(_PARTITIONS, str(2 * spark.sparkContext.defaultParallelism))
     return spark
 
@@ -134,28 +134,29 @@ def _chosen(
     submitted: Callable[[str], str | None],
     environment: Mapping[str, str] = os.environ,
 ) -> dict[str, str]:
-    """Return what to tell Spark: ``settings``, and ours where nobody has ``submitted`` another.
+    """Return the session's settings: medspark's defaults unless ``submitted``, and ``settings``.
 
-    Raises UsageError for a standalone cluster's secret that is missing.
+    Raises UsageError if a standalone cluster authenticates and the secret is missing.
     """
-    ours = _SETTINGS | (_LOOPBACK | {_UI: "false"} if _runs_here(master) else {})
-    chosen = {key: value for key, value in ours.items() if submitted(key) is None} | dict(settings)
+    defaults = _SETTINGS | (_LOOPBACK | {_UI: "false"} if _runs_here(master) else {})
+    chosen = {key: value for key, value in defaults.items() if submitted(key) is None}
+    chosen |= settings
 
     def is_on(key: str) -> bool:
         return str(chosen.get(key, submitted(key))).lower() == "true"
 
     if _runs_here(master) and is_on(_UI) and not _is_loopback(environment.get("SPARK_LOCAL_IP")):
         _LOGGER.warning(
-            "Spark's UI stays off, as it would listen on all interfaces: start with "
-            "SPARK_LOCAL_IP=127.0.0.1 in the environment to have it."
+            "Spark's UI stays off, because it would listen on all interfaces: to use it, set "
+            "SPARK_LOCAL_IP=127.0.0.1 in the environment."
         )
         chosen[_UI] = "false"
     secret = chosen.get(f"{_AUTHENTICATE}.secret", submitted(f"{_AUTHENTICATE}.secret"))
     if master.startswith("spark://") and is_on(_AUTHENTICATE) and not secret:
         raise UsageError(
-            f"{_AUTHENTICATE} is on, so the driver needs the secret that the master and the "
-            f"workers of {master} have: put {_AUTHENTICATE}.secret into a file that only you can "
-            "read, and give it to spark-submit with --properties-file."
+            f"{_AUTHENTICATE} is on, so the driver needs the secret of the master and workers of "
+            f"{master}: put {_AUTHENTICATE}.secret into a file that only you can read, and pass "
+            "it to spark-submit with --properties-file."
         )
     return chosen
 
@@ -168,9 +169,10 @@ def _is_loopback(address: str | None) -> bool:
 
 
 def _check_encrypted(spark: SparkSession) -> None:
-    """Raise UsageError unless what Spark itself works with is authenticated and encrypted.
+    """Raise UsageError unless the session authenticates and encrypts traffic and local files.
 
-    Its settings alone do not tell: those of a profile come too late for a session that runs.
+    The check asks Spark's security manager: settings that a profile gives after the session's
+    start are not in force.
     """
     java = spark.sparkContext._jvm
     assert java is not None, "there is a session"
@@ -183,12 +185,12 @@ def _check_encrypted(spark: SparkSession) -> None:
     if missing := [name for name, on in in_force.items() if not on]:
         raise UsageError(
             f"This Spark session has to be encrypted, but it was started without "
-            f"{' and '.join(missing)}: set them where it is started, for a cluster of its own with "
+            f"{' and '.join(missing)}: set them when the session starts, for your own cluster with "
             "spark-submit --properties-file."
         )
 
 
 def _retrying(master: str) -> str:
-    """Return ``master`` so that a local task that dies is tried again, as on a cluster."""
+    """Return ``master`` with four attempts per task if it is local, as on a cluster."""
     cores = re.fullmatch(r"local(?:\[([\d*]+)\])?", master)
     return f"local[{cores[1] or 1},4]" if cores else master

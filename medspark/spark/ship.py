@@ -1,4 +1,4 @@
-"""Python packages as zip files with byte code: ours for workers without it, and Spark's own."""
+"""Pack Python packages as zip files with byte code: medspark for workers, and PySpark itself."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ import medspark
 
 __all__ = ["package_file", "package_zip", "repack"]
 
-# PEP 552: a hash-based .pyc file that is not compared with its source.
+# PEP 552: a hash-based .pyc file that Python does not compare with its source.
 _UNCHECKED_HASH = (1).to_bytes(4, "little")
 
 
 @functools.cache
 def package_zip() -> bytes:
-    """Return medspark as a zip file that Python imports from as it is.
+    """Return medspark as a zip file that Python can import from.
 
-    Beside every module lies its byte code, so that not every process of a worker compiles it
-    again; a worker with another version of Python reads the source.
+    The zip holds the byte code of every module, so that worker processes need not compile it. A
+    worker with another version of Python reads the source.
     """
     root = Path(medspark.__file__).parent
-    whole = io.BytesIO()
-    with zipfile.ZipFile(whole, "w", zipfile.ZIP_DEFLATED) as archive:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for path in sorted(root.rglob("*.py")):
             name, source = str(path.relative_to(root.parent)), path.read_bytes()
             archive.writestr(name, source)
             archive.writestr(f"{name}c", _byte_code(source, name))
-    return whole.getvalue()
+    return buffer.getvalue()
 
 
 @functools.cache
 def package_file() -> Path:
     """Return the path of a file ``medspark.zip``, which is removed when this process ends.
 
-    It is the same for every session: Spark refuses a second file of one name.
+    All sessions share the file: Spark refuses a second file of the same name.
     """
     folder = tempfile.mkdtemp(prefix="medspark-ship-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -52,16 +52,16 @@ def package_file() -> Path:
 
 
 def repack(zipped: Path) -> None:
-    """Put byte code into ``zipped``, a zip file of Python sources, and leave out its tests.
+    """Add byte code to ``zipped``, a zip file of Python sources, and remove its tests.
 
-    Spark's Python comes in such a file. Each driver and worker would compile a second of it anew;
-    tests are most of its directory, which workers read before each task (see ``task``). The file
-    is replaced at once; a Python of another version reads the sources.
+    PySpark ships in this form. Without byte code, each driver and worker compiles for a second.
+    Tests are most entries of the zip's directory, which workers read before each task (see
+    ``task``). The file is replaced atomically. Another version of Python reads the sources.
     """
-    whole = io.BytesIO()
+    buffer = io.BytesIO()
     with (
         zipfile.ZipFile(zipped) as old,
-        zipfile.ZipFile(whole, "w", zipfile.ZIP_DEFLATED) as new,
+        zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as new,
     ):
         names = set(old.namelist())
         if any(f"{name}c" in names for name in names):
@@ -74,7 +74,7 @@ def repack(zipped: Path) -> None:
                     new.writestr(f"{name}c", _byte_code(source, name))
     beside = zipped.with_suffix(f".{os.getpid()}")
     try:
-        beside.write_bytes(whole.getvalue())
+        beside.write_bytes(buffer.getvalue())
         shutil.copymode(zipped, beside)
         beside.replace(zipped)
     finally:

@@ -1,4 +1,4 @@
-"""Is there room for the ranks? Asked before anything starts, because Spark waits ten minutes."""
+"""Count Spark's task slots, before ranks start: without enough slots, Spark waits ten minutes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _LOCAL = re.compile(r"local(?:\[(\d+|\*)(?:,\d+)?\])?$")
 
 
 class Slots(NamedTuple):
-    """How many tasks can run at once, on how many executors, and with how many cores in all."""
+    """Numbers of tasks that can run at once, of executors, and of all cores."""
 
     tasks: int
     executors: int
@@ -37,7 +37,7 @@ class Slots(NamedTuple):
 
 
 def local_slots(master: str) -> int | None:
-    """Return how many tasks a local ``master`` runs at once, None for a cluster."""
+    """Return how many tasks a local ``master`` runs at once; None for a cluster."""
     match = _LOCAL.match(master)
     if not match:
         return None
@@ -54,20 +54,20 @@ def available_cores() -> int:
 
 
 def submitted_master(configured: str | None) -> str:
-    """Return the master that a session started now would have, without starting one."""
+    """Return the master that a new session would have, without starting one."""
     running = SparkSession.getActiveSession()
     if running is not None:
         return str(running.conf.get("spark.master", "local[*]"))
     if configured:
         return configured
-    if "PYSPARK_GATEWAY_PORT" in os.environ:  # below spark-submit: its JVM is there already
-        SparkContext._ensure_initialized()  # a SparkConf without a JVM knows no setting at all
+    if "PYSPARK_GATEWAY_PORT" in os.environ:  # spark-submit has started a JVM
+        SparkContext._ensure_initialized()  # SparkConf reads its settings from the JVM
         return SparkConf().get("spark.master", "local[*]") or "local[*]"
     return "local[*]"
 
 
 def slots_of(spark: SparkSession, *, on_executors: bool = True) -> Slots:
-    """Return the room that the executors of ``spark``, or else its driver, offer at this moment."""
+    """Return the current slots of the executors of ``spark``, or of its driver."""
     context = spark.sparkContext
     local = local_slots(str(context.master))
     if local is None and not on_executors:
@@ -87,9 +87,9 @@ def slots_of(spark: SparkSession, *, on_executors: bool = True) -> Slots:
 
 
 def wait_for(spark: SparkSession, tasks: int, *, on_executors: bool, seconds: float) -> Slots:
-    """Return the room as soon as it is enough for ``tasks``, or what there is after ``seconds``.
+    """Return the slots once there are enough for ``tasks``, at the latest after ``seconds``.
 
-    Executors register one after the other when a cluster starts them; this machine is whole.
+    A cluster's executors register one by one. A local master or the driver needs no waiting.
     """
     grows = on_executors and local_slots(str(spark.sparkContext.master)) is None
     deadline = time.monotonic() + seconds
@@ -101,24 +101,24 @@ def wait_for(spark: SparkSession, tasks: int, *, on_executors: bool, seconds: fl
 
 
 def usual_ranks(slots: Slots, *, gpus: int) -> int:
-    """Return how many ranks start where nobody says: two, if both have a slot and a GPU if any."""
+    """Return the default number of ranks: two, if there are two slots and, with GPUs, two GPUs."""
     return max(1, min(2, slots.tasks, gpus or slots.tasks))
 
 
 def check_settings(spark: SparkSession, *, gpu: bool) -> None:
-    """Raise UsageError for Spark settings under which ranks may not run on executors."""
+    """Raise UsageError for Spark settings with which ranks cannot run on executors."""
     conf = spark.conf
     if _is_true(spark, "spark.dynamicAllocation.enabled"):
         raise UsageError(
-            "Ranks have to start together, which Spark refuses under dynamic allocation: set "
+            "All ranks start together, which Spark refuses with dynamic allocation: set "
             "spark.dynamicAllocation.enabled=false."
         )
     ignored = "pytorch.spark.distributor.ignoreSsl"
     encrypts = ("spark.ssl.enabled", "spark.network.crypto.enabled")
     if any(_is_true(spark, key) for key in encrypts) and not _is_true(spark, ignored):
         raise UsageError(
-            "This cluster encrypts its traffic, but gradients would travel in clear between the "
-            f"ranks: give --spark.settings.{ignored} true if that is allowed."
+            "This cluster encrypts its traffic, but ranks exchange gradients unencrypted: give "
+            f"--spark.settings.{ignored} true if that is allowed."
         )
     amount = str(conf.get("spark.task.resource.gpu.amount", "0"))
     # SPARK-41916: TorchDistributor 4.0 counts ranks wrongly for more than one.

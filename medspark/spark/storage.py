@@ -1,6 +1,7 @@
-"""Files by path or URL: local folders, and whatever fsspec has a driver for (s3, abfs, hdfs, ...).
+"""Access files by path or URL: local folders, and all schemes of fsspec (s3, abfs, hdfs, ...).
 
-Spark and Python have different names for one place; both understand what ``normalise`` returns.
+Spark and fsspec name the same place differently. ``normalise`` returns fsspec's name, and
+``for_spark`` returns Spark's.
 """
 
 from __future__ import annotations
@@ -19,18 +20,18 @@ from fsspec.implementations.local import LocalFileSystem
 from medspark.errors import UsageError
 from medspark.files import write_whole
 
-# The size of a link that leads out of the source, in place of that of what it leads to.
+# The size that is given for a link that leads out of the source.
 OUTSIDE = -2
 
-# Hadoop's name for a scheme, and fsspec's.
+# fsspec's names of schemes, by Hadoop's.
 _SCHEMES = {"s3a": "s3", "s3n": "s3", "gs": "gcs"}
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One thing in a folder. ``modified`` is in nanoseconds since 1970, 0 where unknown.
+    """A file or folder in a folder. ``modified`` is in nanoseconds since 1970, 0 if unknown.
 
-    ``size`` is in bytes, -1 where it cannot be read, OUTSIDE for a link out of the source.
+    ``size`` is in bytes, -1 if it cannot be read, OUTSIDE for a link out of the source.
     """
 
     path: str
@@ -40,7 +41,7 @@ class Entry:
 
 
 def normalise(url: str) -> str:
-    """Return ``url`` as fsspec takes it: absolute, no trailing slash, a plain path if local."""
+    """Return ``url`` in fsspec's form: absolute, no trailing slash, a plain path if local."""
     if url.startswith("dbfs:/"):
         url = "/dbfs/" + url.removeprefix("dbfs:").lstrip("/")
     if url.startswith("file:"):
@@ -52,23 +53,24 @@ def normalise(url: str) -> str:
 
 
 def for_spark(url: str) -> str:
-    """Return ``url`` as Spark's readers take it: a local path must say that it is one."""
+    """Return ``url`` in the form of Spark's readers: a local path starts with file://."""
     scheme, separator, rest = normalise(url).partition("://")
     if not separator:
-        return f"file://{scheme}"  # not escaped: to Hadoop a path with %20 is another one
+        return f"file://{scheme}"  # not escaped: Hadoop does not decode %20
     hadoop = {"s3": "s3a", "gcs": "gs"}
     return f"{hadoop.get(scheme, scheme)}://{rest}"
 
 
 def join(folder: str, path: str) -> str:
-    """Return the path of ``path`` below ``folder``."""
+    """Return ``path``, which is relative to ``folder``, joined to it."""
     return f"{folder.rstrip('/')}/{path}"
 
 
 def filesystem(url: str) -> tuple[Any, str]:
     """Return fsspec's filesystem for ``url`` and the path inside it.
 
-    Raises UsageError for a scheme without a driver, naming the package to install where known.
+    Raises UsageError for a scheme without a driver. The message names the missing package if
+    fsspec knows it.
     """
     url = normalise(url)
     try:
@@ -95,7 +97,7 @@ def is_file(url: str) -> bool:
 
 
 def read_text(url: str) -> str | None:
-    """Return the content of a small file, or None where there is no such file."""
+    """Return the content of a small UTF-8 file, or None if it does not exist."""
     system, path = filesystem(url)
     try:
         return str(system.cat_file(path).decode("utf-8"))
@@ -104,32 +106,32 @@ def read_text(url: str) -> str | None:
 
 
 def write_text(url: str, text: str) -> None:
-    """Write a small file so that a reader finds the old one or the new one, whole."""
+    """Write a small file atomically: readers find the old content or the new one."""
     system, path = filesystem(url)
     if not isinstance(system, LocalFileSystem):
-        system.pipe_file(path, text.encode())  # an object store shows a put when it is complete
+        system.pipe_file(path, text.encode())  # an object store shows only complete puts
         return
     write_whole(Path(path), text, durable=True)
 
 
 def make_folder(url: str) -> None:
-    """Make ``url`` a folder, with those above it. Raises UsageError where that is not allowed."""
+    """Create the folder ``url`` and its parents. Raises UsageError if that fails."""
     system, path = filesystem(url)
     try:
         system.makedirs(path, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"The folder {url} cannot be made: {error.strerror or error}.") from None
+        raise UsageError(f"Cannot create the folder {url}: {error.strerror or error}.") from None
 
 
 def is_inside(source: str, path: str) -> bool:
-    """Return whether ``path`` below ``source`` lies there, wherever links in it lead.
+    """Return whether ``path``, relative to ``source``, stays inside it after resolving links.
 
-    Links are of local folders alone.
+    Only local folders have links.
     """
     if "://" in source and not is_local(source):
         return True
     place = source
-    # Resolving every path costs more than the rest of opening a file: few have anything to resolve.
+    # Resolve only paths with links: resolving costs more than the rest of opening a file.
     for name in path.split("/"):
         place = join(place, name)
         if name == os.pardir or os.path.islink(place):
@@ -138,10 +140,10 @@ def is_inside(source: str, path: str) -> bool:
 
 
 def children(url: str, *, inside: str | None = None) -> Iterator[Entry]:
-    """Yield what a folder holds, without following the order or depth of anything.
+    """Yield the entries of a folder, in no particular order and without its subfolders' entries.
 
-    With ``inside``, the source that the folder is of, a link that leads out of that is a file of
-    size OUTSIDE, and nothing that it leads to is looked at.
+    ``inside`` is the source that the folder belongs to. With it, a link that leads out of the
+    source is a file of size OUTSIDE, and its target is not read.
     """
     system, path = filesystem(url)
     if isinstance(system, LocalFileSystem):
@@ -155,7 +157,7 @@ def children(url: str, *, inside: str | None = None) -> Iterator[Entry]:
 
 
 def _scan(folder: str, inside: str | None) -> Iterator[Entry]:
-    # A generator: a folder of ten million files never is a list.
+    # A generator, since a folder may hold ten million files.
     with os.scandir(folder) as entries:
         for entry in entries:
             try:
@@ -167,7 +169,7 @@ def _scan(folder: str, inside: str | None) -> Iterator[Entry]:
                 elif not (entry.is_symlink() and _is_loop(entry.path)):
                     yield Entry(entry.path, is_folder=True)
             except OSError:
-                yield Entry(entry.path, is_folder=False, size=-1)  # a dangling link, say
+                yield Entry(entry.path, is_folder=False, size=-1)  # for example a dangling link
 
 
 def _file(entry: os.DirEntry[str]) -> Entry:
@@ -186,7 +188,7 @@ def _is_below(path: str, folder: str) -> bool:
 
 
 def _is_loop(link: str) -> bool:
-    """Return whether ``link`` leads to a folder that its own path goes through, or one above."""
+    """Return whether ``link`` leads to one of its own parent folders."""
     target, folder = os.path.realpath(link), os.path.dirname(link)
     while not _is_below(os.path.realpath(folder), target):
         if folder == os.path.dirname(folder):

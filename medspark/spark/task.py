@@ -1,4 +1,4 @@
-"""Work on Arrow batches in Spark's Python workers, which serve one task after the other."""
+"""Run functions of Arrow batches in Spark's Python workers, which are reused from task to task."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ Batches = Iterable[pa.RecordBatch]
 def map_batches(
     rows: DataFrame, work: Callable[[Batches], Iterator[pa.RecordBatch]], schema: StructType | str
 ) -> DataFrame:
-    """Return what ``work`` makes of the batches of each partition, as ``DataFrame.mapInArrow``.
+    """Apply ``work`` to the batches of each partition, as ``DataFrame.mapInArrow`` does.
 
-    It leaves the worker so that the next task starts at once; without that it takes half a second.
+    Afterwards the worker is prepared for its next task, which would else start half a second late.
     """
     return rows.mapInArrow(_Task(work), schema)
 
@@ -37,10 +37,10 @@ class _Task:
 
 
 def _forget_zips() -> None:
-    """Forget the importers of zip files; one that is needed again is made from what is in memory.
+    """Forget the importers of zip files. Python makes them again from cached directories.
 
-    Before each task PySpark lets all importers read their directories again, and before Python
-    3.13 that of pyspark.zip takes a quarter of a second.
+    Before each task PySpark makes all importers read their directories again. Before Python 3.13,
+    reading pyspark.zip's takes a quarter of a second.
     """
     for path, importer in list(sys.path_importer_cache.items()):
         if isinstance(importer, zipimporter):
@@ -49,9 +49,9 @@ def _forget_zips() -> None:
 
 @functools.cache
 def _freeze() -> None:
-    """Exempt from garbage collection what is there by now: libraries, which stay.
+    """Exempt all current objects, mostly of libraries, from garbage collection.
 
-    PySpark collects after each task, and looks at all objects of all libraries.
+    PySpark collects garbage after each task, and would visit all objects of all libraries.
     """
     gc.collect()
     gc.freeze()

@@ -31,7 +31,8 @@ def describe_experiment(client: MlflowClient, experiment: str) -> None:
 
 def run_list(experiment: str) -> str:
     """Return the address of the view, below that of the server."""
-    return f"#/experiments/{experiment}/runs?viewStateShareKey={_KEY}"
+    # By itself MLflow opens an experiment as one of language models.
+    return f"#/experiments/{experiment}/runs?viewStateShareKey={_KEY}&workflowType=machine_learning"
 
 
 def _view() -> str:

@@ -1,4 +1,4 @@
-"""DICOM files made to order."""
+"""Fixtures that make DICOM files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The stored values of a DICOM file, which tests compare with what a reference decodes."""
+"""The stored values of a DICOM file, for comparison with a reference decoder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is kept of a header, in its order and with its sign."""
+"""Stored attributes of a header, and borders in both polarities."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One answer to what a file is, for whoever guards it and whoever decodes it."""
+"""The kind of a file: one answer for guarding and decoding."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from medspark.images.guard import GuardedDecoder
 from medspark.images.rendering import Rendering
 
 SMALL = Rendering(size=16)
-# What the meta information of an uncompressed DICOM file says of its transfer syntax.
+# The transfer syntax element of an uncompressed DICOM file.
 LURE = b"\x02\0\x10\0UI\x12\x001.2.840.10008.1.2\0"
 KINDS = ("PNG", "JPEG", "TIFF", "BMP")
 
@@ -29,7 +29,7 @@ def picture(kind: str) -> bytes:
 
 
 def _with_lure(kind: str) -> bytes:
-    """Return a whole picture that carries the lure where its format allows anything."""
+    """Return a valid picture that carries the lure at a place where its format allows any bytes."""
     image, file = Image.fromarray(np.zeros((16, 16), np.uint8)), io.BytesIO()
     text = LURE.decode("latin-1")
     if kind == "PNG":

@@ -1,4 +1,4 @@
-"""One entry for every kind of file and source, and one kind of failure."""
+"""decode: every kind of file and source, and a single kind of error."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_a_missing_file_is_unreadable(tmp_path: Path) -> None:
 
 
 class Panic(BaseException):
-    """What a decoder written in Rust raises (pyo3's PanicException)."""
+    """Stands for the exception of a decoder in Rust (pyo3's PanicException)."""
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def damaged_files(draw: st.DrawFn) -> bytes:
     return bytes(data)
 
 
-# MEDSPARK_FUZZ=100000 tries that many, in about ten minutes.
+# MEDSPARK_FUZZ=100000 tries 100,000 files, in about ten minutes.
 @settings(max_examples=int(os.environ.get("MEDSPARK_FUZZ", "300")))
 @given(data=damaged_files())
 def test_a_damaged_file_is_an_image_or_unreadable_and_nothing_else(data: bytes) -> None:

@@ -1,4 +1,4 @@
-"""Nothing that identifies leaves a header; what may stay is spelled out."""
+"""De-identification: only allow-listed values of a header are stored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""DICOM files of every kind: what becomes an image, and what is refused for which reason."""
+"""DICOM files of every kind: decoded images, and reasons for refused files."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_monochrome1_and_2_of_one_object_look_the_same() -> None:
     assert not two.rendered.inverted
 
 
-# What pydicom's own files become: everything that is not listed is an image.
+# Reasons for pydicom's own files; every file that is not listed is an image.
 REFUSED = {
     "JPGExtended.dcm": Reason.GPL_DECODER_ONLY,
     "JPEG-lossy.dcm": Reason.DECODE_FAILED,

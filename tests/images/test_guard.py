@@ -1,4 +1,4 @@
-"""The decoder's own process: alive as long as it behaves, replaced when it does not."""
+"""The decoder process: reused for good files, and replaced after a crash or time-out."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_several_frames_are_guarded_uncompressed_too(
 
 @pytest.mark.parametrize("plain", [True, False])
 def test_all_frames_of_a_file_share_its_seconds(dicom: MakeDicom, plain: bool) -> None:
-    """None of them is slow; together they take far longer than the file may."""
+    """No frame is slow, but together they exceed the time limit of the file."""
     frames, side = 4000, 64
     blank = (1).to_bytes(4, "little") + (64).to_bytes(4, "little") + bytes(56)
     runs = encapsulate([blank + b"\x81\0" * (side * side // 128)] * frames, has_bot=False)

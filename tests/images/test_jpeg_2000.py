@@ -1,4 +1,4 @@
-"""JPEG 2000 of every depth and sign, decoded by the newest OpenJPEG that keeps all bits."""
+"""JPEG 2000 of every depth and sign, decoded exactly by OpenJPEG 2.5."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _stored(data: bytes) -> Array:
 
 
 def _file(dicom: MakeDicom, values: Array, bits: int, *, signed: bool | None = None) -> bytes:
-    """Return a file of ``values`` without loss; ``signed`` is what its header says of them."""
+    """Return a lossless file of ``values``; ``signed`` is the sign in its header."""
     stream = encode_array(
         values, bits_stored=bits, photometric_interpretation=1 if values.ndim == 3 else 2
     )
@@ -56,7 +56,7 @@ def test_every_depth_and_sign_keeps_its_values(
 
 
 def test_a_stream_whose_sign_its_file_denies_keeps_its_bits(dicom: MakeDicom) -> None:
-    """As GDCM kept them, which decoded such files until OpenJPEG 2.5 did."""
+    """The values equal those of GDCM, which earlier versions of medspark used."""
     values = np.arange(-2048, 2048, dtype=np.int16).reshape(64, 64) * 16
 
     found = _stored(_file(dicom, values, 16, signed=False))

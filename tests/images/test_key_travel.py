@@ -1,4 +1,4 @@
-"""The key of the pseudonyms travels to the executors, or lies there already and does not travel."""
+"""The pseudonym key is sent to executors, or is read there from a file and not sent."""
 
 from __future__ import annotations
 

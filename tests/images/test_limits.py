@@ -1,4 +1,4 @@
-"""What one file may cost, to the byte."""
+"""Limits of one file, exact to the byte."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The synthetic archive is what it says, wherever and however often it is made."""
+"""The synthetic archive matches its summary, and is the same on every run and machine."""
 
 from __future__ import annotations
 

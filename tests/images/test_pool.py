@@ -1,4 +1,4 @@
-"""Decoders that callers take turns with: a file costs itself, and others no more than a turn."""
+"""A pool of decoders: a slow file delays other callers by one turn at most."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def slow(dicom: MakeDicom) -> bytes:
 
 
 def _ask(pool: DecoderPool, data: bytes, answers: list[object]) -> threading.Thread:
-    """Start to decode ``data`` in a turn of its own; what comes of it is added to ``answers``."""
+    """Decode ``data`` in a turn in a new thread, which adds the result to ``answers``."""
 
     def work() -> None:
         try:

@@ -84,7 +84,7 @@ def test_the_grey_pipeline_agrees_with_pydicom(
     data.BitsStored, data.PixelRepresentation = 12, 1
     with np.errstate(over="ignore"):
         in_output = apply_windowing(apply_modality_lut(stored, data), data)
-    # pydicom's output range is that of the modality values, PS3.3 leaves it open.
+    # pydicom's output range is that of the modality values; PS3.3 does not define it.
     ends = sorted(
         float(data.RescaleSlope) * v + float(data.RescaleIntercept) for v in (-2048, 2047)
     )

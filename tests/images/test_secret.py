@@ -1,4 +1,4 @@
-"""A key that can be guessed, or that others read, keeps no secret and is refused."""
+"""A key that can be guessed, or that others can read, is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An archive becomes a dataset whose sum is right, once and again, and that names nobody."""
+"""Ingest of an archive: complete counts, repeatable results, and no names."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def ingested(
 
 
 def live(samples: Path) -> dict[str, dict[str, Any]]:
-    """Return the samples that count, by key, with their pixels."""
+    """Return the samples of the ledger, by key, with their pixels."""
     manifest = SampleSet(str(samples)).manifest()
     assert manifest
     parts = {part.path: pq.read_table(samples / part.path).to_pylist() for part in manifest.parts}
@@ -79,12 +79,12 @@ def live(samples: Path) -> dict[str, dict[str, Any]]:
 
 
 def listed(samples: Path) -> Path:
-    """Return where the private list of a dataset's files in quarantine is."""
+    """Return the path of a dataset's private quarantine list."""
     return samples.with_name(f"{samples.name}.csv")
 
 
 def quarantine(samples: Path) -> dict[str, dict[str, Any]]:
-    """Return what is said of the files in quarantine, by their whole paths."""
+    """Return the quarantine list's entries, by absolute path."""
     with listed(samples).open(encoding="utf-8", newline="") as file:
         return {row["path"]: row for row in csv.DictReader(file)}
 
@@ -131,7 +131,7 @@ def test_no_identifier_of_a_header_or_table_reaches_any_file(phantom, ingested):
 
 
 def _plain(path: Path) -> bytes:
-    """Return a file's bytes, and its values where Parquet has compressed them."""
+    """Return a file's bytes, and its decompressed values if it is Parquet."""
     content = path.read_bytes()
     return content + (
         repr(pq.read_table(path).to_pydict()).encode() if path.suffix == ".parquet" else b""
@@ -209,7 +209,7 @@ def test_new_changed_and_deleted_files_are_told_apart(run, tmp_path):
     assert unchanged_by_it == [("A", 1), ("A", 2), ("B", 3)]
     assert {name: result[name] for name in counts} == counts
     assert (result["added"], result["removed"], result["files_seen"]) == (2, 1, 3)
-    # What was ingested stays when its file goes: archives are pruned, datasets are not.
+    # A sample stays when its file is deleted.
     assert values(samples) == [("A", 1), ("A", 2), ("A", 4), ("B", 30)]
 
 
@@ -223,7 +223,7 @@ def test_equal_pixels_are_kept_once_and_under_two_labels_not_at_all(run, tmp_pat
     assert result["quarantine_reasons"] == {"conflicting_label": 2}
     assert result["cross_patient_duplicates"] == 2
     assert [row["split"] for row in live(samples).values() if row["pixels"][0] == 5] == ["test"]
-    # When its original changes, the copy takes its place.
+    # When the original changes, its copy becomes the sample.
     kept = next(name for name in ("one", "copy") if not _is_duplicate(samples, 1, name))
     put(source, **{f"A__{kept}": 9})
     os.utime(source / "A" / kept, ns=(1, 1))
@@ -317,7 +317,7 @@ def test_a_file_of_many_frames_counts_once(run, tmp_path):
 
 
 class _Killed(BaseException):
-    """As final as SIGKILL to code that only expects exceptions."""
+    """Stands for SIGKILL: code that catches Exception does not catch it."""
 
 
 @contextmanager

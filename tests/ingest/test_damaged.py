@@ -1,4 +1,4 @@
-"""Damaged files end no worker and no server: each is an image, a duplicate, or has a reason."""
+"""Damaged files crash no worker: each is an image, a duplicate, or quarantined with a reason."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from medspark.models.file_predictor import FilePredictor
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-# MEDSPARK_FUZZ=10000 tries that many of each kind, in some minutes.
+# MEDSPARK_FUZZ=10000 tries 10,000 files of each kind, in some minutes.
 COUNT = int(os.environ.get("MEDSPARK_FUZZ", "100"))
 _EXTREMES = (b"\xff" * 4, b"\0" * 4, b"\xff\xff\xff\x7f", b"\xfe\xff\x00\xe0")
 _PIXEL_DATA = b"\xe0\x7f\x10\x00"
-# Every transfer syntax that a native library decodes, and RLE and the deflated one.
+# Every transfer syntax that a native library decodes, RLE, and the deflated syntax.
 SYNTAXES = frozenset((
     uid.RLELossless, uid.DeflatedExplicitVRLittleEndian, uid.JPEGBaseline8Bit,
     uid.JPEGExtended12Bit, uid.JPEGLossless, uid.JPEGLosslessSV1, uid.JPEGLSLossless,
     uid.JPEGLSNearLossless, uid.JPEG2000Lossless, uid.JPEG2000, uid.HTJ2KLossless,
     uid.HTJ2KLosslessRPCL, uid.HTJ2K,
 ))  # fmt: skip
-# Syntaxes that pydicom's package has no file of, and the one whose streams stand in for theirs.
+# Syntaxes without a file in pydicom's package, and the syntax whose streams replace them.
 _SHARED = {
     uid.JPEGLossless: uid.JPEGLosslessSV1,
     uid.HTJ2KLossless: uid.JPEG2000Lossless,
@@ -81,7 +81,7 @@ def _damaged(data: bytes, chance: random.Random, *, first: int = 0) -> bytes:
     """Return ``data`` with one to four changes, none of them before byte ``first``."""
     damaged = bytearray(data)
     for _ in range(chance.randint(1, 4)):
-        # Half of it hits the header, which is a small part of most files.
+        # Half of the changes hit the header, which is a small part of most files.
         end = min(len(damaged), first + chance.choice((2000, len(damaged))))
         at = chance.randrange(first, max(end, first + 1))
         kind = chance.choice(("byte", "extreme", "drop", "repeat", "cut"))
@@ -105,7 +105,7 @@ def _damaged_files(count: int) -> Iterator[bytes]:
 
 
 def _mutated_streams(count: int) -> Iterator[bytes]:
-    """Yield files whose header is whole and whose pixels are not, of all syntaxes by turns."""
+    """Yield files with a valid header and damaged pixels, in all syntaxes by turns."""
     by_syntax, chance = sorted(_compressed_files().items()), random.Random(0)
     for number in range(count):
         _, files = by_syntax[number % len(by_syntax)]
@@ -150,7 +150,7 @@ def test_damaged_files_end_no_worker_and_all_of_them_are_accounted_for(
     accounted = result["samples"] + result["duplicates"] + result["quarantined"]
     assert accounted == result["files_seen"] == COUNT
     assert set(result["quarantine_reasons"]) <= {reason.value for reason in Reason}
-    # A stream can be made to take for ever by chance: then its limit ends it.
+    # A random change may make decoding endless: then the time limit ends it.
     assert result["quarantine_reasons"].get(Reason.DECODE_TIMEOUT.value, 0) <= COUNT // 500
 
 
@@ -167,7 +167,7 @@ def test_a_served_model_answers_each_mutated_file_and_a_good_one_after_all_of_th
     for content in _mutated_streams(COUNT):
         answers += predictor([base64.b64encode(content).decode()])
 
-    crashed = sum("process died" in answer.get("error", "") for answer in answers)
+    crashed = sum("process crashed" in answer.get("error", "") for answer in answers)
     print(f"{crashed} of {COUNT} ended a decoder")
     assert all(("error" in answer) != ("label" in answer) for answer in answers)
     assert sum("label" in answer for answer in answers) > COUNT // 20

@@ -1,4 +1,4 @@
-"""What one task does with the files it is given; Spark only hands it batches of rows."""
+"""Outcomes of one decoding task, called without Spark."""
 
 from __future__ import annotations
 
@@ -243,5 +243,5 @@ def test_a_worker_asks_the_kernel_for_no_pages_that_it_had_for_the_file_before(t
 
     done = subprocess.run(command, capture_output=True, text=True, check=True)
 
-    # An image of 512 x 512 is 256 pages as float32 alone, and there are several of it.
+    # One float32 array of 512 x 512 pixels takes 256 pages, and decoding needs several.
     assert float(done.stdout) < 100

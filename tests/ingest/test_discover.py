@@ -1,4 +1,4 @@
-"""Listing an archive: every file once, whoever lists it."""
+"""Listing an archive: every file once, from the driver or from tasks."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_link_to_a_folder_above_does_not_trap_the_walk(tree):
 
 @pytest.fixture
 def outside(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder beside the archive, whose name begins as the archive's does, with links to it."""
+    """A folder beside the archive, with the archive's name as prefix, and links to it."""
     folder = tree.with_name(tree.name + "-outside")
     folder.mkdir()
     (folder / "secret").write_bytes(b"secret")

@@ -1,4 +1,4 @@
-"""Workers and drivers that are killed while they ingest: the dataset is the old or the new one."""
+"""After a worker or driver is killed during ingest, the dataset is the old or the new one."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def _busy_worker() -> psutil.Process | None:
         try:
             parent = process.parent()
             # The decoder is a child of the worker, which is a child of Spark's daemon.
-            # This process may have decoders of its own, from tests before this one.
+            # This process may have decoders from earlier tests.
             if "medspark.images.guard" not in process.cmdline() or parent is None:
                 continue
             if "pyspark.daemon" in parent.cmdline():
@@ -101,7 +101,7 @@ def _busy_worker() -> psutil.Process | None:
     return None
 
 
-# Five moments, and an executor: make chaos ONLY=C13.
+# make chaos ONLY=C13 kills at five moments, and also an executor.
 @pytest.mark.parametrize("moment", ["staging/outcomes", "ledger"])
 def test_a_killed_driver_leaves_no_dataset_and_the_next_run_starts_clean(
     spark, archive, tmp_path, moment

@@ -1,4 +1,4 @@
-"""Label tables and folders, in the shapes that people have them in."""
+"""Label tables and class folders in their common forms."""
 
 from __future__ import annotations
 
@@ -194,7 +194,7 @@ def test_a_parquet_table_and_columns_of_other_names_are_read(source):
         ("path,class\nimages/one.dcm,A\n", "no column 'label' among its 2 "),
         (
             "path,label,split\nimages/one.dcm,A,holdout\n",
-            "Row 2 of .* no split in the column 'split'",
+            "Row 2 of .* a bad value in the column 'split': a split is",
         ),
     ],
 )
@@ -343,7 +343,7 @@ def test_a_source_without_folders_has_no_classes(tmp_path):
         ),
         (
             "path,Edema,Nodule\nimages/one.dcm,1,maybe\n",
-            "Row 2 of .* no finding in the column 'Nodule'",
+            "Row 2 of .* a bad value in the column 'Nodule': a finding is",
         ),
     ],
 )
@@ -361,7 +361,7 @@ NAME = "DOE^JANE"
     ("text", "config", "said"),
     [
         (f"path,label\nimages/one.dcm,A\nimages/two.dcm,{NAME},A\n", {}, "row 3 has 3 cells"),
-        (f"path,label\nimages/one.dcm,\udcff{NAME}\n", {}, "row 2 is no text in UTF-8"),
+        (f"path,label\nimages/one.dcm,\udcff{NAME}\n", {}, "row 2 is not UTF-8 text"),
         (f"{NAME}.dcm,A\nimages/two.dcm,B\n", {}, "among its 2"),
         (f"path,label,split\nimages/one.dcm,A,val\nimages/two.dcm,A,{NAME}\n", {}, "Row 3 of"),
         (f"path,E\nimages/one.dcm,0\nimages/two.dcm,{NAME}\n", {"findings": ("E",)}, "Row 3 of"),

@@ -1,4 +1,4 @@
-"""Which of equal images is the sample: told by a model in plain Python, for many images at once."""
+"""Which of equal images becomes the sample, compared with a model in plain Python."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _HINTS = ["test", "val", "train", None]
 
 
 def copies(image: int, chance: random.Random, *, standing: bool) -> list[dict[str, Any]]:
-    """Return the rows of files that show one image, of which one may be the sample already."""
+    """Return the rows of files that show the same image; one row may be a sample already."""
     rows = []
     for number in range(chance.randint(1, 6)):
         key = f"{chance.randrange(16**8):08x}"
@@ -37,7 +37,7 @@ def copies(image: int, chance: random.Random, *, standing: bool) -> list[dict[st
 
 
 def first_of(rows: list[dict[str, Any]]) -> str | None:
-    """Return the sample_key of the copy that is to be the sample: the model."""
+    """Return the sample_key of the copy that becomes the sample, by the model."""
     if len({row["label"] for row in rows}) > 1:
         return None
     ranked = [(r["outcome"] != "sample", _HINTS.index(r["split"]), r["file_key"]) for r in rows]

@@ -1,4 +1,4 @@
-"""What a dataset of an earlier version becomes, row by row and part by part."""
+"""Migration of a dataset of an earlier version, row by row and part by part."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_a_row_of_the_ledger_keeps_everything_but_digests_sites_and_where_its_pa
 
 
 def old_part(folder: Path, rows: int, group: int) -> Part:
-    """Write a part of version 2: with pixel_sha256, sites by name, and all digits of a spacing."""
+    """Write a part of version 2: with pixel_sha256, site names, and exact spacings."""
     values = {"string": "x", "int32": 1, "int64": 1, "double": 1.0, "bool": True}
     known = {name: values[str(SAMPLE_SCHEMA.field(name).type)]
              for name in SAMPLE_SCHEMA.names if name != "pixels"}  # fmt: skip

@@ -1,4 +1,4 @@
-"""Archives of arrays: what they claim is checked before it is unpacked, and believed nowhere."""
+"""Archives of arrays: sizes and headers are checked before anything is unpacked."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def npy(array: Any) -> bytes:
 
 
 def header(text: str, version: int = 1) -> bytes:
-    """Return what precedes an array, with ``text`` as what it says of the array."""
+    """Return the .npy header whose description of the array is ``text``."""
     length = struct.pack("<H" if version == 1 else "<I", len(text) + 1)
     return b"\x93NUMPY" + bytes([version, 0]) + length + text.encode() + b"\n"
 
@@ -42,7 +42,7 @@ def images(count: int = 3, side: int = 4) -> np.ndarray:
 
 
 def archive(path: Path, compression: int = zipfile.ZIP_STORED, **members: bytes) -> str:
-    """Write an archive of three images and their labels, but for ``members``."""
+    """Write an archive of three images and their labels; ``members`` replace its members."""
     whole = {"train_images": npy(images()), "train_labels": npy(np.arange(3)[:, None])} | members
     with zipfile.ZipFile(path, "w", compression) as file:
         for name, content in whole.items():
@@ -171,8 +171,8 @@ def test_an_array_of_objects_is_refused_and_never_unpickled(tmp_path: Path, name
 @pytest.mark.parametrize(
     ("members", "said"),
     [
-        ({"train_labels": npy(np.arange(4))}, "not one row of labels each"),
-        ({"train_labels": npy(np.zeros((3, 1, 1)))}, "not one row of labels each"),
+        ({"train_labels": npy(np.arange(4))}, "not have one row of labels per image"),
+        ({"train_labels": npy(np.zeros((3, 1, 1)))}, "not have one row of labels per image"),
         ({"train_labels": npy(np.zeros(3, "V4"))}, "neither numbers nor text"),
         ({"train_labels": npy(np.zeros(3, "U30000000"))}, "labels have more than"),
         ({"train_images": npy(images().astype("u2"))}, "not 8-bit"),
@@ -197,7 +197,9 @@ def test_an_array_that_expands_beyond_reason_is_refused(tmp_path: Path):
 
 @pytest.mark.parametrize("compression", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_a_compression_that_numpy_does_not_write_is_refused(tmp_path: Path, compression: int):
-    assert "another method than numpy's" in refusal(archive(tmp_path / "a.npz", compression))
+    assert "a compression method that numpy does not write" in refusal(
+        archive(tmp_path / "a.npz", compression)
+    )
 
 
 def test_a_list_of_a_million_arrays_is_not_read(tmp_path: Path):

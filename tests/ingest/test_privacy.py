@@ -1,4 +1,4 @@
-"""Whoever has a dataset alone learns from it no path, no name, and nothing that joins the two."""
+"""A dataset alone reveals no path, no name, and no link between them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.spark
 
-# Planted where people have them: a folder, file names, patients, sites, sessions.
+# Planted in typical places: a folder, file names, patients, sites, sessions.
 SECRETS = ("DOE^JANE", "MRN-40718", "St Elsewhere")
 KEPT_SITE = "Teaching Hospital"
 LABELS = "path,label,patient_id,site\n"
@@ -51,7 +51,7 @@ def image(path: Path, value: int) -> None:
 
 
 def put(folder: Path, number: int) -> Path:
-    """Write an archive: eight images, a contradiction, a copy, a broken file, and their table."""
+    """Write an archive: eight images, a label conflict, a copy, a broken file, a label table."""
     lines = []
     for n in range(8):
         name = f"DOE^JANE/MRN-40718-{n}.png"
@@ -120,7 +120,7 @@ def everything(folder: Path) -> Iterator[tuple[Path, bytes]]:
 
 
 def leaks(folder: Path, *secrets: str) -> list[str]:
-    """Return the files in which one of ``secrets`` is."""
+    """Return the files that contain one of ``secrets``."""
     return [
         f"{secret} in {path}"
         for path, content in everything(folder)
@@ -130,7 +130,7 @@ def leaks(folder: Path, *secrets: str) -> list[str]:
 
 
 def digests(source: Path) -> list[str]:
-    """Return what anybody computes who has the files: SHA-256 of bytes and of pixels."""
+    """Return the digests that can be computed from the files: SHA-256 of bytes and of pixels."""
     files = list(source.rglob("*.png"))
     whole = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
     return whole + [pixels_of(path) for path in files if path.stat().st_size]
@@ -212,7 +212,7 @@ def test_archives_keep_each_others_rows_and_a_lost_list_comes_back(runs, tmp_pat
 
     assert first | second == both == set(runs.listed())
     assert not first & second
-    assert f"3 files in quarantine are not in {runs.list}" in said
+    assert f"3 quarantined files are missing from {runs.list}" in said
 
 
 def test_a_site_that_is_allowed_or_not_any_more_is_kept_the_other_way(runs, tmp_path):
@@ -229,12 +229,12 @@ def test_a_site_that_is_allowed_or_not_any_more_is_kept_the_other_way(runs, tmp_
 
 
 class _Killed(BaseException):
-    """As final as SIGKILL to code that only expects exceptions."""
+    """Stands for SIGKILL: code that catches Exception does not catch it."""
 
 
 @pytest.fixture
 def killed(runs, tmp_path, monkeypatch) -> Runs:
-    """Return a dataset in which an ingest was killed when all of it was staged."""
+    """Return a dataset in which an ingest was killed after staging all rows."""
 
     def die(*_: object) -> None:
         shutil.copytree(runs.samples / "staging", tmp_path / "staged")
@@ -271,7 +271,7 @@ def test_a_folder_per_patient_is_no_class(runs, tmp_path, dry_run):
     for number in range(5):
         image(tmp_path / "in" / "train" / f"DOE^JANE-{number}" / "x.png", number)
 
-    with pytest.raises(UsageError, match="5 classes, more than the 4 of max_classes") as caught:
+    with pytest.raises(UsageError, match=r"5 class folders, more than max_classes \(4\)") as caught:
         runs(tmp_path / "in", labels=None, max_classes=4, dry_run=dry_run)
     assert leaks(runs.samples, *SECRETS) == []
     assert "--labels" in str(caught.value)
@@ -289,7 +289,7 @@ _FORMER = pa.schema(
 
 
 def downgrade(runs: Runs, *sources: Path) -> None:
-    """Make the dataset what version 2 would have written: plain digests, sites, and paths."""
+    """Change the dataset to schema version 2: plain digests, site names, and paths."""
     names, samples = runs.pseudonyms, runs.samples
     sites = {names.name("site", site): site for site in (SECRETS[2],)}
     paths = {
@@ -333,7 +333,7 @@ def downgrade(runs: Runs, *sources: Path) -> None:
 
 @pytest.fixture
 def former(runs, tmp_path) -> Runs:
-    """Return a dataset of version 2, of two archives, and without a private list."""
+    """Return a dataset of version 2 from two archives, without a private list."""
     one, two = put(tmp_path / "one", 0), put(tmp_path / "two", 1)
     runs(one)
     runs(two)
@@ -365,7 +365,7 @@ def test_the_next_ingest_makes_an_old_dataset_one_of_this_version_without_decodi
     spacings = {row["row_spacing_mm"] for part in former.manifest().parts
                 for row in pq.read_table(former.samples / part.path).to_pylist()}  # fmt: skip
     assert spacings == {0.123}
-    # What the other archive had in quarantine is listed, from what the old version had written.
+    # The other archive's quarantined files are listed from the old version's table.
     assert len(former.listed()) == 6
     manifest = (former.samples / "manifest.json").read_bytes()
     for source in ("one", "two"):
@@ -398,7 +398,7 @@ def test_a_damaged_part_of_an_old_dataset_is_not_made_good(former, tmp_path):
 
 
 def shards_of(runs: Runs, folder: Path) -> dict[str, Any]:
-    """Write shards, and return what they hold by sample key."""
+    """Write shards, and return their rows by sample key."""
     values = {"samples": str(runs.samples), "shards": folder, "split": {"test": 0.4}}
     config = ShardConfig.model_validate(values)
     make_shards(runs.spark, config, open_samples(config))

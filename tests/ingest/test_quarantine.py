@@ -1,4 +1,4 @@
-"""The private list of files in quarantine: whole over runs, for its owner alone, and not needed."""
+"""The private quarantine list: complete over runs, readable by its owner only, replaceable."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_what_is_missing_or_cannot_be_listed_is_said_and_costs_nothing(
     assert "are not listed" in caplog.text
     found = QuarantineList(tmp_path / "l.csv").renewed(rows({"a": "/x", "b": None}), known=())
     assert found == str(tmp_path / "l.csv")
-    assert f"1 files in quarantine are not in {found}" in caplog.text
+    assert f"1 quarantined files are missing from {found}" in caplog.text
 
 
 @pytest.mark.parametrize("place", ["samples/list.csv", "in/deep/list.csv", "link/list.csv"])

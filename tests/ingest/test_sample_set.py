@@ -1,4 +1,4 @@
-"""The folder of a sample dataset: what its manifest names, and nothing else."""
+"""The folder of a sample dataset: only the files that its manifest names count."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_a_part_without_rows_is_no_file(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-# Generations, oldest first, and a file of each.
+# Generations, oldest first, with a file of each.
 G = [f"2026010{day}T000000-00000{day}" for day in range(1, 5)]
 KEPT, DEAD, NEW = (f"{letter * 32}.parquet" for letter in "abc")
 
@@ -96,7 +96,7 @@ def test_parts_that_killed_tasks_left_beside_the_committed_ones_are_removed(tmp_
 
     commit(tmp_path, f"data/{G[2]}/{KEPT}").clean_newest()
 
-    # Of the generation before, a reader may still be at it.
+    # A reader may still use the previous generation.
     assert left_in(tmp_path) == {f"data/{G[2]}/{KEPT}", before}
 
 
@@ -170,7 +170,7 @@ def test_a_job_that_only_reads_leaves_an_ingest_at_its_work(tmp_path, caplog):
         samples.clean_after_kill()
 
     assert (tmp_path / "staging/files/part-0").exists()
-    assert "stays there: Another job is writing" in caplog.text
+    assert f"stay in {samples.url}: Another job is writing" in caplog.text
 
 
 def test_a_job_that_only_reads_writes_nothing_where_nothing_was_left(tmp_path):

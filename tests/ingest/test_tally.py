@@ -1,4 +1,4 @@
-"""Sums of a ledger: the same however its rows are shared out among tasks."""
+"""Sums of a ledger do not depend on how its rows are distributed over tasks."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ SCHEMA = pa.schema(
 
 
 def written(folder: Path, *tasks: list[dict[str, Any]], generation: str | None = "g") -> Sums:
-    """Return what tasks with these rows report, each in batches of two."""
+    """Return the reports of tasks with these rows, each in batches of two."""
     write = WriteLedger(str(folder), generation, PSEUDONYMS)
     reports: list[tuple[str, str, str]] = []
     for rows in tasks:

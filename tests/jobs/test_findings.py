@@ -110,5 +110,5 @@ def test_findings_go_all_the_way_from_a_table_to_an_attacked_network(
 def test_samples_of_one_label_and_of_several_are_not_mixed(tmp_path: Path) -> None:
     config = write_images(tmp_path).model_copy(update={"labels": None})
 
-    with pytest.raises(UsageError, match="label_table is about a table of labels"):
+    with pytest.raises(UsageError, match="label_table describes a label table"):
         open_archive(config.model_copy(update={"inventory": "somewhere"}))

@@ -23,6 +23,7 @@ from small_disk import small_disk
 from medspark.lock import locked
 from medspark.ownership import MARKER, claim
 from medspark.shards.manifest import read_manifest, verify
+from medspark.train.result import TrainResult
 from medspark.workflows import paper_table
 from medspark.workflows import scale_at as scaling
 from medspark.workflows import train_at as training
@@ -246,17 +247,20 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Let a training leave what one leaves, in no time; return the folders that were trained in."""
     seen: list[Path] = []
 
-    def train_once(config: Any, _spark: object, folder: Path, **_: object) -> dict[str, Any]:
+    def train_once(config: Any, _spark: object, folder: Path, **_: object) -> TrainResult:
         seen.append(folder)
         for name in ("run.json", "model/model.json", "report/result.json", "attempts/0001/nonce"):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_text(json.dumps({"n": len(seen)}))
-        figures = {"accuracy": 1.0, "auroc": 1.0}
-        return {
-            "mode": config.train.mode, "steps": len(seen), "model": str(folder / "model"),
-            "clean": figures, "attacks": [], "worst_case": [], "startup": {},
-            "launch": {"launched_at": 0.0}, "mlflow": {"uri": "sqlite:///x"},
-        }  # fmt: skip
+        fields = TrainResult.model_fields.items()
+        blank = {name: "" if f.annotation is str else 0 for name, f in fields if f.is_required()}
+        return TrainResult.model_validate(
+            blank | {
+                "mode": config.train.mode, "steps": len(seen), "model": str(folder / "model"),
+                "clean": {"accuracy": 1.0, "auroc": 1.0}, "launch": {"launched_at": 0.0},
+                "mlflow": {"uri": "sqlite:///x"},
+            }
+        )  # fmt: skip
 
     monkeypatch.setattr(training, "train_once", train_once)
     monkeypatch.setattr(training, "spark_session", lambda *_, **__: contextlib.nullcontext())

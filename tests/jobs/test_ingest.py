@@ -73,7 +73,7 @@ def test_two_commands_turn_an_archive_into_shards_and_say_the_sum(tmp_path):
     [
         ("ingest", ["--source", "{tmp}/no", "--samples", "{tmp}/s"], "no source folder"),
         ("ingest", ["--source", "{tmp}", "--samples", "{tmp}/s"], "should not lie inside"),
-        ("ingest", ["--source", "{tmp}/empty", "--samples", "{tmp}/s"], "no folder per class"),
+        ("ingest", ["--source", "{tmp}/empty", "--samples", "{tmp}/s"], "no class folders"),
         ("ingest", ["--sorce", "x"], "did you mean source"),
         (
             "ingest",

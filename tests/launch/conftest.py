@@ -1,4 +1,4 @@
-"""Something small for ranks to do."""
+"""A small task for ranks."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ Run = Callable[..., tuple[dict[str, Any], Launched]]
 
 @pytest.fixture
 def run(spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Return a function that lets two ranks add up numbers, with the trouble it is given."""
-    # Only medspark itself travels with the job: these are for ranks here, and on executors.
+    """Return a function that lets two ranks add up numbers, with a given fault."""
+    # Spark ships only medspark, so the ranks find these tasks through PYTHONPATH.
     here = str(Path(__file__).parent)
     monkeypatch.syspath_prepend(here)
     monkeypatch.setenv("PYTHONPATH", here)

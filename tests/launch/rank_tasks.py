@@ -1,4 +1,4 @@
-"""Tiny things for ranks to do; the tests put this folder on the ranks' PYTHONPATH."""
+"""Small tasks for ranks; the tests put this folder on the ranks' PYTHONPATH."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from medspark.train.world import World
 
 
 class TinyConfig(Config):
-    """How many steps to take, what goes wrong at one of them, and where to remember it."""
+    """Number of steps, the fault at one of them, and the file that records the fault."""
 
     steps: int = 3
     trouble: str = ""
@@ -36,7 +36,7 @@ class Recorder(Protocol):
 
 
 def add_up(config: TinyConfig, world: World, journal: Recorder) -> dict[str, Any]:
-    """Add up the ranks' numbers once per step, from the last checkpoint on."""
+    """Add up the ranks' numbers once per step, starting at the last checkpoint."""
     total, first = _resume(config)
     for step in range(first, config.steps):
         if config.trouble and step == config.trouble_step and world.rank == config.trouble_rank:
@@ -58,7 +58,7 @@ def add_up(config: TinyConfig, world: World, journal: Recorder) -> dict[str, Any
 
 
 def _page_faults() -> int:
-    """Return the page faults of a block of 64 MiB where one was freed just before."""
+    """Return the page faults of a block of 64 MiB after one of equal size was freed."""
     for _ in range(3):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         bytearray(64 << 20)

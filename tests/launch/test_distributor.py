@@ -1,4 +1,4 @@
-"""The supervisor: true success, named failures, restarts, and no process left behind."""
+"""The supervisor: verified success, named failures, restarts, and no leftover process."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ON_DRIVER = LaunchConfig(processes=2, timeout_seconds=5)
 
 
 def _ranks_left() -> list[psutil.Process]:
-    """Return processes of ranks that are still there after a moment's grace."""
+    """Return processes of ranks that still run after a short wait."""
     deadline = time.monotonic() + 10
     while True:
         left = [
@@ -72,7 +72,7 @@ def test_ranks_on_executors_return_the_same_and_the_driver_serves_nobody(
 
     assert result["total"] == 9.0
     assert launched.on_executors
-    assert servers == []  # PySpark's would print what anybody sends to it
+    assert servers == []  # PySpark's server prints everything sent to it
 
 
 def test_one_process_takes_the_threads_it_is_told(run: Run) -> None:
@@ -101,7 +101,7 @@ def test_a_rank_that_raises_is_named_with_its_traceback(run: Run) -> None:
     [
         (ON_DRIVER, "sigkill", r"rank 1 on \S+ \(process \d+\) was killed by SIGKILL"),
         (ON_DRIVER, "sigstop", r"rank 1 .* was stopped \(SIGSTOP\)"),
-        # On one machine the ranks have one agent, and lose it together.
+        # On one machine all ranks share an agent, and lose it together.
         (ON_DRIVER, "kill_agent", "rank [01] .* lost the torchrun agent above it"),
         (ON_EXECUTORS, "kill_agent", "rank 1 .* lost the torchrun agent above it"),
     ],

@@ -1,4 +1,4 @@
-"""The interface that ranks talk over."""
+"""The network interface that ranks use."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_name_that_nobody_knows_leaves_the_choice_to_gloo() -> None:
         ("another-host", "10.1.2.3"),
         ("127.0.0.1", "127.0.0.1"),
         ("localhost", "127.0.0.1"),
-        # Debian's habit: a machine maps its own name to loopback, and the others do not.
+        # As on Debian: a machine maps its own name to loopback, and other machines do not.
         ("this-host", "10.1.2.3"),
         ("nobody", ""),
     ],

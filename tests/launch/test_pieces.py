@@ -1,4 +1,4 @@
-"""Pieces are done once, whatever fails, and a Spark worker outlives the piece that it does."""
+"""Pieces are done once despite failures, and Spark workers are reused unchanged."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_piece_has_its_tasks_threads_and_leaves_the_workers_own(error) -> None
 
 
 def work_in(folder: Path, pieces: int, *, bad: int | None = None, lost: bool = False) -> Any:
-    """Return work of ``pieces`` files; one piece may fail, and all may get lost."""
+    """Return work of ``pieces`` files; one piece may fail, or all files may get lost."""
 
     class Work:  # inside a function, so that it is pickled whole: workers cannot import tests
         work = folder

@@ -1,4 +1,4 @@
-"""A process is ended only if it proves itself that it belongs to the attempt."""
+"""A process is killed only if it carries the mark of the attempt."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Start = Callable[..., subprocess.Popen[bytes]]
 
 @pytest.fixture
 def start() -> Iterator[Start]:
-    """Return a function that starts a process that sleeps, with a mark where it is given one."""
+    """Return a function that starts a sleeping process, with or without a mark."""
     started: list[subprocess.Popen[bytes]] = []
 
     def run(mark: str | None = None, *words: str) -> subprocess.Popen[bytes]:
@@ -48,7 +48,7 @@ def start() -> Iterator[Start]:
 
 
 def _report(folder: Path, rank_of: subprocess.Popen[bytes], *, nonce: str = NONCE) -> Reports:
-    """Return reports in which a rank claims to be that process, and its sentinel, too."""
+    """Return reports in which a rank names that process as itself and as its sentinel."""
     reports = Reports(folder)
     reports.start(
         Started(

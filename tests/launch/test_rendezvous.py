@@ -1,4 +1,4 @@
-"""Ranks meet in a file where they share a machine, and else at the one address that they know."""
+"""Ranks meet in a file on one machine, and else at a single known address."""
 
 from __future__ import annotations
 

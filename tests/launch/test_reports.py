@@ -1,4 +1,4 @@
-"""From what the ranks left behind to one sentence that names the rank and the cause."""
+"""The diagnosis from reports: one sentence that names the rank and the cause."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_an_exception_is_the_cause_even_if_another_rank_noticed_first(tmp_path: 
 
 
 KINDS: tuple[Kind, ...] = ("error", "killed", "agent_lost", "lost_peers", "terminated", "ok")
-# What happened to the ranks, and when, no two at the same moment.
+# Ends of the ranks, at distinct times.
 ENDS = st.lists(
     st.tuples(st.sampled_from(KINDS), st.integers(0, 99)),
     min_size=1, max_size=5, unique_by=lambda end: end[1],
@@ -95,7 +95,7 @@ def test_a_rank_that_never_began_is_told_from_one_that_was_killed(tmp_path: Path
     _began(reports, 1)
     _ended(reports, 1, "lost_peers", "Timed out waiting")
 
-    assert diagnose(reports, 2, None).sentence.startswith("rank 0 never began, while others did")
+    assert diagnose(reports, 2, None).sentence.startswith("rank 0 did not start, while others did")
 
 
 @pytest.mark.parametrize(

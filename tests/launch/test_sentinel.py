@@ -1,4 +1,4 @@
-"""The process above a rank: it sees every end, and lets nothing outlive it."""
+"""The sentinel above a rank: it reports every end, and the rank ends with it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When a failed training is started again, and when it is given up: without Spark and ranks."""
+"""When the supervisor restarts a failed training and when it fails, without Spark and ranks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from medspark.launch.ranks.reports import Failure
 from medspark.spark.slots import Slots
 
 LOST = Failure(rank=1, sentence="rank 1 was lost")
-BUSY = Failure(rank=None, sentence="no rank began", traceback="EADDRINUSE")
+BUSY = Failure(rank=None, sentence="no rank started", traceback="EADDRINUSE")
 MISUSE = Failure(rank=0, sentence="rank 0 raised it.", error="UsageError")
 BUG = Failure(rank=0, sentence="rank 0 raised ImportError", error="ImportError")
 DONE = {"total": 1}
@@ -26,14 +26,14 @@ Supervise = Callable[..., dict[str, Any]]
 
 
 class Nothing(Config):
-    """What the ranks would do, and from where they would go on."""
+    """The configuration of a task that does nothing."""
 
     attempt: int = 0
     resume: str = "never"
 
 
 class Script:
-    """What each attempt comes to, whether it leaves a checkpoint first, and what it was told."""
+    """Outcomes of the attempts, whether each leaves a checkpoint first, and their orders."""
 
     def __init__(self, outcomes: Sequence[tuple[object, bool]], checkpoints: Path) -> None:
         self._outcomes: Iterator[tuple[object, bool]] = iter(outcomes)
@@ -56,7 +56,7 @@ class Script:
 
 @pytest.fixture
 def supervise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Supervise:
-    """Return a function that lets attempts come to ``outcomes``, and says how it went."""
+    """Return a function that runs attempts with ``outcomes`` and returns how the run ended."""
     spark: Any = SimpleNamespace(sparkContext=SimpleNamespace(master="local[2]"))
     monkeypatch.setattr(distributor, "wait_for", lambda *_, **__: Slots(2, 1, 2))
 

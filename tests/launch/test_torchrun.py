@@ -1,4 +1,4 @@
-"""An agent of torchrun: what it is told, and that nothing of it outlives who waits for it."""
+"""A torchrun agent: its command and environment, and its end with the waiting process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PLACE = {"RANK": "1", "WORLD_SIZE": "3", "MASTER_ADDR": "10.0.0.7", "MASTER_PORT
 
 
 class Agent:
-    """Takes the place of a process, and remembers how it was started."""
+    """Replaces a process, and records how it was started."""
 
     started: list[tuple[list[str], dict[str, str]]]
 
@@ -42,7 +42,7 @@ def order(tmp_path: Path) -> Order:
 def _started(
     order: Order, monkeypatch: pytest.MonkeyPatch, *, local: bool
 ) -> tuple[list[str], dict[str, str]]:
-    """Return the command and the environment of the agent that is started."""
+    """Return the command and the environment of the started agent."""
     for name, value in PLACE.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(Agent, "started", [], raising=False)

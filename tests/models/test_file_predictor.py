@@ -155,8 +155,8 @@ def test_a_file_that_ends_its_decoder_has_an_error_and_the_next_an_answer(folder
     first, second = predictor([good, good])
 
     assert first == {
-        "error": "The image cannot be read: the decoder process died or ran out of its memory "
-        "allowance."
+        "error": "The image cannot be read: the decoder process crashed or exceeded its memory "
+        "limit."
     }
     assert second["label"] in ("normal", "pneumonia")
 

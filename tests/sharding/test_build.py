@@ -1,4 +1,4 @@
-"""Training shards: everything once, patients apart, files equal, and the same again."""
+"""Training shards: every sample once, disjoint patients, equal files, repeatable."""
 
 from __future__ import annotations
 
@@ -245,7 +245,7 @@ def test_splits_that_are_apart_are_told_from_their_hints(spark):
     ],
 )
 def test_a_patient_or_an_image_in_two_splits_ends_the_job(spark, leak, said):
-    with pytest.raises(RunError, match=f"The splits are not apart: {{{said}}}"):
+    with pytest.raises(RunError, match=f"The splits are not disjoint: {{{said}}}"):
         leak_check(spark, [*APART, leak])
 
 
@@ -281,7 +281,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_shards_that_were_there(
         assert "\n" not in str(raised.value)
         assert read_manifest(shards) == before
         verify(shards, before)
-        # Not even hidden: each retry would take as much of the disk again.
+        # No hidden files either: each retry would use as much disk again.
         assert sorted(shards.rglob("*")) == files
 
 

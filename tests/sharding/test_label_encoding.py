@@ -1,4 +1,4 @@
-"""Labels become numbers: of classes one each, of findings a bit each."""
+"""Labels become numbers: a class has an index, a finding has a bit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images that look alike stay on one side of the split, whoever's they are said to be."""
+"""Images that look alike go to one split, even under different patient ids."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def motif(seed: int) -> np.ndarray:
 
 
 def copy_of(image: np.ndarray) -> np.ndarray:
-    """Return ``image`` as another export would have it: brighter, and with a little noise."""
+    """Return ``image`` as another export of it: brighter, and with a little noise."""
     noise = np.random.default_rng(0).integers(-2, 3, image.shape)
     return np.clip(image.astype(int) + 5 + noise, 0, 255).astype(np.uint8)
 
@@ -78,7 +78,7 @@ def test_patients_are_tied_through_images_that_they_share_with_others():
 @pytest.mark.spark
 @pytest.mark.parametrize("bits", [0, 1, 2, 6, 15])
 def test_all_pairs_of_hashes_within_the_bits_are_found_and_no_others(spark, bits):
-    """Against brute force; any band of a hash may be the only one that two have in common."""
+    """Compare with brute force; two hashes may agree in any single band only."""
     random, edges = np.random.default_rng(bits), [64 * k // (bits + 1) for k in range(bits + 2)]
     first = [int(n) for n in random.integers(-(2**63), 2**63, 3)]
     apart = [
@@ -112,7 +112,7 @@ def _flipped(hashed: int, bits: set[int]) -> int:
 
 @pytest.fixture(scope="module")
 def samples(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Samples of 24 patients: every motif is one patient's, and its copy another's."""
+    """Samples of 24 patients: every motif belongs to one patient, and its copy to another."""
     folder = tmp_path_factory.mktemp("near")
     lines = ["path,label,patient_id"]
     (folder / "in").mkdir()

@@ -1,4 +1,4 @@
-"""Inside the tasks that make shards: the rows that are wanted, in one format, whole."""
+"""Tasks that make shards: they read the right rows, in one format, and check the parts."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_a_part_that_is_not_what_the_manifest_or_the_ledger_says_is_named(tmp_pa
         ((size + 1, sha256), asked_for(1), "missing or has another size"),
         ((size - 1, sha256), asked_for(1), "missing or has another size"),
         ((size, sha256[::-1]), asked_for(1), "has been damaged"),
-        ((size, sha256), asked_for(1, sample_key="k2"), "does not hold what the ledger says"),
+        ((size, sha256), asked_for(1, sample_key="k2"), "does not match the ledger"),
     ):
         with pytest.raises(RunError, match=said):
             list(ReadSamples(str(tmp_path), {name: told}, SMALL)(rows))
@@ -151,5 +151,5 @@ def test_pixels_of_another_size_are_not_written(tmp_path, pixels):
     layout = Layout.of({"train": Counts(1, (1,), 1)}, SMALL, shard_bytes=16)
     write = WriteShards(str(tmp_path), "g", layout, SMALL, rows_per_group=3)
 
-    with pytest.raises(RunError, match="has not the 4 bytes"):
+    with pytest.raises(RunError, match="does not have the 4 bytes"):
         list(write([placed([(0, 1)], pixels=pixels)]))

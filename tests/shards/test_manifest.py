@@ -1,4 +1,4 @@
-"""A dataset is what its manifest names: anything else is refused, with the file's name."""
+"""A dataset consists of the files in its manifest; other files are refused by name."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_a_damaged_shard_is_refused_by_name(dataset: Path, damage: str):
 def test_a_stray_file_among_the_shards_is_refused_by_name(dataset: Path, name: str):
     (dataset / "data" / name).write_bytes(b"stray")
 
-    with pytest.raises(UsageError, match=rf"does not name .*{re.escape(name)}"):
+    with pytest.raises(UsageError, match=rf"{re.escape(name)} lies among the shards"):
         verify(dataset, read_manifest(dataset))
 
 
@@ -181,7 +181,7 @@ def test_two_datasets_have_one_digest_only_if_they_hold_the_same(one, other, mas
         digest_of(splits_of(shards), multi_label=multi_label)
         for shards, multi_label in ((one, masks), (other, other_masks))
     ]
-    # A split of no shards is as good as none.
+    # A split without shards counts as missing.
     held = [{name: shas for name, shas in shards.items() if shas} for shards in (one, other)]
     same = held[0] == held[1] and masks == other_masks
     assert (digests[0] == digests[1]) == same

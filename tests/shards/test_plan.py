@@ -1,4 +1,4 @@
-"""The laws of the plan: exactly once, equal steps, and batches that do not know the world size."""
+"""Laws of the plan: rows exactly once, equal steps, batches independent of the world size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parts of a split: whole patients, the smaller inside the larger, and as large as asked for."""
+"""Portions of a split: whole patients, nested, and of the requested size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The layout of a shard: any Parquet reader opens it, ours maps it and decodes nothing."""
+"""The layout of a shard: any Parquet reader opens it, and medspark maps it without decoding."""
 
 from __future__ import annotations
 
@@ -145,7 +145,9 @@ def test_a_parquet_file_of_another_layout_is_refused_by_name(tmp_path: Path, opt
     (table,) = tables(images(200, pixel_format), pixel_format, 200)
     pq.write_table(table, tmp_path / "other.parquet", write_batch_size=4, **options)
 
-    with pytest.raises(UsageError, match=r"other\.parquet is not laid out as a training shard"):
+    with pytest.raises(
+        UsageError, match=r"other\.parquet does not have the layout of a training shard"
+    ):
         map_pixels(tmp_path / "other.parquet", pixel_format)
 
 

@@ -1,4 +1,4 @@
-"""Patients are dealt to splits by what they are, not by who else is there."""
+"""A patient's split depends on the patient, not on the other patients."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_the_data_of_a_version_are_dealt_as_by_the_one_before():
 def test_every_class_at_every_site_has_its_shares_within_a_percent_at_scale():
     splits = assign({f"p{i}": () for i in range(100_000)}, SplitConfig(val=0.1, test=0.2), seed=0)
 
-    # Two classes at three sites: to the hash they are as good as any other.
+    # Two classes at three sites: the hash is independent of both.
     strata = Counter((i % 2, i // 2 % 3) for i in range(100_000))
     dealt = Counter((splits[f"p{i}"], i % 2, i // 2 % 3) for i in range(100_000))
 
@@ -138,7 +138,7 @@ def test_shares_are_met_within_a_percent(own):
         patient_split(f"p{i}", own[:1], config, seed=3, own=own).count("val") for i in range(20_000)
     ]
 
-    # Where the data have a test set of their own, val is its share of what is not in it.
+    # If the data have a test set, val is its share of the other patients.
     assert sum(dealt) / len(dealt) == pytest.approx(0.125 if own else 0.1, abs=0.01)
 
 

@@ -1,4 +1,4 @@
-"""The session's edges: what is shipped, how masters are spelt, what a failed task says."""
+"""The session: shipped packages, spellings of masters, and messages of failed tasks."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Caused by: org.apache.spark.SparkException: Job aborted
 
 
 def imported(archive: Path) -> str:
-    """Return the file that medspark.errors comes from where only ``archive`` is there first."""
+    """Return the file of medspark.errors if ``archive`` is first on the path."""
     archive.write_bytes(package_zip())
     code = (
         f"import sys; sys.path = [{str(archive)!r}, *sys.path]; "
@@ -107,7 +107,7 @@ def test_an_error_of_spark_becomes_ours():
 
 
 def settled(master, submitted=None, environment=None, **settings):
-    """Return what Spark is told in the end."""
+    """Return the settings that Spark finally gets."""
     return _chosen(settings, master, (submitted or {}).get, environment or {})
 
 
@@ -165,7 +165,7 @@ def test_a_standalone_cluster_without_its_secret_is_refused_in_a_sentence():
     with pytest.raises(UsageError, match=r"spark.authenticate.secret .* --properties-file\.$"):
         settled(master, **secure)
 
-    with pytest.raises(UsageError, match=r"the workers of spark://host:7077"):
+    with pytest.raises(UsageError, match=r"workers of spark://host:7077"):
         settled(master, secure)
     settled(master)
     settled(master, {"spark.authenticate.secret": "s"}, **secure)

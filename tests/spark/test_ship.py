@@ -1,4 +1,4 @@
-"""Zip files of Python: what is imported from them is not compiled again."""
+"""Zip files of Python: modules imported from them are not compiled again."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from medspark.spark.ship import repack
 
 
 def sources(path: Path) -> Path:
-    """Write a zip file of a package, with a file that is none of Python's."""
+    """Write a zip file of a package, with a file that is not Python."""
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("parts/__init__.py", "from parts.one import value")
         archive.writestr("parts/one.py", "value = __file__")

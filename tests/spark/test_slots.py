@@ -1,4 +1,4 @@
-"""Room for the ranks, as far as it is known before Spark starts."""
+"""Slots for the ranks, as known before the ranks start."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Worker = tuple[str, int, int]  # id, tasks at once, cores
 
 
 class Spark:
-    """A session as far as room is concerned: master, settings, and workers of a cluster."""
+    """The parts of a session that slots depend on: master, settings, workers of a cluster."""
 
     def __init__(self, master: str, *workers: Worker, **settings: str) -> None:
         self.sparkContext = self
@@ -85,7 +85,7 @@ def test_ranks_on_the_driver_of_a_cluster_have_all_its_cores() -> None:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The moment that it is, which only waiting moves on."""
+    """The current time, which only waiting advances."""
     now = [0.0]
     monkeypatch.setattr(slots.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(slots.time, "sleep", lambda s: now.__setitem__(0, now[0] + s))
@@ -123,7 +123,7 @@ def test_a_machine_that_does_not_grow_is_not_waited_for(
     [
         ({}, False, None),
         ({"spark_dynamicAllocation_enabled": "true"}, False, "dynamic allocation"),
-        ({"spark_ssl_enabled": "TRUE"}, False, "gradients would travel in clear"),
+        ({"spark_ssl_enabled": "TRUE"}, False, "ranks exchange gradients unencrypted"),
         (
             {"spark_ssl_enabled": "true", "pytorch_spark_distributor_ignoreSsl": "true"},
             False,
@@ -190,7 +190,7 @@ def test_ranks_on_the_driver_of_a_cluster_are_held_against_its_own_cores() -> No
 
 @pytest.mark.parametrize("processes", [0, 2])
 def test_only_a_single_process_can_do_without_ddp(processes: int) -> None:
-    with pytest.raises(UsageError, match=r"launch\.ddp false is for one process"):
+    with pytest.raises(UsageError, match=r"launch\.ddp false needs one process"):
         check_room(LaunchConfig(ddp=False, processes=processes), "local[2]")
 
     check_room(LaunchConfig(ddp=False, processes=1), "local[2]")
@@ -219,7 +219,7 @@ GPU = {"spark.task.resource.gpu.amount": "1"}
 
 
 def _session(settings: dict[str, str]) -> Any:
-    """Return what check_settings needs of a session."""
+    """Return the part of a session that check_settings needs."""
     return SimpleNamespace(conf=SimpleNamespace(get=settings.get))
 
 

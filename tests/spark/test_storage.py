@@ -1,4 +1,4 @@
-"""Small files and folders, local or not: whole, or as they were."""
+"""Small files and folders, local or remote: writes are atomic."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_folders_and_files_are_told_apart(place: str):
 def test_a_folder_that_cannot_be_made_is_a_sentence(tmp_path: Path):
     (tmp_path / "file").write_text("")
 
-    with pytest.raises(UsageError, match=r"The folder .*file/below cannot be made: \w"):
+    with pytest.raises(UsageError, match=r"Cannot create the folder .*file/below: \w"):
         storage.make_folder(str(tmp_path / "file" / "below"))
 
 

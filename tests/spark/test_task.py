@@ -1,4 +1,4 @@
-"""What Spark's Python workers carry from one task to the next."""
+"""The state of Spark's Python workers between two tasks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from medspark.spark.task import map_batches
 
 
 def look(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """Report what costs time before and after a task: importers of zips, and objects to check."""
+    """Report what costs time between tasks: importers of zips, and objects to collect."""
     for batch in batches:
         zips = sum(isinstance(found, zipimporter) for found in sys.path_importer_cache.values())
         states = [f"{zips} {gc.get_freeze_count() > 10_000}"] * batch.num_rows

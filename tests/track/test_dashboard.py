@@ -99,3 +99,7 @@ def test_the_note_leads_to_a_list_with_what_people_compare(server: str) -> None:
         assert f">{column}<" in page
     for value in ("densenet121", "fused", "0.35", "321", "0.953", "0.717"):
         assert value in page
+
+
+def test_make_ui_prints_the_address_of_that_list() -> None:
+    assert f"http://127.0.0.1:$(PORT)/{run_list('1')}'" in (ROOT / "Makefile").read_text()

@@ -20,7 +20,8 @@ def test_the_note_links_to_the_view(client: MlflowClient) -> None:
 
     tags = client.get_experiment(experiment).tags
     assert run_list(experiment) in tags[NOTE]
-    assert f"mlflow.sharedViewState.{run_list(experiment).partition('Key=')[2]}" in tags
+    key = run_list(experiment).partition("viewStateShareKey=")[2].partition("&")[0]
+    assert f"mlflow.sharedViewState.{key}" in tags
 
 
 def test_a_note_that_somebody_wrote_stays(client: MlflowClient) -> None:

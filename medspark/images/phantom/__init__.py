@@ -1,10 +1,10 @@
-"""Labelled synthetic chest radiographs as a real archive: many syntaxes, planted names, damage.
+"""Generate a synthetic archive of chest radiographs: many syntaxes, planted names, damaged files.
 
     python -m medspark.images.phantom FOLDER --count 2000 --size 96 --seed 0
 
-Everything follows from the seed and the image's number, so any part of an archive can be made
-anywhere. The two classes differ by a faint opacity in one lung, amid anatomy, texture and noise
-that vary more than it does: a small network reaches a test AUROC of about .95, never 1.
+The seed and the image's number determine each image, so any machine can generate any part of the
+archive. The two classes differ by a faint opacity in one lung. Anatomy, texture and noise vary more
+than the opacity does: a small network reaches a test AUROC of about .95, never 1.
 """
 
 from __future__ import annotations

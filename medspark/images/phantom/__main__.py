@@ -16,14 +16,14 @@ from medspark.images.phantom.plan import PhantomConfig
 
 
 def main(argv: Sequence[str]) -> int:
-    """Write an archive and print its summary as JSON."""
+    """Write an archive, print its summary as JSON, and return the exit status."""
     defaults = PhantomConfig()
     parser = argparse.ArgumentParser(
         prog="python -m medspark.images.phantom",
         description=__doc__.splitlines()[0] if __doc__ else None,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("folder", type=Path, help="where to write, empty or missing")
+    parser.add_argument("folder", type=Path, help="folder to write, empty or missing")
     for name, about in PhantomConfig.model_fields.items():
         default = getattr(defaults, name)
         if isinstance(default, bool):

@@ -1,4 +1,4 @@
-"""The archive as a whole: images, copies, damage, and the table of labels."""
+"""Write the synthetic archive: images, duplicates, damaged files, and the label table."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from medspark.images.reasons import Reason
 
 @dataclass(frozen=True, slots=True)
 class ArchiveSummary:
-    """What ``write_archive`` wrote: the answer key for an ingest."""
+    """The content of a written archive, and so the expected result of its ingest."""
 
     folder: str
     labels: str
     files: int
-    images: int  # distinct, whole and labelled: the samples that an ingest should find
+    images: int  # distinct, undamaged and labelled: the samples that an ingest should find
     duplicates: int
     patients: int
     class_counts: dict[str, int] = field(default_factory=dict)
@@ -33,7 +33,7 @@ class ArchiveSummary:
 def write_archive(folder: str | Path, config: PhantomConfig | None = None) -> ArchiveSummary:
     """Write images and ``labels.csv`` (path, label, patient_id, site) below ``folder``.
 
-    Returns what is in it. Files that are there already are overwritten.
+    Returns a summary of the archive. Existing files are overwritten.
     """
     config = config or PhantomConfig()
     folder = Path(folder)
@@ -90,7 +90,7 @@ def _write_study(folder: Path, config: PhantomConfig, study: Study) -> int:
 def _write_duplicates(
     folder: Path, studies: list[Study], config: PhantomConfig, rows: list[dict[str, str]]
 ) -> int:
-    """Write copies of some images: one in two byte by byte, the others in another syntax."""
+    """Write copies of some images: every other one byte by byte, the rest in another syntax."""
     chosen = studies[:: max(1, min(100, len(studies)))]
     (folder / "again").mkdir(exist_ok=True)
     for order, study in enumerate(chosen):
@@ -107,7 +107,7 @@ def _write_duplicates(
 def _write_damaged(
     folder: Path, studies: list[Study], config: PhantomConfig, rows: list[dict[str, str]]
 ) -> dict[str, int]:
-    """Write files that no ingest can use, and return how many for each reason."""
+    """Write files that an ingest must quarantine, and return their number by reason."""
     (folder / "damaged").mkdir(exist_ok=True)
     reasons: dict[str, int] = {}
     for copy in range(max(1, len(studies) // 400)):

@@ -1,4 +1,4 @@
-"""A synthetic radiograph as a file: DICOM in many syntaxes, full of fake identifiers, or PNG."""
+"""Encode a synthetic radiograph: DICOM in many syntaxes, full of fake identifiers, or PNG."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def encode(study: Study, config: PhantomConfig) -> bytes:
 
 
 def stored_values(study: Study, config: PhantomConfig) -> npt.NDArray[Any]:
-    """Return the image of ``study`` as stored: uint8, uint16 or int16 of shape (size, size)."""
+    """Return the stored values of ``study``: uint8, uint16 or int16 of shape (size, size)."""
     top = 2**study.bits - 1
     image = radiograph(study, config)
     levels = np.rint((1 - image if study.inverted else image) * top).astype(np.uint16)
     if study.bits == 8:
         return np.asarray(levels.astype(np.uint8))
-    if study.syntax == "png":  # a 12-bit PNG does not exist: fill the 16 bits
+    if study.syntax == "png":  # PNG has no 12-bit format, so use all 16 bits
         return np.asarray(np.rint(image * 65535).astype(np.uint16))
     return (
         np.asarray((levels.astype(np.int32) - 32768).astype(np.int16)) if study.signed else levels
@@ -77,7 +77,7 @@ def _compressed(values: npt.NDArray[Any], study: Study) -> bytes:
 
 
 def _rle(values: npt.NDArray[Any]) -> bytes:
-    """Return an RLE frame (PS3.5 Annex G) of literal runs: noise has no others, and it is quick."""
+    """Return an RLE frame (PS3.5 Annex G) of literal runs only: noise hardly repeats values."""
     planes = values.astype(values.dtype.newbyteorder(">"))[..., None].view(np.uint8)
     segments = []
     for plane in np.moveaxis(planes, 2, 0):
@@ -94,7 +94,7 @@ def _rle(values: npt.NDArray[Any]) -> bytes:
 
 
 def header(study: Study, config: PhantomConfig) -> Dataset:
-    """Return the header of ``study``, with fake identifiers in every kind of place."""
+    """Return the header of ``study``, with fake identifiers in every kind of element."""
     data = Dataset()
     data.file_meta = _meta(study, config)
     _add_image_module(data, study, config)
@@ -116,7 +116,7 @@ def _uid(config: PhantomConfig, *names: str | int) -> str:
 
 
 def _add_image_module(data: Dataset, study: Study, config: PhantomConfig) -> None:
-    """Add what an image needs (PS3.3 C.7.6.3, C.11)."""
+    """Add the attributes that an image needs (PS3.3 C.7.6.3, C.11)."""
     data.SOPClassUID = uid.DigitalXRayImageStorageForPresentation
     data.SOPInstanceUID = data.file_meta.MediaStorageSOPInstanceUID
     data.Modality = "DX"
@@ -133,12 +133,12 @@ def _add_image_module(data: Dataset, study: Study, config: PhantomConfig) -> Non
     data.BurnedInAnnotation = "NO"
     data.RescaleSlope, data.RescaleIntercept = "1", "32768" if study.signed else "0"
     if study.bits > 8:
-        # All depths are shown alike: black at zero, white at the highest value.
+        # All depths have the same window: black at zero, white at the highest value.
         data.WindowCenter, data.WindowWidth = str(2 ** (study.bits - 1)), str(2**study.bits)
 
 
 def _add_identifiers(data: Dataset, study: Study, config: PhantomConfig) -> None:
-    """Add a fake person, who is all over the place as in a real archive."""
+    """Add a fake person to many elements, as in a real archive."""
     patient = study.patient
     rng = generator(config.seed, "person", patient.number)
     data.PatientName = f"{CANARY}^{'AB'[patient.label]}{patient.number}"

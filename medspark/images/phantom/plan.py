@@ -1,4 +1,4 @@
-"""What a synthetic archive holds: who is imaged, how often, and how each image is stored."""
+"""Plan a synthetic archive: its patients, their images, and the format of each file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from medspark.config import Config
 from medspark.seeding import derive
 
 CLASSES = ("normal", "pneumonia")
-# In every planted identifier; nothing that leaves ingest may contain it.
+# Every planted identifier contains it; no output of ingest may contain it.
 CANARY = "CANARY"
 
 SYNTAXES: dict[str, uid.UID | None] = {
@@ -30,28 +30,30 @@ _SITES = ("a", "b", "c")
 
 
 class PhantomConfig(Config):
-    """A synthetic archive."""
+    """Configuration of a synthetic archive."""
 
     count: int = Field(2000, ge=1, description="distinct images")
     size: int = Field(96, ge=32, le=4096, description="height and width, in pixels")
-    seed: int = Field(0, description="everything follows from it")
+    seed: int = Field(0, description="seed of all random choices")
     contrast: float = Field(
-        0.6, ge=0, le=1, description="strongest opacity, as a part of the grey range"
+        0.6, ge=0, le=1, description="strongest opacity, as a share of the grey range"
     )
-    prevalence: float = Field(0.5, ge=0, le=1, description="part of the patients with pneumonia")
+    prevalence: float = Field(0.5, ge=0, le=1, description="share of patients with pneumonia")
     syntaxes: tuple[str, ...] = Field(
-        tuple(SYNTAXES), description="kinds of file to write, from SYNTAXES, by turns"
+        tuple(SYNTAXES), description="kinds of file to write, from SYNTAXES, chosen at random"
     )
-    bits: tuple[int, ...] = Field((8, 12, 16), description="bits stored, from 8, 12, 16, by turns")
+    bits: tuple[int, ...] = Field(
+        (8, 12, 16), description="bits stored, from 8, 12, 16, chosen at random"
+    )
     extras: bool = Field(
         True, description="add damaged, unlabelled and duplicate files (about one in 40)"
     )
-    processes: int = Field(1, ge=1, description="processes that write")
+    processes: int = Field(1, ge=1, description="number of writing processes")
 
 
 @dataclass(frozen=True, slots=True)
 class Patient:
-    """Who is imaged. ``identifier`` is fake, and planted to be found if it leaks."""
+    """A fake patient. ``identifier`` contains CANARY, so that tests find it if it leaks."""
 
     number: int
     label: int
@@ -59,15 +61,15 @@ class Patient:
 
     @property
     def identifier(self) -> str:
-        """The PatientID of headers and of labels.csv."""
+        """The PatientID in headers and in labels.csv."""
         return f"{CANARY}-{self.number:06d}"
 
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """One image to make: who, which of the patient's, and how it is stored."""
+    """One image to generate: its number, patient and storage format."""
 
-    number: int  # of the image in the archive
+    number: int  # index of the image in the archive
     patient: Patient
     syntax: str
     bits: int
@@ -76,13 +78,13 @@ class Study:
 
     @property
     def path(self) -> str:
-        """Path below the archive's folder. It does not tell the class or the patient."""
+        """Path below the archive's folder. It does not reveal the class or the patient."""
         suffix = ".png" if self.syntax == "png" else "" if self.number % 7 == 3 else ".dcm"
         return f"site-{self.patient.site}/{self.number // 500:03d}/{self.number:06d}{suffix}"
 
 
 def plan(config: PhantomConfig) -> Iterator[Study]:
-    """Yield every image of the archive: patients have one to four, all of one class and site."""
+    """Yield all images of the archive. A patient has one to four, all of one class and site."""
     number = patient_number = 0
     while number < config.count:
         rng = generator(config.seed, "patient", patient_number)
@@ -95,7 +97,7 @@ def plan(config: PhantomConfig) -> Iterator[Study]:
 
 
 def _study(config: PhantomConfig, number: int, patient: Patient) -> Study:
-    # By hash rather than by turns: no syntax, depth or polarity goes along with a class.
+    # Chosen by hash, so that syntax, depth and polarity do not correlate with the class.
     rng = generator(config.seed, "format", number)
     syntax = config.syntaxes[int(rng.integers(len(config.syntaxes)))]
     bits = config.bits[int(rng.integers(len(config.bits)))]
@@ -105,4 +107,5 @@ def _study(config: PhantomConfig, number: int, patient: Patient) -> Study:
 
 
 def generator(seed: int, *names: str | int) -> np.random.Generator:
+    """Return the random generator of the purpose that ``names`` describe."""
     return np.random.Generator(np.random.SFC64(derive(seed, "phantom", *names)))

@@ -1,4 +1,4 @@
-"""A synthetic chest radiograph: smooth anatomy, texture, a faint opacity, a detector, noise."""
+"""Generate a synthetic chest radiograph: anatomy, texture, a faint opacity, detector, noise."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from medspark.images.phantom.plan import PhantomConfig, Study, generator
 
 Image2D = npt.NDArray[np.float32]
 
-_ANATOMY_GRID = 128  # anatomy is smooth: larger images are enlarged from this grid, in pixels
+_ANATOMY_GRID = 128  # pixels; anatomy is smooth, so larger images are enlarged from this grid
 
 
 def radiograph(study: Study, config: PhantomConfig) -> Image2D:
@@ -19,7 +19,7 @@ def radiograph(study: Study, config: PhantomConfig) -> Image2D:
     body = generator(config.seed, "anatomy", patient.number)
     rng = generator(config.seed, "image", study.number)
     grid = min(config.size, _ANATOMY_GRID)
-    # Breath and position differ between the images of a patient, the build does not.
+    # Images of a patient differ in position and zoom, not in anatomy.
     y, x = _coordinates(grid, rng)
     image, lungs = _anatomy(x, y, body)
     image += _texture(grid, rng, cells=6) * 0.035 + _texture(grid, rng, cells=14) * 0.02
@@ -28,7 +28,7 @@ def radiograph(study: Study, config: PhantomConfig) -> Image2D:
     if grid < config.size:
         image = _enlarged(image, config.size)
     image = _at_site(image, patient.site)
-    # Quantum noise grows with the root of what passes, and is finer than the anatomy.
+    # Quantum noise grows with the root of the intensity, and has no spatial correlation.
     dose = np.float32(0.02 * (config.size / 64) ** 0.5)
     noise = rng.standard_normal(image.shape, dtype=np.float32)
     image += noise * dose * np.sqrt(np.clip(1.1 - image, 0.1, 1))
@@ -47,13 +47,13 @@ def _coordinates(grid: int, rng: np.random.Generator) -> tuple[Image2D, Image2D]
 def _ellipse(
     x: Image2D, y: Image2D, centre: tuple[float, float], radii: tuple[float, float], soft: float
 ) -> Image2D:
-    """Return 1 inside the ellipse and 0 outside, with an edge ``soft`` wide."""
+    """Return 1 inside the ellipse and 0 outside, with an edge of relative width ``soft``."""
     distance = np.sqrt(((x - centre[0]) / radii[0]) ** 2 + ((y - centre[1]) / radii[1]) ** 2)
     return np.asarray(np.clip((1 - distance) / soft + 0.5, 0, 1), np.float32)
 
 
 def _anatomy(x: Image2D, y: Image2D, body: np.random.Generator) -> tuple[Image2D, Image2D]:
-    """Return the healthy image and the mask of the lungs, of one patient's build."""
+    """Return the healthy image and the lung mask of one patient's anatomy."""
 
     def vary(mean: float, spread: float) -> float:
         return float(body.normal(mean, spread))
@@ -61,7 +61,7 @@ def _anatomy(x: Image2D, y: Image2D, body: np.random.Generator) -> tuple[Image2D
     width, height, base = vary(0.29, 0.02), vary(0.56, 0.03), vary(0.52, 0.03)
     right = _ellipse(x, y, (vary(-0.40, 0.02), -0.08), (width, height), 0.25)
     left = _ellipse(x, y, (vary(0.40, 0.02), -0.08), (width * 0.92, height), 0.25)
-    # The diaphragm cuts the lungs off from below.
+    # The diaphragm bounds the lungs from below.
     dome = np.clip((base - 0.25 * (np.abs(x) - 0.4) ** 2 - y) / 0.08, 0, 1)
     lungs = np.maximum(right, left) * dome
     trunk = _ellipse(x, y, (0, 0.15), (vary(0.92, 0.03), 1.35), 0.2)
@@ -75,7 +75,7 @@ def _anatomy(x: Image2D, y: Image2D, body: np.random.Generator) -> tuple[Image2D
 
 
 def _texture(grid: int, rng: np.random.Generator, *, cells: int) -> Image2D:
-    """Return smooth noise of about unit spread, ``cells`` blotches across."""
+    """Return smooth noise of about unit variance, with ``cells`` random values per side."""
     coarse = rng.standard_normal((cells, cells), dtype=np.float32)
     return _enlarged(coarse, grid)
 
@@ -86,13 +86,13 @@ def _enlarged(image: Image2D, size: int) -> Image2D:
 
 
 def _opacity(x: Image2D, y: Image2D, rng: np.random.Generator) -> Image2D:
-    """Return a consolidation or ground glass in one lung, at most about 1 high."""
+    """Return a consolidation or ground-glass opacity in one lung, at most about 1 high."""
     side = rng.choice((-0.4, 0.4))
     centre = side + rng.normal(0, 0.07), rng.uniform(-0.35, 0.35)
-    # From invisible to plain: the invisible ones keep the best possible AUROC below 1, the plain
+    # From invisible to obvious: invisible opacities keep the best possible AUROC below 1, obvious
     # ones let a network learn within minutes.
     strength = rng.uniform(0.15, 1.0)
-    if rng.random() < 0.5:  # consolidation: one compact blot
+    if rng.random() < 0.5:  # consolidation: one compact blob
         return np.asarray(strength * _blot(x, y, centre, rng.uniform(0.12, 0.18)), np.float32)
     spread = rng.uniform(0.20, 0.30)  # ground glass: wide, patchy, fainter
     grain = 0.75 + 0.25 * _texture(len(y), rng, cells=20)
@@ -105,7 +105,7 @@ def _blot(x: Image2D, y: Image2D, centre: tuple[float, float], spread: float) ->
 
 
 def _at_site(image: Image2D, site: str) -> Image2D:
-    """Return the image as that site's detector and processing would show it."""
+    """Return the image after the site's detector gain, offset and gamma."""
     gain, offset, gamma = {"a": (1.0, 0.0, 1.0), "b": (0.9, 0.07, 1.0), "c": (1.0, 0.0, 0.85)}[site]
     shown = np.clip(image, 0.001, 1) ** np.float32(gamma)
     return np.asarray(shown * np.float32(gain) + np.float32(offset), np.float32)

@@ -1,1 +1,1 @@
-"""One launch of the ranks: how they start, work, are watched, and say what became of them."""
+"""One launch of the ranks: start, rendezvous, work, supervision and reports."""

@@ -1,4 +1,4 @@
-"""One launch of the ranks: started through TorchDistributor, watched, and ended if it hangs."""
+"""Launch the ranks once through TorchDistributor, watch them, and end them if they hang."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ __all__ = ["Attempt", "Interrupted"]
 logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.25
-# The ranks have ended but what started them has not: after so long we end it.
+# If the ranks have ended but the job that started them has not, end the job after this time.
 _GRACE_SECONDS = 10.0
 _CANCEL_SECONDS = 60.0
-# A rank that Spark has just killed may still be about to say why.
+# Time for killed ranks to write their reports.
 _LAST_WORDS_SECONDS = 2.0
 
 
-class Interrupted(Exception):  # noqa: N818 - not an error: the supervisor asked for it
-    """The attempt was ended on purpose."""
+class Interrupted(Exception):  # noqa: N818 - not an error: the supervisor requested it
+    """The supervisor ended the attempt."""
 
 
 class Attempt:
-    """The ranks of one launch, whether Spark tasks or processes of this machine."""
+    """The ranks of one launch, either Spark tasks or processes of this machine."""
 
     def __init__(
         self,
@@ -64,9 +64,9 @@ class Attempt:
     def run(
         self, *, start_seconds: float, interrupt: Callable[[], bool]
     ) -> dict[str, Any] | Failure:
-        """Return what rank 0 returned, or why there is nothing.
+        """Return rank 0's return value, or the Failure.
 
-        Raises Interrupted when ``interrupt``, asked now and then, says so.
+        Raises Interrupted once ``interrupt``, which is polled, returns true.
         """
         write_whole(self._order.folder / NONCE, self._order.nonce)
         self.launched_at = time.time()
@@ -74,7 +74,7 @@ class Attempt:
         thread.start()
         try:
             self._watch(thread, start_seconds, interrupt)
-        except BaseException:  # an interrupt as well: no rank outlives who waits for it
+        except BaseException:  # also after Ctrl-C: no rank outlives this process
             self._cancel(thread)
             raise
         return self._outcome()
@@ -90,7 +90,7 @@ class Attempt:
             )
             order = self._order
             distributor.start(order, trampoline(), self._package, order.model_dump(mode="json"))
-        except Exception as error:  # noqa: BLE001 - handed to the thread that watches
+        except Exception as error:  # noqa: BLE001 - passed to the watching thread
             self._error = error
 
     def _watch(
@@ -103,7 +103,7 @@ class Attempt:
             if over_since is None and self._is_over():
                 over_since = now
             if over_since is not None and now - over_since > _GRACE_SECONDS:
-                # A torchrun agent that lost another waits 300 s in torch's exit barrier.
+                # A torchrun agent that lost another agent waits 300 s in torch's exit barrier.
                 self._cancel(thread)
             elif now - begun > start_seconds and len(self.reports.started()) < self._processes:
                 self._cancel(thread)
@@ -124,7 +124,7 @@ class Attempt:
             logger.warning("the ranks' job did not end within %d s", _CANCEL_SECONDS)
 
     def _outcome(self) -> dict[str, Any] | Failure:
-        # Only what rank 0 wrote counts: TorchDistributor also returns normally after failures.
+        # Only rank 0's result file counts: TorchDistributor returns normally after failures too.
         if self.reports.result.exists():
             return dict(json.loads(self.reports.result.read_text(encoding="utf-8")))
         deadline = time.monotonic() + _LAST_WORDS_SECONDS
@@ -136,7 +136,7 @@ class Attempt:
 
 
 def new_nonce() -> str:
-    """Return a word by which ranks recognise the driver's folder."""
+    """Return a random word by which ranks recognise the driver's folder."""
     return uuid.uuid4().hex
 
 

@@ -1,4 +1,4 @@
-"""Which network interface the ranks talk over."""
+"""Choose the network interface that the ranks use."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import psutil
 
 __all__ = ["choose_interface", "own_address"]
 
-# A documentation address (RFC 5737): asking for the route to it sends nothing.
+# A documentation address (RFC 5737). Looking up the route to it sends no packet.
 _ANYWHERE = "192.0.2.1"
 
 
 def choose_interface(master: str, *, environment: Mapping[str, str] = os.environ) -> str:
-    """Return the interface that owns the route to ``master``; empty if there is none to name.
+    """Return the interface of the route to ``master``; empty if there is none.
 
-    gloo takes the one that the host's own name resolves to, which on many clusters is loopback:
-    the ranks of other machines then cannot connect. What the user set in GLOO_SOCKET_IFNAME is
-    never overridden.
+    gloo's default is the interface that the host name resolves to. On many clusters that is
+    loopback, and ranks of other machines cannot connect. A GLOO_SOCKET_IFNAME set by the user takes
+    precedence.
     """
     chosen = environment.get("GLOO_SOCKET_IFNAME")
     if chosen:
@@ -30,13 +30,13 @@ def choose_interface(master: str, *, environment: Mapping[str, str] = os.environ
 
 
 def own_address(master: str) -> str:
-    """Return this machine's address on the way to ``master``; empty if there is no way.
+    """Return this machine's address on the route to ``master``; empty if there is no route.
 
-    On the master itself that is the address by which the other machines reach it.
+    On the master, it is the address by which the other machines reach it.
     """
     address = _source_address(master)
     if address and _is_loopback(address) and not _means_this_machine(master):
-        # The machine's own name, which it maps to 127.0.1.1 while the others do not.
+        # The master's own name, which only the master maps to 127.0.1.1.
         address = _source_address(_ANYWHERE) or address
     return address
 

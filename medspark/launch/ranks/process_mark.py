@@ -1,6 +1,6 @@
-"""A process proves that it belongs to an attempt: it carries the attempt's mark itself.
+"""Recognise the processes of an attempt by a mark in their environment.
 
-A process number in a file proves nothing: the file may lie, and the number may be another's by now.
+A process id from a file proves nothing: the file may be wrong, and the id may have been reused.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ import psutil
 
 __all__ = ["MARK", "belongs", "end", "mark_of"]
 
-# In the environment that a process was started with, which its children inherit.
+# The environment variable of the mark. Children inherit it.
 MARK = "MEDSPARK_ATTEMPT"
 
 
 def mark_of(folder: Path, nonce: str) -> str:
-    """Return what the processes of the attempt in ``folder`` carry: no other attempt's do."""
+    """Return the mark of the attempt in ``folder``, which is unique to it."""
     return f"{nonce} {folder}"
 
 
 def belongs(process: psutil.Process, mark: str) -> bool:
-    """Return whether ``process`` is this user's and carries ``mark``; False where nobody can say.
+    """Return whether ``process`` is this user's and carries ``mark``; False if that is unknown.
 
-    What is asked is the environment that the kernel keeps, which a stopped process has, too.
+    The kernel returns the environment of the process, even if the process is stopped.
     """
     with suppress(psutil.Error):
         return bool(process.uids().real == os.getuid() and process.environ().get(MARK, "") == mark)
@@ -33,8 +33,8 @@ def belongs(process: psutil.Process, mark: str) -> bool:
 
 
 def end(pid: int, mark: str) -> None:
-    """Kill the process of number ``pid``, even a stopped one, if it carries ``mark``."""
+    """Kill the process ``pid``, even a stopped one, if it carries ``mark``."""
     with suppress(psutil.Error):
         process = psutil.Process(pid)
         if belongs(process, mark):
-            process.kill()  # psutil makes sure that the number is still the same process's
+            process.kill()  # psutil checks that the id has not been reused

@@ -1,4 +1,4 @@
-"""What each rank does: say that it is there, join the others, work, say how it ended."""
+"""Run one rank: report its start, join the others, work, report its end."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ NONCE = "nonce"
 
 
 class Order(Config):
-    """What the driver wants of every rank; it travels as plain JSON."""
+    """The driver's order to every rank, sent as JSON."""
 
     function: str  # module:name of a function of (config, world, journal)
     config_class: str  # module:name of the class of its configuration
@@ -46,12 +46,12 @@ class Order(Config):
 
     @property
     def mark(self) -> str:
-        """What every process of the attempt carries."""
+        """The mark that every process of the attempt carries."""
         return mark_of(self.folder, self.nonce)
 
 
 def main(order: dict[str, Any]) -> None:
-    """Carry out the driver's ``order`` as the rank that the environment names."""
+    """Run the driver's ``order`` as the rank given by the environment (RANK)."""
     chosen = Order.model_validate(order)
     take_over()
     reports, rank = Reports(chosen.folder), int(os.environ["RANK"])
@@ -68,16 +68,18 @@ def main(order: dict[str, Any]) -> None:
 
 
 class _Witness:
-    """Passes on to the driver what the sentinel saw."""
+    """Reports to the driver what the sentinel observes."""
 
     def __init__(self, reports: Reports, rank: int) -> None:
         self._reports = reports
         self._rank = rank
 
     def ended(self, kind: Kind, cause: str) -> None:
+        """Write that the rank has ended."""
         self._reports.end(end_now(self._rank, kind, cause))
 
     def stopped(self, is_stopped: bool, /) -> None:
+        """Write that the rank's process was stopped, or continued."""
         self._reports.stop(self._rank, stopped=is_stopped)
 
 
@@ -98,14 +100,14 @@ def _work(order: Order, reports: Reports, rank: int, sentinel: int) -> None:
     logging.getLogger(__name__).info("rank %d: %s", rank, started)
     try:
         _run(order, reports)
-    except BaseException as error:  # the driver learns of it, and the rank ends with it
+    except BaseException as error:  # report it to the driver, then end the rank
         reports.end(_describe(rank, error))
         raise
     reports.end(end_now(rank, "ok"))
 
 
 def _run(order: Order, reports: Reports) -> None:
-    # Not before the environment is set: torch reads the number of threads when it is loaded.
+    # Imported after the environment is set: torch reads the number of threads on import.
     import torch
 
     from medspark.train.world import join
@@ -114,7 +116,7 @@ def _run(order: Order, reports: Reports) -> None:
     torch.set_num_threads(order.threads)
     function: Callable[..., dict[str, Any]] = pkgutil.resolve_name(order.function)
     config = pkgutil.resolve_name(order.config_class).model_validate(order.config)
-    # The folder of TorchDistributor's script: private, of this attempt, and removed with it.
+    # TorchDistributor's script lies in a private folder, which is removed after the attempt.
     private = Path(sys.argv[0]).resolve().parent
     store = None if order.alone else open_store(private, timeout_s=order.timeout_seconds)
     with join(timeout_s=order.timeout_seconds, alone=order.alone, store=store) as world:
@@ -122,24 +124,24 @@ def _run(order: Order, reports: Reports) -> None:
             result = function(config, world, journal)
         world.barrier()
         if world.is_main:
-            # Before the process group is taken down: that can fail, and the work is done.
+            # Before the process group is destroyed, which can fail although the work is done.
             write(reports.result, json.dumps(result, default=str))
 
 
 def _check_shared(order: Order) -> None:
     try:
-        found = (order.folder / NONCE).read_text(encoding="utf-8")
+        nonce = (order.folder / NONCE).read_text(encoding="utf-8")
     except OSError:
-        found = ""
-    if found != order.nonce:
+        nonce = ""
+    if nonce != order.nonce:
         raise UsageError(
-            f"{order.folder} on {socket.gethostname()} is not the driver's: run_dir has to be a "
-            "folder that all ranks share."
+            f"{order.folder} on {socket.gethostname()} is not the driver's folder: run_dir must "
+            "be a folder that all ranks share."
         )
 
 
 def _end_earlier_attempts(folder: Path) -> None:
-    """Kill what a failed attempt left on this machine, where the driver could not reach it."""
+    """Kill processes of earlier attempts on this machine, which the driver cannot reach."""
     for earlier in folder.parent.iterdir():
         if earlier.name < folder.name:
             Reports(earlier).end_leftovers()
@@ -156,7 +158,7 @@ def _set_environment(order: Order) -> str:
 
 
 def _redirect_output(path: Path, rank: int) -> None:
-    """Send what this process prints to its log: the driver's output is for the result."""
+    """Redirect this process's output to its log: the driver prints only the result."""
     log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     os.dup2(log, 1)
     os.dup2(log, 2)
@@ -171,12 +173,12 @@ def _redirect_output(path: Path, rank: int) -> None:
 
 def _describe(rank: int, error: BaseException) -> Ended:
     lines = traceback.format_exception(error)
-    ours = isinstance(error, UsageError | RunError)
+    explained = isinstance(error, UsageError | RunError)
     return Ended(
         rank=rank,
-        kind="lost_peers" if lost_its_peers(error) and not ours else "error",
+        kind="lost_peers" if lost_its_peers(error) and not explained else "error",
         time=time.time(),
         error=type(error).__name__,
-        cause=str(error) if ours else " ".join(lines[-1].split()),
-        traceback="" if ours else "".join(lines),
+        cause=str(error) if explained else " ".join(lines[-1].split()),
+        traceback="" if explained else "".join(lines),
     )

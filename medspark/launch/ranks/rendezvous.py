@@ -1,7 +1,7 @@
-"""The rendezvous of the ranks: in a file of their machine, or at a socket of rank 0's host.
+"""Open the rendezvous store of the ranks: a file on one machine, or a socket on rank 0's host.
 
-torch's own choice listens on all interfaces. On one machine nothing has to listen; across machines
-rank 0 listens on the one address that the others know.
+torch's default store listens on all interfaces. A file needs no listener. Across machines, rank 0
+listens only on the address that the other ranks connect to.
 """
 
 from __future__ import annotations
@@ -15,31 +15,31 @@ from typing import TYPE_CHECKING
 
 from medspark.launch.ranks.network import own_address
 
-if TYPE_CHECKING:  # seconds to import, and the environment has to be set before
+if TYPE_CHECKING:  # the import takes seconds, and the environment must be set before it
     from torch.distributed import Store  # type: ignore[attr-defined]
 
 __all__ = ["is_spread", "open_store", "pass_on", "take_over"]
 
-# torchrun gives a rank its own values of these, and an agent of one rank calls that rank 0 of 1.
+# torchrun sets these for its ranks. An agent with a single rank would set rank 0 of 1.
 _NAMES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _PREFIX = "MEDSPARK_"
 _FILE = "ranks"
 
 
 def pass_on(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return what tells a rank below an agent of its own who it is among all of them."""
+    """Return the variables that pass the global rank and master through a rank's own agent."""
     return {_PREFIX + name: environment[name] for name in _NAMES}
 
 
 def take_over(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Put what was passed on in the place of what torchrun says; nothing was on one machine."""
+    """Replace torchrun's variables by those of ``pass_on``. On one machine there are none."""
     for name in _NAMES:
         if _PREFIX + name in environment:
             environment[name] = environment[_PREFIX + name]
 
 
 def is_spread(environment: Mapping[str, str] = os.environ) -> bool:
-    """Return whether the ranks have an agent each, as on several machines."""
+    """Return whether each rank has a separate agent, as on several machines."""
     return _PREFIX + "MASTER_ADDR" in environment
 
 
@@ -48,9 +48,9 @@ def open_store(
 ) -> Store:
     """Return the store in which the ranks find each other.
 
-    Where they are spread, rank 0 listens on the address by which MASTER_ADDR is reached, and on no
-    other; on one machine the store is a file in ``folder``, which is this user's alone. Raises
-    OSError where the port that was chosen has been taken since.
+    If the ranks are spread, rank 0 listens only on the address by which the others reach
+    MASTER_ADDR. On one machine the store is a file in ``folder``, which must be private. Raises
+    OSError if another process has taken the chosen port.
     """
     from torch.distributed import FileStore, TCPStore  # type: ignore[attr-defined]
 
@@ -63,14 +63,14 @@ def open_store(
     host, port = environment["MASTER_ADDR"], int(environment["MASTER_PORT"])
     if rank > 0:
         return TCPStore(host, port, size, is_master=False, timeout=timeout)
-    here = own_address(host) or host
+    address = own_address(host) or host
     return TCPStore(
-        here, port, size, is_master=True, timeout=timeout, master_listen_fd=_bound(here, port)
+        address, port, size, is_master=True, timeout=timeout, master_listen_fd=_bound(address, port)
     )
 
 
 def _bound(address: str, port: int) -> int:
-    """Return a socket for the store to listen on; it belongs to the store from then on."""
+    """Return the descriptor of a bound socket, which the store will own."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

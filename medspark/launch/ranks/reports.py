@@ -1,6 +1,6 @@
-"""What each rank leaves in the folder of its attempt, and what the driver concludes from it.
+"""Reports that ranks write to the folder of their attempt, and the driver's diagnosis from them.
 
-TorchDistributor itself only says "failed during training"; these files name the rank and the cause.
+TorchDistributor only says "failed during training". These files name the rank and the cause.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Kind = Literal["ok", "error", "killed", "agent_lost", "terminated", "lost_peers"
 
 R = TypeVar("R", bound=Config)
 
-# Which of several bad ends is the cause and which the consequence, the cause first.
+# Bad ends that cause others, the most likely cause first. All other kinds are consequences.
 _BLAME: tuple[Kind, ...] = ("error", "killed", "agent_lost")
 _PEERS = re.compile(
     r"gloo/transport|connection (closed|reset)|broken pipe|DistNetworkError|DistStoreError"
@@ -40,17 +40,17 @@ _PEERS = re.compile(
     re.IGNORECASE,
 )
 _NEVER_BEGAN = (
-    "rank {rank} never began, while others did: its machine cannot import torch, or does not share "
-    "run_dir with the driver"
+    "rank {rank} did not start, while others did: its machine cannot import torch, or does not "
+    "share run_dir with the driver"
 )
 _STOPPED = "stopped answering: the process was stopped (SIGSTOP)"
-_GONE = "was killed (SIGKILL) together with the process that watched it, or its machine was lost"
-# These fail again however often they are tried.
+_GONE = "was killed (SIGKILL) together with its watching process, or its machine was lost"
+# Errors that fail again on every attempt.
 _HOPELESS = ("UsageError", "RunError", "ImportError", "ModuleNotFoundError", "ValidationError")
 
 
 class Started(Config):
-    """A rank that has begun: where, as which process, with how many threads."""
+    """A rank that has started: its host, processes, threads and network interface."""
 
     rank: int
     host: str
@@ -63,7 +63,7 @@ class Started(Config):
 
 
 class Ended(Config):
-    """How a rank ended; ``error`` is the class of the exception and ``cause`` one line."""
+    """How a rank ended. ``error`` is the exception's class, ``cause`` is one line."""
 
     rank: int
     kind: Kind
@@ -74,7 +74,7 @@ class Ended(Config):
 
 
 class Failure(Config):
-    """Why an attempt failed: the rank to blame, if one is, and one sentence."""
+    """Why an attempt failed: one sentence, and the rank that caused it, if one did."""
 
     rank: int | None
     sentence: str
@@ -83,12 +83,12 @@ class Failure(Config):
 
     @property
     def hopeless(self) -> bool:
-        """Whether another attempt would fail in the same way."""
+        """Whether another attempt would fail again."""
         return self.error in _HOPELESS
 
     @property
     def port_taken(self) -> bool:
-        """Whether somebody took the rendezvous port between its choice and its use."""
+        """Whether another process took the rendezvous port before rank 0 could use it."""
         return "EADDRINUSE" in self.traceback or "address already in use" in self.traceback.lower()
 
 
@@ -100,15 +100,15 @@ class Reports:
 
     @property
     def result(self) -> Path:
-        """Where rank 0 writes the result: the attempt has succeeded when it is there."""
+        """The path of rank 0's result. The attempt has succeeded once this file exists."""
         return self.folder / "result.json"
 
     def log(self, rank: int) -> Path:
-        """Where the rank's output goes."""
+        """Return the path of the rank's output."""
         return self.folder / f"rank-{rank}.log"
 
     def start(self, report: Started) -> None:
-        """Write that a rank has begun."""
+        """Write that a rank has started."""
         write_whole(self.folder / f"rank-{report.rank}.started.json", report.model_dump_json())
 
     def end(self, report: Ended) -> None:
@@ -116,7 +116,7 @@ class Reports:
         write_whole(self.folder / f"rank-{report.rank}.json", report.model_dump_json(indent=1))
 
     def stop(self, rank: int, *, stopped: bool) -> None:
-        """Write that a rank's process was stopped, or that it goes on."""
+        """Write that a rank's process was stopped, or continued."""
         note = self.folder / f"rank-{rank}.stopped"
         if stopped:
             note.touch()
@@ -128,9 +128,9 @@ class Reports:
         return (self.folder / f"rank-{rank}.stopped").exists()
 
     def end_leftovers(self) -> None:
-        """Kill what is left of the attempt on this machine, even processes that are stopped.
+        """Kill the attempt's remaining processes on this machine, even stopped ones.
 
-        Whatever the files say, a process that does not carry the attempt's mark is let alone.
+        A process that does not carry the attempt's mark is never killed.
         """
         for report in self.started().values():
             if report.host == socket.gethostname():
@@ -139,24 +139,24 @@ class Reports:
                 end(report.pid, mark)
 
     def started(self) -> dict[int, Started]:
-        """Return the ranks that have begun."""
-        found = (_read(Started, path) for path in self.folder.glob("rank-*.started.json"))
-        return {report.rank: report for report in found if report is not None}
+        """Return the reports of the ranks that have started, by rank."""
+        reports = (_read(Started, path) for path in self.folder.glob("rank-*.started.json"))
+        return {report.rank: report for report in reports if report is not None}
 
     def ended(self) -> dict[int, Ended]:
-        """Return the ranks that have ended."""
-        names = (path for path in self.folder.glob("rank-*.json") if path.name.count(".") == 1)
-        found = (_read(Ended, path) for path in names)
-        return {report.rank: report for report in found if report is not None}
+        """Return the reports of the ranks that have ended, by rank."""
+        paths = (path for path in self.folder.glob("rank-*.json") if path.name.count(".") == 1)
+        reports = (_read(Ended, path) for path in paths)
+        return {report.rank: report for report in reports if report is not None}
 
 
 def lost_its_peers(error: BaseException) -> bool:
-    """Return whether ``error`` says that another rank went away, rather than what went wrong."""
+    """Return whether ``error`` is a lost connection to another rank, so not the root cause."""
     return bool(_PEERS.search(f"{type(error).__name__}: {error}"))
 
 
 def diagnose(reports: Reports, processes: int, error: BaseException | None) -> Failure:
-    """Return why the attempt failed; ``error`` is what TorchDistributor raised, if it did."""
+    """Return why the attempt failed. ``error`` is TorchDistributor's exception, or None."""
     started, ended = reports.started(), reports.ended()
     if not started:
         return _never_started(reports, error)
@@ -172,7 +172,7 @@ def diagnose(reports: Reports, processes: int, error: BaseException | None) -> F
 
 
 def end_now(rank: int, kind: Kind, cause: str = "") -> Ended:
-    """Return a report of an end at this moment."""
+    """Return a report of an end with the current time."""
     return Ended(rank=rank, kind=kind, time=time.time(), cause=cause)
 
 
@@ -208,7 +208,7 @@ def _silent(rank: int, started: dict[int, Started], *, stopped: bool) -> Failure
 def _never_started(reports: Reports, error: BaseException | None) -> Failure:
     text = str(error).strip() if error is not None else ""
     sentence = (
-        f"no rank began: either the workers cannot import torch, or {reports.folder} is not on "
+        f"no rank started: either the workers cannot import torch, or {reports.folder} is not on "
         "storage that they share with the driver"
     )
     return Failure(rank=None, sentence=sentence, traceback=text)

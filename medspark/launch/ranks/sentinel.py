@@ -1,7 +1,7 @@
-"""A small process between torchrun and a rank, which outlives the rank and says how it ended.
+"""The sentinel: a small process between torchrun and a rank, which reports how the rank ended.
 
-A rank that is killed cannot say so, and one whose torchrun agent is killed would train on unseen
-and leave the others in torch's exit barrier for 300 seconds.
+A killed rank cannot report its end. A rank whose torchrun agent is killed would continue to train
+unnoticed, and the other ranks would wait 300 seconds in torch's exit barrier.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ _PR_SET_PDEATHSIG = 1
 
 
 class Witness(Protocol):
-    """Records how a rank is, where the rank cannot report it itself."""
+    """Records events that the rank cannot report itself."""
 
     def ended(self, kind: Kind, cause: str) -> None:
-        """The rank has ended."""
+        """Record that the rank has ended."""
 
     def stopped(self, is_stopped: bool, /) -> None:
-        """The rank's process was stopped, or goes on."""
+        """Record that the rank's process was stopped, or continued."""
 
 
 def watch(work: Callable[[], None], *, witness: Witness) -> int:
     """Do ``work`` in a child process and return its exit status.
 
-    The child dies with this process, however that ends, and with the agent above it. Has to be
-    called before anything starts a thread, as only this thread is copied.
+    The child dies with this process, and with the agent above it, even if these are killed. Call
+    this before any thread is started: fork copies only the calling thread.
     """
-    agent, here = os.getppid(), os.getpid()
+    agent, sentinel = os.getppid(), os.getpid()
     child = os.fork()
     if child == 0:
-        _become(work, parent=here)
+        _become(work, parent=sentinel)
     signal.signal(signal.SIGTERM, _Terminated(child, witness))
     while True:
         changed, status = os.waitpid(child, os.WNOHANG | os.WUNTRACED | os.WCONTINUED)
@@ -59,7 +59,7 @@ def watch(work: Callable[[], None], *, witness: Witness) -> int:
 
 
 class _Terminated:
-    """Ends the child, even a stopped one, when the agent asks this process to end."""
+    """Kills the child, even a stopped one, when the agent sends SIGTERM to this process."""
 
     def __init__(self, child: int, witness: Witness) -> None:
         self._child = child
@@ -78,7 +78,7 @@ def _become(work: Callable[[], None], *, parent: int) -> NoReturn:
         work()
         status = 0
     finally:
-        # Not past this point: the rest of torchrun's script belongs to the other process.
+        # Exit here: the rest of torchrun's script belongs to the parent.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)

@@ -1,8 +1,8 @@
-"""TorchDistributor and torchrun start the ranks, and neither of them listens.
+"""Start the ranks through TorchDistributor and torchrun, without any listening port.
 
-By default the driver prints whatever is sent to a port of all its interfaces, and the agents of
-torchrun unpickle what is put into a store on another. Here an agent has nobody to meet: it starts
-the rank of its task, or all ranks of this machine, and keeps its notes in a private file.
+By default the driver prints everything that is sent to a port on all its interfaces, and torchrun's
+agents unpickle data from a store on another port. Here each agent is alone: it starts the rank of
+its task, or all ranks of this machine, and its store is a private file.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from medspark.launch.ranks.rendezvous import pass_on
 
 __all__ = ["WRAPPER", "QuietDistributor"]
 
-# PySpark's: it ends torchrun when the process above it, Spark's worker or the driver, is gone.
+# PySpark's wrapper, which ends torchrun when its parent (Spark's worker or the driver) is gone.
 WRAPPER = "pyspark.ml.torch.torch_run_process_wrapper"
 _END_SECONDS = 10.0
 
 
 class QuietDistributor(TorchDistributor):
-    """A TorchDistributor whose agents and driver do not listen; the logs are files."""
+    """A TorchDistributor whose agents and driver open no port, and whose logs are files."""
 
     def start(self, order: Order, function: Callable[..., None], *args: Any) -> None:
-        """Run ``function`` of ``args`` as every rank, and return when all have ended.
+        """Run ``function(*args)`` as every rank, and return when all have ended.
 
-        Whether they succeeded is not known here: TorchDistributor does not say.
+        It returns normally even if ranks failed: TorchDistributor does not report that.
         """
         self.logger.setLevel(logging.WARNING)
-        # As PySpark's own DeepspeedTorchDistributor gives another command line.
+        # PySpark's DeepspeedTorchDistributor replaces the command line in the same way.
         self._run(function, partial(_start_agent, order), *args)
 
     def _run_distributed_training(
@@ -46,11 +46,11 @@ class QuietDistributor(TorchDistributor):
         framework_wrapper_fn: Callable[..., Any],
         train_object: Callable[..., Any] | str,
         run_pytorch_file_fn: Callable[..., Any] | None,
-        spark_dataframe: object,  # noqa: ARG002 - always None: nothing but this class calls it
+        spark_dataframe: object,  # noqa: ARG002 - always None: only this class calls it
         *args: Any,
         **kwargs: Any,
     ) -> None:
-        """Run one barrier task per rank, as the base class does, but without a server of logs."""
+        """Run one barrier task per rank, as the base class does, but without a log server."""
         self._check_encryption()
         self.driver_address, self.log_streaming_server_port = "", -1
         work = self._get_spark_task_function(
@@ -61,9 +61,9 @@ class QuietDistributor(TorchDistributor):
 
 
 def _start_agent(order: Order, given: dict[str, Any], script: str, *_: Any) -> None:
-    """Run ``script``, in a folder that TorchDistributor made for this user alone, below an agent.
+    """Run ``script``, which lies in a private folder of TorchDistributor, under a torchrun agent.
 
-    Called in the driver for all ranks of this machine, or in a Spark task for its one rank.
+    The driver calls this for all ranks of this machine, or a Spark task for its single rank.
     """
     folder = Path(script).parent
     is_local = bool(given["local_mode"])
@@ -92,19 +92,19 @@ def _environment(order: Order) -> dict[str, str]:
     return {
         MARK: order.mark,
         "OMP_NUM_THREADS": str(order.threads),
-        # Or the agent would start a store for its ranks on all interfaces, whatever it meets in.
+        # Without it the agent opens a TCP store for its ranks on all interfaces.
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
         # A byte that is not UTF-8 in a rank's output would end the job.
         "PYTHONIOENCODING": "utf-8:backslashreplace",
-        # Or the last lines are lost with a process that is ended.
+        # Without it the last lines of a killed process are lost.
         "PYTHONUNBUFFERED": "1",
-        # Importing torch in every process costs seconds; its C++ log adds nothing to ours.
+        # torch's C++ log repeats what medspark reports.
         "TORCH_CPP_LOG_LEVEL": "ERROR",
     }
 
 
 def _end(agent: subprocess.Popen[bytes]) -> None:
-    """End an agent that still runs, when the wait for it was broken off."""
+    """End an agent that still runs because the wait for it was interrupted."""
     if agent.poll() is None:
         agent.terminate()
         try:

@@ -1,4 +1,4 @@
-"""The function that Spark ships to a rank: it brings medspark along, then starts it."""
+"""The function that Spark ships to a rank: it makes medspark importable, then starts the rank."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ __all__ = ["trampoline"]
 
 
 def trampoline() -> Callable[[bytes, dict[str, Any]], None]:
-    """Return a function that can be unpickled where medspark is not installed.
+    """Return a function that can be unpickled even if medspark is not installed.
 
-    What ``spark-submit --py-files`` ships is importable in Spark's workers but not in the
-    torchrun processes below them. A function defined inside another is pickled by value, so it
-    arrives there whole, with the package as a zip file for its argument.
+    Packages of ``spark-submit --py-files`` can be imported in Spark's workers, but not in the
+    torchrun processes below them. A nested function is pickled by value, so it needs no import.
+    Its argument ``package`` is medspark as a zip file.
     """
 
     def start(package: bytes, order: dict[str, Any]) -> None:
@@ -21,7 +21,7 @@ def trampoline() -> Callable[[bytes, dict[str, Any]], None]:
         import sys
         import tempfile
 
-        # The folder of TorchDistributor's own script: it is removed with it.
+        # TorchDistributor removes the folder of its script, and this file with it.
         beside = os.path.dirname(os.path.abspath(sys.argv[0]))
         number, path = tempfile.mkstemp(prefix="medspark-", suffix=".zip", dir=beside)
         with os.fdopen(number, "wb") as file:
