@@ -164,7 +164,7 @@ def test_a_run_folder_of_other_data_is_refused(shards: Path, tmp_path: Path) -> 
     fit(configure(shards, tmp_path / "run", epochs=1), ALONE, Kept())
     other = write(tmp_path / "other", seed=1)
 
-    with pytest.raises(UsageError, match="holds a run of other data"):
+    with pytest.raises(UsageError, match="holds a run with other data"):
         fit(configure(other, tmp_path / "run", epochs=1), ALONE, Kept())
 
 

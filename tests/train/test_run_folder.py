@@ -121,7 +121,7 @@ def test_by_default_the_newest_run_is_the_one_that_is_meant(tmp_path):
     with held_run(tmp_path / "x.run", fixed=False, resume="auto") as folder:
         assert folder.name == "x-2.run"
     with (
-        pytest.raises(UsageError, match=r"x-2\.run holds a run that did not finish"),
+        pytest.raises(UsageError, match=r"x-2\.run holds an unfinished run"),
         held_run(tmp_path / "x.run", fixed=False, resume="never"),
     ):
         pass
@@ -244,5 +244,5 @@ def test_a_kept_result_comes_back_where_the_same_was_asked(tmp_path):
     assert kept_result(tmp_path, run="r", asked="a") == {"steps": 3}
     assert kept_result(tmp_path, run="r", asked="b") is None
     assert kept_result(tmp_path / "other", run="r", asked="a") is None
-    with pytest.raises(UsageError, match="holds a run of other data or another configuration"):
+    with pytest.raises(UsageError, match="holds a run with other data or another configuration"):
         kept_result(tmp_path, run="s", asked="a")
