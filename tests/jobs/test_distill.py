@@ -61,7 +61,7 @@ def test_a_small_student_learns_from_a_teacher_of_another_architecture(
     ("argv", "sentence"),
     [
         ("", "distill is needed: give --distill.teacher."),
-        ("--distill.teacher /nowhere", "'/nowhere' is no medspark model"),
+        ("--distill.teacher /nowhere", "'/nowhere' is not a medspark model"),
         (
             "--distill.teacher {teacher} --distill.method hinton",
             "distill.method cannot be 'hinton'",

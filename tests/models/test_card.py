@@ -57,7 +57,7 @@ def test_a_misfit_is_told_with_both_sides(theirs: tuple[tuple[str, ...], bool, i
     misfit = card_of(CLASSES[:2], False, 1).misfit(manifest_of(*theirs))
 
     assert misfit == (
-        f"it tells one of normal, pneumonia in images of 1 channel(s), and the shards hold {said}"
+        f"it predicts one of normal, pneumonia in images of 1 channel(s), but the shards hold {said}"
     )
 
 

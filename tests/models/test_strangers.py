@@ -120,7 +120,7 @@ def test_devices_pipes_and_folders_are_no_model(folder: Path, name: str, place: 
 def test_weights_of_another_shape_than_the_card_are_refused(folder: Path) -> None:
     _change(folder, "classes", ["a", "b", "c"])
 
-    assert "and its card means" in _refusal(folder)
+    assert "but the card needs" in _refusal(folder)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.int32])

@@ -69,7 +69,10 @@ def contents(folder: Path) -> dict[Path, str]:
 @pytest.mark.parametrize(
     ("left", "said"),
     [(left, "a finished run: --overwrite replaces it, --resume auto returns") for left in FINISHED]
-    + [(left, "not finish: --resume auto goes on with it, and --overwrite") for left in UNFINISHED],
+    + [
+        (left, "an unfinished run: --resume auto continues it, and --overwrite")
+        for left in UNFINISHED
+    ],
 )
 def test_a_run_that_would_be_lost_is_refused_with_the_ways_out(tmp_path, left, said):
     before = a_run(tmp_path, left)
