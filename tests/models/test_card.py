@@ -57,7 +57,8 @@ def test_a_misfit_is_told_with_both_sides(theirs: tuple[tuple[str, ...], bool, i
     misfit = card_of(CLASSES[:2], False, 1).misfit(manifest_of(*theirs))
 
     assert misfit == (
-        f"it predicts one of normal, pneumonia in images of 1 channel(s), but the shards hold {said}"
+        "it predicts one of normal, pneumonia in images of 1 channel(s), but the shards hold "
+        + said
     )
 
 
