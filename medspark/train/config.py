@@ -67,9 +67,7 @@ class MonitorConfig(Config):
     gap: float = Field(
         0.25, description="FGSM accuracy minus PGD accuracy that counts as overfitting to FGSM"
     )
-    drop: float = Field(
-        0.2, description="fall of PGD accuracy below its best that counts as it too"
-    )
+    drop: float = Field(0.2, description="fall of PGD accuracy below its best that counts as well")
     leak: float = Field(
         0.05, description="training accuracy, attacked minus clean, that counts as label leaking"
     )

@@ -16,9 +16,7 @@ class ValidationResult(Result):
     """The network's metrics on validation images after one epoch."""
 
     epoch: int = Field(description="number of the epoch; the first is 1")
-    score: float = Field(
-        description="balanced accuracy (robust if trained so); the best epoch wins"
-    )
+    score: float = Field(description="balanced accuracy, under PGD if robust; selects the epoch")
     clean: ConditionFigures
     pgd: ConditionFigures
 

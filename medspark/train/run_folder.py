@@ -65,9 +65,8 @@ def held_run(
     """Lock the folder of a run, prepare it, and yield it.
 
     If ``fixed``, the folder is ``place``. Otherwise it is the newest of ``place``, ``place-2``,
-    ``place-3`` and so on; if that one holds a finished run and ``resume`` is never, the run gets
-    the next number. A run on the built-in data, which lies in ``demo``, replaces an earlier run on
-    the built-in data instead.
+    ``place-3`` and so on. If that one holds a finished run and ``resume`` is never, the run gets
+    the next number. A run on the built-in data in ``demo`` replaces an earlier run on it instead.
 
     Raises UsageError if another run holds the folder, or if a run in it would be lost.
     """
