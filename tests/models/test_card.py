@@ -1,4 +1,4 @@
-"""What a card says a network is for, held against the images that it is given."""
+"""Model cards: reading, writing, and comparing them with shards."""
 
 from __future__ import annotations
 

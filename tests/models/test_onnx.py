@@ -1,4 +1,4 @@
-"""A model in ONNX answers like the one it was made from, and can only be asked."""
+"""A model in ONNX gives the logits of its source, and no gradients."""
 
 import tempfile
 from pathlib import Path

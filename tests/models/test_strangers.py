@@ -1,4 +1,4 @@
-"""Model folders of strangers: refused in one sentence, before anything large is read or made."""
+"""Untrusted model folders: refused with one sentence, before anything large is read or made."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_weights_of_another_type_are_refused(folder: Path, dtype: torch.dtype) -
     first = min(name for name in state if name.endswith("weight"))
     save_file(state | {first: state[first].to(dtype)}, folder / WEIGHTS)
 
-    assert f"{first} is of {dtype}" in _refusal(folder)
+    assert f"{first} has {dtype}" in _refusal(folder)
 
 
 @pytest.mark.parametrize("change", ["missing", "surplus"])

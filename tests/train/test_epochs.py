@@ -1,4 +1,4 @@
-"""What happens between epochs: which one is kept, what is remembered, when a checkpoint is due."""
+"""Between epochs: which network is kept, what is recorded, when a checkpoint is due."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ALONE = World(0, 0, 1, torch.device("cpu"))
 
 
 class StopError(Exception):
-    """Stands for a machine that goes away."""
+    """Simulates a lost machine."""
 
 
 class Kept:
@@ -73,7 +73,7 @@ def configure(shards: Path, run_dir: Path, **train: Any) -> FitConfig:
 
 
 def scored(monkeypatch: pytest.MonkeyPatch, *scores: tuple[float, float]) -> None:
-    """Let validation find these balanced accuracies, clean and attacked, epoch by epoch."""
+    """Make validation return these balanced accuracies, clean and attacked, per epoch."""
     left = iter(scores)
 
     def figures(value: float) -> Metrics:

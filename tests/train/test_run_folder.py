@@ -1,4 +1,4 @@
-"""The folder of a training: nobody's work is lost by starting another one."""
+"""The folder of a training: starting another run never loses results."""
 
 from __future__ import annotations
 
