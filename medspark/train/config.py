@@ -259,5 +259,5 @@ class FitConfig(TrainingSettings):
         return self.train.attacks
 
     def digest(self) -> str:
-        """Return a hash of the settings that decide the weights (no paths, attempts, reports)."""
+        """Return a hash of what decides the weights; paths, attempts and reports do not."""
         return digest_of(self.deciding_weights())
