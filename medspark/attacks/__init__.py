@@ -1,1 +1,1 @@
-"""Attacks: functions of (model, images, labels) that stay inside a threat model."""
+"""Attacks: functions of (model, images, labels) that return images inside a threat model."""

@@ -1,4 +1,4 @@
-"""Auto-PGD (Croce and Hein 2020, algorithm 1): PGD that chooses its own step size."""
+"""Auto-PGD (Croce and Hein 2020, algorithm 1): PGD that adapts its step size."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from medspark.attacks.losses import Loss, correct
 from medspark.attacks.threat import ThreatModel
 
 _MOMENTUM = 0.75
-_RISING_SHARE = 0.75  # of the steps since the last checkpoint, or the step is halved
+_RISING_SHARE = 0.75  # with fewer rises since the last checkpoint, the step size is halved
 
 
 def apgd(
@@ -26,9 +26,10 @@ def apgd(
     rng: KeyedRandom,
     steps: int = 100,
 ) -> Tensor:
-    """Return images inside ``threat`` that fool ``model``, or that have the highest loss found.
+    """Return images inside ``threat`` that fool ``model``, or else have the highest loss found.
 
-    Images are left as soon as they fool the model, so only accuracy may be read off.
+    The search stops for an image as soon as it fools the model, so the result measures accuracy,
+    not the highest loss or confidence.
     """
     found = images.clone()
     start = threat.random_start(images, rng.noise(images, "apgd"))
@@ -39,7 +40,7 @@ def apgd(
         if len(climb.place) == 0:
             return found
         climb.advance(model, threat, loss)
-        # Before the step size is looked at: that may send an image back to one that fools nobody.
+        # Before adapt, which may return an image to its best point, even if that fools nobody.
         climb = climb.without_fooled(found)
         if step in checkpoints:
             climb.adapt(checkpoints[step])
@@ -48,7 +49,7 @@ def apgd(
 
 
 def _checkpoints(steps: int) -> dict[int, int]:
-    """Return the steps at which the step size is looked at, and how many came before each."""
+    """Return the steps at which the step size is adapted, with the steps since the last one."""
     period, least, shrink = max(int(0.22 * steps), 1), max(int(0.06 * steps), 1), int(0.03 * steps)
     at, found = 0, {}
     while at + period <= steps:
@@ -60,15 +61,15 @@ def _checkpoints(steps: int) -> dict[int, int]:
 
 @dataclass
 class _Climb:
-    """The state of the images that are not fooled yet, all with one row per image."""
+    """The state of the images that do not fool the model yet, with one row per image."""
 
-    place: Tensor  # of the image in the whole batch
+    place: Tensor  # position of the image in the whole batch
     clean: Tensor
     labels: Tensor
     current: Tensor
     previous: Tensor
     gradient: Tensor  # at current
-    fooled: Tensor  # by current
+    fooled: Tensor  # whether current fools the model
     loss: Tensor  # at current
     best: Tensor
     best_loss: Tensor
@@ -111,7 +112,7 @@ class _Climb:
         )
 
     def without_fooled(self, found: Tensor) -> _Climb:
-        """Write the images that fool the model to ``found``, and return the others' state."""
+        """Write the images that fool the model to ``found``; return the state of the others."""
         if not self.fooled.any():
             return self
         found[self.place[self.fooled]] = self.current[self.fooled]
@@ -136,10 +137,10 @@ class _Climb:
         self.best_gradient[better] = self.gradient[better]
 
     def adapt(self, period: int) -> None:
-        """Halve the step of images that oscillate or stand still, and send them to their best."""
+        """Halve the step of images that oscillate or stall, and return them to their best point."""
         oscillates = self.rises < _RISING_SHARE * period
-        stands = ~self.halved & (self.best_loss <= self.best_at_checkpoint)
-        self.halved = oscillates | stands
+        stalls = ~self.halved & (self.best_loss <= self.best_at_checkpoint)
+        self.halved = oscillates | stalls
         self.step = torch.where(self.halved.view(-1, 1, 1, 1), self.step / 2, self.step)
         again = self.halved.view(-1, 1, 1, 1)
         self.current = torch.where(again, self.best, self.current)

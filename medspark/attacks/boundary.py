@@ -1,4 +1,4 @@
-"""The decision boundaries near an image, each one flattened: what DeepFool and FAB step to."""
+"""The decision boundaries near an image, linearised, for DeepFool and FAB."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from medspark.attacks.losses import boundaries
 from medspark.attacks.threat import Norm, norms
 
-# With many classes only the nearest can be the nearest boundary, and each one costs a backward.
+# Largest number of boundaries per image: with many classes only the nearest matter, and each costs
+# a backward pass.
 _MOST = 9
 
 
@@ -36,7 +37,7 @@ class Planes:
 
 
 def nearby_planes(model: nn.Module, images: Tensor, labels: Tensor) -> Planes:
-    """Return the boundaries of ``model`` around ``images``, linearised there."""
+    """Return the boundaries of ``model``, linearised at ``images``."""
     x = images.detach().requires_grad_(True)
     with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
         values = boundaries(model(x), labels)
@@ -52,9 +53,9 @@ def nearby_planes(model: nn.Module, images: Tensor, labels: Tensor) -> Planes:
 def project_onto_plane(images: Tensor, value: Tensor, gradient: Tensor, *, norm: Norm) -> Tensor:
     """Return the points in [0, 1] on the plane that are nearest to ``images`` in ``norm``.
 
-    The nearest point lies along the steepest direction, clipped to [0, 1], and the value
-    rises with the way along it: bisection finds how far. Where the box does not reach the
-    plane, its furthest point is returned.
+    The nearest point lies along the steepest direction, clipped to [0, 1]. The value changes
+    monotonically with the distance, so bisection finds it. If the plane does not intersect the box
+    in this direction, the furthest point of the box is returned.
     """
     unit = gradient.sign() if norm == "linf" else gradient / norms(gradient).clamp_min(1e-12)
     direction = -value.sign().view(-1, 1, 1, 1) * unit

@@ -1,4 +1,4 @@
-"""The L2 attack of Carlini and Wagner (2017): the smallest change that errs, by optimisation."""
+"""The L2 attack of Carlini and Wagner (2017): find the smallest change that fools the model."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def carlini_wagner(
     rate: float = 0.05,
     constant: float = 0.1,
 ) -> Tensor:
-    """Return images in [0, 1] that fool ``model``, as near in L2 as found; others stay clean.
+    """Return the nearest images in L2 found that fool ``model``; the others stay clean.
 
-    Minimises squared distance plus c times the margin by Adam, in a variable whose tanh is
-    the image; c is searched for by bisection, ten times up until the first success.
+    Adam minimises the squared distance plus c times the margin, in a variable whose tanh is the
+    image. c grows tenfold until the first success, and is then searched by bisection.
     """
     inside = torch.atanh((images * 2 - 1).clamp(-1 + 1e-6, 1 - 1e-6))
     found, nearest = images.clone(), torch.full((len(images),), torch.inf, device=images.device)
@@ -50,7 +50,7 @@ def _descend(
     steps: int,
     rate: float,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield images, their squared distances and whether they err, step by step."""
+    """Yield after each step the images, their squared distances and whether they fool ``model``."""
     w = inside.clone().requires_grad_(True)
     optimiser = torch.optim.Adam([w], lr=rate)
     for _ in range(steps):

@@ -1,4 +1,4 @@
-"""Which attacks there are, and how hard they try."""
+"""The names of the attacks, and their numbers of steps."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ AttackName = Literal[
     "deepfool", "cw", "square", "transfer", "autoattack",
 ]  # fmt: skip
 
-# These ask the model for its answers only.
+# These attacks use the model's outputs only, not its gradients.
 BLACK_BOX = frozenset({"square", "transfer"})
 
 
 @dataclass(frozen=True)
 class Effort:
-    """How hard the attacks try."""
+    """The numbers of steps, restarts and queries of the attacks."""
 
-    steps: int = 20  # of PGD and transfer; APGD takes five times, FAB two and a half times as many
+    steps: int = 20  # of PGD and transfer; APGD takes five times as many, FAB 2.5 times
     restarts: int = 1  # of PGD
     queries: int = 1000  # of Square
 
     def steps_of(self, name: str) -> int:
-        """Return how many gradients (or queries) per image attack ``name`` may ask for."""
+        """Return the most gradients (or queries) per image that attack ``name`` uses."""
         factors = {"apgd": 5, "apgd_ce": 5, "apgd_dlr": 5, "autoattack": 5, "fab": 2.5}
         if name == "fgsm":
             return 1

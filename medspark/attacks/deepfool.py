@@ -1,4 +1,4 @@
-"""DeepFool (Moosavi-Dezfooli et al. 2016): step to the nearest flattened boundary, repeat."""
+"""DeepFool (Moosavi-Dezfooli et al. 2016): step to the nearest linearised boundary, repeatedly."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def deepfool(
     steps: int = 50,
     overshoot: float = 0.02,
 ) -> Tensor:
-    """Return images in [0, 1] that fool ``model``, as near as linear steps find them."""
+    """Return images in [0, 1] near ``images`` that fool ``model``, if ``steps`` steps suffice."""
     x = images.clone()
     active = torch.arange(len(x), device=x.device)
     for _ in range(steps):
@@ -34,7 +34,7 @@ def deepfool(
 
 
 def _shortest(value: Tensor, gradient: Tensor, norm: Norm) -> Tensor:
-    # A hair further than the plane, or rounding leaves the image on this side of it.
+    # Step slightly beyond the plane, because rounding could leave the image on the near side.
     distance = (value.abs() + 1e-6).view(-1, 1, 1, 1)
     if norm == "linf":
         dual = gradient.abs().sum((1, 2, 3), keepdim=True)

@@ -24,10 +24,10 @@ def fab(
     restarts: int = 1,
     radius: float = 0.0,
 ) -> Tensor:
-    """Return images in [0, 1] that fool ``model``, as near as found; others stay as they are.
+    """Return the nearest images found in [0, 1] that fool ``model``; the others stay clean.
 
-    The first start is the clean image; further ones are random, at most ``radius`` away in
-    ``norm`` as ThreatModel.radius measures it.
+    The first start is the clean image. Restarts are random, at most ``radius`` away in ``norm``, as
+    ThreatModel.radius measures it.
     """
     found, distance = images.clone(), torch.full((len(images),), torch.inf, device=images.device)
     for restart in range(restarts):
@@ -42,7 +42,7 @@ def fab(
             away = _length(x - images, norm)
             nearer = fooled & (away < distance)
             found[nearer], distance[nearer] = x[nearer], away[nearer]
-            # Beyond the boundary: retreat towards the image, to look for a nearer place.
+            # Beyond the boundary, step back towards the image and search for a nearer point.
             retreat = torch.lerp(images, x, _RETREAT)
             x = torch.where(fooled.view(-1, 1, 1, 1), retreat, x)
     return found
@@ -56,7 +56,7 @@ def _fooled(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
 def _towards_boundary(
     model: nn.Module, images: Tensor, labels: Tensor, x: Tensor, norm: Norm
 ) -> Tensor:
-    """Step to the nearest plane, drawn towards the point of it that is nearest to the image."""
+    """Step to the nearest plane, with a bias towards its point nearest to the clean image."""
     value, gradient = nearby_planes(model, x, labels).nearest(norm)
     from_here = project_onto_plane(x, value, gradient, norm=norm) - x
     at_image = value - (gradient * (x - images)).flatten(1).sum(1)

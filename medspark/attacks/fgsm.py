@@ -21,9 +21,8 @@ def fgsm(
 ) -> Tensor:
     """Return images inside ``threat`` that raise the loss of ``model``.
 
-    ``start`` is where the gradient is taken: the clean images by default. ``step`` is in
-    pixel units, eps by default. The model's parameters receive no gradient, and its mode is
-    left as it is found.
+    The gradient is taken at ``start``, by default the clean images. ``step`` is in pixel units, by
+    default eps. The model's parameters get no gradient, and its mode does not change.
     """
     x = images if start is None else start
     gradient, _ = input_gradient(model, x, labels, loss=loss)
@@ -38,7 +37,7 @@ def one_step(
     step: float | None = None,
     start: Tensor | None = None,
 ) -> Tensor:
-    """Return the images inside ``threat`` that a known ``gradient`` leads to from ``start``."""
+    """Return the images one step along a known ``gradient`` from ``start``, inside ``threat``."""
     x = (images if start is None else start).detach()
     length = threat.eps if step is None else step
     return threat.project(x + length * threat.ascend(gradient), images)

@@ -1,4 +1,4 @@
-"""The gradient of a loss with respect to the image, and nothing else."""
+"""The gradient of a loss with respect to the images only."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from medspark.attacks.losses import Loss
 def input_gradient(
     model: nn.Module, images: Tensor, labels: Tensor, *, loss: Loss
 ) -> tuple[Tensor, Tensor]:
-    """Return the gradient of ``loss`` at ``images``, and the logits there.
+    """Return the gradient of ``loss`` at ``images`` (B, C, H, W), and the logits (B, K).
 
-    The model's parameters receive no gradient and its mode is left as it is found. Mixed
-    precision is switched off: rounding hides small gradients.
+    The model's parameters get no gradient, and its mode does not change. Mixed precision is
+    switched off, because rounding hides small gradients.
     """
     x = images.detach().requires_grad_(True)
     with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
@@ -24,8 +24,8 @@ def input_gradient(
 
 
 def zero_gradient(gradient: Tensor) -> Tensor:
-    """Return for each image (B,) whether its gradient is exactly zero, or not a number.
+    """Return for each image (B,) whether its gradient is exactly zero or not finite.
 
-    Such an image cannot be attacked by following the gradient, robust or not.
+    Gradient attacks cannot move such an image, whether or not the network is robust.
     """
     return (gradient.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0) == 0).flatten(1).all(1)

@@ -1,6 +1,6 @@
-"""What an attack drives up: per-image losses (B,) of logits (B, K).
+"""The losses that attacks maximise: per-image losses (B,) of logits (B, K).
 
-Labels are classes (B,) or, for a network with independent findings, 0/1 floats (B, K).
+Labels are classes (B,), or 0/1 floats (B, K) for a network with independent findings.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the cross-entropy, or the sum of the findings' for labels (B, K)."""
+    """Return the cross-entropy, for labels (B, K) the sum over the findings."""
     if labels.ndim == 2:
         return F.binary_cross_entropy_with_logits(
             logits, labels.to(logits.dtype), reduction="none"
@@ -24,19 +24,18 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the best wrong logit minus the true one (Carlini and Wagner 2017).
+    """Return the largest wrong logit minus the true one (Carlini and Wagner 2017).
 
-    Unlike the cross-entropy it does not saturate, so a network that is far too sure of
-    itself keeps a gradient.
+    Unlike the cross-entropy it does not saturate, so an overconfident network keeps a gradient.
     """
     return boundaries(logits, labels).amax(1)
 
 
 def boundaries(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return for each way of erring (B, K) how near it is: an error where positive.
+    """Return the signed distance to each wrong prediction (B, K); positive means wrong.
 
-    For classes, every logit minus the true one, and minus infinity at the true one; for
-    findings, each one's logit away from what it should be.
+    For classes, these are all logits minus the true one, and minus infinity at the true one. For
+    findings, these are the logits with the sign that is positive for a wrong prediction.
     """
     if labels.ndim == 2:
         return (1 - 2 * labels.to(logits.dtype)) * logits
@@ -45,9 +44,9 @@ def boundaries(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def dlr(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the difference-of-logits ratio (Croce and Hein 2020): the margin, scale-free.
+    """Return the difference-of-logits ratio (Croce and Hein 2020), a scale-free margin.
 
-    Needs three classes; with two the ratio is constant, so the margin is returned.
+    With two classes the ratio is constant, so the margin is returned; for findings as well.
     """
     if labels.ndim == 2 or logits.shape[1] < 3:
         return margin(logits, labels)
@@ -56,12 +55,11 @@ def dlr(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def rescaled(loss: Loss) -> Loss:
-    """Return ``loss`` of logits whose largest gap is scaled to one, image by image.
+    """Return ``loss`` on logits whose largest gap is scaled to 1, per image.
 
-    The gap of a finding is that between its logit and 0, where the answer changes.
-
-    Undoes the temperature of defensive distillation, which only starves the cross-entropy
-    of gradient (Carlini and Wagner 2016).
+    The gap is the largest minus the smallest logit; for findings, the largest distance of a logit
+    to 0, where the prediction changes. This undoes the temperature of defensive distillation, which
+    only removes the gradient of the cross-entropy (Carlini and Wagner 2016).
     """
 
     def of_unit_logits(logits: Tensor, labels: Tensor) -> Tensor:
@@ -75,17 +73,17 @@ def rescaled(loss: Loss) -> Loss:
 
 
 def predictions(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return what the network says, in the form of ``labels``: classes, or findings."""
+    """Return the predictions in the form of ``labels``: classes (B,) or findings (B, K)."""
     return (logits > 0).to(labels.dtype) if labels.ndim == 2 else logits.argmax(1)
 
 
 def probabilities(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the probabilities (B, K) of classes that exclude each other, or of findings."""
-    # In float32 those of findings would be rounded to 1 early, and their order lost.
+    """Return the probabilities (B, K): softmax for classes, sigmoid for findings."""
+    # In float32 the sigmoid would round to 1 at moderate logits and lose the order.
     return logits.double().sigmoid() if labels.ndim == 2 else logits.softmax(1)
 
 
 def correct(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return for each image (B,) whether the network is right, in every finding at once."""
+    """Return for each image (B,) whether the prediction is right; for findings, all of them."""
     predicted = predictions(logits, labels)
     return (predicted == labels).all(1) if labels.ndim == 2 else predicted == labels

@@ -24,12 +24,11 @@ def pgd(
 ) -> Tensor:
     """Return images inside ``threat`` that raise the loss of ``model``.
 
-    ``step`` is in pixel units; by default eps / 4, as Madry et al. take it, or 2.5 eps /
-    ``steps`` where so few steps would not cross the ball. (On chest X-rays 20 steps of eps / 8
-    were weaker than FGSM: small steps stay on the plateaus that ReLU6 makes.)
-    ``stop_when_fooled`` leaves an image as soon as the model errs on it: the same accuracy
-    for less work, but the loss is not driven up any further, so only accuracy may be read
-    off. Parameters receive no gradient, and the mode of the model is left as it is found.
+    ``step`` is in pixel units. The default is eps / 4, as in Madry et al., or 2.5 eps / ``steps``
+    if ``steps`` is too small to cross the ball otherwise. (On chest X-rays, 20 steps of eps / 8
+    were weaker than FGSM: small steps stay on the plateaus of ReLU6.) ``stop_when_fooled`` stops
+    for an image as soon as it fools the model. That gives the same accuracy for less work, but not
+    the highest loss. The model's parameters get no gradient, and its mode does not change.
     """
     length = threat.eps * max(0.25, 2.5 / max(steps, 1)) if step is None else step
     x = (images if start is None else start).detach().clone()

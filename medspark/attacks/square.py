@@ -1,4 +1,4 @@
-"""Square attack (Andriushchenko et al. 2020): random search that never sees a gradient."""
+"""Square attack (Andriushchenko et al. 2020): random search without gradients."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from medspark.attacks.keyed_random import KeyedRandom
 from medspark.attacks.losses import correct, margin
 
-# Share of the image that a square covers, halved at these shares of the queries.
+# A square covers this share of the image at first, halved at each of these shares of the queries.
 _FIRST_SHARE = 0.8
 _HALVINGS = (0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)
 
@@ -26,9 +26,9 @@ def square(
 ) -> Tensor:
     """Return images within ``eps`` of ``images`` in L-infinity that fool ``model``, if found.
 
-    Only the logits are asked for, so it works on a model without gradients. An image is left
-    as soon as it fools the model. (The images are within the same ``eps`` in root mean
-    square too, so they are allowed by both norms of a ThreatModel.)
+    It uses logits only, so it works on a model without gradients. The search stops for an image as
+    soon as it fools the model. (The result is within ``eps`` in root mean square too, so both norms
+    of a ThreatModel allow it.)
     """
     found = images.clone()
     stripes = rng.noise(images[:, :, :1, :], "square/stripes")
@@ -44,10 +44,10 @@ def square(
         if len(place) == 0:
             return found
         tried = _paint(x, images, eps=eps, share=_share(query / queries), rng=rng, query=query)
-        answer = _logits(model, tried)
-        better = margin(answer, labels) > margin(logits, labels)
+        tried_logits = _logits(model, tried)
+        better = margin(tried_logits, labels) > margin(logits, labels)
         x = torch.where(better.view(-1, 1, 1, 1), tried, x)
-        logits = torch.where(better[:, None], answer, logits)
+        logits = torch.where(better[:, None], tried_logits, logits)
     found[place] = x
     return found
 
@@ -65,7 +65,7 @@ def _share(done: float) -> float:
 def _paint(
     x: Tensor, images: Tensor, *, eps: float, share: float, rng: KeyedRandom, query: int
 ) -> Tensor:
-    """Return ``x`` with one random square of each image moved by +-eps, channel by channel."""
+    """Return ``x`` with one random square per image set to the clean pixels +-eps per channel."""
     channels, height, width = x.shape[1:]
     side = max(round((share * height * width) ** 0.5), 1)
     drawn = rng.numbers(2 + channels, f"square/{query}").to(x.device)

@@ -1,8 +1,8 @@
-"""Every attack by name, with one signature, and the ensemble that is put together from them.
+"""Every attack by name, with one signature, and ensembles of attacks.
 
-An attack takes (model, images, labels, threat model, rng) and returns images inside the
-threat model. Attacks for the nearest error (FAB, DeepFool, Carlini-Wagner) know no budget:
-what they find is projected into it, and fools the model still if it was near enough.
+An attack takes (model, images, labels, threat model, rng) and returns images inside the threat
+model. Minimum-distance attacks (FAB, DeepFool, Carlini-Wagner) have no budget. Their images are
+projected into the threat model, and still fool the model if they were near enough.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Attack = Callable[[nn.Module, Tensor, Tensor, ThreatModel, KeyedRandom], Tensor]
 def attacks_by_name(
     names: Sequence[str], effort: Effort, *, surrogates: Sequence[nn.Module] = ()
 ) -> dict[str, Attack]:
-    """Return the attacks called ``names``. Raises KeyError for a name that there is not."""
+    """Return the attacks called ``names``. Raises KeyError for an unknown name."""
     known: Mapping[str, Attack] = {
         "fgsm": _fgsm,
         "pgd": _pgd(cross_entropy, effort),
@@ -48,8 +48,8 @@ def attacks_by_name(
     }
     ensembles: Mapping[str, Attack] = {
         "apgd": one_after_another([known["apgd_ce"], known["apgd_dlr"]]),
-        # The order and parts of AutoAttack (Croce and Hein 2020). With two classes DLR is the
-        # plain margin: the ratio needs a third logit.
+        # The attacks of AutoAttack, in its order (Croce and Hein 2020). With two classes, DLR is
+        # the margin: the ratio needs a third logit.
         "autoattack": one_after_another(
             [known[name] for name in ("apgd_ce", "apgd_dlr", "fab", "square")]
         ),
@@ -58,7 +58,7 @@ def attacks_by_name(
 
 
 def one_after_another(attacks: Sequence[Attack]) -> Attack:
-    """Return the attack that tries ``attacks`` in turn on what the ones before did not fool."""
+    """Return the attack that runs each of ``attacks`` on the images not yet fooled."""
 
     def ensemble(
         model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, rng: KeyedRandom

@@ -1,4 +1,4 @@
-"""What an attacker may do: move an image by at most eps, within the pixel range."""
+"""The threat model: an attacker may change an image by at most eps, within the pixel range."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import Field
 from medspark.config import Config
 from medspark.eps import Eps, eps_text
 
-if TYPE_CHECKING:  # a threat model is also chosen and checked where torch is not imported
+if TYPE_CHECKING:  # reading and checking the configuration must not import torch
     from torch import Tensor
 
 Norm = Literal["linf", "l2"]
@@ -19,7 +19,7 @@ Norm = Literal["linf", "l2"]
 class ThreatModel(Config):
     """Images within ``eps`` of the clean one in ``norm``, and within [0, 1]."""
 
-    norm: Norm = Field("linf", description="how a perturbation is measured")
+    norm: Norm = Field("linf", description="norm that measures a perturbation")
     eps: Eps = Field(
         2 / 255,
         description="budget, a fraction of [0, 1] as 2/255: the largest change of a pixel for "
@@ -30,15 +30,15 @@ class ThreatModel(Config):
         return f"{self.norm} {eps_text(self.eps)}"
 
     def radius(self, images: Tensor) -> float:
-        """Return the budget as a plain norm of one image's perturbation.
+        """Return the budget as the norm of one image's perturbation.
 
-        For l2 it grows with the number of values, so that the same eps is as visible in a
-        large image as in a small one.
+        For l2 it grows with the square root of the number of values, so that the same eps is
+        equally visible in large and small images.
         """
         return self.eps * math.sqrt(images[0].numel()) if self.norm == "l2" else self.eps
 
     def project(self, perturbed: Tensor, clean: Tensor) -> Tensor:
-        """Return the images next to ``perturbed`` that are allowed in place of ``clean``."""
+        """Return ``perturbed``, projected on the threat model around ``clean`` and on [0, 1]."""
         if self.norm == "linf":
             return perturbed.maximum(clean - self.eps).minimum(clean + self.eps).clamp(0, 1)
         change = perturbed - clean
@@ -48,7 +48,7 @@ class ThreatModel(Config):
     def ascend(self, gradient: Tensor) -> Tensor:
         """Return the direction of unit eps in which a loss with this ``gradient`` rises fastest.
 
-        Zero where the gradient is exactly zero. Not-a-number counts as zero.
+        The direction is zero where the gradient is zero. NaN counts as zero.
         """
         gradient = gradient.nan_to_num(nan=0.0)
         if self.norm == "linf":
@@ -56,7 +56,10 @@ class ThreatModel(Config):
         return gradient * (math.sqrt(gradient[0].numel()) / norms(gradient).clamp_min(1e-30))
 
     def random_start(self, images: Tensor, noise: Tensor) -> Tensor:
-        """Return allowed images around ``images`` by ``noise`` in [0, 1), shaped like them."""
+        """Return images inside the threat model around ``images``, from ``noise`` in [0, 1).
+
+        ``noise`` has the shape of ``images`` (B, C, H, W).
+        """
         change = 2 * noise - 1
         if self.norm == "linf":
             return self.project(images + self.eps * change, images)

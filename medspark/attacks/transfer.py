@@ -1,4 +1,4 @@
-"""Transfer: images made to fool other networks, shown to this one (Papernot et al. 2016b)."""
+"""Transfer attack: attack other networks, then test the images (Papernot et al. 2016b)."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def transfer(
     surrogates: Sequence[nn.Module],
     steps: int = 20,
 ) -> Tensor:
-    """Return images inside ``threat`` made for ``surrogates``; of each, one that fools ``model``.
+    """Return images inside ``threat`` made by PGD on ``surrogates``.
 
-    The model itself is only asked which of them do.
+    Each image comes from the first surrogate whose image fools ``model``, otherwise from the last.
     """
     found = images.clone()
     held = torch.ones(len(images), dtype=torch.bool, device=images.device)

@@ -1,1 +1,1 @@
-"""Shards to batches: two readers behind one interface, augmentation, prefetching."""
+"""Turn shards into batches: two readers with one interface, augmentation and prefetching."""

@@ -1,6 +1,6 @@
-"""Flips and small shifts, keyed by (seed, epoch, row): the same whoever reads the row.
+"""Augmentation by flips and small shifts, keyed by (seed, epoch, row): the same on any rank.
 
-They come before the attack, which must start from what the network would have been shown.
+Images are augmented before they are attacked.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ Floats = npt.NDArray[np.float64]
 def augment(
     images: Pixels, rows: Integers, *, config: AugmentConfig, seed: int, epoch: int
 ) -> Pixels:
-    """Return ``images`` (B, H, W, C) flipped and shifted as their ``rows`` and ``epoch`` say.
+    """Return ``images`` (B, H, W, C), flipped and shifted by random numbers of (row, epoch).
 
-    What a shift uncovers repeats the edge, because black margins do not look like anatomy.
+    The margin that a shift uncovers repeats the edge, because black margins do not look like
+    anatomy. ``images`` may be changed in place.
     """
     if config.flip == 0 and config.shift == 0:
         return images

@@ -1,4 +1,4 @@
-"""What a reader delivers: one rank's slice of one global batch."""
+"""The batches that readers yield: one rank's slice of a global batch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Batch", "Reader", "Targets", "batch_of", "to_unit"]
 
 Pixels = npt.NDArray[np.generic]
 Integers = npt.NDArray[np.int64]
-# Classes (B,) as integers, or findings (B, K) as 0/1 floats: Manifest.targets makes them.
+# Classes (B,) as integers, or findings (B, K) as 0/1 floats, as Manifest.targets returns them.
 Targets = npt.NDArray[Any]
 
 
@@ -23,9 +23,9 @@ Targets = npt.NDArray[Any]
 class Batch:
     """Images (B, C, H, W) as stored integers, their labels, and their dataset rows (B,).
 
-    Labels are classes (B,), or findings (B, K) as 0/1 floats.
-    ``weight`` is what to multiply this rank's mean loss by, so that the mean over ranks is the
-    mean over the ``global_size`` images that all ranks together see in this step.
+    Labels are classes (B,), or findings (B, K) as 0/1 floats. ``global_size`` is the number of
+    images of this step over all ranks. Multiplied by ``weight``, the ranks' mean losses have the
+    mean over the global batch as their mean.
     """
 
     images: Tensor
@@ -38,11 +38,11 @@ class Batch:
 
 
 class Reader(Protocol):
-    """Yields one rank's batches of one split, epoch after epoch."""
+    """Yields one rank's batches of a split, per epoch."""
 
     @property
     def steps(self) -> int:
-        """Number of batches in an epoch, the same on every rank."""
+        """The number of batches in an epoch, the same on every rank."""
 
     def batches(self, epoch: int, *, start: int = 0) -> Iterator[Batch]:
         """Yield the batches of ``epoch`` from step ``start`` on."""
@@ -60,13 +60,13 @@ def batch_of(
 ) -> Batch:
     """Return arrays (B, H, W, C) as a Batch.
 
-    The images keep their place in memory, so that as (B, C, H, W) they are channels-last.
+    The images are not copied, so as (B, C, H, W) they are channels-last.
     """
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
     return Batch(pixels, torch.from_numpy(labels), rows, weight, global_size, epoch, step)
 
 
 def to_unit(images: Tensor, device: torch.device) -> Tensor:
-    """Return stored integers as floats in [0, 1] on ``device``; the integers make the journey."""
+    """Return stored integers as floats in [0, 1] on ``device``; integers are sent, not floats."""
     largest = 255 if images.dtype == torch.uint8 else 65535
     return torch.div(images.to(device, non_blocking=True), largest)

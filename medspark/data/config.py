@@ -1,4 +1,4 @@
-"""How shards are read, and how training images are varied."""
+"""The configuration of reading shards and of augmentation."""
 
 from __future__ import annotations
 
@@ -15,43 +15,41 @@ __all__ = ["AugmentConfig", "DataConfig", "check_data"]
 
 
 class AugmentConfig(Config):
-    """How training images are varied; validation and test images never are."""
+    """The augmentation of training images; validation and test images are not augmented."""
 
-    flip: float = Field(0.5, ge=0, le=1, description="share of images mirrored left to right")
+    flip: float = Field(0.5, ge=0, le=1, description="probability of a left-right flip")
     shift: float = Field(
-        0.0, ge=0, le=0.5, description="largest shift either way, as a part of the image's side"
+        0.0, ge=0, le=0.5, description="largest shift per axis, as a fraction of the image's side"
     )
 
 
 class DataConfig(TrainingConfig):
-    """How shards are read."""
+    """The reader of shards, and its settings."""
 
     decides_weights: ClassVar = frozenset({"reader", "augment", "window", "share"})
     decides_nothing: ClassVar = frozenset({"verify", "prefetch", "cache_dir"})
 
     reader: Literal["native", "petastorm"] = Field(
-        "native", description="what reads the shards; native is the faster one by far"
+        "native", description="reader of the shards; native is much faster"
     )
     augment: AugmentConfig = AugmentConfig()
     share: float = Field(
         1.0,
         gt=0,
         le=1,
-        description="part of the training images, by whole patients, that is trained on; the seed "
-        "says which, a smaller part lies in a larger one, and epochs are shorter",
+        description="share of the training images to use, by whole patients; the seed selects "
+        "them, a smaller share is part of a larger one, and epochs are shorter",
     )
     verify: Literal["contents", "size"] = Field(
-        "contents", description="what is checked before the first step; contents means SHA-256"
+        "contents", description="check of the files before the first step; contents means SHA-256"
     )
-    prefetch: int = Field(4, ge=1, description="batches that are prepared ahead")
-    window: int = Field(2048, ge=1, description="rows that the petastorm reader shuffles at a time")
-    cache_dir: Path | None = Field(
-        None, description="local folder that remote shards are copied to"
-    )
+    prefetch: int = Field(4, ge=1, description="number of batches to prepare ahead")
+    window: int = Field(2048, ge=1, description="rows in the petastorm reader's shuffle window")
+    cache_dir: Path | None = Field(None, description="local folder for copies of remote shards")
 
 
 def check_data(config: DataConfig) -> None:
-    """Raise UsageError for a reader that is not installed or cannot do what is asked."""
+    """Raise UsageError if the reader is not installed or does not support ``share``."""
     if config.reader == "petastorm":
         import_petastorm()
         if config.share < 1:

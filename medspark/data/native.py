@@ -1,4 +1,4 @@
-"""The fast reader: memory-mapped shards, shuffled by index, gathered without decoding."""
+"""The native reader: memory-mapped shards, shuffled by index, read without decoding."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from medspark.shards.schema import map_pixels, read_labels
 
 __all__ = ["MappedSplit", "NativeReader"]
 
-# Steps whose images are smaller than this together are read together: a step of thumbnails would
-# take longer to ask for than to copy.
+# Steps with fewer bytes of images in total are read together: for a step of thumbnails, the
+# overhead of a read exceeds the time of the copy.
 _READ_BYTES = 1 << 20
 
 
 class MappedSplit:
-    """Rows of one split, addressed by number; an image is read when it is asked for."""
+    """The rows of one split, addressed by number; images are read on demand."""
 
     def __init__(
         self, folder: Path, manifest: Manifest, split: str, *, rows: Integers | None = None
     ) -> None:
-        """Map the files that ``manifest`` names for ``split``; labels are read, pixels are not.
+        """Map the files that ``manifest`` lists for ``split``, and read the labels.
 
-        With ``rows`` the split consists of those alone, numbered anew from 0.
+        ``rows`` restricts the split to these rows, renumbered from 0.
         """
         self._format, self._targets = manifest.pixel_format, manifest.targets
         shards = manifest.splits[split].shards
@@ -48,7 +48,7 @@ class MappedSplit:
 
     @property
     def image_bytes(self) -> int:
-        """The bytes of one image."""
+        """The size of one image in bytes."""
         return self._format.nbytes
 
     @property
@@ -65,7 +65,7 @@ class MappedSplit:
 
 
 class _Window:
-    """Images in row groups of mapped files as if they were one array: no copy, and no loop."""
+    """One array over the images of all row groups of all mapped files, without copy or loop."""
 
     def __init__(self, groups: Sequence[Pixels]) -> None:
         # The views keep the mappings alive, which the raw window below does not.
@@ -78,8 +78,8 @@ class _Window:
         self._nbytes = groups[0][0].nbytes
         self._offsets = addresses - addresses[lowest]
         span = int(self._offsets[highest]) + groups[highest].nbytes
-        # Row i of this window is the image that starts at byte i from the lowest mapping: one
-        # fancy index then copies images out of all files. What lies between is never touched.
+        # Row i of this window is the image that starts i bytes after the lowest mapping, so one
+        # fancy index copies images from all files. Memory between the mappings is never read.
         self._bytes = np.lib.stride_tricks.as_strided(
             groups[lowest].reshape(-1).view(np.uint8),
             shape=(span - self._nbytes + 1, self._nbytes),
@@ -119,11 +119,11 @@ class NativeReader:
 
     @property
     def steps(self) -> int:
-        """Number of batches in an epoch, the same on every rank."""
+        """The number of batches in an epoch, the same on every rank."""
         return self._plan.steps
 
     def batches(self, epoch: int, *, start: int = 0) -> Iterator[Batch]:
-        """Yield the batches of ``epoch`` from step ``start`` on; starting late costs nothing."""
+        """Yield the batches of ``epoch`` from step ``start`` on; earlier ones are not read."""
         plan = EpochPlan(self._plan.rows, self._plan.global_batch, self._seed, epoch)
         planned = plan.rank_batches(self._rank, self._world, start=start)
         step = start

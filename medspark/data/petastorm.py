@@ -1,8 +1,8 @@
-"""The same batches' contents through Petastorm, on the same shard files.
+"""The Petastorm reader, on the same shard files as the native reader.
 
-Petastorm shuffles files and a window of rows, not the whole split, so the order differs from the
-native reader's; samples, labels and the number of steps do not. One reader thread, because with
-several Petastorm delivers a different order on every run.
+It shuffles files and a window of rows, not the whole split, so only the order of the images differs
+from the native reader's. It uses one reader thread, because with several, Petastorm's order differs
+from run to run.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ Chunk = tuple[Pixels, Integers, Integers]
 class PetastormReader:
     """Training batches of one rank, read by Petastorm.
 
-    Each epoch strings the files together in a keyed order. A rank reads its contiguous share of
-    that stream through a window of rows, so that every row is read exactly once an epoch.
+    Each epoch concatenates the files in a keyed order. A rank reads its contiguous share of this
+    stream through a window of rows, so that every row is used exactly once per epoch.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class PetastormReader:
         window: int,
         augmentation: AugmentConfig | None,
     ) -> None:
-        """Raises UsageError where Petastorm is missing or would unpickle what the files carry."""
+        """Raises UsageError if Petastorm is missing or would unpickle parts of the files."""
         self._petastorm = import_petastorm()
         shards = manifest.splits[split].shards
         self._paths = [folder / shard.path for shard in shards]
@@ -65,11 +65,11 @@ class PetastormReader:
 
     @property
     def steps(self) -> int:
-        """Number of batches in an epoch, the same on every rank and as the native reader's."""
+        """The number of batches in an epoch, the same on every rank and for the native reader."""
         return self._plan.steps
 
     def batches(self, epoch: int, *, start: int = 0) -> Iterator[Batch]:
-        """Yield the batches of ``epoch`` from step ``start`` on; what lies before is read too."""
+        """Yield the batches of ``epoch`` from step ``start`` on; earlier ones are read too."""
         size = max(self._window, self._plan.global_batch)
         stream = _Window(self._chunks(epoch), size, self._format)
         for step in range(self._plan.steps):
@@ -111,7 +111,7 @@ class PetastormReader:
             position = stop
 
     def _my_part(self) -> tuple[int, int]:
-        """Return where this rank's part of the stream starts and stops, in rows."""
+        """Return the first row of this rank's part of the stream, and the row after its last."""
         sizes = [self._plan.batch_size(step) for step in range(self._plan.steps)]
         bounds = np.array(
             [[share(size, self._world, rank) for size in sizes] for rank in range(self._world)]
@@ -120,7 +120,7 @@ class PetastormReader:
         return int(ends[self._rank - 1]) if self._rank else 0, int(ends[self._rank])
 
     def _read(self, path: Path) -> Iterator[Chunk]:
-        """Yield images, labels and places in the file, a row group at a time."""
+        """Yield images, labels and positions in the file, one row group at a time."""
         place = 0
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -143,8 +143,8 @@ class PetastormReader:
 class _Window:
     """Draws rows in keyed random order from the next ``size`` rows of a stream.
 
-    The window holds stored integers, and only what is drawn moves; shuffling float images, as
-    Petastorm's own queue does, costs more than five times the reading.
+    The window holds stored integers, and only drawn rows are copied. Shuffling float images, as
+    Petastorm's queue does, takes more than five times as long as reading them.
     """
 
     def __init__(self, chunks: Iterator[Chunk], size: int, pixel_format: PixelFormat) -> None:
@@ -156,9 +156,9 @@ class _Window:
         self._pending: Chunk = (self._images[:0], self._labels[:0], self._rows[:0])
 
     def take(self, count: int, key: int) -> Chunk:
-        """Return ``count`` rows out of the window, drawn by ``key``: images, labels, rows."""
+        """Remove ``count`` rows, drawn by ``key``, and return their images, labels and rows."""
         self._fill()
-        # The rows' own hashes order them, so the draw does not depend on where they lie.
+        # Hashes of the row numbers decide, so the draw does not depend on positions in the window.
         drawn = np.argsort(hash64(key, self._rows[: self._filled]), kind="stable")[:count]
         chosen = self._images[drawn], self._labels[drawn], self._rows[drawn]
         left = self._filled - len(drawn)
@@ -188,10 +188,10 @@ class _Window:
 
 
 def refuse_pickles(folder: Path, paths: list[Path]) -> None:
-    """Raise UsageError if Petastorm would unpickle something on opening the files at ``paths``.
+    """Raise UsageError if Petastorm would unpickle data when it opens the files at ``paths``.
 
-    It unpickles a schema from ``_common_metadata`` and from the files' own key-value metadata,
-    also of plain Parquet, and its list of permitted names lets ``builtins.eval`` through.
+    Petastorm unpickles a schema from ``_common_metadata`` and from the key-value metadata of any
+    Parquet file, and its list of permitted names includes ``builtins.eval``.
     """
     for parent in {folder, *(path.parent for path in paths)}:
         for name in ("_common_metadata", "_metadata"):

@@ -1,4 +1,4 @@
-"""Import Petastorm where it can be used, and say what it lacks where not."""
+"""Import Petastorm, or report what to install."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def import_petastorm() -> ModuleType:
     version = int(pa.__version__.split(".")[0])
     if version >= 15:
         raise UsageError(
-            f"data.reader petastorm needs pyarrow below 15, and here is {pa.__version__}: "
+            f"data.reader petastorm needs pyarrow below 15, but {pa.__version__} is installed: "
             "pip install 'medspark[petastorm]', or use data.reader native."
         )
     try:
-        # It imports what pyarrow 14 deprecates, and says so at length.
+        # Petastorm imports names that pyarrow 14 deprecates, with a warning for each.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             import petastorm.reader
@@ -31,7 +31,7 @@ def import_petastorm() -> ModuleType:
             f"data.reader petastorm cannot be used here ({error}): "
             "pip install 'medspark[petastorm]', or use data.reader native."
         ) from None
-    # For each file it would report that Petastorm's own metadata, which we refuse, is not there.
+    # Petastorm would log for each file that its own metadata, which medspark refuses, is missing.
     logging.getLogger("petastorm").setLevel(logging.ERROR)
     module: ModuleType = petastorm.reader
     return module

@@ -1,4 +1,4 @@
-"""Prepare the next batches while the current one trains, and measure what is waited for."""
+"""Prepare the next batches while the current one trains, and measure the waiting time."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ T = TypeVar("T")
 
 
 class Prefetcher(Generic[T]):
-    """Iterates over ``items`` that one thread prepares up to ``depth`` ahead.
+    """Iterates over ``items``, of which a thread prepares up to ``depth`` ahead.
 
-    A context manager: leaving it stops the thread, also in the middle of an epoch.
+    Use it as a context manager: leaving the context stops the thread at any time. ``waited`` is
+    the number of seconds that iteration has waited for items.
     """
 
     def __init__(self, items: Iterator[T], *, depth: int) -> None:
@@ -57,7 +58,7 @@ class Prefetcher(Generic[T]):
             for item in self._items:
                 if not self._put(item):
                     return
-        except BaseException as raised:  # noqa: BLE001 - raised again where the batch was asked for
+        except BaseException as raised:  # noqa: BLE001 - raised again in __iter__
             error = raised
         self._put(_End(error))
 

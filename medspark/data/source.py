@@ -1,4 +1,4 @@
-"""A folder of shards as this process sees it: checked, local, and opened by the chosen reader."""
+"""Open a dataset of shards: copy it if remote, check it, and open it with the chosen reader."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _LOGGER = logging.getLogger(__name__)
 
 
 class Source:
-    """The splits of one dataset of shards."""
+    """The splits of one dataset of shards, in a local folder."""
 
     def __init__(
         self, folder: Path, manifest: Manifest, config: DataConfig, *, seed: int = 0
@@ -60,9 +60,9 @@ class Source:
         )
 
     def split(self, name: str) -> MappedSplit:
-        """Return the rows of a split by number, of train those that ``data.share`` leaves.
+        """Return a split by name; of train, the rows that ``data.share`` selects.
 
-        Raises UsageError where there are none.
+        Raises UsageError if the split is missing or empty.
         """
         if name not in self.manifest.splits or self.manifest.splits[name].rows == 0:
             raise UsageError(f"The shards in {self.folder} have no {name} images.")
@@ -75,10 +75,10 @@ class Source:
 
 
 def open_source(shards: str | Path, config: DataConfig, *, seed: int = 0) -> Source:
-    """Return the dataset at ``shards``, checked file by file against its manifest.
+    """Return the dataset at ``shards``, with every file checked against the manifest.
 
-    ``seed`` chooses the patients where ``config`` asks for a share of them. Raises UsageError that
-    names the file which is missing or damaged, or says what to install for the chosen reader.
+    ``seed`` selects the patients if ``data.share`` is below 1. Raises UsageError that names a
+    missing or damaged file, or says what to install for the chosen reader.
     """
     check_data(config)
     folder = localise(str(shards), config.cache_dir)
@@ -88,22 +88,22 @@ def open_source(shards: str | Path, config: DataConfig, *, seed: int = 0) -> Sou
 
 
 def localise(shards: str, cache_dir: Path | None) -> Path:
-    """Return a local folder that holds the dataset at ``shards``, copied there if it is remote.
+    """Return a local folder with the dataset at ``shards``; copy it to ``cache_dir`` if remote.
 
-    A copy is named by the dataset's digest, so that changed data is copied anew, and files that are
-    there already in the right size are not copied again. Raises UsageError where a remote dataset
-    has no ``cache_dir`` to go to, one that is somebody else's, or cannot be reached.
+    The copy is named by the hash of the manifest, so changed data get a new copy. Files that
+    already exist with the right size are not copied again. Raises UsageError if a remote dataset
+    cannot be reached, or if ``cache_dir`` is None or a folder of other files.
     """
     scheme, separator, rest = shards.partition("://")
     if not separator:
-        # A Path has taken one of the slashes away.
+        # Path collapses the two slashes into one.
         scheme, separator, rest = shards.partition(":/")
     if not separator or "/" in scheme:
         return Path(shards)
     if scheme == "file":
         return Path("/" + rest.lstrip("/"))
     if cache_dir is None:
-        raise UsageError(f"{shards} is remote: give data.cache_dir, a local folder to copy it to.")
+        raise UsageError(f"{shards} is remote: set data.cache_dir, a local folder to copy it to.")
     return _copy_dataset(f"{scheme}://{rest}", cache_dir)
 
 
@@ -123,7 +123,7 @@ def _copy_dataset(url: str, cache_dir: Path) -> Path:
             if target.is_file() and target.stat().st_size == shard.bytes:
                 continue
             target.parent.mkdir(parents=True, exist_ok=True)
-            # Several ranks of one machine may copy at once: each has a draft of its own.
+            # Several ranks of one machine may copy at once: each writes its own draft.
             with replacing(target) as draft:
                 filesystem.get_file(f"{root}/{shard.path}", str(draft))
     return place

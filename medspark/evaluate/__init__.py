@@ -1,1 +1,1 @@
-"""How good a classifier is, clean and under attack, and whether the figures can be trusted."""
+"""Evaluation of classifiers, clean and under attack, with sanity checks on the results."""

@@ -1,4 +1,4 @@
-"""Images under every attack at every budget, one batch at a time, for reports and detectors."""
+"""Run every attack at every budget, batch by batch, for reports and detectors."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from medspark.evaluate.summary import Trial
 
 __all__ = ["AttackedBatch", "Attacker", "ImageBatch", "attacked_batches", "has_gradients"]
 
-# Attacks whose attacked images also say how sure the network is of them, so that AUROC under
-# attack is that of an attacker who harms every image, not only those that are right.
+# These attacks run on every image. The others run only on images that the network gets right, so
+# AUROC under them is higher than if the attacker also harmed the wrong ones.
 _ATTACK_EVERY_IMAGE = frozenset({"fgsm", "pgd", "pgd_margin", "pgd_rescaled"})
 
 
 @dataclass(frozen=True)
 class ImageBatch:
-    """Images (B, C, H, W) in [0, 1], labels (B,) or (B, K), and row numbers in the data (B,)."""
+    """Images (B, C, H, W) in [0, 1], labels (B,) or (B, K), and row numbers in the dataset (B,)."""
 
     pixels: Tensor
     labels: Tensor
     rows: Tensor
 
     def of(self, chosen: Tensor) -> ImageBatch:
-        """Return some of the images, by their place in the batch or by mask."""
+        """Return a part of the batch; ``chosen`` holds positions in the batch, or is a mask."""
         return ImageBatch(self.pixels[chosen], self.labels[chosen], self.rows[chosen.cpu()])
 
 
@@ -51,7 +51,7 @@ class AttackedBatch:
 
 @dataclass(frozen=True)
 class Attacker:
-    """One model, ready to be attacked, and the attacks on it."""
+    """A model prepared for evaluation, and the attacks on it."""
 
     model: nn.Module
     attacks: Mapping[str, Attack]
@@ -67,10 +67,10 @@ class Attacker:
         surrogates: Sequence[nn.Module] = (),
         own_attacks: Mapping[str, Attack] | None = None,
     ) -> Attacker:
-        """Return the attacks that ``config`` names, and ``own_attacks``, on a copy of ``model``.
+        """Return the attacks of ``config``, and ``own_attacks``, on a copy of ``model``.
 
         The copy is in eval mode and float32, and is checked with ``images`` (B, C, H, W).
-        Raises UsageError for an attack that needs what ``model`` has not.
+        Raises UsageError for an attack that needs gradients or surrogates that are missing.
         """
         check_attacks(config.attacks, gradients=has_gradients(model), surrogates=len(surrogates))
         victims = [evaluation_copy(network, images[:2]) for network in (model, *surrogates)]
@@ -78,7 +78,7 @@ class Attacker:
         return cls(victims[0], named | dict(own_attacks or {}), config)
 
     def answer(self, batch: ImageBatch) -> tuple[Tensor, Tensor | None]:
-        """Return the clean logits (B, K), and the loss's gradient where the model has one."""
+        """Return the clean logits (B, K), and the gradient of the loss, None without gradients."""
         if not has_gradients(self.model):
             return self.logits(batch.pixels), None
         gradient, logits = input_gradient(
@@ -89,9 +89,10 @@ class Attacker:
     def attack(
         self, batch: ImageBatch, logits: Tensor, gradient: Tensor | None
     ) -> Iterator[AttackedBatch]:
-        """Yield ``batch`` under every attack at every budget; the rest is what ``answer`` returned.
+        """Yield ``batch`` under every attack at every budget.
 
-        The one ``gradient`` serves FGSM at every eps.
+        ``logits`` and ``gradient`` are the results of ``answer``. FGSM at every eps uses the same
+        ``gradient``.
         """
         right = correct(logits, batch.labels).nonzero().flatten()
         for eps in self.config.eps:
@@ -131,7 +132,8 @@ def attacked_batches(
 ) -> Iterator[AttackedBatch]:
     """Yield every batch (images, labels, rows) under every attack at every budget.
 
-    One batch is held at a time. Raises UsageError for an attack that needs what ``model`` has not.
+    Only one batch is in memory. Raises UsageError for an attack that needs gradients or surrogates
+    that are missing.
     """
     attacker: Attacker | None = None
     for images, labels, rows in batches:
@@ -143,5 +145,5 @@ def attacked_batches(
 
 
 def has_gradients(model: nn.Module) -> bool:
-    """Return whether attacks may follow the gradient; a model says no by ``gradients = False``."""
+    """Return whether attacks may use the model's gradient; ``gradients = False`` disables it."""
     return bool(getattr(model, "gradients", True))

@@ -1,4 +1,4 @@
-"""How far figures would move with other patients: percentile bootstrap over groups of images."""
+"""Confidence intervals of metrics: percentile bootstrap over groups of images (patients)."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def intervals(
     clean: Array | None = None,
     per_class: bool = False,
 ) -> dict[str, Interval]:
-    """Return the interval of each figure of ``medspark.evaluate.metrics.metrics``.
+    """Return the interval of each metric of ``medspark.evaluate.metrics.metrics``.
 
-    With ``clean``, the probabilities (N, K) before an attack, also that of its ``success_rate``;
+    ``clean``, the probabilities (N, K) before an attack, adds the interval of ``success_rate``.
     ``per_class`` adds ``sensitivity/k``, ``specificity/k`` and ``auroc/k`` of every class k.
-    ``groups`` (N,) says whose image each one is: patients are drawn with replacement, not
-    images, because the images of one patient are alike (Efron and Tibshirani 1993). A figure
-    that most resamples leave undefined has no interval.
+    ``groups`` (N,) holds the patient of each image. Patients are resampled, not images, because the
+    images of one patient are correlated (Efron and Tibshirani 1993). A metric that is undefined in
+    at least half of the resamples has no interval.
     """
     draws: dict[str, list[Array]] = {}
     answers = answers_of(labels, probabilities)
@@ -102,19 +102,19 @@ def _mean(values: Array, weights: Array) -> Array:
     return mean
 
 
-def _share(of: Array, among: Array, weights: Array) -> Array:
-    """Return how large the part ``of`` the images ``among`` is in each resample (S,)."""
+def _share(hits: Array, base: Array, weights: Array) -> Array:
+    """Return the share of ``hits`` in the images ``base`` (masks (N,)), per resample (S,)."""
     with np.errstate(invalid="ignore", divide="ignore"):
-        chosen = weights[:, among]
-        part: Array = (chosen @ of[among].astype(np.float32)) / chosen.sum(1)
+        chosen = weights[:, base]
+        part: Array = (chosen @ hits[base].astype(np.float32)) / chosen.sum(1)
     return part
 
 
 def weighted_auroc(truth: Array, score: Array, weights: Array) -> Array:
     """Return the areas under the ROC curve (S,) with images weighted by ``weights`` (S, N).
 
-    The share of pairs in which the positive image scores higher, ties half (Mann-Whitney);
-    not a number where a resample has one class only.
+    It is the share of pairs in which the positive image scores higher; ties count half
+    (Mann-Whitney). It is NaN for a resample with one class only.
     """
     order = np.argsort(score, kind="stable")
     _, starts = np.unique(score[order], return_index=True)

@@ -1,4 +1,4 @@
-"""One temperature that makes a network as sure of its answers as it should be (Guo et al. 2017)."""
+"""Temperature scaling: one temperature that calibrates a network (Guo et al. 2017)."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from medspark.attacks.losses import cross_entropy
 
 __all__ = ["best_temperature"]
 
-# Validation images that are all right would make the network sure of everything.
+# The limits matter if all validation images are right: the best temperature would then be 0.
 _LOWEST, _HIGHEST, _TURNS = 0.2, 20.0, 60
 _GOLDEN = (math.sqrt(5) - 1) / 2
 
 
 def best_temperature(logits: Tensor, labels: Tensor) -> float:
-    """Return what to divide ``logits`` (N, K) by for the least cross-entropy with ``labels``.
+    """Return the divisor of ``logits`` (N, K) that minimises the cross-entropy with ``labels``.
 
-    The order of the answers stays as it is. The loss is convex in the inverse of the temperature,
-    so a golden-section search over that finds it.
+    Dividing keeps the order of the probabilities. The loss is convex in the inverse temperature,
+    so a golden-section search over the inverse finds the minimum.
     """
     if len(labels) == 0:
         return 1.0

@@ -1,4 +1,4 @@
-"""How images are attacked: which attacks, at which budgets, how hard."""
+"""The settings of attacks: which ones, at which budgets, with how many steps."""
 
 from __future__ import annotations
 
@@ -21,63 +21,63 @@ __all__ = ["AttackSettings", "check_attacks"]
 
 
 class AttackSettings(Config):
-    """How images are attacked, in an evaluation and at the end of a training."""
+    """The attacks of an evaluation, and of the final test of a training."""
 
-    attacks: tuple[AttackName, ...] = Field(("fgsm", "pgd"), description="by name")
-    norm: Norm = Field("linf", description="how a perturbation is measured")
+    attacks: tuple[AttackName, ...] = Field(("fgsm", "pgd"), description="names of the attacks")
+    norm: Norm = Field("linf", description="norm that measures a perturbation")
     eps: tuple[Eps, ...] = Field(
         (1 / 255, 2 / 255, 4 / 255), description="budgets, fractions of [0, 1] as 2/255"
     )
     steps: int = Field(
         20, ge=1, description="steps of PGD; APGD takes five times as many, FAB 2.5 times"
     )
-    restarts: int = Field(1, ge=1, description="random starts of PGD; more only for images held")
-    queries: int = Field(1000, ge=1, description="answers that Square may ask for per image")
-    images: int | None = Field(
-        None, ge=1, description="attack only so many images, always the same; all by default"
+    restarts: int = Field(
+        1, ge=1, description="random starts of PGD; only images not yet fooled are restarted"
     )
-    batch_size: int = Field(128, ge=1, description="images attacked together")
+    queries: int = Field(1000, ge=1, description="most queries of Square per image")
+    images: int | None = Field(
+        None, ge=1, description="number of images to attack, the same in every run; default: all"
+    )
+    batch_size: int = Field(128, ge=1, description="images per batch")
     seed: int = Field(0, ge=0, description="of the random starts and the choice of images")
     sanity_images: int = Field(
-        PROBED_IMAGES,
-        ge=0,
-        description="images that the sanity probes attack once more, 0 for no probes",
+        PROBED_IMAGES, ge=0, description="images for the sanity probes; 0: no probes"
     )
     sanity: SanityConfig = SanityConfig()
 
     def rows(self, total: int) -> Array:
-        """Return which of ``total`` images are attacked, in order."""
+        """Return the sorted rows of the images to attack, out of ``total``."""
         if self.images is None or self.images >= total:
             return np.arange(total)
         return np.sort(permute(np.arange(self.images), total, derive(self.seed, "test")))
 
     def probed_below(self, rows: Array) -> int:
-        """Return the row below which the sanity probes take images, where ``rows`` are attacked.
+        """Return the row below which the sanity probes take images, out of the attacked ``rows``.
 
-        They take the first ``sanity_images`` of them, or all where there are fewer.
+        The probes take the first ``sanity_images`` of ``rows``, or all if there are fewer.
         """
         probed = np.sort(rows)[: self.sanity_images]
         return int(probed[-1]) + 1 if len(probed) else 0
 
     @property
     def effort(self) -> Effort:
-        """How hard the attacks try."""
+        """The numbers of steps, restarts and queries."""
         return Effort(steps=self.steps, restarts=self.restarts, queries=self.queries)
 
     def threat(self, eps: float) -> ThreatModel:
-        """Return the threat model of one budget."""
+        """Return the threat model with budget ``eps``."""
         return ThreatModel(norm=self.norm, eps=eps)
 
     def trials(self, own: Iterable[str] = ()) -> list[Trial]:
-        """Return every attack at every budget, those of ``own`` names last."""
+        """Return every attack at every budget; the attacks named ``own`` come last."""
         names = [*self.attacks, *own]
         return [Trial(name, self.effort.steps_of(name), eps) for name in names for eps in self.eps]
 
 
 def check_attacks(attacks: Sequence[str], *, gradients: bool, surrogates: int) -> None:
-    """Raise UsageError for an attack that cannot run on such a model."""
+    """Raise UsageError for an attack that needs gradients or surrogates that are missing."""
     if "transfer" in attacks and surrogates == 0:
-        raise UsageError("attacks: transfer needs a surrogate, another model to make images for.")
+        raise UsageError("attacks: transfer needs a surrogate, another model to attack.")
     blocked = [name for name in attacks if name not in BLACK_BOX]
     if not gradients and blocked:
         raise UsageError(

@@ -1,4 +1,4 @@
-"""A few images, what an attacker makes of them, and where the network looks before and after."""
+"""Example images before and after an attack, with predictions and Grad-CAM maps."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Exhibit:
-    """One image (H, W, C) in [0, 1], attacked, with answers and Grad-CAM maps (H, W)."""
+    """One image (H, W, C) in [0, 1], clean and attacked, with probabilities and Grad-CAM maps."""
 
     label: Array  # a class (), or findings (K,)
     clean: Array
@@ -35,11 +35,11 @@ class Exhibit:
 def exhibits(
     model: Classifier, images: Tensor, labels: Tensor, *, threat: ThreatModel, steps: int = 20
 ) -> list[Exhibit]:
-    """Return ``images`` (B, C, H, W) beside what PGD makes of them."""
+    """Return ``images`` (B, C, H, W) together with their versions under PGD."""
     with evaluating(model):
         attacked = pgd(model, images, labels, threat=threat, steps=steps)
-        looks = [_look(model, pixels, labels) for pixels in (images, attacked)]
-    (before, clean_maps), (after, attacked_maps) = looks
+        predictions = [_predict(model, pixels, labels) for pixels in (images, attacked)]
+    (before, clean_maps), (after, attacked_maps) = predictions
     return [
         Exhibit(
             label=labels[i].numpy(),
@@ -55,7 +55,7 @@ def exhibits(
 
 
 def typical_rows(labels: Array, count: int) -> Array:
-    """Return ``count`` row numbers that show every label in turn, the first of each first."""
+    """Return ``count`` row numbers that cycle through the labels, in row order for each label."""
     _, kinds = np.unique(labels, axis=0, return_inverse=True)
     order = np.argsort(kinds.reshape(-1), kind="stable")
     turn = np.concatenate([np.arange(count) for count in np.bincount(kinds.reshape(-1))])
@@ -63,7 +63,8 @@ def typical_rows(labels: Array, count: int) -> Array:
     return chosen
 
 
-def _look(model: Classifier, images: Tensor, labels: Tensor) -> tuple[Array, Array]:
+def _predict(model: Classifier, images: Tensor, labels: Tensor) -> tuple[Array, Array]:
+    """Return the probabilities (B, K) and the Grad-CAM maps (B, H, W)."""
     with torch.no_grad():
         answers = probabilities(model(images), labels)
     maps = grad_cam(model, images, answers.argmax(1))

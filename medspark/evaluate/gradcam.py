@@ -1,4 +1,4 @@
-"""Grad-CAM (Selvaraju et al. 2017): where a network looks when it names a class."""
+"""Grad-CAM (Selvaraju et al. 2017): the image regions that support a predicted class."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from medspark.models.classifier import Classifier
 
 
 def grad_cam(model: Classifier, images: Tensor, classes: Tensor) -> Tensor:
-    """Return maps (B, H, W) in [0, 1] of what speaks for ``classes`` (B,) in ``images``.
+    """Return maps (B, H, W) in [0, 1] of the evidence for ``classes`` (B,) in ``images``.
 
-    Works on any timm backbone whose last features are a feature map (B, F, h, w).
+    It works on any timm backbone with a last feature map (B, F, h, w).
     """
     backbone = model.backbone
     with torch.no_grad():
@@ -23,5 +23,5 @@ def grad_cam(model: Classifier, images: Tensor, classes: Tensor) -> Tensor:
         (gradient,) = torch.autograd.grad(logits.gather(1, classes[:, None]).sum(), features)
     maps = (gradient.mean((2, 3), keepdim=True) * features).sum(1, keepdim=True).relu()
     maps = F.interpolate(maps.detach(), images.shape[2:], mode="bilinear", align_corners=False)
-    found: Tensor = (maps / maps.amax((2, 3), keepdim=True).clamp_min(1e-12)).squeeze(1)
-    return found
+    scaled: Tensor = (maps / maps.amax((2, 3), keepdim=True).clamp_min(1e-12)).squeeze(1)
+    return scaled

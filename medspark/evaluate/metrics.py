@@ -1,4 +1,4 @@
-"""How good predictions are: pure functions of labels (N,) or (N, K) and probabilities (N, K)."""
+"""Metrics of predictions: pure functions of labels (N,) or (N, K) and probabilities (N, K)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Probabilities = npt.NDArray[Any]
 
 
 class Metrics(Config):
-    """Figures in [0, 1]; None where the labels do not define one (a class is absent)."""
+    """Metrics in [0, 1]; None if undefined, because the labels lack a class."""
 
     accuracy: float | None
     balanced_accuracy: float | None
@@ -27,35 +27,35 @@ class Metrics(Config):
 
 
 class FindingMetrics(Metrics):
-    """Figures where an image has any of K findings; ``accuracy`` asks for all of them at once.
+    """Metrics of K findings per image; ``accuracy`` is the share of images with all findings right.
 
-    So it is the share of images that hold, the same that success and worst case are about.
+    Success rate and worst case use the same definition of a right image.
     """
 
     label_accuracy: float | None = Field(
-        description="share of right decisions over all findings of all images; attacks that stop "
-        "at an image's first wrong finding leave it high"
+        description="share of right decisions over all findings of all images; it stays high under "
+        "attacks that stop at an image's first wrong finding"
     )
 
 
 class ClassMetrics(Config):
-    """The same figures for one class against all the others, or for one finding."""
+    """The metrics of one class against all other classes, or of one finding."""
 
     name: str
     auroc: float | None
     sensitivity: float | None
     specificity: float | None
-    intervals: dict[str, tuple[float, float]] = Field({}, description="95 %, by figure")
+    intervals: dict[str, tuple[float, float]] = Field({}, description="95 % intervals by metric")
 
 
 def metrics(
     labels: Labels, probabilities: Probabilities, *, positive: int | None = None
 ) -> Metrics:
-    """Return the figures of a classifier that answers with what is most probable.
+    """Return the metrics of a classifier that predicts the most probable class.
 
-    With two classes sensitivity, specificity and AUROC are those of class ``positive``, the
-    last one by default; with more they are means over the classes, each against the rest. With
-    findings (labels (N, K)) they are means over the findings, or those of ``positive``.
+    With two classes, sensitivity, specificity and AUROC are those of class ``positive``, by default
+    the last one. With more, they are means over the classes, each against the rest. With findings
+    (labels (N, K)), they are means over the findings, or those of ``positive``.
     """
     answers = answers_of(labels, probabilities)
     watched, every = answers.watched(positive), range(answers.count)
@@ -63,7 +63,7 @@ def metrics(
     spared = [_true_negative_rate(answers, k) for k in every]
     figures = {
         "accuracy": _mean(answers.right),
-        # Of classes each one's negatives are the others' positives; of findings they are not.
+        # A class's negatives are the other classes' positives, but findings are independent.
         "balanced_accuracy": _average([*recalls, *(spared if answers.multi_label else ())]),
         "auroc": _average([auroc(answers.truth[:, k], answers.log_odds(k)) for k in watched]),
         "sensitivity": _average([recalls[k] for k in watched]),
@@ -77,7 +77,7 @@ def metrics(
 def class_metrics(
     labels: Labels, probabilities: Probabilities, *, classes: Sequence[str]
 ) -> list[ClassMetrics]:
-    """Return the figures of every class against all the others, or of every finding."""
+    """Return the metrics of every class against all other classes, or of every finding."""
     answers = answers_of(labels, probabilities)
     return [
         ClassMetrics(
@@ -91,10 +91,10 @@ def class_metrics(
 
 
 def auroc(truth: npt.NDArray[np.bool_], score: npt.NDArray[Any]) -> float | None:
-    """Return the area under the ROC curve, or None where only one class is there."""
+    """Return the area under the ROC curve, or None if ``truth`` has one value only."""
     if truth.all() or not truth.any():
         return None
-    # Loaded when it is first asked for: it takes a rank as long as torch, before its first step.
+    # Imported late: importing sklearn takes as long as torch and would delay a rank's first step.
     from sklearn.metrics import roc_auc_score
 
     return float(roc_auc_score(truth, score))
@@ -113,5 +113,5 @@ def _mean(values: npt.NDArray[np.bool_]) -> float | None:
 
 
 def _average(values: Sequence[float | None]) -> float | None:
-    there = [value for value in values if value is not None]
-    return sum(there) / len(there) if there else None
+    defined = [value for value in values if value is not None]
+    return sum(defined) / len(defined) if defined else None

@@ -1,8 +1,8 @@
-"""A long evaluation in pieces: each is done once, by whoever, and kept until all are there.
+"""Evaluate a split in pieces that any worker can do and that survive a restart.
 
-A piece is some consecutive images of a split. Its arrays are one file in the work folder,
-renamed into place when it is whole, so an evaluation that was killed goes on with the pieces
-that are missing. One that is damaged counts as missing.
+A piece is a range of consecutive images of a split. Its arrays are one file in the work folder,
+renamed into place once complete. An evaluation that was killed continues with the missing pieces;
+a damaged piece counts as missing.
 """
 
 from __future__ import annotations
@@ -34,37 +34,37 @@ from medspark.shards.manifest import read_manifest
 
 @dataclass(frozen=True)
 class Job:
-    """All that somebody needs to do any piece of an evaluation."""
+    """All settings that a worker needs to evaluate any piece."""
 
     model: Path  # a folder with model.safetensors, or an .onnx file
     surrogates: tuple[Path, ...]
     shards: Path
     split: str
     config: AttackSettings
-    rows: int  # images to evaluate, the first of the split
-    piece: int  # images in a piece
+    rows: int  # number of images to evaluate, from the start of the split
+    piece: int  # images per piece
     work: Path
 
     @property
     def pieces(self) -> int:
-        """How many pieces there are."""
+        """The number of pieces."""
         return -(-self.rows // self.piece)
 
     def file(self, number: int) -> Path:
-        """Return where piece ``number`` is kept."""
+        """Return the file of piece ``number``."""
         return self.work / f"piece-{number:05d}.npz"
 
     def missing(self) -> list[int]:
-        """Return the pieces that are not done yet, or not whole."""
+        """Return the numbers of the pieces that are missing or damaged."""
         return [number for number in range(self.pieces) if not self._is_whole(number)]
 
     def done(self) -> int:
-        """Return how many images have been attacked, going by the files that are there."""
-        there = sum(self.file(number).exists() for number in range(self.pieces))
-        return min(there * self.piece, self.rows)
+        """Return how many images have been attacked, judging by the existing files."""
+        existing = sum(self.file(number).exists() for number in range(self.pieces))
+        return min(existing * self.piece, self.rows)
 
     def do(self, number: int) -> None:
-        """Attack the images of piece ``number`` and keep what happened."""
+        """Attack the images of piece ``number`` and store the arrays, unless already done."""
         if self._is_whole(number):
             return
         arrays = attack_all(
@@ -76,7 +76,7 @@ class Job:
         _write(self.file(number), arrays)
 
     def arrays(self) -> Arrays:
-        """Return what happened to all images, once every piece is done."""
+        """Return the arrays of all images; every piece must be done."""
         return joined([_read(self.file(number)) for number in range(self.pieces)])
 
     def _is_whole(self, number: int) -> bool:
@@ -104,19 +104,19 @@ def load_batch(split: MappedSplit, rows: np.ndarray) -> Batch:  # type: ignore[t
 
 
 def fingerprint(job: Job, *, dataset_digest: str) -> str:
-    """Return what tells this evaluation from others: network, data and attacks, not the place."""
+    """Return a hash of all that decides the arrays: networks, data and attacks, but no paths."""
     decisive: dict[str, Any] = {
         "models": [_sha256(path) for path in (job.model, *job.surrogates)],
         "data": [dataset_digest, job.split, job.rows, job.piece],
         "config": job.config.model_dump(mode="json", exclude={"sanity"}),
     }
     if job.config.sanity_images and job.config.steps != PROBE_STEPS:
-        # Pieces of earlier versions were probed with as many steps as their PGD took.
+        # Earlier versions ran the sanity probes with config.steps steps.
         decisive["probe_steps"] = PROBE_STEPS
     return json_digest(decisive)[:16]
 
 
-# A worker does many pieces and should read its networks once.
+# Cached, because a worker evaluates many pieces with the same networks.
 @lru_cache(maxsize=8)
 def _network(path: Path) -> nn.Module:
     return OnnxClassifier(path) if path.suffix == ".onnx" else load_classifier(path)

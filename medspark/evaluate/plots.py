@@ -1,4 +1,4 @@
-"""The pictures of a robustness report."""
+"""The plots of a robustness report."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _BINS = 10
 
 
 def accuracy_curves(report: RobustReport) -> Figure:
-    """Draw accuracy over eps for every attack and the worst case, with their intervals."""
+    """Draw accuracy over eps for every attack and the worst case, with intervals."""
     figure, axes = _blank(6.4, 4.2)
     face = _marker_face(report, figure)
     for name, results in _by_attack([*report.attacks, *report.worst]).items():
@@ -47,7 +47,7 @@ def accuracy_curves(report: RobustReport) -> Figure:
 
 
 def reliability_diagram(report: RobustReport) -> Figure:
-    """Draw how often the network is right over how sure it says it is, clean and worst case."""
+    """Draw accuracy over confidence, clean and in the worst case of every eps."""
     figure, axes = _blank(4.6, 4.2)
     axes.plot([0, 1], [0, 1], color="grey", lw=1, ls="--")
     face = _marker_face(report, figure)
@@ -83,7 +83,7 @@ def calibration_error(probabilities: Array, labels: Array) -> float:
 def roc_curves(report: RobustReport, *, classes: Sequence[str], positive: int | None) -> Figure:
     """Draw the ROC curves of class ``positive``, clean and in the worst case of every eps.
 
-    None pools the decisions on all of several findings.
+    With ``positive`` None, the curves pool the decisions on all findings.
     """
     figure, axes = _blank(4.6, 4.2)
     axes.plot([0, 1], [0, 1], color="grey", lw=1, ls="--")
@@ -100,12 +100,12 @@ def roc_curves(report: RobustReport, *, classes: Sequence[str], positive: int | 
     axes.set_title(wrapped(title, width=40, lines=2), parse_math=False)
     axes.set(xlabel="1 - specificity", ylabel="sensitivity")
     if not report.believable:
-        figure.supxlabel("Dashed: flagged by a sanity check, do not trust it.", fontsize=8)
+        figure.supxlabel("Dashed: flagged by a sanity check; do not trust it.", fontsize=8)
     return figure
 
 
 def image_grid(shown: Sequence[Exhibit], *, classes: Sequence[str], eps: float) -> Figure:
-    """Draw image, perturbation (amplified) and attacked image, with answers and Grad-CAM."""
+    """Draw image, amplified perturbation and attacked image, with predictions and Grad-CAM."""
     figure = Figure(figsize=(9.5, 2.1 * len(shown)), layout="constrained")
     axes = figure.subplots(len(shown), 5, squeeze=False)
     for row, exhibit in zip(axes, shown, strict=True):
@@ -157,7 +157,7 @@ def _clean_and_worst(report: RobustReport) -> list[tuple[str, Array]]:
 
 
 def _marker_face(report: RobustReport, figure: Figure) -> str | None:
-    """Return what fills the markers: white where the report is flagged, which is said below."""
+    """Return the marker fill: white if the report is flagged, explained in the figure's label."""
     if report.believable:
         return None
     figure.supxlabel(HOLLOW_MEANS, fontsize=8)
@@ -165,10 +165,10 @@ def _marker_face(report: RobustReport, figure: Figure) -> str | None:
 
 
 def _by_attack(results: Sequence[AttackResult]) -> dict[str, list[AttackResult]]:
-    found: dict[str, list[AttackResult]] = {}
+    by_attack: dict[str, list[AttackResult]] = {}
     for result in results:
-        found.setdefault(result.name, []).append(result)
-    return found
+        by_attack.setdefault(result.name, []).append(result)
+    return by_attack
 
 
 def _blank(width: float, height: float) -> tuple[Figure, Axes]:

@@ -1,4 +1,4 @@
-"""The robustness report that people read: Markdown, and one HTML file that needs nothing else."""
+"""The robustness report for people, as Markdown and as one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -68,13 +68,13 @@ def verdict(report: RobustReport) -> list[str]:
     if not flagged:
         return [f"All {len(report.flags)} sanity checks passed."]
     return [
-        f"{SIGN} Do not trust these figures, which sanity checks flagged:",
+        f"{SIGN} Do not trust these figures. Sanity checks flagged them:",
         *(_reason(flag) for flag in flagged),
     ]
 
 
 def table(report: RobustReport) -> list[list[str]]:
-    """Return the figures as rows of text, a heading first."""
+    """Return the metrics as rows of text; the first row is the heading."""
     names = [name.replace("_", " ") for name in type(report.clean).model_fields]
     clean = ["clean", "0", *_figures(report.clean, report.clean_intervals), ""]
     attacked = [_row(result) for result in [*report.attacks, *report.worst]]
@@ -82,9 +82,9 @@ def table(report: RobustReport) -> list[list[str]]:
 
 
 def class_table(report: RobustReport) -> list[list[str]]:
-    """Return the figures of every class as rows of text, a heading first."""
+    """Return the metrics of every class as rows of text; the first row is the heading."""
     names = ("sensitivity", "specificity", "auroc")
-    attacked = [(_row(found)[:2], found.classes) for found in [*report.attacks, *report.worst]]
+    attacked = [(_row(result)[:2], result.classes) for result in [*report.attacks, *report.worst]]
     rows = [
         [*condition, figures.name]
         + [_text(getattr(figures, name), figures.intervals.get(name)) for name in names]
@@ -95,7 +95,7 @@ def class_table(report: RobustReport) -> list[list[str]]:
 
 
 def _signed(rows: Sequence[list[str]], report: RobustReport) -> list[list[str]]:
-    """Return rows that begin with their attack, marked where a flag concerns their figures."""
+    """Return ``rows`` with the warning sign before the attack's name if a flag concerns the row."""
     flagged = [flag for flag in report.flags if flag.triggered]
     clean = any(flag.of_clean_answers for flag in flagged)
     return [
@@ -145,7 +145,7 @@ def _page(
         f'src="data:image/png;base64,{base64.b64encode(picture).decode()}">'
         for name, picture in pictures.items()
     )
-    told = "".join(
+    settings = "".join(
         f"<tr><td>{html.escape(name)}</td><td>{html.escape(value)}</td></tr>"
         for name, value in facts.items()
     )
@@ -155,7 +155,7 @@ def _page(
         f'<div class="{"flagged" if flagged else "fine"}">{html.escape(first)}'
         f"<ul>{reasons}</ul></div>"
         f"{_html_table(table(report))}{images}{classes}"
-        f"<h2>Sanity checks</h2><ul>{checks}</ul><table>{told}</table></html>\n"
+        f"<h2>Sanity checks</h2><ul>{checks}</ul><table>{settings}</table></html>\n"
     )
 
 

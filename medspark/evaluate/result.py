@@ -1,4 +1,4 @@
-"""What an evaluation comes to, as a typed result document, and the one way to its figures."""
+"""The typed result document of an evaluation, and access to its figures by name."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CLEAN = "clean"
 
 
 class Figure(Config):
-    """One figure of one network under one condition, with its 95 % interval where there is one.
+    """One metric of one network under one condition, with its 95 % interval if it has one.
 
     Metrics and ``success_rate`` are in [0, 1]; ``linf_255`` and ``rms_255`` are grey levels of 255.
     """
@@ -38,31 +38,31 @@ class Figure(Config):
 
     @property
     def name(self) -> str:
-        """Its name in MLflow: clean/auroc, pgd/eps_2_255/accuracy."""
+        """The name in MLflow: clean/auroc, pgd/eps_2_255/accuracy."""
         condition = CLEAN if self.attack == CLEAN else f"{self.attack}/{eps_name(self.eps)}"
         return f"{condition}/{self.metric}"
 
 
 class ConditionFigures(Result):
-    """Metrics of the images under one condition; None where the labels do not define one."""
+    """Metrics of the images under one condition; None if the labels do not define one."""
 
     accuracy: float | None = None
     balanced_accuracy: float | None = None
     auroc: float | None = None
     sensitivity: float | None = None
     specificity: float | None = None
-    label_accuracy: float | None = Field(None, description="of findings alone")
-    intervals: dict[str, Interval] = Field({}, description="95 %, by metric")
+    label_accuracy: float | None = Field(None, description="for findings only")
+    intervals: dict[str, Interval] = Field({}, description="95 % intervals by metric")
     classes: tuple[ClassMetrics, ...] = ()
 
     @property
     def metrics(self) -> dict[str, float | None]:
-        """The metrics that belong to such labels, by name."""
+        """The metrics that the document holds, by name."""
         names = [name for name in FindingMetrics.model_fields if name in self.model_fields_set]
         return {name: getattr(self, name) for name in names}
 
     def figures(self, attack: str = CLEAN, eps: float = 0.0) -> Iterator[Figure]:
-        """Yield every figure that is defined."""
+        """Yield every figure that is not None, as one of ``attack`` at ``eps``."""
         for metric, value in self._values().items():
             if value is not None:
                 low, high = self.intervals.get(metric, (None, None))
@@ -73,13 +73,13 @@ class ConditionFigures(Result):
 
 
 class AttackFigures(ConditionFigures):
-    """What is left under one attack at one budget, a fraction of [0, 1]."""
+    """Metrics under one attack at one budget ``eps``, a fraction of [0, 1]."""
 
     name: str
     steps: int
     eps: float
     success_rate: float | None = Field(
-        None, description="share of the images right when clean that are not any more"
+        None, description="share of the images right when clean that are wrong under attack"
     )
     linf_255: float | None = Field(
         None, description="largest change of a pixel, mean over the images, in grey levels of 255"
@@ -94,13 +94,13 @@ class AttackFigures(ConditionFigures):
 
 
 class RobustnessResult(Result):
-    """Figures clean and under attack, and the flags raised on them."""
+    """Metrics clean and under attack, and the sanity flags."""
 
     images: int
     clean: ConditionFigures
     attacks: tuple[AttackFigures, ...] = ()
     worst_case: tuple[AttackFigures, ...] = Field(
-        (), description="per image the worst over all attacks at that eps or a smaller one, by eps"
+        (), description="per eps: each image under the worst attack at that eps or a smaller one"
     )
     believable: bool = Field(True, description="whether no sanity check triggered")
     flags: tuple[Flag, ...] = ()
@@ -115,14 +115,14 @@ class RobustnessResult(Result):
         attacked = [*self.attacks, *self.worst_case]
         return (
             *self.clean.figures(),
-            *(figure for found in attacked for figure in found.figures(found.name, found.eps)),
+            *(figure for result in attacked for figure in result.figures(result.name, result.eps)),
         )
 
     def value(self, attack: str, metric: str, *, eps: float = 0.0) -> float | None:
-        """Return one figure's value, None where it is not defined or was not measured."""
+        """Return the value of one figure, or None if it is undefined or was not measured."""
         wanted = attack, eps, metric
-        found = (f.value for f in self.figures() if (f.attack, f.eps, f.metric) == wanted)
-        return next(found, None)
+        values = (f.value for f in self.figures() if (f.attack, f.eps, f.metric) == wanted)
+        return next(values, None)
 
 
 class EvaluationResult(RobustnessResult):
@@ -133,10 +133,10 @@ class EvaluationResult(RobustnessResult):
     split: str
     norm: str
     report: str = Field(description="path of the HTML report")
-    gallery: int = Field(description="images of patients that the report shows")
-    mlflow: dict[str, Any] = Field(description="where the run is found")
+    gallery: int = Field(description="number of patient images in the report")
+    mlflow: dict[str, Any] = Field(description="where to find the run")
 
 
 def metrics_by_name(figures: Iterable[Figure], *, prefix: str = "") -> dict[str, float]:
-    """Return ``figures`` by the names under which MLflow shows them, each after ``prefix``."""
+    """Return the values of ``figures`` by their MLflow names, each with ``prefix`` before it."""
     return {prefix + figure.name: figure.value for figure in figures}

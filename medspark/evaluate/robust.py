@@ -1,7 +1,7 @@
-"""Accuracy under attack: what is left of a classifier when somebody means to fool it.
+"""Evaluate a classifier clean and under attack.
 
-Every rank may hold a slice of the images: what it finds about its own is gathered, and every
-rank ends up with the report on all of them.
+Every rank may hold a slice of the images. The arrays of all ranks are gathered, and every rank
+returns the report on all images.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ __all__ = [
     "Array", "Batch", "Gather", "RobustReport", "attack_all", "evaluate",
 ]  # fmt: skip
 
-# Images (B, C, H, W) in [0, 1], labels, (B,) or for findings (B, K), and the images' numbers in
-# the data set (B,).
+# Images (B, C, H, W) in [0, 1], labels ((B,), or (B, K) for findings), and the images' row numbers
+# in the dataset (B,).
 Batch = tuple[Tensor, Tensor, Tensor]
 Gather = Callable[[Array], Array]
 
@@ -55,13 +55,13 @@ def evaluate(
     probed_below: int | None = None,
     detail: Detail | None = None,
 ) -> RobustReport:
-    """Return how good ``model`` is on ``batches``, clean and under every attack.
+    """Return the report on ``model`` on ``batches``, clean and under every attack.
 
-    ``gather`` joins the same array of all ranks along its first axis; a rank holds at least
-    one image, and may repeat one. ``model`` is not changed: a copy in eval mode and float32 is
-    attacked. ``positive`` is the class that sensitivity is about, the last by default.
-    ``own_attacks`` are tried beside those that ``config`` names. The sanity probes take
-    the rows below ``probed_below``, by default the first ``config.sanity_images``.
+    ``gather`` concatenates an array of all ranks along its first axis. Every rank must hold at
+    least one image; repeated images count once. ``model`` is not changed: the attacks run on a copy
+    in eval mode and float32. ``positive`` is the class of sensitivity, by default the last one.
+    ``own_attacks`` run in addition to those of ``config``. The sanity probes take the rows below
+    ``probed_below``, by default ``config.sanity_images``.
     """
     arrays = attack_all(
         model,
@@ -91,9 +91,10 @@ def attack_all(
     own_attacks: Mapping[str, Attack] | None = None,
     probed_below: int | None = None,
 ) -> Arrays:
-    """Return what every attack does to every image, as ``medspark.evaluate.summary`` reads it.
+    """Attack every image and return the arrays that ``medspark.evaluate.summary`` describes.
 
-    Raises UsageError for an attack that needs what ``model`` has not, and if there is no image.
+    Raises UsageError if there is no image, or if an attack needs gradients or surrogates that are
+    missing.
     """
     found = _ArraysByName()
     recorder: _Recorder | None = None
@@ -125,12 +126,12 @@ class _ArraysByName:
 
 @dataclass(frozen=True)
 class _Recorder:
-    """Attacks batch after batch of one model, and writes down what comes of it."""
+    """Attacks the batches of one model and records the results per image."""
 
     attacker: Attacker
     config: AttackSettings
     found: _ArraysByName
-    probed_below: int  # the sanity probes take the rows below
+    probed_below: int  # the sanity probes take the rows below this one
 
     def record(self, batch: ImageBatch) -> None:
         clean, gradient = self.attacker.answer(batch)
@@ -155,7 +156,7 @@ class _Recorder:
 
     def _probe(self, batch: ImageBatch, clean: Tensor) -> None:
         """Run the sanity probes (margin PGD, noise, re-batching) at the largest eps."""
-        # Not-a-number marks the images that are left out.
+        # NaN marks images that the probes do not take.
         margin_held = torch.full((len(batch.rows),), torch.nan)
         unsteady = margin_held.clone()
         noisy = torch.full_like(probabilities(clean, batch.labels), torch.nan)
@@ -189,8 +190,8 @@ class _Recorder:
         return correct(self.attacker.logits(pixels), batch.labels).float().cpu()
 
     def _unsteadiness(self, batch: ImageBatch) -> Tensor:
-        """Return how far each image's probabilities move when it comes in other company."""
-        together = self.attacker.logits(batch.pixels)
+        """Return how much each image's probabilities change when the batch is split in two."""
+        whole = self.attacker.logits(batch.pixels)
         halves = torch.cat([self.attacker.logits(half) for half in batch.pixels.chunk(2)])
-        apart = probabilities(together, batch.labels) - probabilities(halves, batch.labels)
-        return apart.abs().amax(1).float().cpu()
+        change = probabilities(whole, batch.labels) - probabilities(halves, batch.labels)
+        return change.abs().amax(1).float().cpu()

@@ -1,7 +1,7 @@
-"""From what happened to each image to the figures of a report; pure, and the same for any order.
+"""Turn arrays with one row per image into the report; pure functions, independent of row order.
 
-The arrays have one row per image: ``rows`` (N,) and ``labels``, (N,) or for findings (N, K),
-probabilities (N, K) under ``clean`` and under ``Trial.key``, and what the sanity checks saw.
+The arrays are ``rows`` (N,), ``labels`` (N,) or (N, K) for findings, probabilities (N, K) called
+``clean`` and ``Trial.key``, and the measurements of the sanity checks.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Arrays = dict[str, Array]
 
 WORST = "worst_case"
 
-# Where they do not succeed these do no harm, also to an honest network.
+# Where these attacks fail they do less harm than noise, even to a sound network.
 _MAY_FAIL = frozenset({"transfer", "fgsm", "fab", "deepfool", "cw"})
 
 
@@ -39,28 +39,28 @@ class Trial:
 
     @property
     def key(self) -> str:
-        """The name of its arrays: attack@2 for 2/255, as in the pieces of every version."""
+        """The name of the trial's arrays: attack@2 for 2/255, the same in all versions."""
         return f"{self.name}@{round(255 * self.eps, 4):g}"
 
 
 @dataclass(frozen=True)
 class AttackResult:
-    """What is left under one attack at one budget."""
+    """The metrics under one attack at one budget."""
 
     name: str
     steps: int
     eps: float
     metrics: Metrics
-    # Share of the images that were right when clean and are not any more.
+    # Share of the images right when clean that are wrong under attack.
     success_rate: float | None = None
-    # Mean sizes over the images, in grey levels of 255: largest pixel, and root mean square.
+    # Sizes of the change, mean over the images, in grey levels of 255: maximum and RMS.
     linf_255: float | None = None
     rms_255: float | None = None
     intervals: dict[str, Interval] = field(default_factory=dict)
     classes: list[ClassMetrics] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
-        """Return the result as jobs report it."""
+        """Return the result as result documents hold it."""
         head = {"name": self.name, "steps": self.steps, "eps": self.eps}
         more = {
             "success_rate": self.success_rate,
@@ -78,12 +78,12 @@ class AttackResult:
 
 @dataclass(frozen=True)
 class RobustReport:
-    """Figures clean and under attack, and the flags that say which of them you should not trust."""
+    """Metrics clean and under attack, and the flags on results that you should not trust."""
 
     images: int
     clean: Metrics
     attacks: list[AttackResult]
-    # Per image and eps the worst over all attacks at that eps or a smaller one.
+    # Per eps: each image under the worst attack at that eps or a smaller one.
     worst: list[AttackResult] = field(default_factory=list)
     flags: list[Flag] = field(default_factory=list)
     clean_intervals: dict[str, Interval] = field(default_factory=dict)
@@ -98,7 +98,7 @@ class RobustReport:
         return not any(flag.triggered for flag in self.flags)
 
     def as_json(self) -> dict[str, Any]:
-        """Return the report as the result document of a job holds it."""
+        """Return the report as result documents hold it."""
         clean: dict[str, Any] = self.clean.model_dump()
         if self.clean_intervals:
             clean["intervals"] = {k: list(v) for k, v in self.clean_intervals.items()}
@@ -116,9 +116,9 @@ class RobustReport:
 
 @dataclass(frozen=True)
 class Detail:
-    """What a full report holds beyond the figures of the images as they are."""
+    """The settings of intervals and metrics per class, for a full report."""
 
-    # Whose image each row is (N,), for the intervals; the images themselves where nothing is said.
+    # The patient of each row (N,), for the intervals; None: each image is its own group.
     groups: Array | None = None
     samples: int = 1000
     classes: Sequence[str] = ()
@@ -203,10 +203,10 @@ class _Scoring:
     ) -> list[ClassMetrics]:
         if self.detail is None or not self.detail.classes:
             return []
-        found = class_metrics(self.labels, probabilities, classes=self.detail.classes)
+        by_class = class_metrics(self.labels, probabilities, classes=self.detail.classes)
         return [
             figures.model_copy(update={"intervals": _of_class(k, intervals)})
-            for k, figures in enumerate(found)
+            for k, figures in enumerate(by_class)
         ]
 
 
@@ -220,10 +220,10 @@ def _of_class(k: int, intervals: Mapping[str, Interval]) -> dict[str, Interval]:
 
 
 def worst_cases(arrays: Arrays, trials: Sequence[Trial]) -> list[tuple[Trial, Array]]:
-    """Return for each eps the probabilities (N, K) that do each image the most harm.
+    """Return for each eps the probabilities (N, K) with the smallest lead of the true class.
 
-    An image that a smaller budget fooled is fooled by a larger one, which allows all that the
-    smaller did.
+    An image that a smaller budget fools also counts as fooled at a larger one, which allows the
+    same perturbation.
     """
     labels, worst, found = arrays["labels"], arrays["clean"], []
     for eps in sorted({trial.eps for trial in trials}):
@@ -237,7 +237,7 @@ def worst_cases(arrays: Arrays, trials: Sequence[Trial]) -> list[tuple[Trial, Ar
 
 
 def flags(arrays: Arrays, trials: Sequence[Trial], limits: SanityConfig) -> list[Flag]:
-    """Return the sanity checks that ``arrays`` allow, each with what it was measured on."""
+    """Return the sanity checks for which ``arrays`` has data, with their measuring conditions."""
     view = _View(arrays)
     images = len(arrays["labels"])
     found = [
@@ -285,18 +285,18 @@ def _black_box_flags(view: _View, trials: Sequence[Trial], limits: SanityConfig)
 
 
 def _probe_flags(view: _View, trials: Sequence[Trial], limits: SanityConfig) -> list[Flag]:
-    """Return the checks on the images that the sanity probes took, under the largest budget."""
+    """Return the checks on the probed images, at the largest budget."""
     chosen = ~np.isnan(view.arrays["unsteady"])
     images, held = int(chosen.sum()), float(view.arrays["margin_held"][chosen].mean())
     unsteady = sanity.unsteady(float(view.arrays["unsteady"][chosen].max()), limits)
     found = [unsteady.measured_on(images)]
     for trial in trials:
-        left = view.accuracy(trial.key, chosen)
+        accuracy = view.accuracy(trial.key, chosen)
         if trial.name == "fgsm":
-            flag = sanity.fgsm_above_margin(left, held, limits)
+            flag = sanity.fgsm_above_margin(accuracy, held, limits)
             found.append(flag.measured_on(images, eps=trial.eps, steps=PROBE_STEPS))
         elif trial.name == "pgd":
-            flag = sanity.pgd_above_margin(left, trial.steps, held, limits)
+            flag = sanity.pgd_above_margin(accuracy, trial.steps, held, limits)
             found.append(flag.measured_on(images, eps=trial.eps, steps=PROBE_STEPS))
         if trial.name not in _MAY_FAIL:
             share = view.noise_wins(trial.key, chosen)
@@ -319,13 +319,16 @@ class _View:
         return float(self.right(name)[chosen].mean())
 
     def noise_wins(self, attack: str, chosen: Array) -> float:
-        """Return the share of right answers that the attack does not harm more than noise."""
-        among = chosen & self.right("clean")
-        attacked, noise = (self.answers(name, among).lead for name in (attack, "noise"))
-        return float(((attacked >= noise) & (attacked > 0)).mean()) if among.any() else 0.0
+        """Return the share of right predictions that noise harms at least as much as the attack."""
+        right = chosen & self.right("clean")
+        attacked, noise = (self.answers(name, right).lead for name in (attack, "noise"))
+        return float(((attacked >= noise) & (attacked > 0)).mean()) if right.any() else 0.0
 
     def same_answer(self) -> float:
-        """Return the share of images with the commonest answer, those that saturate aside."""
+        """Return the share of images with the most frequent probabilities, not counting saturated.
+
+        One image of the most frequent ones does not count, so all-different images give 0.
+        """
         clean = self.arrays["clean"]
         unsaturated = clean[self.answers("clean").confidence < 1.0]
         if len(unsaturated) < 2:
@@ -334,10 +337,10 @@ class _View:
         return float((counts.max() - 1) / len(clean))
 
     def same_class(self) -> float:
-        """Return the share of the other images that are given the commonest answer."""
+        """Return the share of other classes' images that get the most frequent prediction."""
         clean = self.answers("clean")
         answers, counts = np.unique(clean.predicted, axis=0, return_counts=True)
-        commonest = answers[::-1][counts[::-1].argmax()]  # the first class of equally common ones
+        commonest = answers[::-1][counts[::-1].argmax()]  # the first class, if several tie
         others = (clean.truth != commonest).any(1)
         return float((clean.predicted == commonest).all(1)[others].mean()) if others.any() else 0.0
 
@@ -348,7 +351,7 @@ class _View:
 
 
 def joined(parts: Sequence[Arrays]) -> Arrays:
-    """Return the arrays of several parts as one, each image once, in the order of the rows."""
+    """Return the concatenated arrays of several parts, each image once, sorted by row."""
     whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     return each_once(whole)
 

@@ -1,1 +1,1 @@
-"""The networks: timm backbones behind a normalisation layer, their files and their predictor."""
+"""Networks: timm backbones behind a normalisation layer, model files and predictors."""

@@ -1,4 +1,4 @@
-"""Any timm network as a Classifier: by name, pretrained or from a safetensors file."""
+"""Build any timm network as a Classifier: random, pretrained or from a safetensors file."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _LOGGER = logging.getLogger(__name__)
 def build(config: ModelConfig, *, num_classes: int, channels: int) -> Classifier:
     """Return the classifier that ``config`` describes, for ``channels`` image channels.
 
-    Pretrained stems are adapted to the channels as timm does it (summed for grayscale), and
-    the head is new where the number of classes differs.
+    timm adapts pretrained stems to the channels (summed for greyscale). The head is new if the
+    number of classes differs.
 
     Raises UsageError for a model that timm does not have, or weights that do not fit it.
     """
@@ -31,7 +31,7 @@ def build(config: ModelConfig, *, num_classes: int, channels: int) -> Classifier
 
 
 def wrap(backbone: nn.Module, *, architecture: str, channels: int) -> Classifier:
-    """Put the backbone's own normalisation in front of it."""
+    """Return ``backbone`` as a Classifier, with its pretraining mean and std as first layer."""
     cfg: dict[str, Any] = backbone.pretrained_cfg  # type: ignore[assignment]
     mean, std = cfg["mean"], cfg["std"]
     if channels != len(mean):
@@ -45,7 +45,7 @@ def _create(
 ) -> nn.Module:
     timm = import_timm()
     options: dict[str, Any] = {"num_classes": num_classes, "in_chans": channels}
-    if config.dropout > 0:  # not every network knows the argument
+    if config.dropout > 0:  # not every network accepts the argument
         options["drop_rate"] = config.dropout
     if config.weights is None:
         untrained: nn.Module = timm.create_model(architecture, pretrained=False, **options)
@@ -58,7 +58,7 @@ def _create(
         model: nn.Module = timm.create_model(
             architecture, pretrained=True, pretrained_cfg_overlay=overlay, **options
         )
-    except RuntimeError as error:  # what load_state_dict raises for shapes that differ
+    except RuntimeError as error:  # load_state_dict raises it for other shapes
         reason = str(error).splitlines()[-1].strip()
         raise UsageError(
             f"model.weights: '{path}' does not fit {architecture}: {reason}"
@@ -74,14 +74,14 @@ def _download(architecture: str, options: dict[str, Any]) -> nn.Module:
     except (OSError, RuntimeError) as error:
         raise UsageError(
             f"model.weights: cannot fetch the pretrained weights of {architecture} "
-            f"({type(error).__name__}); give a local .safetensors file instead."
+            f"({type(error).__name__}); use a local .safetensors file instead."
         ) from error
     return model
 
 
 def _refuse_partial_load(model: nn.Module, found: set[str], path: Path) -> None:
-    # With another number of classes timm loads whatever fits and only logs the rest, so a
-    # file of another network would pass unnoticed as random weights.
+    # With another number of classes, timm loads the tensors that fit and only logs the others, so
+    # the file of another network would silently give random weights.
     cfg: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
     heads = cfg.get("classifier") or ()
     heads = (heads,) if isinstance(heads, str) else tuple(heads)
@@ -90,5 +90,5 @@ def _refuse_partial_load(model: nn.Module, found: set[str], path: Path) -> None:
     if missing:
         raise UsageError(
             f"model.weights: '{path}' does not fit {cfg.get('architecture')}: it lacks "
-            f"{len(missing)} of {len(wanted)} tensors, '{min(missing)}' for one."
+            f"{len(missing)} of {len(wanted)} tensors, for example '{min(missing)}'."
         )

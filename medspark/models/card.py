@@ -1,4 +1,4 @@
-"""What has to be known about a trained network to use it; model.json beside its weights."""
+"""The model card model.json: all that is needed to use the weights beside it."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from medspark.shards.manifest import Manifest
 __all__ = ["CARD", "WEIGHTS", "ModelCard", "columns_of", "read_card", "write_card"]
 
 WEIGHTS, CARD = "model.safetensors", "model.json"
-# What an answer says besides the probabilities, and whether a file could be read.
+# The other columns of a prediction: no class may take their names.
 _ANSWER = ("label", "probability", "error")
 _LARGEST = 1 << 22  # bytes of a card
 _PICKLED = {".pt", ".pth", ".pt2", ".pkl", ".pickle", ".bin", ".ckpt"}
 
 
-# Wide enough for whatever has been trained, and too narrow for what only takes memory.
+# The limits allow every model that medspark trains, and reject cards that only cost memory.
 ClassName = Annotated[str, Field(min_length=1, max_length=1000)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -33,31 +33,31 @@ Side = Annotated[int, Field(ge=1, le=8192)]
 
 
 class ModelCard(Config):
-    """What has to be known about the weights to use them. A stranger may have written it."""
+    """The description of a model's weights. The card may come from an untrusted source."""
 
-    schema_version: Literal[1, 2] = Field(2, description="of the format; 1 had no kind")
-    kind: Literal["classifier"] = Field("classifier", description="what the weights are of")
+    schema_version: Literal[1, 2] = Field(2, description="version of the format; 1 had no kind")
+    kind: Literal["classifier"] = Field("classifier", description="kind of network")
     architecture: str = Field(description="timm model name", max_length=200)
     classes: tuple[ClassName, ...] = Field(min_length=2, max_length=10_000)
     multi_label: bool = Field(
-        False, description="whether an image may have any of the classes, each with its own logit"
+        False, description="whether classes are independent findings, each with its own logit"
     )
     channels: int = Field(ge=1, le=64)
     height: Side = Field(description="of the training images, in pixels")
     width: Side = Field(description="of the training images, in pixels")
-    bits: Literal[8, 16] = Field(8, description="per stored sample: 2**bits - 1 is 1.0 in [0, 1]")
+    bits: Literal[8, 16] = Field(8, description="bits per stored sample; 2**bits - 1 becomes 1.0")
     mean: tuple[Finite, ...] = Field(description="subtracted per channel, in [0, 1] pixels")
     std: tuple[Positive, ...] = Field(description="divided by per channel, in [0, 1] pixels")
     dropout: float = Field(0.0, ge=0, lt=1)
-    temperature: Positive = Field(1.0, description="divides the logits of a calibrated probability")
-    rendering: dict[str, Any] = Field({}, description="how files became the training images")
-    medspark: str = Field("", description="version that wrote the files")
+    temperature: Positive = Field(1.0, description="divides the logits for calibrated probability")
+    rendering: dict[str, Any] = Field({}, description="how files were rendered for training")
+    medspark: str = Field("", description="version of medspark that wrote the files")
 
     @model_validator(mode="after")
-    def _is_of_one_piece(self) -> ModelCard:
+    def _is_consistent(self) -> ModelCard:
         if not len(self.mean) == len(self.std) == self.channels:
             raise ValueError(
-                f"{self.channels} channel(s) need as many means and deviations, and there are "
+                f"{self.channels} channel(s) need as many means and deviations, but there are "
                 f"{len(self.mean)} and {len(self.std)}"
             )
         if len(set(self.classes)) < len(self.classes):
@@ -65,9 +65,9 @@ class ModelCard(Config):
         return self
 
     def misfit(self, manifest: Manifest) -> str:
-        """Return what of the images or their labels the model is not for; nothing if it fits."""
-        mine, theirs = _what_it_tells(self), _what_it_tells(manifest)
-        return "" if mine == theirs else f"it tells {mine}, and the shards hold {theirs}"
+        """Return how the model's classes and images differ from the shards'; "" if they match."""
+        own, shards = _task(self), _task(manifest)
+        return "" if own == shards else f"it predicts {own}, but the shards hold {shards}"
 
 
 _FORMATS: tuple[int, ...] = get_args(ModelCard.model_fields["schema_version"].annotation)
@@ -76,9 +76,9 @@ _VERSION = re.compile(r"\d[\w.+-]{0,30}")
 
 
 def columns_of(classes: Sequence[str]) -> tuple[str, ...]:
-    """Return the names under which an answer has the probabilities of ``classes``.
+    """Return the column names of the probabilities of ``classes`` in predictions.
 
-    They are the classes' own. One that an answer has another meaning for has "class " before it.
+    They are the class names. A class called like another column gets the prefix "class ".
     """
     taken, columns = {*_ANSWER, *classes}, []
     for name in classes:
@@ -89,7 +89,7 @@ def columns_of(classes: Sequence[str]) -> tuple[str, ...]:
     return tuple(columns)
 
 
-def _what_it_tells(of: ModelCard | Manifest) -> str:
+def _task(of: ModelCard | Manifest) -> str:
     kind = "any of" if of.multi_label else "one of"
     return f"{kind} {', '.join(of.classes)} in images of {of.channels} channel(s)"
 
@@ -97,15 +97,15 @@ def _what_it_tells(of: ModelCard | Manifest) -> str:
 def read_card(folder: Path) -> ModelCard:
     """Return the card of the model in ``folder``.
 
-    Raises UsageError if there is none, or if it is of a kind or format version that is not known:
-    then the sentence names the version of medspark that wrote it.
+    Raises UsageError if it is missing or invalid, or has an unknown kind or format version; then
+    the message names the version of medspark that wrote it.
     """
     if folder.suffix in _PICKLED:
         raise UsageError(
-            f"'{folder}' is a pickled model, and opening one can run code; give a folder with "
+            f"'{folder}' is a pickled model, and opening one can run code; use a folder with "
             f"{WEIGHTS} and {CARD}."
         )
-    from medspark.images.rendering import Rendering  # with Pillow: only where a model is opened
+    from medspark.images.rendering import Rendering  # imports Pillow: only to open a model
 
     path = folder / CARD
     try:
@@ -113,7 +113,7 @@ def read_card(folder: Path) -> ModelCard:
         _check_known(path, content)
         card = ModelCard.model_validate_json(content)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise UsageError(f"'{folder}' is no medspark model: it has no {CARD}.") from error
+        raise UsageError(f"'{folder}' is not a medspark model: it has no {CARD}.") from error
     except OSError as error:
         raise UsageError(f"'{path}' cannot be read: {error.strerror}.") from error
     except ValidationError as error:
@@ -123,17 +123,19 @@ def read_card(folder: Path) -> ModelCard:
     except ValidationError as error:
         problem = first_problem(error, below="rendering")
         raise UsageError(f"'{path}' is not valid: {problem}.") from error
-    if not (folder / WEIGHTS).is_file():  # a device would be read for ever
-        raise UsageError(f"'{folder}' is no medspark model: its {WEIGHTS} is missing or no file.")
+    if not (folder / WEIGHTS).is_file():  # reading a device would never end
+        raise UsageError(
+            f"'{folder}' is not a medspark model: its {WEIGHTS} is missing or no file."
+        )
     return card
 
 
 def _check_known(path: Path, content: bytes) -> None:
-    """Raise UsageError for the card of a newer format, or of a kind that came later."""
+    """Raise UsageError for a card of a newer format version, or of an unknown kind."""
     try:
         document = parse_json(content)
     except ValueError:
-        return  # the validation says what is wrong
+        return  # the validation reports the error
     if not isinstance(document, dict):
         return
     version, kind = document.get("schema_version", 1), document.get("kind", _KINDS[0])
@@ -146,13 +148,13 @@ def _check_known(path: Path, content: bytes) -> None:
     writer = str(document.get("medspark", ""))
     newer = f"{writer} or newer" if _VERSION.fullmatch(writer) else "a newer version"
     raise UsageError(
-        f"'{path}' is of {unknown}, which medspark {__version__} does not know: install medspark "
+        f"'{path}' has {unknown}, which medspark {__version__} does not know: install medspark "
         f"{newer}."
     )
 
 
 def write_card(folder: Path, card: ModelCard) -> None:
-    """Put ``card`` into ``folder``, whole or not at all, in the newest format."""
+    """Write ``card`` to ``folder`` atomically, in the newest format."""
     card = card.model_copy(update={"schema_version": _FORMATS[-1]})
     written = folder / (CARD + ".tmp")
     written.write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")

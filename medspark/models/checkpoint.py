@@ -1,7 +1,7 @@
-"""A trained classifier on disk: model.safetensors beside model.json. Nothing is unpickled.
+"""Save and load a trained classifier: model.safetensors and model.json, without pickle.
 
-A folder without its model.json does not exist for readers: the card is renamed into place
-last.
+Readers ignore a folder without model.json. The card is renamed into place last, so a folder with a
+card is complete.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def describe(
     dropout: float = 0.0,
     rendering: dict[str, Any] | None = None,
 ) -> ModelCard:
-    """Return the card of ``model``, whose logits follow the order of ``classes``."""
+    """Return the card of ``model``; ``classes`` are in the order of its logits."""
     return ModelCard(
         architecture=model.architecture,
         classes=classes,
@@ -62,7 +62,7 @@ def save_classifier(folder: Path, model: Classifier, card: ModelCard) -> None:
 
 
 def calibrate(folder: Path, temperature: float) -> None:
-    """Note in ``folder`` what the logits of its model are divided by for a probability."""
+    """Write ``temperature``, the divisor of the logits, to the card in ``folder``."""
     card = read_card(folder).model_copy(update={"temperature": temperature})
     write_card(folder, card)
 
@@ -70,7 +70,7 @@ def calibrate(folder: Path, temperature: float) -> None:
 def load_classifier(folder: Path) -> Classifier:
     """Return the classifier in ``folder``, in eval mode, on the CPU.
 
-    Raises UsageError if the folder holds no model, or one whose weights do not fit its card.
+    Raises UsageError if the folder holds no model, or if the weights do not fit the card.
     """
     card = read_card(folder)
     config = ModelConfig(name=card.architecture, dropout=card.dropout)
@@ -86,7 +86,7 @@ def load_classifier(folder: Path) -> Classifier:
     other = next((name for name, tensor in tensors.items() if tensor.dtype != own[name].dtype), "")
     if other:
         raise UsageError(
-            f"'{path}' does not fit its card: {other} is of {tensors[other].dtype} instead of "
+            f"'{path}' does not fit its card: {other} has {tensors[other].dtype} instead of "
             f"{own[other].dtype}."
         )
     model.load_state_dict(tensors)
@@ -94,14 +94,14 @@ def load_classifier(folder: Path) -> Classifier:
 
 
 def _check_shapes(path: Path, model: Classifier) -> None:
-    """Raise ValueError if the file's header names other tensors than those of ``model``.
+    """Raise ValueError if names or shapes in the file's header are not those of ``model``.
 
-    Before they are read: what a stranger wrote may claim to be of any size.
+    Call it before reading tensors: an untrusted file may claim any size.
     """
     with safe_open(path, framework="pt") as file:
         found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     for name in sorted(found.keys() | wanted.keys()):
         if found.get(name) != wanted.get(name):
-            theirs, ours = found.get(name, "missing"), wanted.get(name, "none such")
-            raise ValueError(f"{name[:100]} is {theirs}, and its card means {ours}")
+            stored, expected = found.get(name, "missing"), wanted.get(name, "no such tensor")
+            raise ValueError(f"{name[:100]} is {stored}, but the card needs {expected}")

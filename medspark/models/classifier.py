@@ -1,7 +1,7 @@
-"""A classifier of images in [0, 1]: normalisation is its first layer, a timm network the rest.
+"""A classifier of images in [0, 1]: a normalisation layer followed by a timm network.
 
-Images are (B, C, H, W) floats in [0, 1] throughout, so that an attack and its eps mean the
-same for CT, X-ray and PNG.
+Images are (B, C, H, W) floats in [0, 1] everywhere, so that eps means the same for CT, X-ray and
+PNG.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
 
 
 class Normalise(nn.Module):
-    """Shift and scale every channel by fixed figures."""
+    """Subtract a fixed mean and divide by a fixed deviation, per channel."""
 
     mean: Tensor
     std: Tensor
@@ -28,6 +28,7 @@ class Normalise(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
+        """Return the normalised images (B, C, H, W)."""
         return (images - self.mean) / self.std
 
 
@@ -45,11 +46,11 @@ class Classifier(nn.Module):
 
     @property
     def channels(self) -> int:
-        """Number of image channels that go in."""
+        """The number of image channels."""
         return self.normalise.mean.shape[1]
 
     def train(self, mode: bool = True) -> Self:
-        """Set the mode of every layer, except of a frozen batch norm."""
+        """Set the mode of every layer except frozen batch norms."""
         super().train(mode)
         if self.batch_norm_frozen:
             for layer in batch_norms(self):
@@ -57,6 +58,7 @@ class Classifier(nn.Module):
         return self
 
     def forward(self, images: Tensor) -> Tensor:
+        """Return the logits (B, K) of images (B, C, H, W) in [0, 1]."""
         logits: Tensor = self.backbone(self.normalise(images))
         return logits
 
@@ -64,23 +66,23 @@ class Classifier(nn.Module):
 def freeze_batch_norm(classifier: Classifier) -> None:
     """Keep every batch norm of ``classifier`` in eval mode, also under ``classifier.train()``.
 
-    Running statistics no longer move, so an attack crafted while training sees the network
-    that is deployed. Scale and shift go on learning.
+    The running statistics stay fixed, so attacks during training see the network that is deployed.
+    Scale and shift are still trained.
     """
     classifier.batch_norm_frozen = True
     classifier.train(classifier.training)
 
 
 def batch_norms(model: nn.Module) -> Iterator[nn.Module]:
-    """Yield the batch-norm layers of ``model``, timm's fused ones included."""
+    """Yield the batch-norm layers of ``model``, including those of timm that also activate."""
     return (module for module in model.modules() if isinstance(module, BATCH_NORMS))
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[nn.Module]:
-    """Hold ``model`` in eval mode, and give every module its own mode back afterwards.
+    """Put ``model`` in eval mode within this context, then restore the mode of every module.
 
-    ``model.train(was_training)`` would not do: it wakes layers that were frozen one by one.
+    ``model.train(was_training)`` would also unfreeze layers that were frozen individually.
     """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()

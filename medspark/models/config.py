@@ -1,4 +1,4 @@
-"""Which network, and where its first weights come from."""
+"""The configuration of the network: its name and its initial weights."""
 
 from __future__ import annotations
 
@@ -23,34 +23,34 @@ __all__ = [
 ]
 
 PRETRAINED = "pretrained"
-_LARGEST_HEADER = 100_000_000  # bytes; what safetensors itself refuses beyond
+_LARGEST_HEADER = 100_000_000  # bytes; the limit of safetensors itself
 ALIASES = {"mobilenet_v2": "mobilenetv2_100", "mobilenetv2": "mobilenetv2_100"}
-# Timm has them, and their weights, for certain: to ask it takes seconds.
+# Models that timm certainly has, with weights: importing timm to check takes seconds.
 USUAL = {"densenet121", "mobilenetv2_100", "resnet50"}
 
 
 class ModelConfig(Config):
-    """Which network, and where its first weights come from."""
+    """The network and its initial weights."""
 
     name: str = Field(
         "mobilenetv2_100",
-        description="timm model name; densenet121, mobilenet_v2 and resnet50 are the usual ones",
+        description="timm model name, usually densenet121, mobilenet_v2 or resnet50",
     )
     weights: str | None = Field(
         None,
-        description="first weights: 'pretrained' (timm's, from the hub), the path of a "
-        ".safetensors file with timm's names, or none for random ones",
+        description="initial weights: 'pretrained' (timm's, from the hub), the path of a "
+        ".safetensors file with timm's names, or none for random weights",
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="drop rate before the classifier head")
 
 
 def check_model(config: ModelConfig) -> None:
-    """Raise UsageError if ``config`` names an unknown model or a weights file that is unfit."""
+    """Raise UsageError if ``config`` names an unknown model or an unusable weights file."""
     check_weights(config)
     name = timm_name(config.name)
     if name in USUAL:
         return
-    from medspark.models.torchvision_ops import import_timm  # with torch and timm
+    from medspark.models.torchvision_ops import import_timm  # imports torch
 
     timm = import_timm()
     if not timm.is_model(name):
@@ -63,21 +63,21 @@ def check_model(config: ModelConfig) -> None:
 
 
 def check_weights(config: ModelConfig) -> None:
-    """Raise UsageError for a file of weights that is missing or of another kind; without timm."""
+    """Raise UsageError if the weights file is missing or not safetensors; does not import timm."""
     if config.weights not in (None, PRETRAINED):
         tensor_names(Path(str(config.weights)))
 
 
 def timm_name(name: str) -> str:
-    """Return the name by which timm knows ``name``."""
+    """Return timm's name of the model ``name``."""
     return ALIASES.get(name, name)
 
 
 def tensor_names(path: Path) -> set[str]:
-    """Return the names of the tensors in a safetensors file, from its header alone.
+    """Return the names of the tensors in a safetensors file; reads its header only.
 
-    Raises UsageError if there is no such file or it is of another kind. Other formats are
-    refused unopened: torch's own unpickle, and unpickling runs code.
+    Raises UsageError if the file is missing or not a .safetensors file. Other formats are not
+    opened, because torch's own unpickles, and unpickling can run code.
     """
     if path.suffix != ".safetensors":
         raise UsageError(
@@ -88,7 +88,7 @@ def tensor_names(path: Path) -> set[str]:
         with open_regular(path) as file:
             (length,) = struct.unpack("<Q", file.read(8))
             if length > min(path.stat().st_size, _LARGEST_HEADER):
-                raise ValueError("the header is longer than the file, or than the format allows")
+                raise ValueError("the header is longer than the file or than the format allows")
             header = parse_json(file.read(length))
             if not isinstance(header, dict):
                 raise ValueError("the header names no tensors")

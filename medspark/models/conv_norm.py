@@ -1,4 +1,4 @@
-"""Which convolution of a network feeds which batch norm, found by watching one forward pass."""
+"""Find which convolution of a network feeds which batch norm, by observing a forward pass."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ __all__ = ["conv_norm_pairs"]
 
 
 def conv_norm_pairs(model: nn.Module, images: Tensor) -> tuple[tuple[str, str], ...]:
-    """Return the names of each convolution and of the batch norm that it feeds, in that order.
+    """Return pairs of names: a convolution, and the batch norm that it feeds.
 
     ``images`` (B, C, H, W) pass through ``model`` once, in eval mode and without gradients.
     """
     norms = set(batch_norms(model))
     made_by: dict[int, str] = {}
-    alive: list[Tensor] = []  # an id is only unique while its object lives
+    alive: list[Tensor] = []  # keeps outputs alive, because ids are reused after deletion
     pairs: list[tuple[str, str]] = []
     handles = []
 

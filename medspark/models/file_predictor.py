@@ -1,4 +1,4 @@
-"""Image files in, calibrated probabilities out: how a served model is asked by a hospital."""
+"""The served model: image files in base64 in, calibrated probabilities out."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from medspark.models.predictor import Predictor
 
 __all__ = ["SERVING", "FilePredictor", "serving_limits"]
 
-# What a file may cost a server: 4,096 x 5,120 pixels of 16 bits in JPEG 2000 fit.
+# The limits per file: 4,096 x 5,120 pixels of 16 bits in JPEG 2000 fit.
 SERVING = Limits(
     file_bytes=1 << 26,
     frame_pixels=1 << 25,
@@ -33,14 +33,14 @@ SERVING = Limits(
 )
 C = TypeVar("C", Limits, Turns)
 _PREFIX = "MEDSPARK_SERVE_"
-_BATCH = 8  # files that are decoded and answered together; a turn ends between two batches
+_BATCH = 8  # files per batch; the time of a turn is checked between batches
 
 
 class FilePredictor:
-    """Answers files, DICOM, PNG, JPEG or TIFF in base64, decoded as the training images were.
+    """Classifies DICOM, PNG, JPEG and TIFF files in base64, decoded as the training images were.
 
-    Files are decoded by a few processes that they can crash, stall or fill without harm to this
-    one; may be called by several threads, which take turns.
+    Separate processes decode the files, so a file that crashes, stalls or exhausts the memory of
+    its decoder does no harm to this process. Several threads may call a predictor; they take turns.
     """
 
     def __init__(
@@ -58,19 +58,19 @@ class FilePredictor:
 
     @classmethod
     def load(cls, folder: Path) -> FilePredictor:
-        """Return the predictor of the model in ``folder``, with the limits of the environment.
+        """Return the predictor of the model in ``folder``, with limits from the environment.
 
-        Raises UsageError for no model, and for a setting that is unknown or not valid.
+        Raises UsageError if ``folder`` holds no model, or for an unknown or invalid limit.
         """
         limits, turns = serving_limits(os.environ)
         return cls(Predictor.load(folder), limits=limits, turns=turns)
 
     def __call__(self, files: Sequence[str]) -> list[dict[str, Any]]:
-        """Return for each of ``files`` the likeliest class and the probability of every class.
+        """Return for each of ``files`` the most probable class and the probability of every class.
 
-        Of findings the label names all that are likelier than not, as ``a|b``; of several frames
-        the middle one is taken. A file that cannot be answered has an ``error`` instead, which says
-        why in one sentence.
+        For findings, the label joins all with a probability above 0.5: ``a|b``. Of several frames,
+        the middle one is used. A file that cannot be classified gets an ``error`` instead, a
+        sentence with the reason.
         """
         answers: list[dict[str, Any]] = []
         try:
@@ -82,7 +82,7 @@ class FilePredictor:
         return answers
 
     def close(self) -> None:
-        """End the decoder processes."""
+        """Stop the decoder processes."""
         self._pool.close()
 
     def _answers(self, files: Sequence[str], turn: Turn) -> Iterator[dict[str, Any]]:
@@ -105,7 +105,7 @@ class FilePredictor:
         return "|".join(name for name, p in zip(card.classes, row, strict=True) if p > 0.5)
 
     def _pixels(self, text: object, turn: Turn) -> npt.NDArray[np.generic] | str:
-        """Return the pixels (H, W, C) of a file in base64, or the sentence that says why not."""
+        """Return the pixels (H, W, C) of a file in base64, or a sentence with the error."""
         try:
             (frame,) = turn.decode(self._content(text))
         except (binascii.Error, ValueError):
@@ -120,7 +120,7 @@ class FilePredictor:
     def _content(self, text: object) -> bytes:
         if not isinstance(text, str):
             raise ValueError("not text")
-        # Before a copy is made of what may be too large.
+        # Check the size before base64 decoding copies the content.
         self._limits.check_file(max(1, len(text) // 4 * 3 - text[-2:].count("=")))
         return base64.b64decode(text, validate=True)
 
@@ -133,10 +133,10 @@ def _error(sentence: str) -> dict[str, Any]:
 
 
 def serving_limits(environment: Mapping[str, str]) -> tuple[Limits, Turns]:
-    """Return what the variables MEDSPARK_SERVE_… of ``environment`` make of a server's limits.
+    """Return the server's limits, changed by the MEDSPARK_SERVE_… variables of ``environment``.
 
-    Each is the name of a limit in capitals, for example MEDSPARK_SERVE_FILE_SECONDS. Raises
-    UsageError for one that is unknown or not valid.
+    A variable ends with the name of a limit in capitals, for example MEDSPARK_SERVE_FILE_SECONDS.
+    Raises UsageError for an unknown or invalid one.
     """
     given = {
         name.removeprefix(_PREFIX).lower(): value
@@ -147,7 +147,7 @@ def serving_limits(environment: Mapping[str, str]) -> tuple[Limits, Turns]:
     if unknown:
         known = ", ".join(sorted(map(str.upper, [*Limits.model_fields, *Turns.model_fields])))
         name = _PREFIX + min(unknown).upper()
-        raise UsageError(f"{name} is no setting of a served model; {_PREFIX} goes before: {known}.")
+        raise UsageError(f"{name} is no setting of a served model. {_PREFIX} precedes: {known}.")
     try:
         return _changed(SERVING, given), _changed(Turns(), given)
     except ValidationError as error:
@@ -156,6 +156,6 @@ def serving_limits(environment: Mapping[str, str]) -> tuple[Limits, Turns]:
         raise UsageError(f"{name} is not valid: {problem['msg']}.") from None
 
 
-def _changed(standing: C, given: Mapping[str, str]) -> C:
-    mine = {name: value for name, value in given.items() if name in type(standing).model_fields}
-    return type(standing).model_validate(standing.model_dump() | mine)
+def _changed(defaults: C, given: Mapping[str, str]) -> C:
+    known = {name: value for name, value in given.items() if name in type(defaults).model_fields}
+    return type(defaults).model_validate(defaults.model_dump() | known)

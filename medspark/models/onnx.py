@@ -1,4 +1,4 @@
-"""A classifier that somebody exported to ONNX: it answers, and gives no gradient."""
+"""A classifier from an ONNX file: it returns logits, but no gradients."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from medspark.shards.manifest import Manifest
 
 
 class OnnxClassifier(nn.Module):
-    """Logits (B, K) of images (B, C, H, W) in [0, 1], by onnxruntime on the CPU."""
+    """Logits (B, K) of images (B, C, H, W) in [0, 1], computed by onnxruntime on the CPU."""
 
     gradients = False
 
     def __init__(self, path: Path, *, threads: int = 1) -> None:
-        """Open the file. Raises UsageError if it is no ONNX model or onnxruntime is missing."""
+        """Open the file. Raises UsageError if it is not an ONNX model or onnxruntime is missing."""
         super().__init__()
         try:
             import onnxruntime  # type: ignore[import-not-found,unused-ignore]
@@ -28,7 +28,7 @@ class OnnxClassifier(nn.Module):
             )
         except ImportError as error:
             raise UsageError("ONNX models need onnxruntime: pip install medspark[onnx].") from error
-        # They have no base class of their own.
+        # onnxruntime's errors share no base class.
         self._errors = tuple(
             kind
             for kind in vars(errors).values()
@@ -37,7 +37,7 @@ class OnnxClassifier(nn.Module):
         self._path = path
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
-        options.log_severity_level = 4  # what it logs is also what it raises
+        options.log_severity_level = 4  # onnxruntime also raises what it logs
         providers = ["CPUExecutionProvider"]
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=providers)
@@ -48,7 +48,7 @@ class OnnxClassifier(nn.Module):
         self._input = self._session.get_inputs()[0].name
 
     def misfit(self, manifest: Manifest) -> str:
-        """Return why the model cannot tell the classes of these images; nothing if it can."""
+        """Return why the model does not fit the images and classes of the shards; "" if it fits."""
         image = torch.zeros(1, manifest.channels, manifest.height, manifest.width)
         try:
             logits = self(image)
@@ -56,15 +56,15 @@ class OnnxClassifier(nn.Module):
             return str(error)
         wanted = (1, len(manifest.classes))
         if logits.shape != wanted or not logits.is_floating_point():
-            return f"its answer is {tuple(logits.shape)} {logits.dtype}, and should be {wanted}"
+            return f"its output is {tuple(logits.shape)} {logits.dtype}, but should be {wanted}"
         return ""
 
     def __deepcopy__(self, _: dict[int, Any]) -> Self:
-        """Return the classifier itself: its session cannot be copied, and does not change."""
+        """Return the classifier itself: its session cannot be copied and never changes."""
         return self
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the logits. Raises UsageError for images that the model does not take."""
+        """Return the logits (B, K). Raises UsageError for images that the model does not take."""
         pixels = images.detach().cpu().contiguous().numpy()
         try:
             (logits, *_) = self._session.run(None, {self._input: pixels})

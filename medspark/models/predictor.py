@@ -1,4 +1,4 @@
-"""NumPy in, probabilities out: how a served model is asked."""
+"""Predict class probabilities for NumPy arrays."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from medspark.models.classifier import Classifier
 
 
 class Predictor:
-    """Class probabilities, calibrated where the card says how, of images as they are stored.
+    """Predicts probabilities of stored images, calibrated with the card's temperature.
 
-    They add up to 1, or each finding has its own.
+    The probabilities of classes add up to 1; those of findings are independent.
     """
 
     def __init__(self, model: Classifier, card: ModelCard, *, batch_size: int = 64) -> None:
@@ -33,8 +33,8 @@ class Predictor:
     def __call__(self, images: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:
         """Return probabilities (N, K) of ``images`` (N, H, W, C).
 
-        Unsigned integers are stored pixels of the model's own depth; floats are in [0, 1].
-        Raises UsageError for any other shape, type or range.
+        Unsigned integers are stored pixels with the card's ``bits``; floats are in [0, 1]. Raises
+        UsageError for any other shape, type or range.
         """
         pixels = self._to_unit_floats(images)
         parts = [
@@ -47,8 +47,8 @@ class Predictor:
         tensor = torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
         with torch.inference_mode():
             logits = self.model(tensor) / self.card.temperature
-            shared = logits.sigmoid() if self.card.multi_label else logits.softmax(dim=1)
-            probabilities: npt.NDArray[np.float32] = shared.numpy()
+            values = logits.sigmoid() if self.card.multi_label else logits.softmax(dim=1)
+            probabilities: npt.NDArray[np.float32] = values.numpy()
         return probabilities
 
     def _to_unit_floats(self, images: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:

@@ -1,8 +1,8 @@
-"""Make timm importable where torchvision's compiled operators do not load.
+"""Make timm importable on machines where torchvision's compiled operators do not load.
 
-A machine that mixes a CPU build of torch with PyPI's CUDA wheel of torchvision cannot import
-torchvision: it registers fake kernels for two operators that only its compiled library
-declares. Declaring their schemas is enough, because no classifier calls them.
+With a CPU build of torch and PyPI's CUDA wheel of torchvision, importing torchvision fails: it
+registers fake kernels for two operators that only its compiled library declares. Declaring their
+schemas suffices, because no classifier calls them.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ _SCHEMAS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 )
-# A library object takes its declarations back when it is collected, so it lives here.
+# A library object withdraws its declarations when it is collected, so keep it here.
 _declared: list[torch.library.Library] = []
 
 
 def import_timm() -> ModuleType:
-    """Import timm, also where torchvision's compiled operators do not load."""
+    """Import and return timm, even if torchvision's compiled operators do not load."""
     declare_missing_operators()
     import timm
 
@@ -34,7 +34,7 @@ def import_timm() -> ModuleType:
 
 
 def declare_missing_operators() -> bool:
-    """Declare what torchvision needs at import; return whether anything was missing."""
+    """Declare the operators that torchvision needs at import; return whether any was missing."""
     package = importlib.util.find_spec("torchvision")
     if _declared or package is None or package.origin is None:
         return bool(_declared)

@@ -1,4 +1,4 @@
-"""Train without Spark: one process, or under torchrun.
+"""Train without Spark, in one process or under torchrun.
 
 python -m medspark.train --shards SHARDS [--config fit.yaml] [--train.epochs 6 ...]
 torchrun --nproc_per_node 2 -m medspark.train --shards SHARDS
@@ -39,7 +39,7 @@ class AloneConfig(FitConfig):
 
 
 def main(argv: Sequence[str]) -> int:
-    """Train as ``argv`` says and return the exit status; the result is in run_dir/result.json."""
+    """Train as ``argv`` says, write run_dir/result.json, and return the exit status."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
     try:
         config = load_config(AloneConfig, argv, description=__doc__ or "")
@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _folder(config: AloneConfig) -> AbstractContextManager[Path]:
-    """Return what holds the folder of the run, on the rank that writes there."""
+    """Return a context that holds the folder of the run, on rank 0; a no-op on other ranks."""
     if os.environ.get("RANK", "0") != "0":
         return nullcontext(config.run_dir)
     check_run_folder(

@@ -1,21 +1,21 @@
-"""One step of training on attacked images: each mode says what is attacked and what is learnt.
+"""The training modes: each defines one step, the images it attacks and the loss it minimises.
 
-Images are floats in [0, 1], (B, C, H, W), already augmented: the attack starts from what the
-network would have been shown. A mode leaves the step's gradient in ``.grad``; under DDP it costs
-exactly one all-reduce per bucket. F and B below are one forward and one backward pass:
+Images are floats in [0, 1], (B, C, H, W). They are augmented first and attacked afterwards. A mode
+leaves the step's gradient in ``.grad``; under DDP it costs exactly one all-reduce per bucket. F and
+B below are one forward and one backward pass:
 
-    standard      1F 1B     cross-entropy of the images as they are
+    standard      1F 1B     cross-entropy of the clean images
     naive         3F 3B     attack, then clean and attacked images (Goodfellow et al. 2015)
-    fused         2F 2B     the same gradient: the clean pass's own backward is the attack
-    fused_noise   2F 2B     the same, with noise on the clean images (against overfitting to FGSM)
+    fused         2F 2B     the same gradient; the backward pass of the clean loss is the attack
+    fused_noise   2F 2B     fused, with noise on the clean images (against overfitting to FGSM)
     nfgsm         2F 2B     attacked images only, from a noisy start (de Jorge et al. 2022)
     rs_fgsm       2F 2B     attacked images only, random start in the eps ball (Wong et al. 2020)
     free          1F 1B     per replay; one backward for weights and attack (Shafahi et al. 2019)
     pgd       (K+1)F (K+1)B attacked images only, K steps (Madry et al. 2018)
     trades    (K+2)F (K+1)B clean loss and divergence under attack (Zhang et al. 2019)
 
-That one backward pass can serve both the attack and the weights is known (Free AT; Fast AdvProp,
-Mei et al. 2022). With frozen batch norm, or with batch statistics in all passes, it is exact.
+Using one backward pass for both the attack and the weights is known (Free AT; Fast AdvProp, Mei et
+al. 2022). The result is exact with frozen batch norm, or with batch statistics in all passes.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ __all__ = ["MODES", "take_step"]
 
 
 def standard(learner: Learner, sample: Sample) -> StepStats:
-    """Learn from the images as they are."""
+    """Learn from the clean images."""
     loss, logits = _learn(learner, sample, sample.images, 1.0)
     return StepStats(loss, logits, None)
 
 
 def naive(learner: Learner, sample: Sample) -> StepStats:
-    """Attack, then learn from the clean and from the attacked images."""
+    """Attack the images, then learn from the clean and the attacked ones."""
     gradient = learner.gradient(sample.images, sample.labels)
     with learner.quiet():
         clean, logits = _learn(learner, sample, sample.images, learner.config.clean_share)
@@ -51,18 +51,18 @@ def naive(learner: Learner, sample: Sample) -> StepStats:
 
 
 def fused(learner: Learner, sample: Sample) -> StepStats:
-    """Take the attack from the clean pass's own backward: ``naive``'s gradient for a third less."""
+    """Attack with the clean loss's own backward pass: ``naive``'s gradient for a third less."""
     return _fused_from(learner, sample, sample.images)
 
 
 def fused_noise(learner: Learner, sample: Sample) -> StepStats:
-    """Do as ``fused`` from noisy images, which keeps FGSM training from collapsing."""
+    """Do as ``fused``, from noisy images: the noise keeps FGSM training from collapsing."""
     start = learner.noisy(sample, learner.config.noise * sample.threat.eps)
     return _fused_from(learner, sample, start)
 
 
 def nfgsm(learner: Learner, sample: Sample) -> StepStats:
-    """Learn from FGSM images alone, from a noisy start and without projection on the eps ball."""
+    """Learn from FGSM images only, from a noisy start, without projection on the eps ball."""
     start = learner.noisy(sample, learner.config.noise * sample.threat.eps)
     gradient = learner.gradient(start, sample.labels)
     attacked = _ascend(start, gradient, sample.threat, learner.step_length(1.0, sample.threat))
@@ -70,7 +70,7 @@ def nfgsm(learner: Learner, sample: Sample) -> StepStats:
 
 
 def rs_fgsm(learner: Learner, sample: Sample) -> StepStats:
-    """Learn from FGSM images alone, from a random start in the eps ball and projected on it."""
+    """Learn from FGSM images only, from a random start in the eps ball, projected on the ball."""
     start = sample.random_start()
     gradient = learner.gradient(start, sample.labels)
     length = learner.step_length(1.25, sample.threat)
@@ -79,7 +79,7 @@ def rs_fgsm(learner: Learner, sample: Sample) -> StepStats:
 
 
 def free(learner: Learner, sample: Sample) -> StepStats:
-    """Learn from one replay of a batch; its ``attacked`` is where the next replay starts."""
+    """Learn from one replay of a batch; the next replay starts at ``attacked`` of the result."""
     start = sample.random_start() if sample.start is None else sample.start
     x = start.detach().requires_grad_(True)
     loss, logits = _learn(learner, sample, x, 1.0)
@@ -90,24 +90,24 @@ def free(learner: Learner, sample: Sample) -> StepStats:
 
 
 def madry(learner: Learner, sample: Sample) -> StepStats:
-    """Learn from PGD images alone."""
+    """Learn from PGD images only."""
     return _learn_from(learner, sample, pgd_images(learner, sample, cross_entropy))
 
 
 def trades(learner: Learner, sample: Sample) -> StepStats:
-    """Learn the clean loss plus ``beta`` times the divergence that the worst neighbour reaches."""
+    """Learn the clean loss plus ``beta`` times the divergence between clean and PGD images."""
     with torch.no_grad():
-        answers = learner.logits(learner.bare, sample.images)
+        fixed = learner.logits(learner.bare, sample.images)
 
-    def away(logits: Tensor, labels: Tensor) -> Tensor:
-        return divergence(answers, logits, labels)
+    def divergence_from_clean(logits: Tensor, labels: Tensor) -> Tensor:
+        return divergence(fixed, logits, labels)
 
-    attacked = pgd_images(learner, sample, away)
+    attacked = pgd_images(learner, sample, divergence_from_clean)
     clean = learner.logits(learner.model, sample.images)
     with for_attacked(learner.bare):
         adversarial = learner.logits(learner.model, attacked)
-    apart = divergence(clean, adversarial, sample.labels).mean()
-    loss = learner.objective(clean, sample.labels) + learner.config.beta * apart
+    distance = divergence(clean, adversarial, sample.labels).mean()
+    loss = learner.objective(clean, sample.labels) + learner.config.beta * distance
     return learn(loss, sample, clean=clean, adversarial=adversarial, attacked=attacked)
 
 
@@ -125,7 +125,7 @@ MODES: dict[ModeName, StepRule] = {
 
 
 def take_step(learner: Learner, sample: Sample) -> StepStats:
-    """Leave in ``.grad`` what the configured mode and its penalty learn from ``sample``."""
+    """Leave the gradient of the configured mode and penalty on ``sample`` in ``.grad``."""
     with cast_weights_once(sample.images.device.type):
         if learner.config.gradalign > 0:
             with learner.quiet():
@@ -136,7 +136,7 @@ def take_step(learner: Learner, sample: Sample) -> StepStats:
 
 def _fused_from(learner: Learner, sample: Sample, start: Tensor) -> StepStats:
     x = start.detach().requires_grad_(True)
-    # Around the forward pass too: DDP decides there whether the backward pass will all-reduce.
+    # quiet() spans the forward pass too: DDP decides there whether the backward will all-reduce.
     with learner.quiet():
         clean, logits = _learn(learner, sample, x, learner.config.clean_share)
     assert x.grad is not None
@@ -172,12 +172,12 @@ def _learn_from(learner: Learner, sample: Sample, attacked: Tensor) -> StepStats
 
 
 def _ascend(start: Tensor, gradient: Tensor, threat: ThreatModel, length: float) -> Tensor:
-    """Step from ``start`` and stay in [0, 1], but not in the eps ball: noise may lead out of it."""
+    """Step from ``start``, clamp to [0, 1], but do not project: noise may leave the eps ball."""
     return (start + length * threat.ascend(gradient)).clamp_(0, 1)
 
 
 def _align(learner: Learner, sample: Sample) -> None:
-    """Add the gradient of 1 - cos of the input gradients at x and near x (GradAlign, 2020)."""
+    """Add the gradient of 1 - cos(input gradients at x and near x) (GradAlign, 2020)."""
     near = sample.random_start()
     here = learner.gradient(sample.images, sample.labels, graph=True).flatten(1)
     there = learner.gradient(near, sample.labels, graph=True).flatten(1)

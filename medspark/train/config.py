@@ -1,4 +1,4 @@
-"""What can be chosen about training; read long before torch is imported."""
+"""The configuration of training. This module does not import torch, so reading it is fast."""
 
 from __future__ import annotations
 
@@ -26,28 +26,30 @@ ModeName = Literal[
 
 
 class AdversarialConfig(Config):
-    """What each batch is attacked with, and what is learnt from it."""
+    """The training mode: how each batch is attacked, and which loss is minimised."""
 
-    mode: ModeName = Field("fused_noise", description="how a step attacks and learns")
+    mode: ModeName = Field("fused_noise", description="training mode, see train/adversarial.py")
     clean_share: float = Field(
         0.5, ge=0, le=1, description="weight of the clean loss in naive, fused and fused_noise"
     )
     noise: float = Field(
-        2.0, ge=0, description="reach of the noise in fused_noise and nfgsm, in units of eps"
+        2.0, ge=0, description="largest noise in fused_noise and nfgsm, in units of eps"
     )
     step_length: float | None = Field(
         None,
         gt=0,
-        description="length of the attack's step in units of eps; 1, and 1.25 in rs_fgsm",
+        description="step length of the attack in units of eps; default 1, 1.25 in rs_fgsm",
     )
-    inner_steps: int = Field(7, ge=1, description="steps of the attack in pgd and trades")
-    replays: int = Field(4, ge=1, description="updates made from each batch in free")
+    inner_steps: int = Field(7, ge=1, description="attack steps in pgd and trades")
+    replays: int = Field(4, ge=1, description="updates from each batch in free")
     beta: float = Field(6.0, ge=0, description="weight of the divergence in trades")
     dual_bn: bool = Field(
-        False, description="give attacked images batch norms of their own; not for frozen ones"
+        False, description="use separate batch norms for attacked images; not with frozen ones"
     )
     deploy_norm: Literal["main", "auxiliary"] = Field(
-        "auxiliary", description="with dual_bn, what is kept: main for accuracy on clean images"
+        "auxiliary",
+        description="with dual_bn, the batch norms to keep: main for accuracy on clean images, "
+        "auxiliary for robustness",
     )
     gradalign: float = Field(
         0.0, ge=0, description="weight of the gradient-alignment penalty; .2 is usual for 8/255"
@@ -55,39 +57,39 @@ class AdversarialConfig(Config):
 
 
 class MonitorConfig(Config):
-    """What is watched, and what happens when it is seen."""
+    """Detection of overfitting to FGSM and of label leaking, and the reaction to them."""
 
     action: Literal["off", "warn", "restore", "noise"] = Field(
         "warn",
-        description="restore stops and keeps the best epoch; noise doubles train.noise and goes on",
+        description="restore stops and keeps the best epoch; noise doubles train.noise",
     )
-    images: int = Field(64, ge=1, description="training images that are attacked after each epoch")
-    steps: int = Field(10, ge=1, description="steps of PGD on them")
+    images: int = Field(64, ge=1, description="training images to attack after each epoch")
+    steps: int = Field(10, ge=1, description="PGD steps on these images")
     gap: float = Field(
-        0.25, description="FGSM accuracy above PGD accuracy that counts as overfitting to FGSM"
+        0.25, description="FGSM accuracy minus PGD accuracy that counts as overfitting to FGSM"
     )
     drop: float = Field(0.2, description="fall of PGD accuracy below its best that counts as well")
     leak: float = Field(
-        0.05, description="accuracy on attacked above clean training images that counts as leaking"
+        0.05, description="training accuracy, attacked minus clean, that counts as label leaking"
     )
 
 
 class TrainConfig(AdversarialConfig):
-    """How the network is trained; the defaults are the defended recipe."""
+    """The training recipe; the defaults train a robust network."""
 
     epochs: int = Field(6, ge=1, description="passes over the training images")
-    batch_size: int = Field(32, ge=1, description="images in a step, over all processes together")
-    # At 1e-3 some seeds leave a network that is dead, and so unattackable, for most images.
-    lr: float = Field(3e-4, gt=0, description="peak of the one-cycle learning rate of AdamW")
+    batch_size: int = Field(32, ge=1, description="images per step, summed over all processes")
+    # At 1e-3 some seeds give a network with zero gradient for most images: it cannot be attacked.
+    lr: float = Field(3e-4, gt=0, description="peak of AdamW's one-cycle learning rate")
     lr_rise: float = Field(0.3, ge=0, lt=1, description="share of steps in which the rate rises")
     weight_decay: float = Field(
-        0.01, ge=0, description="decoupled weight decay; none on norms and biases"
+        0.01, ge=0, description="decoupled weight decay; norms and biases have none"
     )
     layer_decay: float = Field(
         1.0, gt=0, le=1, description="factor on the learning rate per stage below the head"
     )
     head_steps: int = Field(
-        0, ge=0, description="first steps in which only the classifier head is trained"
+        0, ge=0, description="number of first steps that train only the classifier head"
     )
     eps_warmup: float = Field(
         0.3, ge=0, le=1, description="share of steps over which eps rises from 0"
@@ -95,44 +97,44 @@ class TrainConfig(AdversarialConfig):
     batch_norm: Literal["auto", "frozen", "train", "settle"] = Field(
         "auto",
         description="auto freezes the statistics for adversarial training from given weights, and "
-        "lets them move otherwise; settle freezes them when eps has risen",
+        "trains them otherwise; settle freezes them at the end of eps_warmup",
     )
     sync_batch_norm: bool = Field(
-        False, description="take batch statistics over all processes; GPU only"
+        False, description="compute batch statistics over all processes; GPU only"
     )
     class_weights: Literal["none", "balanced"] = Field(
-        "none", description="balanced weighs each class by the inverse of its share"
+        "none", description="balanced weights each class by the inverse of its frequency"
     )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of label mass spread evenly")
     temperature: float = Field(
         1.0,
         gt=0,
-        description="divides the logits in the loss; the network that is kept answers at 1. The "
-        "teacher of defensive distillation learns at the temperature that it teaches at",
+        description="divides the logits in the loss; the saved network uses 1. Train the teacher "
+        "of defensive distillation at the temperature of the distillation",
     )
-    clip_grad: float = Field(5.0, ge=0, description="largest norm of the gradient; 0 for no limit")
+    clip_grad: float = Field(5.0, ge=0, description="largest gradient norm; 0 for no limit")
     ema: float = Field(
-        0.0, ge=0, lt=1, description="decay per step of the averaged weights that are kept; 0: none"
+        0.0, ge=0, lt=1, description="decay per step of the averaged weights to keep; 0: no average"
     )
     accumulate: int = Field(
-        1, ge=1, description="parts that a process splits its share of a step into, to save memory"
+        1, ge=1, description="micro-batches per process and step, to save memory"
     )
     elastic: Literal["none", "exact"] = Field(
         "none", description="exact gives the same weights, bit for bit, on any number of processes"
     )
     virtual_shards: int = Field(
-        4, ge=1, description="pieces of each batch in elastic exact; the most processes it allows"
+        4, ge=1, description="pieces of each batch with elastic exact; also the most processes"
     )
     precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="of the passes; auto takes bf16 where it is the faster on this machine"
+        "auto", description="of the passes; auto uses bf16 if it is faster on this machine"
     )
     compile: bool = Field(False, description="whether to use torch.compile")
     validation_images: int = Field(
-        512, ge=1, description="images of the validation split that are attacked after each epoch"
+        512, ge=1, description="validation images to attack after each epoch"
     )
-    validation_steps: int = Field(10, ge=1, description="steps of PGD on them")
+    validation_steps: int = Field(10, ge=1, description="PGD steps on the validation images")
     monitor: MonitorConfig = MonitorConfig()
-    log_every: int = Field(20, ge=1, description="steps between reports")
+    log_every: int = Field(20, ge=1, description="steps between log records")
 
     @property
     def attacks(self) -> bool:
@@ -140,7 +142,7 @@ class TrainConfig(AdversarialConfig):
         return self.mode != "standard"
 
     def most_ranks(self, available: int) -> int:
-        """Return the most processes, ``available`` at most, that can share a step's images."""
+        """Return how many of ``available`` processes can share the images of a step; 0: none."""
         most = min(available, self.batch_size)
         if self.elastic == "none":
             return most
@@ -149,26 +151,26 @@ class TrainConfig(AdversarialConfig):
 
 
 def check_ranks(train: TrainConfig, ranks: int) -> None:
-    """Raise UsageError unless ``ranks`` processes can share a step's images.
+    """Raise UsageError unless ``ranks`` processes can share the images of a step.
 
-    0 stands for as many as can.
+    0 stands for as many as possible, and always passes.
     """
     if ranks == 0:
         return
     if ranks > train.batch_size:
         raise UsageError(
-            f"train.batch_size {train.batch_size} leaves some of the {ranks} processes without an "
-            "image in every step: give a larger batch, or fewer processes."
+            f"train.batch_size {train.batch_size} is too small: in every step some of the {ranks} "
+            "processes have no image. Use a larger batch, or fewer processes."
         )
     if train.elastic == "exact":
         check_virtual_shards(train.virtual_shards, ranks)
 
 
 def check_virtual_shards(count: int, ranks: int) -> None:
-    """Raise UsageError unless ``count`` is a power of two that ``ranks`` share out evenly."""
+    """Raise UsageError unless ``count`` is a power of two and a multiple of ``ranks``."""
     if count & (count - 1) or count % ranks:
         raise UsageError(
-            f"train.virtual_shards {count} has to be a power of two and a multiple of the "
+            f"train.virtual_shards {count} must be a power of two and a multiple of the "
             f"{ranks} processes."
         )
 
@@ -177,17 +179,22 @@ Method = Literal["kd", "defensive", "ard", "rslad"]
 
 
 class DistillConfig(Config):
-    """Who teaches, and what is learnt from it."""
+    """The teacher of a distillation, and the method."""
 
-    teacher: Path = Field(description="folder of a trained model, as train_at leaves it")
+    teacher: Path = Field(description="folder of a trained model, as train_at writes it")
     method: Method = Field(
-        "kd", description="kd compresses; ard and rslad carry robustness over; defensive hides"
+        "kd",
+        description="kd compresses; ard and rslad transfer robustness; defensive only hides "
+        "gradients",
     )
     temperature: float | None = Field(
-        None, gt=0, description="of the softened answers; kd 4, defensive 50, ard 30, rslad 1"
+        None, gt=0, description="of the soft labels; default kd 4, defensive 50, ard 30, rslad 1"
     )
     alpha: float | None = Field(
-        None, ge=0, le=1, description="weight of the teacher's part; kd .7, ard 1, rslad 5/6"
+        None,
+        ge=0,
+        le=1,
+        description="weight of the teacher's loss; default kd .7, ard 1, rslad 5/6",
     )
 
     @property
@@ -197,19 +204,19 @@ class DistillConfig(Config):
 
 
 class CheckpointConfig(Config):
-    """When checkpoints are written, and which are kept."""
+    """When to write checkpoints, and how many to keep. Each epoch ends with one."""
 
-    every_steps: int = Field(0, ge=0, description="steps between checkpoints; 0: by time alone")
+    every_steps: int = Field(0, ge=0, description="steps between checkpoints; 0: by time only")
     every_minutes: float = Field(
         5.0,
         ge=0,
-        description="minutes between checkpoints, also written after each epoch; 0: never",
+        description="minutes between checkpoints; 0: not by time. Each epoch ends with one anyway",
     )
-    keep: int = Field(2, ge=1, description="newest checkpoints that are kept")
+    keep: int = Field(2, ge=1, description="number of newest checkpoints to keep")
 
 
 class TrainingSettings(TrainingConfig):
-    """The settings that everything which trains one network has."""
+    """The settings that all trainings of one network share."""
 
     decides_weights: ClassVar = frozenset({"data", "model", "attack", "train", "seed"})
     decides_report: ClassVar = frozenset({"evaluate"})
@@ -221,7 +228,7 @@ class TrainingSettings(TrainingConfig):
     train: TrainConfig = TrainConfig()
     evaluate: AttackSettings = AttackSettings()
     checkpoint: CheckpointConfig = CheckpointConfig()
-    seed: int = Field(0, ge=0, description="of the weights, the order of images and all noise")
+    seed: int = Field(0, ge=0, description="of the weights, the image order and all noise")
 
 
 class FitConfig(TrainingSettings):
@@ -233,16 +240,16 @@ class FitConfig(TrainingSettings):
     shards: Path = Field(description="folder that jobs/shard.py wrote")
     run_dir: Path = Field(
         Path("build/runs/train"),
-        description="folder for checkpoints and the model; all ranks see it",
+        description="folder for checkpoints and the model, shared by all ranks",
     )
     distill: DistillConfig | None = Field(
-        None, description="a teacher to learn from, instead of train.mode"
+        None, description="learn from a teacher instead of by train.mode"
     )
     resume: Literal["auto", "never"] = Field(
-        "auto", description="auto goes on from the newest checkpoint in run_dir, if there is one"
+        "auto", description="auto continues from the newest checkpoint in run_dir, if there is one"
     )
     attempt: int = Field(
-        0, ge=0, description="number of this start of the run; a later one fences off earlier ones"
+        0, ge=0, description="number of this attempt; earlier attempts can no longer write"
     )
 
     @property

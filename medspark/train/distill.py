@@ -1,12 +1,12 @@
-"""Distillation: a student learns from a trained teacher's answers. Three purposes, never conflated.
+"""Distillation: a student learns from the outputs of a trained teacher.
 
-    kd         compress: hard labels and softened answers (Hinton et al. 2015)
+    kd         compress: hard labels and soft labels (Hinton et al. 2015)
     defensive  Papernot et al. 2016: train at a temperature, deploy at 1. It hides gradients and
-               does not make a network robust (Carlini and Wagner 2016); here to be shown as such
-    ard        robust: match the robust teacher's clean answers on attacked images (Goldblum 2020)
+               does not make a network robust (Carlini and Wagner 2016); included to show that
+    ard        robust: match the robust teacher's clean outputs on attacked images (Goldblum 2020)
     rslad      robust: soft labels in the attack as well (Zi et al. 2021)
 
-ard and rslad carry over what robustness the teacher has: it has to be adversarially trained.
+ard and rslad transfer the teacher's robustness, so the teacher must be adversarially trained.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _ALPHA: dict[str, float] = {"kd": 0.7, "defensive": 1.0, "ard": 1.0, "rslad": 5 
 
 
 def distillation_rule(config: DistillConfig, teacher: nn.Module) -> StepRule:
-    """Return the step rule of ``config``; ``teacher`` is in eval mode and is not trained."""
+    """Return the step rule of ``config``; ``teacher`` is in eval mode and stays unchanged."""
     temperature = config.temperature or _TEMPERATURE[config.method]
     alpha = _ALPHA[config.method] if config.alpha is None else config.alpha
 
@@ -48,8 +48,8 @@ def distillation_rule(config: DistillConfig, teacher: nn.Module) -> StepRule:
     def defensive(learner: Learner, sample: Sample) -> StepStats:
         soft = teacher_logits(sample.images)
         logits = learner.logits(learner.model, sample.images)
-        theirs, own = (log_answers(z / temperature, sample.labels) for z in (soft, logits))
-        return learn(-(theirs.exp() * own).sum(2).mean(), sample, clean=logits)
+        target, answers = (log_answers(z / temperature, sample.labels) for z in (soft, logits))
+        return learn(-(target.exp() * answers).sum(2).mean(), sample, clean=logits)
 
     def ard(learner: Learner, sample: Sample) -> StepStats:
         soft = teacher_logits(sample.images)
@@ -75,7 +75,7 @@ def distillation_rule(config: DistillConfig, teacher: nn.Module) -> StepRule:
 
 
 def _attack(learner: Learner, sample: Sample, soft: Tensor | None) -> Tensor:
-    """Return PGD images against the cross-entropy, or against the teacher's ``soft`` answers."""
+    """Return PGD images against the cross-entropy, or against the teacher's ``soft`` logits."""
 
     def away_from_teacher(logits: Tensor, labels: Tensor) -> Tensor:
         assert soft is not None

@@ -1,8 +1,8 @@
-"""Two batch norms per layer, for clean and for attacked images (AdvProp, Xie et al. 2020).
+"""Two batch norms per layer: one for clean, one for attacked images (AdvProp, Xie et al. 2020).
 
-Clean and attacked images have different statistics, and one batch norm has to blur them; with two,
-adversarial training costs less accuracy on small medical data (Han et al. 2021). One of the two is
-deployed: the main one for accuracy, the auxiliary one for robustness.
+Clean and attacked images have different statistics, and a single batch norm mixes them. With two,
+adversarial training costs less accuracy on small medical data sets (Han et al. 2021). One of the
+two is deployed: the main one for accuracy, the auxiliary one for robustness.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Deployed = Literal["main", "auxiliary"]
 
 
 class DualNorm(nn.Module):
-    """A batch norm for clean images beside its copy for attacked ones."""
+    """A batch norm for clean images (``main``) and its copy for attacked ones (``auxiliary``)."""
 
     def __init__(self, norm: nn.Module) -> None:
         super().__init__()
@@ -32,24 +32,25 @@ class DualNorm(nn.Module):
         self.attacked = False
 
     def forward(self, x: Tensor) -> Tensor:
+        """Normalise ``x`` with the batch norm that ``attacked`` selects."""
         normed: Tensor = self.auxiliary(x) if self.attacked else self.main(x)
         return normed
 
 
 @dataclass(frozen=True)
 class Dual:
-    """A network with two batch norms per layer, and the ordinary one that is kept."""
+    """A network with two batch norms per layer (``trained``), and the ordinary one (``kept``)."""
 
     trained: Classifier
     kept: Classifier
     deployed: Deployed
 
     def norms(self) -> dict[str, Tensor]:
-        """Return nothing: all that training needs is in ``trained``."""
+        """Return nothing: ``trained`` holds all that a resumed training needs."""
         return {}
 
     def unfold(self) -> Classifier:
-        """Return ``kept`` with the weights of ``trained`` and the deployed one of its norms."""
+        """Return ``kept`` with the weights and the deployed batch norms of ``trained``."""
         other = ".main." if self.deployed == "auxiliary" else ".auxiliary."
         state = {
             name.replace(f".{self.deployed}.", "."): tensor
@@ -61,7 +62,7 @@ class Dual:
 
 
 def dual(model: Classifier, *, deployed: Deployed) -> Dual:
-    """Return ``model`` with a copy of it in which every batch norm is doubled."""
+    """Return ``model`` together with a copy of it in which every batch norm is a DualNorm."""
     trained = copy.deepcopy(model)
     norms = set(batch_norms(trained))
     names = [name for name, module in trained.named_modules() if module in norms]
@@ -72,7 +73,7 @@ def dual(model: Classifier, *, deployed: Deployed) -> Dual:
 
 @contextmanager
 def for_attacked(model: nn.Module) -> Iterator[None]:
-    """Let ``model`` use its auxiliary norms, if it has any."""
+    """Make ``model`` use its auxiliary norms, if it has any."""
     layers = _layers(model)
     for layer in layers:
         layer.attacked = True
@@ -84,9 +85,9 @@ def for_attacked(model: nn.Module) -> Iterator[None]:
 
 
 def idle_sum(model: nn.Module) -> Tensor | float:
-    """Return the sum of the main norms' parameters, whose zeroth part joins an attacked loss.
+    """Return the sum of the main norms' parameters; add it to an attacked loss with factor 0.
 
-    Under DDP every parameter has to take part in the backward pass that all-reduces.
+    Under DDP every parameter must take part in the backward pass that all-reduces.
     """
     idle: Tensor | float = 0.0
     for layer in _layers(model):

@@ -1,4 +1,8 @@
-"""One update of the weights: parts, modes, clipping, optimiser, average."""
+"""The training engine: one step from a batch to updated weights.
+
+A step splits the batch into pieces, runs the mode on each, combines the gradients of all ranks,
+clips, and updates the weights and their moving average.
+"""
 
 from __future__ import annotations
 
@@ -37,16 +41,16 @@ __all__ = ["Engine", "Report", "bf16_pays"]
 
 _LOGGER = logging.getLogger(__name__)
 
-# After so many updates in a row without a finite gradient the weights will not recover.
+# After so many updates in a row without a finite gradient, training is given up.
 _HOPELESS = 20
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What one step did: figures (4,) on the device, to be summed over ranks when convenient.
+    """The metrics of one step.
 
-    They are this rank's share of the mean loss, correct clean and correct attacked images, and
-    images.
+    ``figures`` (4,) stay on the device and are summed over ranks later: this rank's share of the
+    mean loss, and its numbers of correct clean images, correct attacked images and all images.
     """
 
     figures: Tensor
@@ -56,7 +60,7 @@ class Report:
 
 
 class Engine:
-    """Takes one step after the other; what it does depends on (seed, step, batch) alone."""
+    """Takes training steps. A step is a function of the weights and of (seed, step, batch)."""
 
     def __init__(
         self,
@@ -113,23 +117,23 @@ class Engine:
 
     @property
     def ddp(self) -> nn.Module:
-        """The network as it is trained: inside DDP, where there are several ranks."""
+        """The network in training, wrapped in DDP if there are several ranks."""
         return self._learner.model
 
     def exposed_seconds(self) -> float:
-        """Return the seconds of a step in which this rank only waited for the others' gradients.
+        """Return the seconds per step that this rank only waited for other ranks' gradients.
 
-        The mean over the steps that torch's DDP samples: the first ten, then every hundredth.
+        This is the mean over the steps that torch's DDP samples: the first ten, then every 100th.
         """
         if not isinstance(self.ddp, DistributedDataParallel):
             return 0.0
         sampled: dict[str, int] = self.ddp._get_ddp_logging_data()  # type: ignore[no-untyped-call]
-        talked = sampled.get("avg_backward_comm_time", 0)
-        hidden = sampled.get("avg_backward_compute_comm_overlap_time", 0)
-        return max(0.0, (talked - hidden) / 1e9)
+        communication = sampled.get("avg_backward_comm_time", 0)
+        overlapped = sampled.get("avg_backward_compute_comm_overlap_time", 0)
+        return max(0.0, (communication - overlapped) / 1e9)
 
     def step(self, batch: Batch, number: int) -> Report:
-        """Learn from ``batch`` as step ``number`` of the whole run."""
+        """Learn from ``batch``, as step ``number`` (from 0) of the run."""
         if self._settles_at is not None and number >= self._settles_at:
             self._settle()
         self.model.train()
@@ -146,7 +150,7 @@ class Engine:
             figures = torch.zeros(4, device=self._device)
             self._gradients.begin()
             for piece in pieces:
-                # Dropout draws from torch's own stream: keyed too, a resume needs no saved state.
+                # Seed dropout per piece, so that checkpoints need not hold the generator's state.
                 torch.manual_seed(derive(self._seed, "dropout", update, piece.number))
                 sample = Sample(
                     images=images[piece.rows],
@@ -169,14 +173,14 @@ class Engine:
         return Report(figures, rate, eps, norm)
 
     def _settle(self) -> None:
-        """Freeze batch norm: from here on the attack sees the network that is deployed."""
+        """Freeze batch norm, so that from now on attacks see the network that is deployed."""
         if not self.model.batch_norm_frozen:
             self.average_buffers()
             freeze_batch_norm(self.model)
 
     @contextmanager
     def deployable(self) -> Iterator[Classifier]:
-        """Lend the network as it is kept: unfolded, with averaged weights where there are some."""
+        """Yield the network in the form to save: unfolded, with averaged weights if configured."""
         if self.average is None:
             yield self._form.unfold()
             return
@@ -189,8 +193,8 @@ class Engine:
     def average_buffers(self) -> None:
         """Give all ranks the mean of their moving batch-norm statistics.
 
-        A rank counts as often as it has learnt from an image since the last time. In elastic exact
-        the ranks' statistics are the same already, to the last bit.
+        A rank's weight is the number of steps with an image since the last call. With elastic exact
+        the statistics are already the same on all ranks, bit for bit.
         """
         moving = [
             buffer
@@ -212,7 +216,7 @@ class Engine:
                 buffer.copy_((values / times).view_as(buffer))
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return everything that a resumed run needs, by name."""
+        """Return all tensors that a resumed run needs, by name."""
         kept = {f"model/{name}": value for name, value in self.model.state_dict().items()}
         kept |= {f"norms/{name}": value for name, value in self._form.norms().items()}
         kept |= optimiser_tensors(self.optimiser, self.model)
@@ -221,7 +225,7 @@ class Engine:
         return kept
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Go on from what ``tensors`` returned."""
+        """Restore the tensors that ``tensors`` returned."""
         self._form.kept.load_state_dict(_below("norms/", tensors), strict=False)
         self.model.load_state_dict(_below("model/", tensors))
         restore_optimiser(self.optimiser, self.model, tensors)
@@ -230,16 +234,17 @@ class Engine:
 
     @property
     def noise(self) -> float:
-        """Reach of the training noise, in units of eps."""
+        """The largest training noise, in units of eps."""
         return self._learner.config.noise
 
     @noise.setter
     def noise(self, reach: float) -> None:
+        """Set the largest training noise, in units of eps."""
         self._learner.config = self._learner.config.model_copy(update={"noise": reach})
 
     def _update(self, update: int, rate: float) -> float:
         if update < self._config.head_steps * self._replays:
-            # Only now: under DDP every parameter has to take part in the backward pass.
+            # Dropped only here: under DDP every parameter must take part in the backward pass.
             for parameter in self._below_head:
                 parameter.grad = None
         norm = clip_gradients(self.model.parameters(), self._config.clip_grad)
@@ -255,9 +260,9 @@ class Engine:
         return norm
 
     def _skip(self, update: int) -> None:
-        # All ranks see the same all-reduced gradient, so all of them skip.
+        # All ranks have the same all-reduced gradient, so all of them skip.
         self._lost += 1
-        _LOGGER.warning("update %d has no finite gradient and is left out", update)
+        _LOGGER.warning("update %d is skipped: its gradient is not finite", update)
         if self._lost >= _HOPELESS:
             raise RunError(
                 f"Training diverged: {_HOPELESS} updates in a row had no finite gradient. "
@@ -266,7 +271,7 @@ class Engine:
 
 
 def bf16_pays(device: torch.device) -> bool:
-    """Return whether passes in bf16 are faster than in float32; on a CPU it takes AMX tiles."""
+    """Return whether bf16 passes are faster than float32; on a CPU this needs AMX tiles."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.cpu._is_amx_tile_supported())

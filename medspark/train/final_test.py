@@ -1,4 +1,4 @@
-"""What comes after the last step: the chosen network is calibrated, and tested under attack."""
+"""Calibrate the chosen network after training, and test it under attack."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from medspark.train.world import World
 
 __all__ = ["calibrate_and_test"]
 
-# Answered once, clean, and as many as there are: a temperature fitted to a few is worth little.
+# A temperature fitted to few images is inaccurate. These need one clean forward pass only.
 _CALIBRATION_IMAGES = 1024
 
 
 def calibrate_and_test(setup: RunSetup) -> RobustReport:
-    """Calibrate the chosen network, then attack it with the test images, a slice on every rank."""
+    """Calibrate the chosen network, then attack it on the test images; each rank takes a slice."""
     if setup.world.is_main:
         _calibrate(setup)
     setup.world.barrier()

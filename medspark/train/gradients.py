@@ -1,10 +1,10 @@
-"""How the gradients of all ranks become one: DDP's overlapped mean, or an exact sum.
+"""Combine the gradients of all ranks: DDP's overlapped mean, or an exact sum.
 
-The exact sum gives the same weights, bit for bit, on any number of ranks. A global batch is always
-cut into the same virtual shards, whoever computes them, and their gradients are always added in
-the same binary tree: floating-point sums depend on their order, and convolutions on their batch
-size. Every rank adds up its own branch of the tree. What travels is one gradient per rank and
-step, as with DDP, but not while the backward pass still runs.
+The exact sum gives the same weights, bit for bit, on any number of ranks. Floating-point sums
+depend on their order, and convolutions on their batch size. So a global batch is always cut into
+the same virtual shards, and their gradients are always added in the same binary tree. Every rank
+adds up its own branch of the tree. Each rank sends one gradient per step, as with DDP, but only
+after the backward pass.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ __all__ = ["Gradients", "Overlapped", "Piece", "VirtualShards", "tree_sum"]
 class Piece:
     """Rows of a rank's batch that pass through the network together.
 
-    ``weight`` multiplies their mean loss before the backward pass; ``part`` is their share of the
-    global batch.
+    ``weight`` multiplies the mean loss of these rows before the backward pass. ``part`` is the
+    number of these rows divided by the size of the global batch.
     """
 
     number: int
@@ -44,34 +44,34 @@ class Piece:
 
     @property
     def empty(self) -> bool:
-        """Whether there is no image in it."""
+        """Whether the piece has no image."""
         return bool(self.rows.start == self.rows.stop)
 
 
 class Gradients(Protocol):
-    """Turns what backward passes leave in ``.grad`` into the gradient of the global batch."""
+    """Combines the gradients of pieces in ``.grad`` into the gradient of the global batch."""
 
     model: nn.Module
 
     def pieces(self, batch: Batch) -> list[Piece]:
-        """Return the pieces that this rank's batch is learnt in, one after the other."""
+        """Return this rank's batch as the pieces to learn from, in order."""
 
     def begin(self) -> None:
         """Start an update."""
 
     @contextmanager
     def learning(self, piece: Piece, *, last: bool) -> Iterator[None]:
-        """Hold while one piece is learnt."""
+        """Return the context in which the passes of ``piece`` run."""
 
     def attend(self, image: Tensor) -> None:
-        """Take part with a piece that is empty; ``image`` (1, C, H, W) is any that fits."""
+        """Join the collectives for an empty piece; ``image`` (1, C, H, W) is a dummy image."""
 
     def finish(self) -> None:
         """Leave the gradient of the global batch in ``.grad``."""
 
 
 class Overlapped:
-    """Torch's DDP: one all-reduce per bucket, with the last piece, while its backward pass runs."""
+    """Torch's DDP: one all-reduce per bucket, overlapped with the last piece's backward pass."""
 
     def __init__(self, model: nn.Module, *, count: int, world: World) -> None:
         self.model = _distributed(model, world)
@@ -79,7 +79,7 @@ class Overlapped:
         self._world = world
 
     def pieces(self, batch: Batch) -> list[Piece]:
-        """Return the batch in as many parts as asked for."""
+        """Return the batch in ``count`` pieces, fewer if it has fewer images."""
         size = len(batch.labels)
         count = max(1, min(self._count, size))
         bounds = [share(size, count, part) for part in range(count)]
@@ -98,7 +98,7 @@ class Overlapped:
 
     @contextmanager
     def learning(self, piece: Piece, *, last: bool) -> Iterator[None]:  # noqa: ARG002
-        """Hold the all-reduce back until the last piece."""
+        """Suppress the all-reduce for all pieces but the last."""
         if isinstance(self.model, DistributedDataParallel) and not last:
             with self.model.no_sync():
                 yield
@@ -106,21 +106,21 @@ class Overlapped:
             yield
 
     def attend(self, image: Tensor) -> None:
-        """Add zero to every gradient: without a rank's part no all-reduce of the others ends."""
-        with evaluating(self.model):  # no statistics move
-            self.model(image)  # DDP waits for gradients after a pass forward only
-        nothing = [0 * p.sum() for p in self.model.parameters() if p.requires_grad]
-        torch.stack(nothing).sum().backward()  # type: ignore[no-untyped-call]
+        """Add zero to every gradient: the other ranks' all-reduce needs a part of every rank."""
+        with evaluating(self.model):  # batch-norm statistics stay
+            self.model(image)  # DDP waits for gradients only after a forward pass
+        zeros = [0 * p.sum() for p in self.model.parameters() if p.requires_grad]
+        torch.stack(zeros).sum().backward()  # type: ignore[no-untyped-call]
 
     def finish(self) -> None:
-        """Nothing to do: the last backward pass has waited for the all-reduce."""
+        """Nothing to do: the last backward pass waits for the all-reduce."""
 
 
 class VirtualShards:
     """The exact sum over a fixed number of virtual shards."""
 
     def __init__(self, model: nn.Module, *, count: int, world: World) -> None:
-        """Raises UsageError unless ``count`` is a power of two that the ranks share out evenly."""
+        """Raises UsageError unless ``count`` is a power of two and a multiple of the ranks."""
         check_virtual_shards(count, world.size)
         self.model = model
         self._count = count
@@ -129,7 +129,7 @@ class VirtualShards:
         self._before: list[Tensor] = []
         self._passes: list[Tensor] = []
         self._taken: list[Tensor] = []
-        self._seeing = count  # virtual shards that have an image in this step
+        self._seeing = count  # virtual shards with an image in this step
 
     def pieces(self, batch: Batch) -> list[Piece]:
         """Return this rank's virtual shards."""
@@ -144,14 +144,14 @@ class VirtualShards:
         return pieces
 
     def begin(self) -> None:
-        """Note where moving batch-norm statistics leave from in every virtual shard."""
+        """Save the moving batch-norm statistics; every virtual shard starts from them."""
         self._before = [buffer.clone() for buffer in self._moving()]
         self._passes = [count.clone() for count in self._counts()]
         self._taken = []
 
     @contextmanager
     def learning(self, piece: Piece, *, last: bool) -> Iterator[None]:  # noqa: ARG002
-        """Take what the piece leaves in the model, as one vector, out of it."""
+        """Move the piece's gradients and batch-norm statistics out of the model, as one vector."""
         yield
         moving = self._moving()
         parts = [
@@ -167,10 +167,10 @@ class VirtualShards:
         self._taken.append(torch.cat(parts))
 
     def attend(self, image: Tensor) -> None:
-        """Nothing to do: what travels, travels after the last piece."""
+        """Nothing to do: ranks exchange gradients in ``finish`` only."""
 
     def finish(self) -> None:
-        """Put the sum over the virtual shards of all ranks into the model."""
+        """Write the sum over the virtual shards of all ranks into the model."""
         branch = tree_sum(self._taken)
         if self._world.distributed:
             branches = [torch.empty_like(branch) for _ in range(self._world.size)]
@@ -188,7 +188,7 @@ class VirtualShards:
             tracked.copy_(passes + 1)
 
     def _counts(self) -> list[Tensor]:
-        """Return batch norm's counts of passes, of which a rank makes more if there are fewer."""
+        """Return batch norm's counters of passes, which depend on the number of ranks."""
         return [
             buffer
             for layer in batch_norms(self.model)
@@ -207,7 +207,10 @@ class VirtualShards:
 
 
 def tree_sum(values: Sequence[Tensor]) -> Tensor:
-    """Return the sum of a power of two of ``values``, added pair by pair in a binary tree."""
+    """Return the sum of ``values``, added pair by pair in a binary tree.
+
+    The number of ``values`` must be a power of two.
+    """
     while len(values) > 1:
         values = [left + right for left, right in zip(values[::2], values[1::2], strict=True)]
     return values[0]
@@ -216,8 +219,8 @@ def tree_sum(values: Sequence[Tensor]) -> Tensor:
 def _distributed(model: nn.Module, world: World) -> nn.Module:
     if not world.distributed:
         return model
-    # Buffers are not broadcast at every pass: frozen statistics never differ, and moving ones are
-    # averaged when somebody looks at them. Torch 2.12 gave the switch another name.
+    # Do not broadcast buffers at every pass: frozen statistics never differ, and moving ones are
+    # averaged by Engine.average_buffers. Torch 2.12 renamed the switch.
     known = inspect.signature(DistributedDataParallel.__init__).parameters
     renamed = "forward_sync_buffers" in known
     switch: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}

@@ -1,9 +1,9 @@
-"""The contract of a training step, which every way to train keeps: modes, and distillation.
+"""The interface of a training step, which all modes and distillation methods implement.
 
 A step rule gets the ``Learner``, which holds the network, and a ``Sample``. It leaves the gradient
 of ``sample.weight`` times the mean loss in ``.grad`` and returns ``StepStats``. It neither updates
 weights nor reads results from the device. Under DDP exactly one of its backward passes all-reduces;
-all others are made within ``learner.quiet()``. ``train.adversarial.take_step`` calls the rule.
+all others run within ``learner.quiet()``. ``train.adversarial.take_step`` calls the rule.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ __all__ = ["Learner", "Sample", "StepRule", "StepStats", "learn", "pgd_images"]
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What one step learns from: augmented images (B, C, H, W) in [0, 1] and their labels.
+    """The input of one step: augmented images (B, C, H, W) in [0, 1] and their labels.
 
-    Labels are classes (B,) or findings (B, K); ``rows`` (B,) are the images' numbers in the data.
-    ``weight`` multiplies the mean loss of these images; ``threat`` carries the eps of this step;
-    ``key`` names the step's noise; ``start`` is where the last replay of the batch left off.
+    Labels are classes (B,) or findings (B, K). ``rows`` (B,) are the images' row numbers in the
+    dataset. ``weight`` multiplies the mean loss. ``threat`` holds the eps of this step. ``key``
+    seeds the step's noise. ``start`` holds the attacked images of the batch's previous replay.
     """
 
     images: Tensor
@@ -45,16 +45,16 @@ class Sample:
     start: Tensor | None = None
 
     def random_start(self) -> Tensor:
-        """Return a keyed random start within the threat model of each image."""
+        """Return a keyed random start within the threat model, for each image."""
         noise = keyed_noise(self.images, self.rows, key=self.key)
         return self.threat.random_start(self.images, noise.add_(1).mul_(0.5))
 
 
 @dataclass(frozen=True, slots=True)
 class StepStats:
-    """What a step saw, left on the device so that reading it can wait; logits are (B, K).
+    """The loss and the logits (B, K) of a step, left on the device so that no step waits for it.
 
-    ``loss`` is weighted. ``attacked`` are the images learnt from, None in plain training.
+    ``loss`` is weighted. ``attacked`` are the attacked images, None in standard training.
     """
 
     loss: Tensor
@@ -65,10 +65,10 @@ class StepStats:
 
 @dataclass
 class Learner:
-    """The network in training, with or without DDP around it, and how its loss is taken.
+    """The network in training, with or without DDP around it, and its loss.
 
-    ``objective`` turns logits and labels into a mean loss. Passes compute in ``autocast``, or in
-    float32. ``step_rule`` takes the place of ``config.mode``, as for learning from a teacher.
+    ``objective`` maps logits and labels to a mean loss. Passes compute in the type ``autocast``,
+    or in float32 if it is None. ``step_rule`` replaces ``config.mode``, as in distillation.
     """
 
     model: nn.Module
@@ -79,20 +79,20 @@ class Learner:
 
     @property
     def bare(self) -> nn.Module:
-        """The network without DDP: a pass through it is no collective."""
+        """The network without DDP: passes through it do not communicate."""
         if isinstance(self.model, DistributedDataParallel):
             wrapped: nn.Module = self.model.module
             return wrapped
         return self.model
 
     def quiet(self) -> AbstractContextManager[None]:
-        """Accumulate gradients without all-reduce; holds for forward and backward together."""
+        """Return a context without all-reduce; run both forward and backward pass within it."""
         if isinstance(self.model, DistributedDataParallel):
             return self.model.no_sync()
         return nullcontext()
 
     def loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the mean loss and the logits, in float32 whatever the passes compute in."""
+        """Return the mean loss and the logits, both in float32 at any training precision."""
         logits = self.logits(self.model, images)
         return self.objective(logits, labels), logits.detach()
 
@@ -103,7 +103,7 @@ class Learner:
         return logits.float() if logits.dtype == torch.bfloat16 else logits
 
     def gradient(self, images: Tensor, labels: Tensor, *, graph: bool = False) -> Tensor:
-        """Return the loss's gradient at ``images``; the parameters get none."""
+        """Return the gradient of the loss at ``images``; parameters get no gradient."""
         x = images.detach().requires_grad_(True)
         with nullcontext() if graph else self.fixed():
             loss = self.objective(self.logits(self.bare, x), labels)
@@ -112,7 +112,7 @@ class Learner:
 
     @contextmanager
     def fixed(self) -> Iterator[None]:
-        """Have passes compute no gradient of a parameter, as attacks need none."""
+        """Compute no parameter gradients within this context; attacks need none."""
         learning = [p for p in self.model.parameters() if p.requires_grad]
         for parameter in learning:
             parameter.requires_grad_(False)
@@ -123,16 +123,16 @@ class Learner:
                 parameter.requires_grad_(True)
 
     def noisy(self, sample: Sample, reach: float) -> Tensor:
-        """Return the images with uniform noise of at most ``reach`` on each pixel."""
+        """Return the images plus uniform noise of at most ``reach`` per pixel."""
         noise = keyed_noise(sample.images, sample.rows, key=sample.key)
         return noise.mul_(reach).add_(sample.images)
 
     def step_length(self, default: float, threat: ThreatModel) -> float:
-        """Return the length of the attack's step, in pixel units."""
+        """Return the attack's step length in pixel units; ``default`` is in units of eps."""
         return (self.config.step_length or default) * threat.eps
 
 
-# One way to learn from a sample: see the module's docstring.
+# The type of a step rule, see the module's docstring.
 StepRule = Callable[[Learner, Sample], StepStats]
 
 
@@ -144,7 +144,7 @@ def learn(
     adversarial: Tensor | None = None,
     attacked: Tensor | None = None,
 ) -> StepStats:
-    """Make the backward pass of ``loss``, weighted as ``sample`` says, and return what was seen.
+    """Run the backward pass of ``loss`` times ``sample.weight`` and return the step's StepStats.
 
     ``clean`` and ``adversarial`` are the logits (B, K) of clean and of ``attacked`` images.
     """
@@ -159,7 +159,7 @@ def learn(
 
 
 def pgd_images(learner: Learner, sample: Sample, loss: Loss) -> Tensor:
-    """Return images that PGD with ``loss`` finds from a random start for the network as it is."""
+    """Return images that PGD with ``loss`` finds from a random start, in the current train mode."""
     with learner.fixed():
         return pgd(
             learner.bare,
@@ -174,7 +174,7 @@ def pgd_images(learner: Learner, sample: Sample, loss: Loss) -> Tensor:
 
 @contextmanager
 def _precision(device: str, dtype: torch.dtype | None) -> Iterator[None]:
-    # Older versions of torch keep casts made without gradient for passes that need one.
+    # Older versions of torch would reuse casts made without gradient in passes that need one.
     keep = torch.is_grad_enabled()
     with torch.autocast(device, dtype=dtype, enabled=dtype is not None, cache_enabled=keep):
         yield

@@ -1,4 +1,4 @@
-"""A training from its first or its resumed step to its result document."""
+"""Run a training from its first or resumed step to its result document."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ _LOGGER = logging.getLogger(__name__)
 def fit(config: FitConfig, world: World, journal: Recorder) -> dict[str, Any]:
     """Train as ``config`` says and return the result document of the run, the same on every rank.
 
-    The chosen network is in ``run_dir/model``. Raises UsageError for input that cannot be used
-    and RunError for training that diverged or was taken over by a later attempt.
+    The best network is saved to ``run_dir/model``. Raises UsageError for unusable input, and
+    RunError if training diverges or a later attempt takes the run over.
     """
     timeline = Timeline()
     timeline.note("joined")
@@ -68,7 +68,7 @@ def _build_engine(setup: RunSetup, *, steps: int) -> Engine:
 
 
 class _Training:
-    """All epochs of one run: steps, validation, monitor and checkpoints."""
+    """The epochs of one run: steps, validation, monitor and checkpoints."""
 
     def __init__(self, setup: RunSetup) -> None:
         config, world = setup.config, setup.world
@@ -87,7 +87,7 @@ class _Training:
         self._resumption = Resumption(setup, self.engine, self.progress, self._monitor)
 
     def run(self) -> None:
-        """Train all epochs, or those that are left."""
+        """Train the remaining epochs."""
         self._resumption.resume()
         epochs = self._setup.config.train.epochs
         for epoch in range(self.progress.step // self._reader.steps, epochs):
@@ -97,7 +97,7 @@ class _Training:
             self._finish_epoch(epoch, waited)
 
     def _take_steps(self, epoch: int) -> float:
-        """Take the steps that are left of ``epoch``; return the seconds waited for images."""
+        """Take the remaining steps of ``epoch``; return the seconds spent waiting for images."""
         start = self.progress.step - epoch * self._reader.steps
         batches = self._reader.batches(epoch, start=start)
         self.meter.begin()
@@ -117,10 +117,10 @@ class _Training:
     def _report(self, epoch: int, waited: float) -> None:
         self.meter.publish(self.progress.step, epoch, waited=waited)
         # Moving batch-norm statistics are averaged at fixed steps, whether or not a checkpoint is
-        # due, so that a resumed run takes the same average as the unbroken one.
+        # due, so that a resumed run averages as often as an unbroken one.
         self.engine.average_buffers()
-        # After its last step an epoch is saved when it has been validated: a run that went on
-        # from a checkpoint in between would never validate it.
+        # The last step of an epoch is saved after validation: a run that resumed from a checkpoint
+        # in between would never validate the epoch.
         ended = self.progress.step % self._reader.steps == 0
         if self._resumption.due and not ended:
             self._resumption.save(seconds=self.meter.seconds)
@@ -129,18 +129,18 @@ class _Training:
         config, progress = self._setup.config, self.progress
         self.meter.publish(progress.step, epoch, waited=waited)
         self.engine.average_buffers()
-        found = self._validate()
-        score = found.score(robust=config.attacks)
+        validation = self._validate()
+        score = validation.score(robust=config.attacks)
         figures = {
             "epoch": epoch + 1,
             "score": score,
-            "clean": found.clean.model_dump(),
-            "pgd": found.attacked.model_dump(),
+            "clean": validation.clean.model_dump(),
+            "pgd": validation.attacked.model_dump(),
         }
         progress.validations.append(figures)
         self._setup.journal.record(progress.step, _flat("val", figures))
         if self._setup.world.is_main:
-            _LOGGER.info("epoch %d of %d: %s", epoch + 1, config.train.epochs, found)
+            _LOGGER.info("epoch %d of %d: %s", epoch + 1, config.train.epochs, validation)
         if progress.best is None or score > progress.best["score"]:
             progress.best = figures
             self._keep_model()
@@ -148,21 +148,21 @@ class _Training:
         self._resumption.save(seconds=self.meter.seconds)
 
     def _watch(self, epoch: int) -> None:
-        """Look for overfitting to FGSM and label leaking, and act on it."""
+        """Check for overfitting to FGSM and label leaking, and react as configured."""
         config = self._setup.config.train.monitor
         if config.action == "off" or not self._setup.config.attacks:
             return
         images, labels = self._watched
         with self.engine.deployable() as model:
             threat = self._setup.config.attack
-            found = attack_watched(model, images, labels, threat=threat, steps=config.steps)
-        self._setup.journal.record(self.progress.step, _flat("monitor", asdict(found)))
+            watched = attack_watched(model, images, labels, threat=threat, steps=config.steps)
+        self._setup.journal.record(self.progress.step, _flat("monitor", asdict(watched)))
         clean, attacked = self.meter.take_accuracies()
-        alarm = self._monitor.judge(found, clean=clean, attacked=attacked)
+        alarm = self._monitor.judge(watched, clean=clean, attacked=attacked)
         if alarm is None:
             return
-        noted = asdict(alarm) | {"epoch": epoch + 1, "action": config.action}
-        self.progress.alarms.append(noted)
+        record = asdict(alarm) | {"epoch": epoch + 1, "action": config.action}
+        self.progress.alarms.append(record)
         _LOGGER.warning("%s after epoch %d: %s", alarm.cause, epoch + 1, alarm.sentence)
         if config.action == "noise":
             self.engine.noise = max(2 * self.engine.noise, 1.0)
@@ -199,7 +199,7 @@ class _Training:
 
 
 def _result(setup: RunSetup, training: _Training, report: RobustReport) -> dict[str, Any]:
-    """Return what the job reports."""
+    """Return the result document."""
     config, world = setup.config, setup.world
     engine, progress, meter = training.engine, training.progress, training.meter
     hides = config.distill is not None and config.distill.method == "defensive"
@@ -231,13 +231,13 @@ def _result(setup: RunSetup, training: _Training, report: RobustReport) -> dict[
 def _masking(report: RobustReport) -> str:
     seen = "; ".join(flag.sentence for flag in report.flags if flag.triggered)
     return (
-        "defensive distillation hides gradients and makes no network robust: figures under FGSM "
-        f"and PGD are not to be believed. Seen here: {seen or 'no sign at these settings'}."
+        "defensive distillation hides gradients and does not make a network robust: do not trust "
+        f"results under FGSM and PGD. Signs in this run: {seen or 'none at these settings'}."
     )
 
 
 def _flat(prefix: str, figures: Mapping[str, Any]) -> dict[str, float]:
-    """Return nested figures under dotted-by-slash names; those that are undefined are left out."""
+    """Return nested figures under names joined by slashes, without the undefined (None) ones."""
     flat: dict[str, float] = {}
     for name, value in figures.items():
         if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""What training steps report, added up over ranks and handed to the journal."""
+"""Sum the reports of training steps over the ranks and write them to the journal."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ __all__ = ["Meter", "Recorder"]
 
 
 class Recorder(Protocol):
-    """Where metrics go; only rank 0's are kept."""
+    """The destination of metrics; only rank 0's are stored."""
 
     def record(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Keep ``metrics`` of ``step``."""
+        """Store the ``metrics`` of ``step``."""
 
 
 class Meter:
-    """Adds up what the ranks report and hands it to the journal, a few steps at a time.
+    """Sums the reports of all ranks and writes them to the journal, for several steps at once.
 
-    Reports stay on the device until then, and the ranks' are summed in one go: a step pays for
-    no collective but that of its gradients.
+    Reports stay on the device until ``publish``, which sums them over ranks in one collective. A
+    step itself has no collective except that of its gradients.
     """
 
     def __init__(self, world: World, journal: Recorder) -> None:
@@ -40,7 +40,7 @@ class Meter:
         self.waited = 0.0
 
     def begin(self) -> None:
-        """Start the clock; what came before, such as a validation, is not training."""
+        """Start the clock; time before this call, such as a validation, does not count."""
         self._window_began = time.perf_counter()
         self._waited_before = 0.0
 
@@ -51,14 +51,18 @@ class Meter:
         return clean / max(images, 1), attacked / max(images, 1)
 
     def add(self, report: Report) -> None:
-        """Take the report of one step."""
+        """Add the report of one step."""
         self._reports.append(report)
 
     def publish(self, step: int, epoch: int, *, waited: float = 0.0) -> None:
-        """Record the steps since the last time; ``step`` is how many have been taken in all."""
+        """Record the steps since the last call.
+
+        ``step`` is the number of steps taken so far. ``waited`` is the number of seconds that this
+        rank has waited for data since ``begin``.
+        """
         if not self._reports:
             return
-        # Reading the figures waits for the device: it belongs to the time of the window.
+        # Reading the figures waits for the device, so read the clock afterwards.
         figures = self._world.sum(torch.stack([report.figures for report in self._reports])).cpu()
         now = time.perf_counter()
         seconds, wait = now - self._window_began, waited - self._waited_before
@@ -78,16 +82,16 @@ class Meter:
 
     @property
     def images_per_second(self) -> float:
-        """Images that all ranks trained on per second of training."""
+        """Images per second of training, summed over all ranks."""
         return self.images / self.seconds if self.seconds else 0.0
 
     def share_of_step(self, seconds: float) -> float:
-        """Return ``seconds`` as a share of what a step took."""
+        """Return ``seconds`` divided by the mean duration of a step."""
         return seconds * self.steps / self.seconds if self.seconds else 0.0
 
     @property
     def wait_share(self) -> float:
-        """Share of this rank's training time that it waited for data."""
+        """The share of this rank's training time spent waiting for data."""
         return self.waited / self.seconds if self.seconds else 0.0
 
 

@@ -1,9 +1,9 @@
-"""Watch for the two ways in which FGSM training fails while its own figures look fine.
+"""Detect two failures of FGSM training that its own training accuracy does not show.
 
-Catastrophic overfitting: the network withstands one large step and nothing else; FGSM accuracy
-stays up while PGD accuracy falls (Wong et al. 2020). Label leaking: attacked images are easier
-than clean ones, because the attack carries the label (Kurakin et al. 2017). Both show on training
-images, so a fixed batch of them is attacked after each epoch.
+Catastrophic overfitting: the network withstands only one large step; FGSM accuracy stays high
+while PGD accuracy falls (Wong et al. 2020). Label leaking: attacked images are easier than clean
+ones, because the attack encodes the label (Kurakin et al. 2017). Both show on training images, so
+a fixed batch of them is attacked after each epoch.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Cause = Literal["catastrophic overfitting", "label leaking"]
 
 @dataclass(frozen=True)
 class Accuracies:
-    """Accuracies on the fixed batch, all in eval mode: clean, under FGSM and under PGD."""
+    """Accuracies on the fixed batch in eval mode: clean, under FGSM and under PGD."""
 
     clean: float
     fgsm: float
@@ -40,24 +40,24 @@ class Accuracies:
 
 @dataclass(frozen=True)
 class Alarm:
-    """What is wrong, and the sentence that says so."""
+    """A detected failure, and a sentence that describes it."""
 
     cause: Cause
     sentence: str
 
 
 class Monitor:
-    """Judges the accuracies of one epoch after the other; it remembers the best PGD accuracy."""
+    """Judges the accuracies after each epoch; ``best`` is the best PGD accuracy so far."""
 
     def __init__(self, config: MonitorConfig, *, best: float = 0.0) -> None:
         self.best = best
         self._config = config
 
     def judge(self, found: Accuracies, *, clean: float, attacked: float) -> Alarm | None:
-        """Return the alarm that ``found`` gives, if any.
+        """Return the alarm that the accuracies ``found`` raise, or None.
 
-        ``clean`` and ``attacked`` are the epoch's accuracies on the training images themselves,
-        0 for what the mode does not learn from.
+        ``clean`` and ``attacked`` are the epoch's training accuracies; 0 if the mode does not use
+        such images.
         """
         limits, best = self._config, self.best
         self.best = max(best, found.pgd)

@@ -1,7 +1,7 @@
-"""Noise by key, made on the device: an image gets the same on any rank, in any batch.
+"""Keyed noise, computed on the device: an image gets the same noise on any rank, in any batch.
 
-A 32-bit integer hash of (key, dataset row, pixel). Generators would not do: their streams differ
-between CPU and GPU and depend on who drew before.
+The noise is a 32-bit integer hash of (key, dataset row, pixel). Torch's generators do not suffice:
+their streams differ between CPU and GPU and depend on earlier draws.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ __all__ = ["keyed_noise"]
 def keyed_noise(images: Tensor, rows: Integers, *, key: int) -> Tensor:
     """Return noise, uniform in [-1, 1), in the shape of ``images`` (B, C, H, W).
 
-    It depends on (``key``, row) alone, so that any number of ranks draws the same.
+    ``rows`` (B,) are the images' row numbers in the dataset. The noise of an image depends on
+    (``key``, row) only, so it is the same for any number of ranks.
     """
     pixels = images[0].numel()
     halves = hash64(key, rows).view(np.int32).reshape(-1, 2)
@@ -28,7 +29,7 @@ def keyed_noise(images: Tensor, rows: Integers, *, key: int) -> Tensor:
     bits = bits.expand(len(images), pixels) ^ first[:, None]
     bits = _mix(bits).add_(second[:, None])
     noise = _mix(bits).to(torch.float32).mul_(2.0**-31)
-    # Pixels are counted as they lie in memory, channels last, so that nothing has to be moved.
+    # Pixels are numbered in channels-last memory order, so that no data are copied.
     batch, channels, height, width = images.shape
     return noise.view(batch, height, width, channels).permute(0, 3, 1, 2).to(images.dtype)
 

@@ -1,4 +1,7 @@
-"""Cross-entropies with label smoothing and class weights, as means that ranks can combine."""
+"""Losses: cross-entropies with label smoothing and class weights, and KL divergence.
+
+All are means over images, so the weighted mean over ranks is the mean of the global batch.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +24,8 @@ Objective = Callable[[Tensor, Tensor], Tensor]
 class CrossEntropy:
     """Mean over images of the weighted cross-entropy of logits (B, K) and labels (B,).
 
-    It is divided by the number of images, not by the sum of weights as torch's own is: only
-    so do the ranks' means combine to the global batch's mean.
+    It is divided by the number of images, not by the sum of weights as in torch. Otherwise the
+    ranks' means would not combine to the global batch's mean.
     """
 
     class_weights: Tensor | None = None
@@ -44,7 +47,7 @@ class CrossEntropy:
 class BinaryCrossEntropy:
     """Mean over images and findings of the cross-entropy of logits (B, K) and 0/1 labels (B, K).
 
-    Smoothing draws both answers towards one half.
+    Label smoothing moves both labels towards 0.5.
     """
 
     positive_weights: Tensor | None = None
@@ -59,10 +62,10 @@ class BinaryCrossEntropy:
 
 
 def log_answers(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the log-probabilities (B, Q, A) of the A answers to each of an image's Q questions.
+    """Return the log-probabilities (B, Q, A) of the A answers to the Q questions per image.
 
-    Classes are one question with K answers; findings, where the labels are (B, K), are K
-    questions that are answered with yes or no.
+    Labels (B,) are classes: one question with K answers. Labels (B, K) are findings: K questions
+    with the answers yes and no.
     """
     if labels.ndim == 2:
         return F.logsigmoid(torch.stack([logits, -logits], dim=2))
@@ -70,18 +73,18 @@ def log_answers(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def divergence(teacher: Tensor, student: Tensor, labels: Tensor) -> Tensor:
-    """Return KL(teacher || student) of logits (B, K), (B,); of findings the mean of their KLs."""
+    """Return KL(teacher || student) (B,) of logits (B, K); for findings, the mean KL over them."""
     target, answers = log_answers(teacher, labels), log_answers(student, labels)
     return F.kl_div(answers, target, reduction="none", log_target=True).sum(2).mean(1)
 
 
 def balanced_positive_weights(positives: Sequence[int], images: int) -> Tensor:
-    """Return a weight (K,) per finding that makes its positives count like its negatives."""
+    """Return a weight (K,) per finding so that its positives weigh as much as its negatives."""
     counts = torch.tensor(positives, dtype=torch.float32)
     return (images - counts).clamp_min(1) / counts.clamp_min(1)
 
 
 def balanced_weights(class_counts: Sequence[int]) -> Tensor:
-    """Return a weight (K,) per class that makes all classes count alike; their mean image has 1."""
+    """Return a weight (K,) per class so that all classes weigh the same; the mean image has 1."""
     counts = torch.tensor(class_counts, dtype=torch.float32).clamp_min(1)
     return counts.sum() / (len(counts) * counts)

@@ -1,4 +1,4 @@
-"""The optimiser: which parameters move how fast, clipping, and the average that is kept."""
+"""AdamW with layer-wise learning rates, gradient clipping, and the moving average of weights."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ __all__ = ["Average", "adamw", "clip_gradients", "set_rate"]
 def adamw(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     """Return AdamW over ``model`` with one group per learning rate and decay.
 
-    Norms and biases are not decayed. With ``layer_decay`` the rate falls from the head down,
-    stage by stage in the order in which the network defines its layers. Each group's ``scale``
-    is what ``set_rate`` multiplies the rate by. The fused update reads gradients and moments as
-    they lie in memory (torch 2.13): they have to lie like their parameter.
+    Norms and biases have no weight decay. ``layer_decay`` lowers the rate by a factor per stage
+    below the head; stages are in the order in which the network defines its layers. ``set_rate``
+    multiplies the rate by each group's ``scale``. The fused update ignores strides (torch 2.13),
+    so gradients and moments must have the memory layout of their parameter.
     """
     depths = _depths(name for name, _ in model.named_parameters())
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
@@ -47,14 +47,14 @@ def clip_gradients(parameters: Iterable[nn.Parameter], largest: float) -> float:
     """Scale the gradients to a norm of at most ``largest`` (0: no limit); return their norm."""
     kept = list(parameters)
     norm = nn.utils.get_total_norm([p.grad for p in kept if p.grad is not None])
-    found = float(norm)
-    if 0 < largest < found:
+    length = float(norm)
+    if 0 < largest < length:
         nn.utils.clip_grads_with_norm_(kept, largest, norm)
-    return found
+    return length
 
 
 class Average:
-    """Exponential moving average of a model's parameters."""
+    """The exponential moving average of a model's parameters."""
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self._decay = decay
@@ -62,7 +62,7 @@ class Average:
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
-        """Move towards ``model``; early on faster, so that the first weights are soon forgotten."""
+        """Move towards ``model``; faster in early steps, so that the first weights fade soon."""
         decay = min(self._decay, (1 + step) / (10 + step))
         current = dict(model.named_parameters())
         torch._foreach_lerp_(
@@ -71,13 +71,13 @@ class Average:
 
     @torch.no_grad()
     def restore(self, values: Mapping[str, Tensor]) -> None:
-        """Go on from saved ``values``."""
+        """Set the average to the saved ``values``."""
         for name, value in self.values.items():
             value.copy_(values[name])
 
     @torch.no_grad()
     def swap(self, model: nn.Module) -> None:
-        """Exchange the average and the parameters of ``model``; twice is as if never."""
+        """Exchange the average and the parameters of ``model``; a second call undoes the first."""
         for name, parameter in model.named_parameters():
             kept = parameter.detach().clone()
             parameter.copy_(self.values[name])
@@ -85,7 +85,7 @@ class Average:
 
 
 def _depths(names: Iterable[str]) -> dict[str, int]:
-    """Return how many stages below the head each parameter lies; the head is the last one."""
+    """Return how many stages each parameter lies below the head, which is the last stage."""
     stages: list[str] = []
     stage_of: dict[str, str] = {}
     for name in names:

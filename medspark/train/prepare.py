@@ -1,4 +1,4 @@
-"""What a training is made of before its first step: network, loss, step rule, held-out images."""
+"""Build the parts of a training: network, loss, step rule, validation and monitor images."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ _LOGGER = logging.getLogger(__name__)
 
 
 def make_network(config: FitConfig, source: Source, world: World) -> Classifier:
-    """Return the network to train, with what the configuration says of its batch norm.
+    """Return the network to train, its batch norm configured by ``train.batch_norm`` and so on.
 
-    Raises UsageError where that cannot be had.
+    Raises UsageError for batch-norm settings that do not fit the mode, the ranks or the device.
     """
     manifest = source.manifest
     torch.manual_seed(derive(config.seed, "weights"))
@@ -56,28 +56,31 @@ def make_network(config: FitConfig, source: Source, world: World) -> Classifier:
         if world.device.type != "cuda":
             raise UsageError("train.sync_batch_norm works between GPUs only.")
         _check_every_rank_sees(config, len(source.split("train")), world)
-        # Torch's own conversion would lose the activations that timm computes in its batch norms.
+        # Torch's conversion would lose the activations that timm puts into its batch norms.
         model = import_timm().layers.convert_sync_batchnorm(model)
     return model
 
 
 def make_objective(config: FitConfig, source: Source, world: World) -> Objective:
-    """Return the loss that these labels are learnt by."""
-    several, weights = source.manifest.multi_label, None
+    """Return the loss: binary cross-entropy for several findings per image, else cross-entropy."""
+    multi_label, weights = source.manifest.multi_label, None
     if config.train.class_weights == "balanced":
         labels = source.split("train").labels
-        if several:
+        if multi_label:
             weights = balanced_positive_weights(labels.sum(0).tolist(), len(labels))
         else:
             counts = np.bincount(labels, minlength=len(source.manifest.classes))
             weights = balanced_weights(counts.tolist())
         weights = weights.to(world.device)
-    loss = BinaryCrossEntropy if several else CrossEntropy
+    loss = BinaryCrossEntropy if multi_label else CrossEntropy
     return loss(weights, config.train.label_smoothing, config.train.temperature)
 
 
 def make_step_rule(config: FitConfig, source: Source, world: World) -> StepRule | None:
-    """Return how to learn from the teacher, None without one; raise UsageError for a misfit."""
+    """Return the step rule of distillation, or None without a teacher.
+
+    Raises UsageError if the teacher does not fit the dataset.
+    """
     if config.distill is None:
         return None
     card = read_card(config.distill.teacher)
@@ -92,7 +95,7 @@ def make_step_rule(config: FitConfig, source: Source, world: World) -> StepRule 
 
 
 def validation_split(source: Source) -> MappedSplit:
-    """Return the split that epochs are compared on."""
+    """Return the split for comparing epochs: validation, or training if there is none."""
     held_out = source.manifest.splits.get("val")
     if held_out is None or held_out.rows == 0:
         _LOGGER.warning("there is no validation split: epochs are compared on training images")
@@ -111,12 +114,12 @@ def watched_images(source: Source, config: FitConfig, world: World) -> tuple[Ten
 
 
 def _check_every_rank_sees(config: FitConfig, rows: int, world: World) -> None:
-    """Refuse steps in which a rank has no image, whose statistics the others would wait for."""
+    """Raise UsageError if a rank may have no image in a step: the others would wait for it."""
     fewest = rows // EpochPlan(rows, config.train.batch_size, config.seed).steps
     if fewest < world.size:
         raise UsageError(
             f"train.sync_batch_norm needs an image for each of the {world.size} processes in every "
-            f"step, and some steps have {fewest}: start fewer processes, or give a larger "
+            f"step, but some steps have {fewest}: start fewer processes, or use a larger "
             "train.batch_size."
         )
 
@@ -126,5 +129,5 @@ def _check_dual(config: FitConfig, *, frozen: bool) -> None:
     if config.train.dual_bn and (frozen or config.distill or config.train.mode not in mixed):
         raise UsageError(
             f"train.dual_bn needs one of the modes {', '.join(mixed)}, which learn from clean and "
-            "attacked images, and batch norm that is not frozen."
+            "attacked images, and unfrozen batch norm."
         )

@@ -1,4 +1,4 @@
-"""Measure what the step model of scaling needs: the all-reduce between ranks, and the reader."""
+"""Measure the inputs of the scaling model: all-reduce time between ranks, and reading speed."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ _TURNS = 7
 
 
 class ProbeConfig(Config):
-    """What is measured."""
+    """The settings of the measurement."""
 
     shards: Path = Field(description="folder that jobs/shard.py wrote")
     data: DataConfig = DataConfig()
-    batch_size: int = Field(32, ge=1, description="images in a step, over all processes together")
+    batch_size: int = Field(32, ge=1, description="images per step, summed over all processes")
     sizes: tuple[int, ...] = Field(
-        (4_096, 262_144, 1_048_576, 4_194_304, 16_777_216), description="bytes that are reduced"
+        (4_096, 262_144, 1_048_576, 4_194_304, 16_777_216), description="all-reduce sizes in bytes"
     )
-    batches: int = Field(200, ge=1, description="batches that are read at most")
+    batches: int = Field(200, ge=1, description="largest number of batches to read")
 
 
 def probe(config: ProbeConfig, world: World, journal: Recorder) -> dict[str, Any]:  # noqa: ARG001
-    """Return the median seconds of an all-reduce by bytes, and images read per second by a rank."""
+    """Return the median seconds of an all-reduce by size, and the slowest rank's images/second."""
     timed = {size: _all_reduce(size, world) for size in config.sizes} if world.size > 1 else {}
     return {
         "processes": world.size,

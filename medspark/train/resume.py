@@ -1,4 +1,4 @@
-"""How far a run has come, when that is saved, and from where an interrupted run goes on."""
+"""The progress of a run: when to save it, and how to resume an interrupted run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _LOGGER = logging.getLogger(__name__)
 
 @dataclass
 class Progress:
-    """How far a run has come: steps taken, the best epoch, and what each epoch came to."""
+    """The progress of a run: steps taken, the best epoch, all validations and all alarms."""
 
     step: int = 0
     best: dict[str, Any] | None = None
@@ -32,12 +32,12 @@ class Progress:
 
     @property
     def stopped(self) -> bool:
-        """Whether an alarm has ended the training."""
+        """Whether an alarm has stopped the training."""
         return any(alarm["action"] == "restore" for alarm in self.alarms)
 
 
 class Resumption:
-    """Saves an engine, its progress and its monitor, and puts them back."""
+    """Saves and restores an engine, its progress and its monitor."""
 
     def __init__(
         self, setup: RunSetup, engine: Engine, progress: Progress, monitor: Monitor
@@ -59,18 +59,18 @@ class Resumption:
 
     @property
     def asked(self) -> bool:
-        """Whether the configuration asks for a checkpoint after this very step."""
+        """Whether ``checkpoint.every_steps`` asks for a checkpoint after the current step."""
         every = self._when.every_steps
         return every > 0 and self._progress.step % every == 0
 
     @property
     def due(self) -> bool:
-        """Whether a checkpoint is asked for, or the last one is too long ago."""
+        """Whether to save now, by ``checkpoint.every_steps`` or ``checkpoint.every_minutes``."""
         late = 0 < 60 * self._when.every_minutes <= time.monotonic() - self._saved_at
         return self.asked or late
 
     def save(self, *, seconds: float) -> None:
-        """Write a checkpoint, on the main rank; ``seconds`` of training have gone by."""
+        """Write a checkpoint, on the main rank; ``seconds`` is the training time so far."""
         self._saved_at = time.monotonic()
         if not self._setup.world.is_main:
             return
@@ -86,9 +86,10 @@ class Resumption:
         self._checkpoints.save(self._progress.step, self._engine.tensors(), record)
 
     def resume(self) -> None:
-        """Go on from the newest checkpoint, if there is one.
+        """Resume from the newest checkpoint, if there is one.
 
-        Raises UsageError where the ranks find different ones, or one of another run.
+        Raises UsageError if the ranks find different checkpoints, or if the checkpoint has other
+        data or another configuration.
         """
         config, world = self._setup.config, self._setup.world
         if world.is_main:
@@ -101,7 +102,7 @@ class Resumption:
         if len(set(steps)) > 1:
             raise UsageError(
                 f"The ranks find different checkpoints in {config.run_dir} (steps {steps}): "
-                "run_dir has to be a folder that all of them share."
+                "run_dir must be a folder that all ranks share."
             )
         if saved is None:
             return
@@ -111,7 +112,7 @@ class Resumption:
         progress.step, progress.best = record["step"], record["best"]
         progress.validations, progress.alarms = record["validations"], record["alarms"]
         self._engine.noise, self._monitor.best = record["noise"], record["watched_best"]
-        _LOGGER.info("going on from the checkpoint after step %d", progress.step)
+        _LOGGER.info("resuming from the checkpoint after step %d", progress.step)
 
     def _fingerprint(self) -> dict[str, Any]:
         return {
@@ -123,17 +124,17 @@ class Resumption:
             "world": self._setup.world.size,
         }
 
-    def _check(self, theirs: dict[str, Any]) -> None:
-        mine = self._fingerprint()
-        differing = [key for key in mine if mine[key] != theirs.get(key)]
+    def _check(self, saved: dict[str, Any]) -> None:
+        current = self._fingerprint()
+        differing = [key for key in current if current[key] != saved.get(key)]
         if "dataset" in differing or "config" in differing:
             raise UsageError(
-                f"{self._setup.config.run_dir} holds a run of other data or another configuration; "
-                "give another run_dir, or --overwrite to begin again there."
+                f"{self._setup.config.run_dir} holds a run with other data or another "
+                "configuration: use another run_dir, or --overwrite to start again there."
             )
         if differing:
             _LOGGER.warning(
-                "going on with another %s: the same images in the same steps, but weights may "
-                "differ in the last bits from those of an unbroken run",
+                "resuming with another %s: the images of each step stay the same, but the weights "
+                "may differ in the last bits from those of an unbroken run",
                 ", ".join(differing),
             )

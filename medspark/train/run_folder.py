@@ -1,4 +1,4 @@
-"""The folder of one training: which one it is, who holds it, and what of it may be replaced."""
+"""The folder of one training: choose it, lock it, and decide what may be replaced in it."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ __all__ = ["CHECKPOINTS", "RUN_FILES", "check_run_folder", "held_run", "keep_res
 
 _LOGGER = logging.getLogger(__name__)
 
-# A run with its result, so that it need not be done again.
+# The settings and the result of a finished run, so that the same command need not run it again.
 _FINISHED = "finished.json"
 
-# What a training names in its folder: nothing else there is ever removed.
+# The names of a training's files. No other file in the folder is ever removed.
 CHECKPOINTS = (
     r"checkpoints/(attempt|\.attempt-\d+)",
     r"checkpoints/\.?step-\d{9}-attempt-\d{4,}/state\.(safetensors|json)",
@@ -43,7 +43,7 @@ RUN_FILES = (
 def check_run_folder(
     place: Path, *, fixed: bool, shards: Path, model: ModelConfig, distill: DistillConfig | None
 ) -> None:
-    """Raise UsageError where the folder of a run is somebody else's, or holds what it reads."""
+    """Raise UsageError if the folder of the run is not medspark's, or overlaps the inputs."""
     sources = {
         "the shards": shards,
         "the file of first weights": None if model.weights == PRETRAINED else model.weights,
@@ -62,13 +62,13 @@ def held_run(
     overwrite: bool = False,
     demo: Path | None = None,
 ) -> Iterator[Path]:
-    """Hold the folder of a run, ready for it, against all others, and yield it.
+    """Lock the folder of a run, prepare it, and yield it.
 
-    It is ``place``, or the newest of ``place`` and what runs got beside it: without being
-    ``fixed``, a run that does not ``resume`` leaves a finished one alone and gets a folder of its
-    own. A run on the built-in data, which lies in ``demo``, renews one of its own.
+    If ``fixed``, the folder is ``place``. Otherwise it is the newest of ``place``, ``place-2``,
+    ``place-3`` and so on. If that one holds a finished run and ``resume`` is never, the run gets
+    the next number. A run on the built-in data in ``demo`` replaces an earlier run on it instead.
 
-    Raises UsageError where another run is at work there, or one would be lost.
+    Raises UsageError if another run holds the folder, or if a run in it would be lost.
     """
     folder = place if fixed else _newest(place)
     with ExitStack() as holding:
@@ -86,23 +86,26 @@ def held_run(
 
 
 def keep_result(folder: Path, result: dict[str, Any], *, run: str, asked: str) -> None:
-    """Keep the ``result`` of a run; ``run`` is what decides its weights, ``asked`` all of it."""
+    """Store the ``result`` of a run in its folder.
+
+    ``run`` is the hash of the settings that decide the weights, ``asked`` that of all settings.
+    """
     try:
         write_result(folder / _FINISHED, {"run": run, "asked": asked, "result": result})
     except OSError as error:
-        _LOGGER.warning("the result is not kept in %s: %s", folder, error)
+        _LOGGER.warning("cannot store the result in %s: %s", folder, error)
 
 
 def kept_result(folder: Path, *, run: str, asked: str) -> dict[str, Any] | None:
-    """Return the result of the finished run in ``folder`` if all was ``asked`` as now.
+    """Return the result of the finished run in ``folder`` if its settings hash to ``asked``.
 
-    Raises UsageError where the run there is another one.
+    Raises UsageError if the settings that decide its weights do not hash to ``run``.
     """
     kept = _read(folder / _FINISHED)
     if kept and kept.get("run") != run:
         raise UsageError(
-            f"{folder} holds a run of other data or another configuration: give another --run_dir, "
-            "or --overwrite to begin again there."
+            f"{folder} holds a run with other data or another configuration: use another "
+            "--run_dir, or --overwrite to start again there."
         )
     return dict(with_eps(kept["result"])) if kept and kept.get("asked") == asked else None
 
@@ -124,20 +127,20 @@ def _check_replaceable(folder: Path, *, renewed: bool) -> None:
             "result, and another --run_dir keeps both."
         )
     raise UsageError(
-        f"{folder} holds a run that did not finish: --resume auto goes on with it, and --overwrite "
-        "begins again there."
+        f"{folder} holds an unfinished run: --resume auto continues it, and --overwrite starts "
+        "again there."
     )
 
 
 def _forget(folder: Path) -> None:
-    """Remove what an earlier run left in ``folder``, and nothing else."""
+    """Remove the files of an earlier run from ``folder``, and no other files."""
     ownership.remove(folder, [*RUN_FILES, *(f"plain/{name}" for name in RUN_FILES)])
 
 
 def _state(folder: Path) -> Literal["empty", "unfinished", "finished"]:
-    """Return how far the run in ``folder`` came; one that failed early left nothing of worth."""
+    """Return how far the run in ``folder`` came; "empty" if it failed before a checkpoint."""
     record, plain = _read(folder / "run.json"), _read(folder / "plain" / "run.json")
-    alone = _read(folder / "result.json")  # of python -m medspark.train
+    alone = _read(folder / "result.json")  # written by python -m medspark.train
     if (folder / _FINISHED).exists() or _status(record) == "FINISHED" or "model" in alone:
         return "finished"
     network = (folder / "model" / "model.json").exists()
@@ -153,7 +156,7 @@ def _status(record: dict[str, Any]) -> str | None:
 
 
 def _trained_on(data: Path, folder: Path) -> bool:
-    """Return whether the run in ``folder`` was on what lies below ``data``."""
+    """Return whether the run in ``folder`` used a dataset below the folder ``data``."""
     entry = (_read(folder / "run.json") or _read(folder / "plain" / "run.json")).get("entry")
     dataset = entry.get("dataset") if isinstance(entry, dict) else None
     source = dataset.get("source") if isinstance(dataset, dict) else None
@@ -169,8 +172,8 @@ def _newest(place: Path) -> Path:
 
 def _next(place: Path, folder: Path) -> Path:
     """Return the folder after ``folder``: x.run, x-2.run, x-3.run, ..."""
-    found = re.fullmatch(re.escape(place.stem) + r"-(\d+)", folder.stem)
-    return place.with_stem(f"{place.stem}-{int(found[1]) + 1 if found else 2}")
+    number = re.fullmatch(re.escape(place.stem) + r"-(\d+)", folder.stem)
+    return place.with_stem(f"{place.stem}-{int(number[1]) + 1 if number else 2}")
 
 
 def _read(path: Path) -> dict[str, Any]:

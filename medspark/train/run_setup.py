@@ -1,4 +1,4 @@
-"""What all parts of one run share: its configuration, its ranks, its data and its clock."""
+"""The objects that all parts of one run share: configuration, ranks, data, journal and clock."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["RunSetup", "set_up"]
 
 @dataclass(frozen=True)
 class RunSetup:
-    """One run on one rank, before its first step and after its last."""
+    """The shared objects of one run, on one rank."""
 
     config: FitConfig
     world: World
@@ -37,6 +37,6 @@ class RunSetup:
 def set_up(
     config: FitConfig, world: World, journal: Recorder, source: Source, timeline: Timeline
 ) -> RunSetup:
-    """Return the run on ``source``; raise UsageError where a split is missing."""
+    """Return the setup of a run on ``source``. Raises UsageError if a split is missing."""
     held_out, test = validation_split(source), source.split("test")
     return RunSetup(config, world, journal, source, held_out, test, timeline)

@@ -1,4 +1,4 @@
-"""Learning rate and eps as pure functions of the step: nothing to save, nothing to restore."""
+"""Learning rate and eps as pure functions of the step, so checkpoints need not hold them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ def one_cycle(
 ) -> float:
     """Return the learning rate of ``step`` of ``total`` (Smith and Topin 2018).
 
-    A cosine from ``peak/start`` to ``peak`` over the ``rising`` share of the steps, then one down
-    to ``peak/start/end``.
+    It rises as a cosine from ``peak/start`` to ``peak`` over the ``rising`` share of the steps,
+    then falls as a cosine to ``peak/start/end``.
     """
     crest = max(rising * total, 1.0) - 1
     if step <= crest:
@@ -22,7 +22,7 @@ def one_cycle(
 
 
 def ramp(step: int, total: int, *, share: float) -> float:
-    """Return the part of eps to use: from 0 to 1 in a line over the first ``share`` of steps."""
+    """Return the factor on eps: it rises linearly to 1 over the first ``share`` of the steps."""
     return min(1.0, (step + 1) / (share * total)) if share > 0 else 1.0
 
 

@@ -1,8 +1,8 @@
-"""Checkpoints that a crash at any moment leaves whole, and that a superseded run cannot replace.
+"""Checkpoints that survive a crash at any moment and that a superseded attempt cannot replace.
 
-Each is a fresh folder with the tensors in safetensors and the rest in JSON; nothing is pickled.
-It is written under another name and renamed, and its JSON holds the SHA-256 of the tensors, so
-that a folder half written (some mounts rename piece by piece) is recognised and passed over.
+Each checkpoint is a new folder with the tensors in safetensors and the rest in JSON; nothing is
+pickled. It is written under another name and renamed. Its JSON holds the SHA-256 of the tensors, so
+a partly written folder (some mounts rename file by file) is recognised and skipped.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ _NAME = re.compile(r"step-\d{9}-attempt-\d{4,}")
 
 @dataclass(frozen=True)
 class Saved:
-    """One checkpoint: all tensors by name, and the JSON record beside them."""
+    """One checkpoint: all tensors by name, and the JSON record."""
 
     tensors: dict[str, Tensor]
     record: dict[str, Any]
 
 
 class Checkpoints:
-    """The checkpoints of one run, as attempt number ``attempt`` of it sees them."""
+    """The checkpoints of one run, used by its attempt number ``attempt``."""
 
     def __init__(self, folder: Path, *, attempt: int, keep: int) -> None:
         self._folder = folder
@@ -57,9 +57,9 @@ class Checkpoints:
         self._damaged: set[Path] = set()
 
     def claim(self) -> None:
-        """Fence off earlier attempts: what they try to save from now on is refused.
+        """Fence off earlier attempts: from now on their saves raise RunError.
 
-        Raises RunError if a later attempt has claimed the run already.
+        Raises RunError if a later attempt has already claimed the run.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
         self._check_fence()
@@ -73,9 +73,9 @@ class Checkpoints:
             _remove(path)
 
     def save(self, step: int, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> bool:
-        """Write a checkpoint after ``step`` steps; return whether it is there.
+        """Write a checkpoint after ``step`` steps; return whether that succeeded.
 
-        A full disk is logged and survived: losing a checkpoint is better than losing the run.
+        A full disk is logged and does not raise: losing a checkpoint is better than losing the run.
         Raises RunError if a later attempt has taken the run over.
         """
         self._check_fence()
@@ -86,7 +86,7 @@ class Checkpoints:
             _remove(target)
             self._check_fence()
             os.replace(scratch, target)
-        except (OSError, SafetensorError) as error:  # its own for a full disk
+        except (OSError, SafetensorError) as error:  # safetensors raises its own for a full disk
             _LOGGER.warning("no checkpoint at step %d: %s", step, error)
             _remove(scratch)
             return False
@@ -94,13 +94,13 @@ class Checkpoints:
         return True
 
     def latest(self) -> Saved | None:
-        """Return the newest checkpoint that is whole; damaged ones are passed over and logged."""
+        """Return the newest intact checkpoint; damaged ones are logged and skipped."""
         for path in reversed(self._all()):
             saved = _load(path)
             if saved is not None:
                 return saved
             self._damaged.add(path)
-            _LOGGER.warning("the checkpoint %s is damaged and is passed over", path)
+            _LOGGER.warning("the checkpoint %s is damaged and is skipped", path)
         return None
 
     def _write(self, folder: Path, tensors: Mapping[str, Tensor], record: dict[str, Any]) -> None:
@@ -124,22 +124,21 @@ class Checkpoints:
             )
 
     def _forget_before(self, newest: Path) -> None:
-        """Keep ``newest``, and the last before it that were not found damaged, so many in all.
+        """Keep ``newest`` and the intact checkpoints before it, ``keep`` in total.
 
-        A higher step is of an earlier attempt, which could not be gone on from; no reason to lose
-        what has just been written.
+        Checkpoints with a higher step do not count: they are damaged ones of an earlier attempt.
         """
-        whole = [path for path in self._all() if path <= newest and path not in self._damaged]
-        for path in whole[: -self._keep]:
+        intact = [path for path in self._all() if path <= newest and path not in self._damaged]
+        for path in intact[: -self._keep]:
             _remove(path)
 
     def _all(self) -> list[Path]:
-        found = self._folder.iterdir() if self._folder.exists() else ()
-        return sorted(path for path in found if _NAME.fullmatch(path.name))
+        paths = self._folder.iterdir() if self._folder.exists() else ()
+        return sorted(path for path in paths if _NAME.fullmatch(path.name))
 
 
 def _remove(checkpoint: Path) -> None:
-    """Remove a checkpoint as far as it is one: what others have put there stays."""
+    """Remove the files of a checkpoint, and its folder if no other files are in it."""
     with suppress(OSError):
         ownership.remove(checkpoint, map(re.escape, (TENSORS, RECORD)))
         checkpoint.rmdir()
@@ -158,13 +157,13 @@ def optimiser_tensors(optimiser: torch.optim.Optimizer, model: nn.Module) -> dic
 def restore_optimiser(
     optimiser: torch.optim.Optimizer, model: nn.Module, tensors: Mapping[str, Tensor]
 ) -> None:
-    """Put back what ``optimiser_tensors`` took; learning rates are set anew at every step."""
+    """Restore the result of ``optimiser_tensors``; each step sets the learning rates itself."""
     for name, parameter in model.named_parameters():
         prefix = f"optimiser/{name}/"
         state = {key[len(prefix) :]: v for key, v in tensors.items() if key.startswith(prefix)}
         if state:
             optimiser.state[parameter] = {
-                # The fused update wants counts beside the parameter, and moments that lie like it.
+                # The fused update needs counts on the parameter's device and moments in its layout.
                 key: value.to(parameter.device, copy=True)
                 if value.ndim == 0
                 else _like(value, parameter)

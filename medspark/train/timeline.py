@@ -1,4 +1,4 @@
-"""When a training passed which point, and how much memory it took: what its cost is made of."""
+"""Record when a training passes each phase, and its peak memory."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ __all__ = ["Timeline", "peak_memory_mb"]
 
 
 class Timeline:
-    """Moments (seconds since 1970) by name, each noted the first time that it comes."""
+    """Times (seconds since 1970) by name; only the first call for a name counts."""
 
     def __init__(self) -> None:
         self.moments: dict[str, float] = {}
 
     def note(self, name: str) -> None:
-        """Keep this moment as ``name``, unless it has been there before."""
+        """Record the current time as ``name``, unless ``name`` is already recorded."""
         self.moments.setdefault(name, time.time())
 
 
 def peak_memory_mb() -> float:
-    """Return the most memory (MB) that this process has held at once."""
+    """Return the peak resident memory (MB) of this process."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1e6 if sys.platform == "darwin" else 1e3)  # bytes there, kilobytes elsewhere
+    return peak / (1e6 if sys.platform == "darwin" else 1e3)  # macOS: bytes, else kilobytes

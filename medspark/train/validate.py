@@ -1,4 +1,4 @@
-"""How good the network is on validation images, clean and under PGD; each rank attacks a slice."""
+"""Evaluate the network on validation images, clean and under PGD; each rank takes a slice."""
 
 from __future__ import annotations
 
@@ -24,17 +24,16 @@ __all__ = ["Validation", "gatherer", "slices", "validate"]
 
 @dataclass(frozen=True)
 class Validation:
-    """Figures on the validation images."""
+    """Metrics on the validation images, clean and under PGD."""
 
     clean: Metrics
     attacked: Metrics
 
     def score(self, *, robust: bool) -> float:
-        """Return what checkpoints are chosen by: balanced accuracy, under PGD if ``robust``.
+        """Return the score that selects the best epoch: balanced accuracy, under PGD if ``robust``.
 
-        Balanced, because a network that has collapsed to the larger class beats a good one in
-        plain accuracy under attack. Not AUROC, which does not see that a network in the middle of
-        its training gives nearly everything to one class.
+        Plain accuracy under attack would prefer a network that always predicts the larger class.
+        AUROC would not notice that a half-trained network assigns nearly everything to one class.
         """
         figure = (self.attacked if robust else self.clean).balanced_accuracy
         return figure if figure is not None else 0.0
@@ -50,7 +49,7 @@ def validate(
     seed: int,
     world: World,
 ) -> Validation:
-    """Return the figures of ``model`` on at most ``images`` images, always the same ones."""
+    """Return the metrics of ``model`` on at most ``images`` images, the same ones in every call."""
     count = min(images, len(split))
     rows = np.sort(permute(np.arange(count), len(split), derive(seed, "validation")))
     config = AttackSettings(
@@ -66,7 +65,7 @@ def slices(
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yield this rank's share of ``rows`` as images in [0, 1], labels and row numbers."""
     first, last = share(len(rows), world.size, world.rank)
-    # A rank without a share repeats a row, because every rank has to take part in gathering.
+    # A rank without a share repeats a row, because every rank must take part in gathering.
     mine = rows[first:last] if last > first else rows[:1]
     for begin in range(0, len(mine), batch_size):
         chosen = mine[begin : begin + batch_size]
@@ -80,5 +79,5 @@ def slices(
 
 
 def gatherer(world: World) -> Callable[[Array], Array]:
-    """Return a function that joins the arrays of all ranks along their first axis."""
+    """Return a function that concatenates the arrays of all ranks along their first axis."""
     return lambda values: np.concatenate(world.gather(values))

@@ -1,4 +1,4 @@
-"""Who this process is among the processes of a run, and how they talk."""
+"""The rank of this process, and communication between the ranks of a run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["World", "join"]
 
 @dataclass(frozen=True)
 class World:
-    """One rank of a run; alone, it is rank 0 of 1 and belongs to no process group."""
+    """One rank of a run. A single process is rank 0 of 1 and has no process group."""
 
     rank: int
     local_rank: int
@@ -32,7 +32,7 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the rank that writes."""
+        """Whether this is rank 0, the only one that writes files."""
         return self.rank == 0
 
     @property
@@ -55,8 +55,8 @@ class World:
     def gather(self, value: Any) -> list[Any]:
         """Return the ``value`` of every rank, in rank order, on every rank: a number or an array.
 
-        It travels as NumPy writes arrays, and torch's ``all_gather_object`` is not used: a rank
-        would unpickle, so run, whatever reaches it. Raises ValueError for another kind of value.
+        Values are sent in NumPy's file format. Torch's ``all_gather_object`` unpickles, which would
+        run any code that reaches a rank. Raises ValueError for other kinds of value.
         """
         if not self.distributed:
             return [value]
@@ -86,13 +86,13 @@ def join(
 ) -> Iterator[World]:
     """Join the process group that RANK, WORLD_SIZE and LOCAL_RANK describe; leave it at the end.
 
-    ``alone`` keeps a single process out of any, although the environment describes one. The
-    processes find each other in ``store``; without one as torchrun wants it, in a store at
+    With ``alone``, a single process joins no group even if the environment describes one. The
+    processes find each other through ``store``. Without it they use torchrun's store at
     MASTER_ADDR and MASTER_PORT, which listens on all interfaces.
 
-    gloo between CPUs, nccl between GPUs. ``timeout_s`` bounds every collective, so that a rank
-    that stopped ends the run instead of hanging it (torch's own default is 30 minutes).
-    Raises UsageError for more processes than GPUs on a machine that has some.
+    The backend is gloo between CPUs and nccl between GPUs. ``timeout_s`` bounds every collective,
+    so that a stopped rank ends the run instead of hanging it (torch's default is 30 minutes).
+    Raises UsageError if a machine with GPUs has fewer GPUs than processes.
     """
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
@@ -107,11 +107,11 @@ def join(
         store=store,
         rank=rank,
         world_size=size,
-        device_id=world.device if on_gpu else None,  # or a barrier has to guess
+        device_id=world.device if on_gpu else None,  # otherwise a barrier guesses the device
     )
     try:
         yield world
-        # A rank that leaves early resets the connections of those still busy.
+        # A rank that leaves early would reset the connections of ranks that are still busy.
         dist.barrier()
     finally:
         dist.destroy_process_group()
@@ -124,11 +124,11 @@ def _device(local_rank: int) -> torch.device:
     ranks = max(local_rank + 1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     if ranks > gpus:
         raise UsageError(
-            f"{ranks} processes cannot share {gpus} GPU(s) of this machine: start as many as there "
-            "are GPUs, or hide these with CUDA_VISIBLE_DEVICES=."
+            f"{ranks} processes cannot share {gpus} GPU(s) of this machine: start at most one per "
+            "GPU, or hide the GPUs with CUDA_VISIBLE_DEVICES=."
         )
-    # The same bits again after a resume; and convolutions in float32 that are not rounded to TF32,
-    # which folding, attacks and the checks of both would take for differences of the network.
+    # Deterministic: a resumed run gives the same bits. No TF32: its rounding in float32
+    # convolutions would disturb folding and attacks, and the checks of both.
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.allow_tf32 = False
     device = torch.device("cuda", local_rank)

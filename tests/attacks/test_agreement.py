@@ -1,7 +1,7 @@
 """Agreement with foolbox, ART and torchattacks: the same images from the same inputs.
 
-Each library is asked in its own words and compared where it is installed; foolbox and ART are part
-of the default set-up.
+Each library is called through its own interface, if it is installed. The default set-up includes
+foolbox and ART.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from medspark.models.config import ModelConfig
 
 # Steps of PGD by the budget, and how many.
 STEP, STEPS = 0.25, 10
-# ART goes from the change back to the image, and rounds once more.
+# ART adds the change to the image again, which rounds once more.
 ROUNDED = 2**-23
 
 Oracle = Callable[[nn.Module, Tensor, Tensor, float], Tensor]
@@ -113,7 +113,7 @@ def each_library(attack: str) -> pytest.MarkDecorator:
 
 @pytest.fixture(params=["digits", "timm"])
 def case(request: pytest.FixtureRequest, digits, plain_network) -> Case:
-    """A trained network of ten classes, and one of ours with its normalisation inside."""
+    """A trained network of ten classes, and a medspark Classifier with normalisation inside."""
     if request.param == "digits":
         return plain_network, digits.test_images[:100], digits.test_labels[:100]
     with torch.random.fork_rng():

@@ -28,7 +28,7 @@ class Hills(nn.Module):
 
 
 class Plain(nn.Module):
-    """A network that is always right, and says the same of all images."""
+    """A network that is always right and gives the same logits for all images."""
 
     def forward(self, images: Tensor) -> Tensor:
         flat = 0 * images.flatten(1).sum(1)
@@ -45,7 +45,7 @@ def given_images(seed: int, count: int = 3) -> Tensor:
 
 
 def by_the_book(network: nn.Module, clean: Tensor, start: Tensor, steps: int) -> Tensor:
-    """Return the best point of one image, written down as algorithm 1 is."""
+    """Return the best point of one image, a literal transcription of algorithm 1."""
 
     def look(x: Tensor) -> tuple[float, Tensor]:
         x = x.clone().requires_grad_(True)

@@ -1,4 +1,4 @@
-"""FGSM and PGD: the laws they obey."""
+"""Properties of FGSM and PGD."""
 
 import copy
 from itertools import pairwise

@@ -21,7 +21,7 @@ LABELS = torch.zeros(4, dtype=torch.long)
 
 
 class Flat(nn.Module):
-    """A network of two classes that sees what ``slope`` shows it, and remembers what it saw."""
+    """A network of two classes with logits linear in ``slope``, which records its inputs."""
 
     def __init__(self, slope: Tensor, *, bias: float = 0.0, square: bool = False) -> None:
         super().__init__()
@@ -219,7 +219,7 @@ def test_an_attack_asks_for_as_many_gradients_as_its_effort_says(
 
 
 def test_the_named_attacks_climb_the_losses_of_their_names() -> None:
-    # The cross-entropy of so sure a network is rounded to nothing; its margin is not.
+    # The cross-entropy of such a confident network rounds to zero; its margin does not.
     network, images = flat(bias=1e3), numbers(0, 0.4, 0.6)
     suite = attacks_by_name(["pgd", "pgd_margin", "pgd_rescaled"], Effort(steps=10))
 

@@ -166,7 +166,7 @@ def test_the_point_of_a_plane_is_found_to_the_last_digits(norm: Norm, seed: int)
 
 
 class Counted(nn.Module):
-    """A network that is fooled where enough pixels are bright, and counts what it is asked."""
+    """A network that is fooled if enough pixels are bright, and counts its calls."""
 
     def __init__(self, needed: float) -> None:
         super().__init__()

@@ -84,7 +84,7 @@ def test_every_attack_finds_elsewhere_what_it_finds_on_the_cpu(
         assert [name for name, x in found.items() if not threat.holds(x, clean).all()] == []
         left.append({name: right(model, x, true).cpu() for name, x in found.items()})
 
-    # Rounding may tip the scales for an image at the edge.
+    # Rounding may change the prediction of an image at the boundary.
     assert [name for name in left[0] if (left[0][name] != left[1][name]).sum() > 1] == []
 
 
@@ -111,7 +111,7 @@ def test_an_image_is_attacked_alike_in_any_batch(
     alone = attack(victim, images[chosen], labels[chosen], threat, rng.of(chosen))
 
     held = [right(victim, found, labels[chosen]) for found in (alone, whole[chosen])]
-    # Another batch size rounds otherwise, which may tip the scales for an image at the edge.
+    # Another batch size rounds differently, which may change an image at the boundary.
     assert (held[0] != held[1]).sum() <= 1
 
 
@@ -122,7 +122,7 @@ def test_the_ensemble_leaves_no_more_than_any_of_its_parts(victim, images, label
         for name, attack in attacks_by_name([*PARTS, "autoattack"], EFFORT).items()
     }
 
-    # Parts see what is left in smaller batches, which round otherwise.
+    # The parts run on smaller batches, which round differently.
     assert found["autoattack"].sum() <= min(found[name].sum() for name in PARTS) + 1
 
 

@@ -1,4 +1,4 @@
-"""What an attacker may do, in both norms."""
+"""The threat model, in both norms."""
 
 from typing import Literal
 

@@ -1,4 +1,4 @@
-"""Augmentation is keyed by the row: it does not matter who reads a row, or with which others."""
+"""Augmentation is keyed by the row: it is the same on any rank and in any batch."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def test_no_more_than_depth_items_are_prepared_ahead():
 
     with Prefetcher(items(), depth=2):
         time.sleep(0.2)
-        # Two wait in the queue, and one in the thread's hand.
+        # Two items wait in the queue, and the thread holds one.
         assert len(made) == 3
 
 

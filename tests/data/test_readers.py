@@ -1,4 +1,4 @@
-"""Both readers keep the same laws, whoever reads: every row once, equal steps, the same samples."""
+"""Both readers, on any rank: every row once, equal steps, the same samples."""
 
 from __future__ import annotations
 

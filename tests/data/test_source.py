@@ -1,4 +1,4 @@
-"""A dataset is checked before the first step, and what is wrong with it is named."""
+"""A dataset is checked before the first step, and the error names the problem."""
 
 from __future__ import annotations
 

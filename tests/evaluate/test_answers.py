@@ -176,7 +176,7 @@ def test_one_finding_is_attacked_and_judged_as_two_classes_are(
     two = evaluate(Pair(odd), [(images, numbers, rows)], config, positive=1)
 
     for key, likely in two.probabilities.items():
-        # Two ways to compute one thing round otherwise: an image at an edge may go another way.
+        # Two ways to compute the same value round differently: an image at a boundary may differ.
         apart = np.abs(one.probabilities[key][:, 0] - likely[:, 1])
         assert (apart > 1e-3).mean() <= 0.05
     left, right = figures(one), figures(two)

@@ -1,4 +1,4 @@
-"""Attacked images are handed out batch by batch: what a report tells of, and nothing else."""
+"""Attacked images are yielded batch by batch, and are those that a report describes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A temperature that fits: sure networks are cooled, shy ones warmed, answers stay as they are."""
+"""The best temperature: it corrects over- and underconfidence and keeps predictions."""
 
 from __future__ import annotations
 

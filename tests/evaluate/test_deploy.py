@@ -1,4 +1,4 @@
-"""The copy that is attacked in a model's place."""
+"""The copy of a model on which attacks run."""
 
 import copy
 
@@ -59,7 +59,7 @@ def test_the_model_itself_is_not_changed() -> None:
 
 
 class Branching(torch.nn.Module):
-    """A convolution whose output is used beside its batch norm, so that folding is wrong."""
+    """A convolution whose output is also used without its batch norm, so folding is wrong."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Whatever a class is called, figures and reports show it, and nothing else happens."""
+"""Figures and reports show any class name as plain text."""
 
 from __future__ import annotations
 

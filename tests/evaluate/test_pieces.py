@@ -1,4 +1,4 @@
-"""Pieces of an evaluation: done once, named by what is evaluated, and whole when they are there."""
+"""Pieces of an evaluation: done once, identified by a hash of the inputs, and complete."""
 
 from __future__ import annotations
 

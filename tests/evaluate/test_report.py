@@ -1,4 +1,4 @@
-"""The report that people read."""
+"""The report in Markdown and HTML."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ def report() -> RobustReport:
 
 @pytest.fixture
 def honest() -> RobustReport:
-    """The report on a network that no check objects to."""
+    """The report on a network without flags."""
     return found(0)
 
 

@@ -1,4 +1,4 @@
-"""Result documents: typed, one way to their figures, and the same JSON as before."""
+"""Result documents: typed, with access to figures by name, and the same JSON as before."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Accuracy under attack: its laws, its slices, and the networks that must not be believed."""
+"""Accuracy under attack: properties, slices per rank, and networks that must be flagged."""
 
 import copy
 import itertools
@@ -105,7 +105,7 @@ def test_distillation_looks_robust_and_is_not_believed(distilled: RobustReport) 
 
 
 def assert_nearly_alike(found: RobustReport, expected: RobustReport) -> None:
-    """Batches of another size round otherwise, and an image at an edge may go another way."""
+    """Another batch size rounds differently, so an image at a boundary may differ."""
     for name, probabilities in found.probabilities.items():
         apart = np.abs(probabilities - expected.probabilities[name]).max(axis=1)
         assert (apart > 1e-3).mean() <= 0.02
@@ -176,7 +176,7 @@ def test_the_report_has_the_form_that_jobs_promise(plain: RobustReport) -> None:
 
 
 class Wrapped(nn.Module):
-    """Somebody's trick around a network that is not robust."""
+    """A gradient-hiding wrapper around a network that is not robust."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -305,7 +305,7 @@ def test_a_limited_number_of_images_is_always_the_same_and_all_are_all() -> None
 
 
 class Steep(nn.Module):
-    """A network that is always right, by a lead that falls along one direction alone."""
+    """A network that is always right, by a lead that falls in one direction only."""
 
     def forward(self, images: Tensor) -> Tensor:
         lead = 9 - (images * torch.linspace(-1, 1, images[0].numel()).view(images[0].shape)).sum(

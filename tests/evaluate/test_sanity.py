@@ -1,4 +1,4 @@
-"""One rule decides a flag, and a flag says what it was measured on."""
+"""One rule decides a flag, and a flag states the conditions of its measurement."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From images to figures: the worst case, what success means, and what is flagged."""
+"""From arrays to the report: worst case, success rate and flags."""
 
 from itertools import pairwise
 
@@ -185,7 +185,7 @@ def test_a_sign_counts_above_its_threshold_and_not_at_it() -> None:
 
 
 def doubted(**arrays: np.ndarray) -> dict[str, tuple[bool, float]]:
-    """Return the flags of FGSM and PGD where one image was not looked at by the checks."""
+    """Return the flags of FGSM and PGD if the probes skipped one image."""
     trials = [Trial("fgsm", 1, 0.1), Trial("pgd", 20, 0.1), Trial("pgd", 20, 0.05)]
     looked_at = {
         "margin_held": np.array([1, 0, 0, np.nan]),

@@ -61,7 +61,7 @@ def test_a_small_student_learns_from_a_teacher_of_another_architecture(
     ("argv", "sentence"),
     [
         ("", "distill is needed: give --distill.teacher."),
-        ("--distill.teacher /nowhere", "'/nowhere' is no medspark model"),
+        ("--distill.teacher /nowhere", "'/nowhere' is not a medspark model"),
         (
             "--distill.teacher {teacher} --distill.method hinton",
             "distill.method cannot be 'hinton'",
@@ -69,7 +69,7 @@ def test_a_small_student_learns_from_a_teacher_of_another_architecture(
         (
             "--distill.teacher {teacher} --launch.processes 2 --spark.master local[2] "
             "--train.batch_size 1",
-            "train.batch_size 1 leaves some of the 2 processes without an image in every step",
+            "train.batch_size 1 is too small: in every step some of the 2 processes have no image",
         ),
     ],
 )

@@ -126,7 +126,7 @@ def without_sizes(part: Any) -> Any:
 @pytest.mark.parametrize(
     ("mistake", "sentence"),
     [
-        ("--model=/no/such/model", "'/no/such/model' is no medspark model"),
+        ("--model=/no/such/model", "'/no/such/model' is not a medspark model"),
         ("--model=/no/such.onnx", "there is no file '/no/such.onnx'"),
         ("--model=model.pkl", "can run code"),
         ("--model=models:/nope/1", "The model models:/nope/1 cannot be had from MLflow at sqlite:"),

@@ -156,7 +156,7 @@ def assert_nested(client: MlflowClient, table: str) -> None:
         ("--phantom.counts 20 --data_share 0", "data_share: shares are above 0 and at most 1."),
         (
             "--launch.processes 2 --spark.master local[2] --train.batch_size 1",
-            "train.batch_size 1 leaves some of the 2 processes without an image in every step",
+            "train.batch_size 1 is too small: in every step some of the 2 processes have no image",
         ),
         ("--phantom.counts 20 --trainings fast", "trainings.0 cannot be 'fast'"),
         ("--phantom.counts 20 --train.mode standard", "train.mode: standard is no adversarial"),

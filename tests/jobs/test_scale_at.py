@@ -177,7 +177,7 @@ def test_efficiency_is_taken_against_one_process_of_the_same_repeat(place: Path)
         ("--shards /nowhere", "There is no shard folder /nowhere."),
         (
             "--spark.master local[2] --grid.processes 1,2 --train.batch_size 1",
-            "train.batch_size 1 leaves some of the 2 processes without an image in every step",
+            "train.batch_size 1 is too small: in every step some of the 2 processes have no image",
         ),
         ("--spark.master local[2] --grid.processes 1,4", "grid.processes goes up to 4, but Spark"),
         ("--data.reader petastorm --grid.data 0.5", "data.share needs the native reader"),

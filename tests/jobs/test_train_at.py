@@ -179,11 +179,11 @@ def _cores() -> int:
         ),
         (
             "--launch.processes 2 --spark.master local[2] --train.batch_size 1",
-            "train.batch_size 1 leaves some of the 2 processes without an image in every step",
+            "train.batch_size 1 is too small: in every step some of the 2 processes have no image",
         ),
         (
             "--launch.processes 3 --spark.master local[3] --train.elastic exact",
-            "train.virtual_shards 4 has to be a power of two and a multiple of the 3 processes.",
+            "train.virtual_shards 4 must be a power of two and a multiple of the 3 processes.",
         ),
         ("--config /nowhere.yaml", "The configuration file /nowhere.yaml cannot be read"),
     ],

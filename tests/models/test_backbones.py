@@ -1,4 +1,4 @@
-"""Networks by name, their weights, and what is said about names and files that are wrong."""
+"""Networks by name, their weights, and the errors for wrong names and files."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What a card says a network is for, held against the images that it is given."""
+"""Model cards: reading, writing, and comparing them with shards."""
 
 from __future__ import annotations
 
@@ -57,7 +57,8 @@ def test_a_misfit_is_told_with_both_sides(theirs: tuple[tuple[str, ...], bool, i
     misfit = card_of(CLASSES[:2], False, 1).misfit(manifest_of(*theirs))
 
     assert misfit == (
-        f"it tells one of normal, pneumonia in images of 1 channel(s), and the shards hold {said}"
+        "it predicts one of normal, pneumonia in images of 1 channel(s), but the shards hold "
+        + said
     )
 
 

@@ -1,4 +1,4 @@
-"""Models come back from disk as they were, and nothing is unpickled on the way."""
+"""Models are restored exactly from disk, without unpickling."""
 
 from pathlib import Path
 

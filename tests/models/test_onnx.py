@@ -1,4 +1,4 @@
-"""A model in ONNX answers like the one it was made from, and can only be asked."""
+"""A model in ONNX gives the logits of its source, and no gradients."""
 
 import tempfile
 from pathlib import Path
@@ -132,9 +132,9 @@ def test_images_that_it_does_not_take_are_misuse(exported, shape: tuple[int, ...
     ("change", "why"),
     [
         ({}, ""),
-        ({"classes": 2}, "its answer is (1, 2) torch.float32, and should be (1, 3)"),
+        ({"classes": 2}, "its output is (1, 2) torch.float32, but should be (1, 3)"),
         ({"kind": LONG, "nodes": (("Flatten", "images", "logits"),)}, "does not take images"),
-        ({"nodes": (("Identity", "images", "logits"),)}, "its answer is (1, 1, 4, 4)"),
+        ({"nodes": (("Identity", "images", "logits"),)}, "its output is (1, 1, 4, 4)"),
     ],
 )
 def test_a_model_of_other_images_or_classes_is_a_misfit(

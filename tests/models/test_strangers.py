@@ -1,4 +1,4 @@
-"""Model folders of strangers: refused in one sentence, before anything large is read or made."""
+"""Untrusted model folders: refused with one sentence, before anything large is read or made."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_devices_pipes_and_folders_are_no_model(folder: Path, name: str, place: 
 def test_weights_of_another_shape_than_the_card_are_refused(folder: Path) -> None:
     _change(folder, "classes", ["a", "b", "c"])
 
-    assert "and its card means" in _refusal(folder)
+    assert "but the card needs" in _refusal(folder)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.int32])
@@ -129,7 +129,7 @@ def test_weights_of_another_type_are_refused(folder: Path, dtype: torch.dtype) -
     first = min(name for name in state if name.endswith("weight"))
     save_file(state | {first: state[first].to(dtype)}, folder / WEIGHTS)
 
-    assert f"{first} is of {dtype}" in _refusal(folder)
+    assert f"{first} has {dtype}" in _refusal(folder)
 
 
 @pytest.mark.parametrize("change", ["missing", "surplus"])

@@ -1,4 +1,4 @@
-"""What four processes do for test_few_images.py where a step has three images.
+"""Run by four processes for test_few_images.py, with three images per step.
 
 Writes to FOLDER, for every rank: the gradient of a step by mode, the batch-norm statistics of
 three steps, the tensors of elastic exact; and trains until everything stops at one step.
@@ -38,7 +38,7 @@ WAYS: dict[str, dict[str, Any]] = {
 
 
 class StopError(Exception):
-    """Stands for a machine that was lost."""
+    """Simulates a lost machine."""
 
 
 class Losses(ranks.Losses):
@@ -124,7 +124,7 @@ RESULTS: dict[str, Callable[[World], dict[str, Tensor]]] = {
 
 
 def main(folder: str) -> None:
-    """Do everything and write it down, or only go on with the training that was stopped."""
+    """Run everything and write the results, or only resume the stopped training."""
     task = json.loads(Path(folder, "task.json").read_text())
     with join(timeout_s=60) as world:
         for name, result in RESULTS.items() if task["results"] else ():

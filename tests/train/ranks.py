@@ -1,4 +1,4 @@
-"""What two processes do for test_ddp.py: torchrun starts this file once per rank.
+"""Run by two processes for test_ddp.py: torchrun starts this file once per rank.
 
 Writes FOLDER/rank-N.json: all-reduces per step and mode, and the losses of a short training.
 """
@@ -86,7 +86,7 @@ def exact(world: World, mode: str, path: Path) -> None:
 
 
 def main(shards: str, folder: str) -> None:
-    """Do everything and write it down."""
+    """Run everything and write the results."""
     with join(timeout_s=60) as world:
         counts = {mode: all_reduces(world, mode) for mode in MODES}
         counts["fused, dual"] = all_reduces(world, "fused", dual_bn=True)
@@ -100,7 +100,7 @@ def main(shards: str, folder: str) -> None:
             "backend": dist.get_backend(),
             "all_reduces": counts,
             "losses": losses.by_step,
-            # Of different lengths: a rank says more than the other.
+            # The ranks' arrays have different lengths.
             "gathered": [said.tolist() for said in world.gather(np.arange(3 * world.rank + 1))],
         }
         Path(folder, f"rank-{world.rank}.json").write_text(json.dumps(found))

@@ -1,4 +1,4 @@
-"""Each mode learns what its equation says, for the number of passes in the cost table."""
+"""Each mode has the gradient of its equation, with the number of passes in the cost table."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def test_noise_may_lead_out_of_the_eps_ball_but_not_out_of_the_pixel_range(
 
 
 def smooth_network() -> nn.Module:
-    """Return a network that is not linear and has no kinks, so that its slopes can be followed."""
+    """Return a smooth, non-linear network, so that gradient steps are accurate."""
     torch.manual_seed(0)
     parts = nn.Conv2d(1, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(400, 2)
     return nn.Sequential(*parts).double()

@@ -1,4 +1,4 @@
-"""A run folder is of one configuration: whatever decides the weights changes its digest."""
+"""Every setting that decides the weights changes the digest of a run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ OTHERS = (
     True, False, 0.25, 0.5, 1.0, 2, 3, "other", "l2", "kd", "ard", "standard", "main", "off",
     "frozen", "balanced", "exact", "fp32", "petastorm", "size", "never",
 )  # fmt: skip
-# Where it lies, who goes on with it, what is said of it: none of it decides the weights.
+# Folders, resuming and reports do not decide the weights.
 FREE = ("shards", "run_dir", "evaluate", "checkpoint", "resume", "attempt")
 FREE_OF_DATA = ("verify", "prefetch", "cache_dir")
 
@@ -85,5 +85,5 @@ def test_training_on_attacks_or_not_is_read_off_the_mode_and_the_method() -> Non
     ],
 )
 def test_checkpoints_of_earlier_versions_are_recognised(settings: dict[str, Any], digest: str):
-    """A setting that is new here, or has another default, keeps old runs from going on."""
+    """A new setting, or another default, would keep old runs from resuming."""
     assert FitConfig.model_validate({"shards": "s"} | settings).digest() == digest

@@ -1,4 +1,4 @@
-"""Each distillation learns what its equation says."""
+"""Each distillation method has the gradient of its equation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An engine goes on from its tensors as if it had not stopped, and takes bf16 where it pays."""
+"""An engine resumes exactly from its tensors, and uses bf16 if that is faster."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What happens between epochs: which one is kept, what is remembered, when a checkpoint is due."""
+"""Between epochs: which network is kept, what is recorded, when a checkpoint is due."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ALONE = World(0, 0, 1, torch.device("cpu"))
 
 
 class StopError(Exception):
-    """Stands for a machine that goes away."""
+    """Simulates a lost machine."""
 
 
 class Kept:
@@ -73,7 +73,7 @@ def configure(shards: Path, run_dir: Path, **train: Any) -> FitConfig:
 
 
 def scored(monkeypatch: pytest.MonkeyPatch, *scores: tuple[float, float]) -> None:
-    """Let validation find these balanced accuracies, clean and attacked, epoch by epoch."""
+    """Make validation return these balanced accuracies, clean and attacked, per epoch."""
     left = iter(scores)
 
     def figures(value: float) -> Metrics:
@@ -164,7 +164,7 @@ def test_a_run_folder_of_other_data_is_refused(shards: Path, tmp_path: Path) -> 
     fit(configure(shards, tmp_path / "run", epochs=1), ALONE, Kept())
     other = write(tmp_path / "other", seed=1)
 
-    with pytest.raises(UsageError, match="holds a run of other data"):
+    with pytest.raises(UsageError, match="holds a run with other data"):
         fit(configure(other, tmp_path / "run", epochs=1), ALONE, Kept())
 
 

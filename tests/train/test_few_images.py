@@ -1,4 +1,4 @@
-"""More processes than a step has images: those without one take part, and change nothing."""
+"""More processes than images in a step: those without one take part and change nothing."""
 
 from __future__ import annotations
 

@@ -55,6 +55,6 @@ def test_twenty_steps_have_the_losses_they_had(
         KEPT.write_text(json.dumps(kept | {mode: [round(loss, 6) for loss in found]}, indent=1))
         return
 
-    # Another CPU rounds otherwise, and a sign that flips near zero moves a pixel by 2 eps.
+    # Another CPU rounds differently, and a sign that flips near zero moves a pixel by 2 eps.
     assert found == pytest.approx(kept[mode], abs=5e-3)
     assert found[0] == pytest.approx(kept[mode][0], abs=1e-5)

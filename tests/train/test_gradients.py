@@ -1,4 +1,4 @@
-"""The exact sum does not depend on who adds, and parts of a batch do not change the gradient."""
+"""The exact sum does not depend on the ranks, and micro-batches do not change the gradient."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run goes from shards to a chosen model, and goes on after a crash as if there had been none."""
+"""A run trains from shards to a chosen model, and resumes exactly after a crash."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WriteShards = Callable[..., Path]
 
 
 class CrashError(Exception):
-    """Stands for a machine that goes away."""
+    """Simulates a lost machine."""
 
 
 class Losses:

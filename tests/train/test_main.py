@@ -1,4 +1,4 @@
-"""python -m medspark.train: training without Spark keeps to the same rules about folders."""
+"""python -m medspark.train: training without Spark follows the same rules for folders."""
 
 from __future__ import annotations
 

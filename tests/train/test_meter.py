@@ -1,4 +1,4 @@
-"""What steps report is added up over the window, the epoch and the run, each by its own sum."""
+"""Reports of steps are summed over the window, the epoch and the run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The monitor sees overfitting to FGSM and label leaking, and nothing where there is nothing."""
+"""The monitor detects overfitting to FGSM and label leaking, without false alarms."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Noise belongs to (key, row): it is the same in any batch, and it is noise."""
+"""Noise depends on (key, row) only, and is uniform and uncorrelated."""
 
 from __future__ import annotations
 

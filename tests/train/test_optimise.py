@@ -1,4 +1,4 @@
-"""Which parameter moves how fast and decays how much, what clipping leaves, what is averaged."""
+"""Learning rates and decay per parameter, clipping, and the moving average."""
 
 from __future__ import annotations
 

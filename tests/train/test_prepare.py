@@ -1,4 +1,4 @@
-"""The network that is trained is the one that was asked for, whatever becomes of its batch norm."""
+"""The trained network is the configured one, for every setting of batch norm."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The folder of a training: nobody's work is lost by starting another one."""
+"""The folder of a training: starting another run never loses results."""
 
 from __future__ import annotations
 
@@ -69,7 +69,10 @@ def contents(folder: Path) -> dict[Path, str]:
 @pytest.mark.parametrize(
     ("left", "said"),
     [(left, "a finished run: --overwrite replaces it, --resume auto returns") for left in FINISHED]
-    + [(left, "not finish: --resume auto goes on with it, and --overwrite") for left in UNFINISHED],
+    + [
+        (left, "an unfinished run: --resume auto continues it, and --overwrite")
+        for left in UNFINISHED
+    ],
 )
 def test_a_run_that_would_be_lost_is_refused_with_the_ways_out(tmp_path, left, said):
     before = a_run(tmp_path, left)
@@ -121,7 +124,7 @@ def test_by_default_the_newest_run_is_the_one_that_is_meant(tmp_path):
     with held_run(tmp_path / "x.run", fixed=False, resume="auto") as folder:
         assert folder.name == "x-2.run"
     with (
-        pytest.raises(UsageError, match=r"x-2\.run holds a run that did not finish"),
+        pytest.raises(UsageError, match=r"x-2\.run holds an unfinished run"),
         held_run(tmp_path / "x.run", fixed=False, resume="never"),
     ):
         pass
@@ -244,5 +247,5 @@ def test_a_kept_result_comes_back_where_the_same_was_asked(tmp_path):
     assert kept_result(tmp_path, run="r", asked="a") == {"steps": 3}
     assert kept_result(tmp_path, run="r", asked="b") is None
     assert kept_result(tmp_path / "other", run="r", asked="a") is None
-    with pytest.raises(UsageError, match="holds a run of other data or another configuration"):
+    with pytest.raises(UsageError, match="holds a run with other data or another configuration"):
         kept_result(tmp_path, run="s", asked="a")

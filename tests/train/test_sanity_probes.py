@@ -1,4 +1,4 @@
-"""The sanity probes take as many images as they were promised, whichever are attacked."""
+"""The sanity probes take sanity_images images, for any choice of attacked images."""
 
 from __future__ import annotations
 

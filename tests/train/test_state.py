@@ -1,4 +1,4 @@
-"""A checkpoint is whole or it is not there, and a superseded run cannot write one."""
+"""A checkpoint is complete or ignored, and a superseded attempt cannot write one."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_a_later_attempt_fences_off_an_earlier_one(tmp_path: Path):
 def test_a_checkpoint_that_cannot_be_written_does_not_end_the_run(tmp_path: Path):
     kept = fill(tmp_path / "run", [1])
     (tmp_path / "run" / ".step-000000002-attempt-0000").write_text("in the way")
-    # A file where the scratch folder has to be made: what a full or broken disk looks like.
+    # A file in place of the scratch folder simulates a full or broken disk.
 
     written = kept.save(2, {"weights": torch.zeros(3)}, {})
 

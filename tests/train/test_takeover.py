@@ -1,4 +1,4 @@
-"""A run that a later attempt has taken over commits nothing, whenever that happens."""
+"""A run taken over by a later attempt commits nothing, at any moment."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Epochs are compared on the same images every time, by what training is for."""
+"""Epochs are compared on the same images, by clean or robust balanced accuracy."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ _PASSES: list[Tensor] = []  # networks are copied before they are attacked
 
 
 class Seen(nn.Module):
-    """A network that remembers what it was shown, in the form of the first pixel's grey level."""
+    """A network that records the grey level of the first pixel of its inputs."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A process among others, or by itself although it was started as one of several could be."""
+"""A process in a group, or alone although the environment describes a group."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_a_single_process_stays_out_of_a_process_group_if_told_to(
 
 @pytest.fixture
 def together(tmp_path: Path) -> Iterator[World]:
-    """A world of one process that is a process group all the same, without any socket for it."""
+    """A world of one process with a process group, but without a socket."""
     with join(store=dist.FileStore(str(tmp_path / "store"), 1)) as world:
         yield world
 
@@ -62,7 +62,7 @@ def test_nothing_is_gathered_that_would_have_to_be_unpickled(together: World, va
 
 @pytest.fixture
 def one_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Let torch say that this machine has a GPU."""
+    """Make torch report that this machine has a GPU."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)

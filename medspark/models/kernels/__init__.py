@@ -1,1 +1,1 @@
-"""The same layers, faster on a CPU."""
+"""Faster CPU implementations of layers, with the same results up to rounding."""

@@ -1,7 +1,7 @@
-"""ReLU by the bits of bf16 numbers, which torch takes for floats: up, compared, rounded, down.
+"""ReLU on the bits of bf16 numbers, without torch's conversion to float32 and back.
 
-As 16-bit integers negative numbers stay negative and positive ones positive, so that comparing is
-all there is to do (measured, one thread, 2048 x 320: forward .29 ms and .07, backward .38 and .13).
+Read as a 16-bit integer, a bf16 number keeps its sign, so a comparison suffices. Measured with one
+thread on 2048 x 320: forward 0.07 ms instead of 0.29, backward 0.13 ms instead of 0.38.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor
 
 __all__ = ["block_", "relu_"]
 
-# Minus infinity as an integer. Above it lie the positive numbers and whatever is not a number.
+# Minus infinity as an integer. Larger integers are positive numbers and NaN.
 _LOWEST = -128
 
 
@@ -25,7 +25,7 @@ def relu_(x: Tensor) -> Tensor:
 
 
 def block_(gradient: Tensor, output: Tensor) -> Tensor:
-    """Set ``gradient`` to zero where ``output`` of ReLU is zero, in place."""
+    """Set ``gradient`` to zero where the ``output`` of ReLU is zero, in place."""
     ints = (gradient, output)
     if gradient.dtype == torch.bfloat16:
         ints = (gradient.view(torch.int16), output.view(torch.int16))

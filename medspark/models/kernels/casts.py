@@ -1,4 +1,4 @@
-"""Weights cast to the precision of the passes, once for all passes that a step makes over them."""
+"""Cast each weight to the precision of the passes once per step, not once per pass."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ __all__ = ["cast_once", "cast_weights_once"]
 
 Form = Callable[[Tensor], Tensor]
 
-# The version that torch counts for a tensor does not tell whether it has changed: the fused AdamW
-# leaves it as it is.
+# Torch's version counter of a tensor cannot detect changes: the fused AdamW does not increase it.
 _CASTS: ContextVar[dict[tuple[Tensor, torch.dtype, Form | None], Tensor] | None] = ContextVar(
     "casts", default=None
 )
@@ -22,10 +21,10 @@ _CASTS: ContextVar[dict[tuple[Tensor, torch.dtype, Form | None], Tensor] | None]
 
 @contextmanager
 def cast_weights_once(device: str) -> Iterator[None]:
-    """Have each weight cast once for all passes within; none may change before it ends."""
+    """Cast each weight only once within this context; no weight may change within it."""
     token = _CASTS.set({})
     try:
-        # Autocast keeps its casts until the outermost one ends, though that one casts nothing.
+        # Autocast keeps its casts until the outermost context ends, even a disabled one.
         with torch.autocast(device, enabled=False):
             yield
     finally:
@@ -33,7 +32,7 @@ def cast_weights_once(device: str) -> Iterator[None]:
 
 
 def cast_once(weight: Tensor, dtype: torch.dtype, form: Form | None = None) -> Tensor:
-    """Return ``weight`` as ``dtype``, in another form if one is given, without gradient."""
+    """Return ``weight`` as ``dtype``, detached, and transformed by ``form`` if given."""
     casts = _CASTS.get()
     if casts is not None and (weight, dtype, form) in casts:
         return casts[weight, dtype, form]

@@ -1,10 +1,9 @@
-"""DenseNet's blocks over one buffer, with their gradients written out.
+"""DenseNet's blocks with one buffer for all layers and explicit gradients.
 
-A dense layer reads what all layers before it made. timm joins that up anew for each layer, and
-autograd cuts the gradient of every such copy up again and adds the pieces one by one. Here the
-layers of a block write into one buffer, and their gradients are added up in another. What is
-between the convolutions - frozen batch norm, which is a scale and a shift, and ReLU - is computed
-without autograd's detours as well.
+A dense layer reads the outputs of all layers before it. timm concatenates them again for each
+layer, and autograd splits the gradient of every copy and adds the pieces one by one. Here the
+layers of a block write into one buffer, and their gradients accumulate in another. Frozen batch
+norm (a scale and a shift) and ReLU between the convolutions also bypass autograd.
 """
 
 from __future__ import annotations
@@ -23,12 +22,12 @@ from medspark.models.kernels.narrow_conv import narrow_backward
 
 __all__ = ["BufferedDenseBlock", "can_be_buffered"]
 
-# Parameters of a layer.
+# The number of parameters of a layer.
 _EACH = 5
 
 
 def can_be_buffered(module: nn.Module) -> bool:
-    """Return whether ``module`` is a dense block of timm's with its second batch norms folded."""
+    """Return whether ``module`` is a timm dense block whose second batch norms are folded."""
     layers: list[Any]
     kind, layers = type(module), list(module.children())
     return (kind.__module__, kind.__name__) == ("timm.models.densenet", "DenseBlock") and all(
@@ -45,13 +44,14 @@ def can_be_buffered(module: nn.Module) -> bool:
 
 
 class BufferedDenseBlock(nn.ModuleDict):
-    """The layers of a dense block; names and parameters are those of ``block``."""
+    """A dense block with the layers, names and parameters of ``block``."""
 
     def __init__(self, block: Any) -> None:
         super().__init__(block)
         self.training = block.training
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the features (B, C + layers * growth, H, W) of ``x`` (B, C, H, W)."""
         device = x.device.type
         layers: list[Any] = list(self.values())
         moving = any(layer.norm1.training for layer in layers)
@@ -66,7 +66,7 @@ class BufferedDenseBlock(nn.ModuleDict):
 
 
 class _Block(torch.autograd.Function):
-    """All layers of a block at once; what a layer's gradients need of its pass is kept."""
+    """All layers of a block as one function that saves the tensors for its gradients."""
 
     @staticmethod
     def forward(  # type: ignore[override]
@@ -78,7 +78,7 @@ class _Block(torch.autograd.Function):
         kept: list[Tensor] = []
         for number, layer in enumerate(layers):
             end = first + growth * number
-            # Batch norm is ten times slower over a part of a buffer.
+            # Batch norm is ten times slower on a slice of a buffer.
             seen = output[:, :end].contiguous(memory_format=torch.channels_last)
             active, wide, made = _forward(layer, seen)
             output[:, end : end + growth] = made
@@ -91,7 +91,7 @@ class _Block(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, *kept = ctx.saved_tensors
         if torch.is_grad_enabled():
-            # Somebody will differentiate the gradient: autograd knows how.
+            # The gradient itself will be differentiated: use autograd.
             return _differentiable(x, ctx.layers, gradient)
         total = gradient.clone(memory_format=torch.channels_last)
         found: list[Tensor | None] = []
@@ -104,7 +104,7 @@ class _Block(torch.autograd.Function):
 
 
 def _forward(layer: Any, seen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return what comes out of the first ReLU, out of the second, and out of the layer."""
+    """Return the outputs of the first ReLU, of the second ReLU, and of the layer."""
     norm, conv1, conv2 = layer.norm1, layer.conv1, layer.conv2
     active = relu_(
         F.batch_norm(
@@ -121,7 +121,7 @@ def _forward(layer: Any, seen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _backward(
     layer: Any, total: Tensor, seen: Tensor, active: Tensor, wide: Tensor, *, wanted: bool
 ) -> Sequence[Tensor | None]:
-    """Return the gradients of ``_parameters`` if wanted; add those of ``seen`` to ``total``."""
+    """Return the gradients of ``_parameters`` if ``wanted``; add that of ``seen`` to ``total``."""
     norm, conv1, conv2 = layer.norm1, layer.conv1, layer.conv2
     end = seen.shape[1]
     for_made = total[:, end : end + conv2.out_channels]

@@ -1,8 +1,8 @@
-"""The folded form of a network with frozen batch norm, which is trained, and the way back.
+"""Fold frozen batch norm into convolutions for training, and unfold it afterwards.
 
-Frozen, a batch norm is a scale and a shift per channel. Moving them into the convolution's weight
-and bias is the same network with the same freedom, without two passes over memory per layer.
-What is trained is the folded form; what is kept and deployed is the network as timm defines it.
+A frozen batch norm is a scale and a shift per channel. Moved into the convolution's weight and
+bias, they give the same network with the same trainable functions, without two passes over memory
+per layer. The folded form is trained; the network as timm defines it is saved and deployed.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ __all__ = ["Folded", "fold"]
 
 _LOGGER = logging.getLogger(__name__)
 
-# Logits may differ by rounding alone.
+# Logits may differ by rounding only.
 _TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
 class Folded:
-    """A network in the form that is trained, the same in the form that is kept, and what pairs up.
+    """A network in the form to train and in the form to save.
 
-    ``pairs`` are the names of each convolution and of the batch norm that was folded into it.
+    ``pairs`` holds the names of each convolution and of the batch norm folded into it.
     """
 
     trained: Classifier
@@ -37,7 +37,7 @@ class Folded:
     pairs: Pairs
 
     def norms(self) -> dict[str, Tensor]:
-        """Return the tensors of the folded batch norms, which training does not touch."""
+        """Return the tensors of the folded batch norms, which training does not change."""
         return {
             f"{norm_name}.{name}": tensor
             for _, norm_name in self.pairs
@@ -46,7 +46,7 @@ class Folded:
 
     @torch.no_grad()
     def unfold(self) -> Classifier:
-        """Return ``kept`` with the weights that ``trained`` has by now."""
+        """Return ``kept`` with the current weights of ``trained``."""
         if self.trained is self.kept:
             return self.kept
         state = self.trained.state_dict()
@@ -54,24 +54,24 @@ class Folded:
             conv: Any = self.kept.get_submodule(conv_name)
             norm: Any = self.kept.get_submodule(norm_name)
             shift = state.pop(f"{conv_name}.bias") + norm.running_mean
-            # A convolution of the kept form goes on adding the bias that it was made with.
+            # The convolution of the kept form still adds its original bias.
             norm.bias.copy_(shift if conv.bias is None else shift - conv.bias)
         self.kept.load_state_dict(state, strict=False)
         return self.kept
 
 
 def fold(model: Classifier, images: Tensor) -> Folded:
-    """Return ``model``, whose batch norm is frozen, with a folded form of it to be trained.
+    """Return ``model``, whose batch norm is frozen, with its folded form for training.
 
-    The folded form is checked with ``images`` (B, C, H, W): where it would not give the same
-    logits, the network itself is trained. ``model`` is rewritten, not changed: folded layers scale
-    in the convolution.
+    The folded form is checked on ``images`` (B, C, H, W); if its logits differ, ``model`` itself
+    is trained. ``model`` is rewritten in place to an equal network, in which the folded batch norms
+    have scale 1 and the convolutions scale instead.
     """
     if not model.batch_norm_frozen:
         return Folded(model, model, ())
     found = folded_copy(model, images, tolerance=_TOLERANCE)
     if found is None:
-        _LOGGER.warning("batch norm cannot be folded into this network and is trained as it is")
+        _LOGGER.warning("batch norm cannot be folded into this network: training it unfolded")
         return Folded(model, model, ())
     trained, pairs = found
     if not pairs:
@@ -83,7 +83,7 @@ def fold(model: Classifier, images: Tensor) -> Folded:
 
 @torch.no_grad()
 def _scale_before(norm: Any) -> None:
-    """Rewrite the statistics of ``norm`` for a convolution that scales: its own scale becomes 1."""
+    """Rewrite ``norm`` to a scale of 1, for inputs that the convolution has already scaled."""
     scale = scale_of(norm)
     norm.running_mean.mul_(scale)
     norm.running_var.mul_(scale**2)

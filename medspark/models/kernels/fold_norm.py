@@ -1,7 +1,7 @@
-"""Batch norm folded into the convolutions before it: for training, evaluation and export.
+"""Fold batch norms into the convolutions before them, for training, evaluation and export.
 
-In eval mode a batch norm is a scale and a shift per channel (Ioffe and Szegedy 2015). In the
-convolution's weight and bias they cost nothing.
+In eval mode a batch norm is a scale and a shift per channel (Ioffe and Szegedy 2015). Moved into
+the convolution's weight and bias, they cost no time.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from medspark.models.conv_norm import conv_norm_pairs
 
 __all__ = ["Pairs", "folded_copy", "scale_of"]
 
-# The names of each convolution and of the batch norm that it feeds.
+# Pairs of names: a convolution, and the batch norm that it feeds.
 Pairs = tuple[tuple[str, str], ...]
 
 M = TypeVar("M", bound=nn.Module)
@@ -25,24 +25,24 @@ M = TypeVar("M", bound=nn.Module)
 
 @torch.no_grad()
 def folded_copy(model: M, images: Tensor, *, tolerance: float) -> tuple[M, Pairs] | None:
-    """Return a copy of ``model`` with its batch norms folded, and what was folded into what.
+    """Return a copy of ``model`` with its batch norms folded, and the folded pairs.
 
-    Which convolution feeds which batch norm is found by watching one pass of ``images``
-    (B, C, H, W). None where a logit of the copy would differ by more than ``tolerance``, as a part
-    of the largest logit or of 1. ``model`` is not changed, and the copy is in the same mode.
+    The pairs are found by one pass of ``images`` (B, C, H, W). Returns None if a logit of the copy
+    differs by more than ``tolerance`` times the largest logit (or 1, if that is larger). ``model``
+    is not changed, and the copy is in the same mode.
     """
     pairs = conv_norm_pairs(model, images)
     copied = copy.deepcopy(model)
     for conv_name, norm_name in pairs:
         _fold_pair(copied, conv_name, norm_name)
     with evaluating(model), evaluating(copied):
-        expected, found = model(images), copied(images)
-    apart, largest = float((found - expected).abs().max()), float(expected.abs().max())
-    return (copied, pairs) if apart <= tolerance * max(1.0, largest) else None
+        expected, folded = model(images), copied(images)
+    error, largest = float((folded - expected).abs().max()), float(expected.abs().max())
+    return (copied, pairs) if error <= tolerance * max(1.0, largest) else None
 
 
 def scale_of(norm: Any) -> Tensor:
-    """Return what a batch norm in eval mode multiplies each channel by, (C,)."""
+    """Return the factor (C,) on each channel of a batch norm in eval mode."""
     scale: Tensor = torch.rsqrt(norm.running_var + norm.eps)
     return scale if norm.weight is None else norm.weight * scale
 
@@ -55,9 +55,9 @@ def _fold_pair(model: nn.Module, conv_name: str, norm_name: str) -> None:
     shift = -before * scale if norm.bias is None else norm.bias - before * scale
     conv.weight = nn.Parameter(conv.weight * scale.view(-1, 1, 1, 1), requires_grad=learns)
     conv.bias = nn.Parameter(shift, requires_grad=learns)
-    # timm's BatchNormAct2d applies the activation as well.
+    # timm's BatchNormAct2d also applies the activation.
     activation = getattr(norm, "act", None) or nn.Identity()
     if isinstance(activation, nn.Hardtanh):
-        # ReLU6 "in place" computes a copy and copies it back.
+        # ReLU6 in place computes a copy and copies it back, which is slower.
         activation.inplace = False
     model.set_submodule(norm_name, activation)

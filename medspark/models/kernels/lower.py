@@ -1,15 +1,15 @@
-"""Parts of a network, computed in ways that the CPU is faster at: convolutions, dense blocks.
+"""Replace convolutions and dense blocks by equal layers that are faster on the CPU.
 
-oneDNN's convolutions are made for large images. At 64 pixels the last stages of a network look at
-2 x 2 or 4 x 4 positions through half a million weights and more, and there its weight gradient
-takes up to eight times as long as the same sum written as a matrix product (measured, one thread,
-batch 32: ResNet50's 1024 -> 2048 stride-2 layer 59.6 ms in bf16 forward and backward, 7.2 as a
-product; its 512 -> 512 3 x 3 layer 48.4 and 10.5). For 1 x 1 layers the product pays from some 16
-weights per position on (DenseNet121's 256 -> 128 over 8 x 8, two passes: 4.7 ms and 4.4).
-Depthwise layers over 2 x 2 positions are as slow with padding of their own, and are given padded
-images instead (MobileNet-V2's last: 7.9 ms and 1.2). Depthwise layers with a stride have no fast
-bf16 kernel for the gradient of their input (MobileNet-V2's first: 54.8 ms, 1.6 in float32) and
-stay in float32.
+All times are for one thread, batch 32, bf16, forward and backward.
+
+oneDNN's convolutions are optimised for large images. At 64 pixels the last stages of a network have
+2 x 2 or 4 x 4 positions and half a million weights or more. There oneDNN's weight gradient takes up
+to eight times as long as a matrix product: ResNet50's 1024 -> 2048 stride-2 layer takes 59.6 ms, as
+a product 7.2; its 512 -> 512 3 x 3 layer 48.4 and 10.5. For 1 x 1 layers the product is faster from
+about 16 weights per position (DenseNet121's 256 -> 128 over 8 x 8, two passes: 4.7 ms and 4.4).
+Depthwise layers over 2 x 2 positions are slow if they pad themselves, and get padded images instead
+(MobileNet-V2's last: 7.9 ms and 1.2). Depthwise layers with a stride have no fast bf16 kernel for
+the gradient of their input (MobileNet-V2's first: 54.8 ms, 1.6 in float32) and stay in float32.
 """
 
 from __future__ import annotations
@@ -26,36 +26,38 @@ from medspark.models.kernels.matrix_conv import MatrixConv2d, padding_of
 
 __all__ = ["Float32Conv2d", "PaddedConv2d", "lower"]
 
-# Weights per position from which the product is the faster one; a 3 x 3 layer has to copy its
-# input nine times first.
+# From this many weights per position the product is faster; a 3 x 3 layer must first copy its input
+# nine times.
 _WORTH_POINTWISE, _WORTH_WINDOW = 16, 1000
-# Positions up to which a depthwise layer is better off without padding of its own.
+# Up to this many positions, a depthwise layer is faster on padded images.
 _WORTH_PADDING = 4
 
 
 class PaddedConv2d(nn.Conv2d):
-    """A convolution that pads its input first instead of while it convolves."""
+    """A convolution that pads its input in a separate step."""
 
     def forward(self, input: Tensor) -> Tensor:
+        """Return the convolution of ``input`` (B, C, H, W)."""
         py, px = padding_of(self)
         padded = F.pad(input, (px, px, py, py))
         return F.conv2d(padded, self.weight, self.bias, self.stride, groups=self.groups)
 
 
 class Float32Conv2d(nn.Conv2d):
-    """A convolution that stays in float32 where the passes around it are in bf16."""
+    """A convolution that computes in float32 within bf16 passes."""
 
     def forward(self, input: Tensor) -> Tensor:
+        """Return the convolution of ``input`` (B, C, H, W), in the type of ``input``."""
         with torch.autocast(input.device.type, enabled=False):
             output = super().forward(input.to(self.weight.dtype))
         return output.to(input.dtype)
 
 
 def lower(model: nn.Module, images: Tensor, *, batch_size: int) -> int:
-    """Replace parts of ``model`` by equal ones that are faster here; say how many.
+    """Replace layers of ``model`` by equal, faster ones; return how many were replaced.
 
-    The sizes are found by watching one pass of ``images`` (B, C, H, W); ``batch_size`` is how many
-    images a pass will hold. Names and parameters stay as they are.
+    One pass of ``images`` (B, C, H, W) measures the layers' sizes. ``batch_size`` is the number of
+    images per training pass. Names and parameters do not change.
     """
     chosen: dict[str, type[nn.Conv2d]] = {}
     handles = []
@@ -69,7 +71,7 @@ def lower(model: nn.Module, images: Tensor, *, batch_size: int) -> int:
         handles.append(module.register_forward_hook(made))
 
     for name, module in model.named_modules():
-        # Sub-classes, such as timm's with padding "same", compute something else.
+        # Subclasses, for example timm's convolution with padding "same", compute something else.
         if type(module) is nn.Conv2d and _plain(module):
             watch(name, module)
     with evaluating(model), torch.no_grad():

@@ -1,4 +1,4 @@
-"""A convolution as the matrix product that it is, with its gradients written out."""
+"""A convolution computed as a matrix product, with explicit gradients."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ __all__ = ["MatrixConv2d", "as_matrix", "padding_of", "rows_of"]
 
 
 class MatrixConv2d(nn.Conv2d):
-    """A convolution that multiplies its unfolded input by its weight; channels-last inside."""
+    """A convolution that multiplies its unfolded, channels-last input by its weight matrix."""
 
     def forward(self, input: Tensor) -> Tensor:
+        """Return the convolution (B, O, H', W') of ``input`` (B, C, H, W)."""
         if torch.compiler.is_compiling():
-            return super().forward(input)  # the compiler has kernels of its own
+            return super().forward(input)  # the compiler generates its own kernels
         device = input.device.type
         if torch.is_autocast_enabled(device):
             input = input.to(torch.get_autocast_dtype(device))
@@ -36,11 +37,10 @@ def as_matrix(weight: Tensor) -> Tensor:
 
 
 class _Product(torch.autograd.Function):
-    """The matrix product of a convolution, and its gradients.
+    """The matrix product of a convolution, with explicit gradients.
 
-    Written out because autograd would pay for what is only a view: a product that is returned as
-    an image is one, and an activation in place on a view costs a copy and the memory layout of
-    every gradient before it.
+    With autograd, the returned image would be a view of the product. An in-place activation on a
+    view costs a copy, and loses the memory layout of the gradients before it.
     """
 
     @staticmethod
@@ -75,7 +75,7 @@ class _Product(torch.autograd.Function):
         x, weight, rows, matrix = ctx.saved_tensors
         wanted = ctx.needs_input_grad[:3]
         if torch.is_grad_enabled():
-            # Somebody will differentiate the gradient: torch's own knows how.
+            # The gradient itself will be differentiated: use torch's own backward.
             return *_differentiable(ctx, x, weight, gradient, wanted), None, None, None
         out, channels, kh, kw = weight.shape
         along = gradient.permute(0, 2, 3, 1)
@@ -93,14 +93,14 @@ class _Product(torch.autograd.Function):
 
 
 def rows_of(image: Tensor) -> Tensor:
-    """Return a channels-last ``image`` (B, C, H, W) as the matrix (B * H * W, C) that it is."""
+    """Return a channels-last ``image`` (B, C, H, W) as a matrix (B * H * W, C), without a copy."""
     return image.permute(0, 2, 3, 1).view(-1, image.shape[1])
 
 
 def _windows(
     x: Tensor, kernel: Sequence[int], stride: tuple[int, int], padding: tuple[int, int]
 ) -> Tensor:
-    """Return what each position looks at, (B, H', W', kh * kw * C), of ``x`` (B, H, W, C)."""
+    """Return the windows (B, H', W', kh * kw * C) of the output positions in ``x`` (B, H, W, C)."""
     (kh, kw), (sy, sx), (py, px) = kernel, stride, padding
     if py or px:
         x = F.pad(x, (0, 0, px, px, py, py))
@@ -116,7 +116,7 @@ def _windows(
 def _sum_windows(
     products: Tensor, shape: Sequence[int], stride: tuple[int, int], padding: tuple[int, int]
 ) -> Tensor:
-    """Add ``products`` (B, H', W', kh, kw, C) up where their windows lay, in ``shape``."""
+    """Return an image of ``shape``: the sum of ``products`` (B, H', W', kh, kw, C) per window."""
     batch, height, width, kh, kw, channels = products.shape
     (sy, sx), (py, px) = stride, padding
     if (kh, kw, sy, sx, py, px) == (1, 1, 1, 1, 0, 0):
@@ -150,7 +150,7 @@ def _differentiable(
 
 
 def padding_of(conv: nn.Conv2d) -> tuple[int, int]:
-    """Return the padding of ``conv`` (y, x), which has to be given in numbers."""
+    """Return the padding (y, x) of ``conv``, which must be numbers, not a name."""
     assert not isinstance(conv.padding, str), "layers padded by name are not lowered"
     py, px = conv.padding
     return int(py), int(px)

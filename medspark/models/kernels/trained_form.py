@@ -1,4 +1,4 @@
-"""A network in two forms: one that is trained, and the timm network that is kept and deployed."""
+"""The interface of a network with two forms: one to train, and one to save and deploy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["TrainedForm"]
 
 
 class TrainedForm(Protocol):
-    """What an engine trains in place of the network itself; it may be the network itself."""
+    """A network in the form to train and in the form to save, which may be the same."""
 
     @property
     def trained(self) -> Classifier:
@@ -23,7 +23,7 @@ class TrainedForm(Protocol):
         """The network as timm defines it, with the weights of the last ``unfold``."""
 
     def norms(self) -> dict[str, Tensor]:
-        """Return the tensors of ``kept`` that ``trained`` lacks and a checkpoint needs, by name."""
+        """Return the tensors that a checkpoint needs in addition to ``trained``, by name."""
 
     def unfold(self) -> Classifier:
-        """Return ``kept`` with the weights that ``trained`` has by now."""
+        """Return ``kept`` with the current weights of ``trained``."""

@@ -1,4 +1,4 @@
-"""ReLU by the bits of a number is ReLU."""
+"""ReLU on the bits of a number equals ReLU."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 
 from medspark.models.kernels.bit_relu import block_, relu_
 
-# All there are, infinite ones and those that are no numbers included.
+# All bf16 values, including infinities and NaN.
 EVERY = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
 
 

@@ -42,7 +42,7 @@ def timms_block(*, layers: int = 3, dtype: torch.dtype = torch.float64) -> Any:
 
 
 def features(side: int = 4, *, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Return what goes into the block."""
+    """Return the input of the block."""
     generator = torch.Generator().manual_seed(1)
     images = torch.randn(2, 8, side, side, dtype=dtype, generator=generator)
     return images.contiguous(memory_format=torch.channels_last)
@@ -93,7 +93,7 @@ def test_a_whole_densenet_has_the_gradients_it_had(gradients: Both):
 
 
 def lively(model: Classifier) -> Classifier:
-    """Freeze the batch norms of ``model`` at statistics and scales of their own."""
+    """Freeze the batch norms of ``model`` at random statistics and scales."""
     torch.manual_seed(0)
     for layer in batch_norms(model):
         layer.running_mean.normal_(0, 0.1)
@@ -134,7 +134,7 @@ def test_gradients_lie_in_memory_like_their_weights_and_features():
     output = buffered(x)
     given: list[tuple[Tensor, Tensor]] = []
     for tensor in (x, *buffered.parameters()):
-        # What arrives, and not what torch makes of it.
+        # The dtype that arrives, not the one that torch would cast to.
         tensor.register_hook(lambda gradient, t=tensor: given.append((t, gradient)))
     output.sum().backward()
 

@@ -17,7 +17,7 @@ IMAGES = torch.rand(4, 1, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
 def lively(model: Classifier) -> Classifier:
-    """Give the batch norms of ``model`` statistics and scales of their own."""
+    """Give the batch norms of ``model`` random statistics and scales."""
     generator = torch.Generator().manual_seed(1)
     for layer in batch_norms(model):
         layer.running_mean.normal_(generator=generator)
@@ -98,7 +98,7 @@ def test_convolutions_with_a_bias_are_folded_as_those_without(bias: bool):
 
 
 class Branching(nn.Module):
-    """A convolution whose output is used beside its batch norm, so that folding is wrong."""
+    """A convolution whose output is also used without its batch norm, so folding is wrong."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""One folding serves training, evaluation and export: a copy with the same logits, or none."""
+"""Folding returns a copy with the same logits, or None."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ IMAGES = torch.rand(2, 1, 8, 8, dtype=torch.float64, generator=torch.Generator()
 
 
 class Net(nn.Module):
-    """A convolution and a batch norm, whose input may be used beside it."""
+    """A convolution and a batch norm, whose input may also be used directly."""
 
     def __init__(self, *, affine: bool = True, bias: bool = True, branching: bool = False) -> None:
         super().__init__()

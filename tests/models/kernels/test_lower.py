@@ -1,4 +1,4 @@
-"""What is lowered is faster and the same, and what would not be faster is left alone."""
+"""Lowered layers compute the same; layers that would not be faster stay."""
 
 from __future__ import annotations
 
