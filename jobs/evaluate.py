@@ -1,65 +1,11 @@
 """Attack a trained model with everything there is, and say whether the figures can be trusted.
 
-Reads   a model (folder, ONNX file, or MLflow URI) and the shards that jobs/shard.py wrote
-Writes  a report (Markdown, HTML, figures) and one MLflow run
-
-    spark-submit jobs/evaluate.py --model MODEL --shards DIR --attacks pgd --eps 0,1/255,2/255
-
-An evaluation that was killed goes on where it was when the same command is given again.
+spark-submit jobs/evaluate.py --help
 """
 
-from __future__ import annotations
-
 import sys
-from collections.abc import Sequence
-from typing import Any
 
-from pydantic import Field
-
-from medspark.eps import eps_text
-from medspark.job import JobConfig, run_job
-from medspark.spark.session import SparkConfig, spark_session
-from medspark.workflows.evaluate_config import EvaluationConfig
-
-
-class EvaluateJob(JobConfig, EvaluationConfig):
-    """Evaluate one model."""
-
-    spark: SparkConfig = Field(default_factory=SparkConfig)
-
-
-def work(config: EvaluateJob) -> dict[str, Any]:
-    """Attack the model, print the table and the verdict, and return the result."""
-    from medspark.workflows.evaluate import Evaluation  # torch: not for --help
-
-    evaluation = Evaluation(config)
-    with spark_session(config.spark, name="medspark evaluate") as spark:
-        result = evaluation.run(spark)
-    print(_summary(result))
-    return result
-
-
-def _summary(result: dict[str, Any]) -> str:
-    flagged = [flag["sentence"] for flag in result["flags"] if flag["triggered"]]
-    lines = [f"{'attack':>14} {'eps':>8} {'accuracy':>9} {'auroc':>7}"]
-    rows = [{"name": "clean", "eps": 0.0, **result["clean"]}, *result["attacks"]]
-    for row in [*rows, *result["worst_case"]]:
-        auroc = "–" if row["auroc"] is None else f"{row['auroc']:.3f}"
-        name = f"⚠ {row['name']}" if flagged and row["name"] != "clean" else row["name"]
-        lines.append(f"{name:>14} {eps_text(row['eps']):>8} {row['accuracy']:>9.3f} {auroc:>7}")
-    lines += [f"⚠ Do not trust these figures: {sentence}." for sentence in flagged]
-    if result["gallery"]:
-        lines.append(
-            f"{result['gallery']} images of patients are in the report, and with it in MLflow; "
-            "--gallery 0 leaves them out"
-        )
-    return "\n".join([*lines, f"report: {result['report']}"])
-
-
-def main(argv: Sequence[str]) -> int:
-    """Run the job; return its exit status."""
-    return run_job(EvaluateJob, work, argv)
-
+from medspark.jobs.evaluate import main
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

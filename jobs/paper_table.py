@@ -1,49 +1,11 @@
 """Run the paper's experiment: networks x datasets x trainings, each attacked, as one table.
 
-Reads   shards that jobs/shard.py wrote, or built-in synthetic data
-Writes  the table (Markdown, CSV, picture), every network, and one MLflow run with one below it
-        for each cell
-
-    spark-submit jobs/paper_table.py --config conf/jobs/paper_table.yaml --datasets.NAME SHARDS
-
-The same command again does only what is not done yet. The status is 0 if every cell came to its
-end, else 1: the message says which failed, and the table has all others.
+spark-submit jobs/paper_table.py --help
 """
 
-from __future__ import annotations
-
 import sys
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
-from medspark.job import run_job
-from medspark.redact import redacted_command
-from medspark.workflows.paper_plan import PaperTableConfig
-
-
-class PaperTableJob(PaperTableConfig):
-    """Fill one table."""
-
-
-def main(argv: Sequence[str]) -> int:
-    """Run the job; return its exit status."""
-
-    def work(config: PaperTableJob) -> dict[str, Any]:
-        from medspark.workflows.paper_table import paper_table  # torch: not for --help
-
-        command = redacted_command(["spark-submit", "jobs/paper_table.py", *argv])
-        result = paper_table(config, command=command)
-        print(Path(result["table"]).read_text(encoding="utf-8"))
-        if config.evaluate.gallery:
-            print(
-                "Images of patients are in the reports, and with them in MLflow; "
-                "--evaluate.gallery 0 leaves them out."
-            )
-        return result
-
-    return run_job(PaperTableJob, work, argv)
-
+from medspark.jobs.paper_table import main
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

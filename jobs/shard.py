@@ -1,54 +1,11 @@
 """Turn samples into training shards: split by patient, shuffled, equal files, decoded pixels.
 
-Reads   the sample dataset --samples that jobs/ingest.py wrote
-Writes  the training shards --shards (Parquet and a manifest), replaced whole on rerun
-
-    spark-submit jobs/shard.py --samples IN --shards OUT
+spark-submit jobs/shard.py --help
 """
 
-from __future__ import annotations
-
 import sys
-from collections.abc import Sequence
-from typing import Any
 
-from pydantic import Field
-
-from medspark.job import JobConfig, run_job
-from medspark.sharding.build import make_shards, open_samples
-from medspark.sharding.config import ShardConfig
-from medspark.spark.session import SparkConfig, spark_session
-
-
-class ShardJob(JobConfig, ShardConfig):
-    """Make training shards of one sample dataset."""
-
-    spark: SparkConfig = Field(default_factory=SparkConfig)
-
-
-def work(config: ShardJob) -> dict[str, Any]:
-    """Make the shards, print what is in them, and return it."""
-    manifest = open_samples(config)
-    with spark_session(config.spark, name="medspark shard") as spark:
-        result = make_shards(spark, config, manifest)
-    print(_summary(result))
-    return result
-
-
-def _summary(result: dict[str, Any]) -> str:
-    lines = [f"{'split':>8} {'images':>9} {'patients':>9} {'files':>6}  {result['classes']}"]
-    for name, split in result["splits"].items():
-        counts = ", ".join(map(str, split["class_counts"]))
-        lines.append(
-            f"{name:>8} {split['rows']:>9} {split['patients']:>9} {split['shards']:>6}  [{counts}]"
-        )
-    return "\n".join([*lines, f"digest {result['digest']}"])
-
-
-def main(argv: Sequence[str]) -> int:
-    """Run the job; return its exit status."""
-    return run_job(ShardJob, work, argv)
-
+from medspark.jobs.shard import main
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_origin
 
@@ -58,11 +57,6 @@ class TrainingConfig(Config):
             if isinstance(inner, TrainingConfig):
                 chosen[name] = inner.deciding_weights()
         return chosen
-
-
-def digest_of(document: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of ``document`` as sorted JSON, as 64 hexadecimal digits."""
-    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 
 def _whole(value: object) -> object:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from medspark.config import Config, load_config
 from medspark.errors import MedsparkError, UsageError
@@ -38,7 +38,20 @@ class JobConfig(Config):
 J = TypeVar("J", bound=JobConfig)
 
 
-def run_job(cls: type[J], work: Callable[[J], dict[str, Any]], argv: Sequence[str]) -> int:
+class Result(Config):
+    """A result document, or a part of one.
+
+    What another version of medspark wrote into it beside the fields is kept.
+    """
+
+    model_config = ConfigDict(extra="allow", ser_json_inf_nan="constants")
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the document: only the fields that were given, under the keys that stay."""
+        return self.model_dump(mode="json", exclude_unset=True)
+
+
+def run_job(cls: type[J], work: Callable[[J], Result | dict[str, Any]], argv: Sequence[str]) -> int:
     """Load the configuration, do the ``work``, write its result, and return the exit status.
 
     The status is 0 when done, 2 for bad configuration or input (one sentence, no traceback), and 1
@@ -52,7 +65,9 @@ def run_job(cls: type[J], work: Callable[[J], dict[str, Any]], argv: Sequence[st
         config = load_config(cls, argv, description=module.__doc__ or "")
         output = config.output or Path("build/results") / f"{name}.json"
         _check_writable(output)
-        result = {"job": name} | work(config) | {"versions": of_process()}
+        done = work(config)
+        document = done.as_json() if isinstance(done, Result) else done
+        result = {"job": name} | document | {"versions": of_process()}
         write_result(output, result)
     except UsageError as error:
         print(safe_text(f"{name}: {error}"), file=sys.stderr)

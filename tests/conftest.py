@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -239,20 +238,8 @@ def write_shards(tmp_path: Path) -> WriteShards:
 
 @pytest.fixture(scope="session")
 def load_job() -> Callable[[str], ModuleType]:
-    """Return the function that imports a script of jobs/ by its name; each is imported once."""
-
-    @cache
-    def load(name: str) -> ModuleType:
-        path = Path(__file__).parents[1] / "jobs" / f"{name}.py"
-        spec = importlib.util.spec_from_file_location(f"job_{name}", path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module  # run_job looks its caller up there
-        spec.loader.exec_module(module)
-        return module
-
-    return load
+    """Return the function that imports the command of a job by its name."""
+    return lambda name: importlib.import_module(f"medspark.jobs.{name}")
 
 
 @pytest.fixture(scope="session")

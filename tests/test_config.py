@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import pytest
 from pydantic import Field
 
-from medspark.config import Bits, Config, TrainingConfig, digest_of, dotted_keys, load_config
+from medspark.config import Bits, Config, TrainingConfig, dotted_keys, load_config
 from medspark.eps import Eps
 from medspark.errors import UsageError
 
@@ -204,7 +204,3 @@ def test_a_setting_stays_as_it_was_declared_where_it_is_inherited():
 
     assert Deep().deciding_weights() == Training().deciding_weights() | {"depth": 1}
     assert Deep.decides_report == {"images"}
-
-
-def test_a_digest_does_not_depend_on_the_order_of_keys():
-    assert digest_of({"a": 1, "b": 2}) == digest_of({"b": 2, "a": 1}) != digest_of({"a": 1})

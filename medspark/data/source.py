@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 from pathlib import Path
 
 import fsspec
@@ -16,7 +15,8 @@ from medspark.data.config import DataConfig, check_data
 from medspark.data.native import MappedSplit, NativeReader
 from medspark.data.petastorm import PetastormReader
 from medspark.errors import UsageError
-from medspark.shards.manifest import NAME, Manifest, read_manifest, verify, write_atomically
+from medspark.files import replacing, write_whole
+from medspark.shards.manifest import NAME, Manifest, read_manifest, verify
 from medspark.shards.portion import portion
 from medspark.shards.schema import read_patients
 
@@ -116,18 +116,14 @@ def _copy_dataset(url: str, cache_dir: Path) -> Path:
     ownership.claim(cache_dir, "shard cache")
     place = cache_dir / hashlib.sha256(content).hexdigest()[:32]
     place.mkdir(parents=True, exist_ok=True)
-    write_atomically(place / NAME, content.decode())
+    write_whole(place / NAME, content.decode(), durable=True)
     for split in read_manifest(place).splits.values():
         for shard in split.shards:
             target = place / shard.path
             if target.is_file() and target.stat().st_size == shard.bytes:
                 continue
             target.parent.mkdir(parents=True, exist_ok=True)
-            # Several ranks of one machine may copy at once: each to a name of its own.
-            scratch = target.with_name(f".{target.name}.{os.getpid()}")
-            try:
-                filesystem.get_file(f"{root}/{shard.path}", str(scratch))
-                os.replace(scratch, target)
-            finally:
-                scratch.unlink(missing_ok=True)
+            # Several ranks of one machine may copy at once: each has a draft of its own.
+            with replacing(target) as draft:
+                filesystem.get_file(f"{root}/{shard.path}", str(draft))
     return place

@@ -8,8 +8,6 @@ that are missing. One that is damaged counts as missing.
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,6 +25,7 @@ from medspark.evaluate.config import AttackSettings
 from medspark.evaluate.robust import Batch, attack_all
 from medspark.evaluate.sanity import PROBE_STEPS
 from medspark.evaluate.summary import Arrays, joined
+from medspark.files import json_digest, replacing
 from medspark.models.card import CARD, WEIGHTS
 from medspark.models.checkpoint import load_classifier
 from medspark.models.onnx import OnnxClassifier
@@ -114,7 +113,7 @@ def fingerprint(job: Job, *, dataset_digest: str) -> str:
     if job.config.sanity_images and job.config.steps != PROBE_STEPS:
         # Pieces of earlier versions were probed with as many steps as their PGD took.
         decisive["probe_steps"] = PROBE_STEPS
-    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
+    return json_digest(decisive)[:16]
 
 
 # A worker does many pieces and should read its networks once.
@@ -129,16 +128,8 @@ def _sha256(path: Path) -> str:
 
 
 def _write(path: Path, arrays: Arrays) -> None:
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with scratch.open("wb") as file:
-            np.savez(file, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        scratch.replace(path)
-    except OSError:
-        scratch.unlink(missing_ok=True)
-        raise
+    with replacing(path, durable=True) as draft, draft.open("wb") as file:
+        np.savez(file, **arrays)
 
 
 def _read(path: Path) -> Arrays:

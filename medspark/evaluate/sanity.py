@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import Any
 
 from pydantic import Field
 
@@ -89,11 +88,6 @@ class Flag(Config):
         sentence = f"{self.sentence} (measured on {', '.join(parts)})"
         on = {"sentence": sentence, "images": images, "eps": eps, "steps": steps or None}
         return self.model_copy(update=on)
-
-
-def triggered_flags(report: Mapping[str, Any]) -> tuple[Flag, ...]:
-    """Return the flags that triggered in the result document of a training or an evaluation."""
-    return tuple(Flag.model_validate(flag) for flag in report.get("flags", ()) if flag["triggered"])
 
 
 def zero_gradients(share: float, limits: SanityConfig) -> Flag:

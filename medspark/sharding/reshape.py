@@ -17,11 +17,12 @@ import pyarrow.parquet as pq
 
 from medspark import ownership
 from medspark.errors import RunError, UsageError
+from medspark.files import sha256_of
 from medspark.images.rendering import resize
 from medspark.ingest.parts import check_part
 from medspark.ingest.sample_set import GENERATION
 from medspark.sharding.layout import Layout
-from medspark.shards.manifest import NAME, read_manifest, sha256_of
+from medspark.shards.manifest import NAME, read_manifest
 from medspark.shards.schema import PixelFormat, write_shard
 from medspark.spark import storage
 

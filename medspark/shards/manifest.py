@@ -7,7 +7,6 @@ the manifest gives. Parquet readers alone do not notice a missing, duplicate or 
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from medspark.documents import parse_json, read_regular
 from medspark.errors import UsageError
+from medspark.files import sha256_of, write_whole
 from medspark.shards.schema import MOST_FINDINGS, PixelFormat, findings_of
 
 NAME = "manifest.json"
@@ -109,17 +109,7 @@ def digest_of(splits: dict[str, Split], *, multi_label: bool = False) -> str:
 
 def write_manifest(folder: str | Path, manifest: Manifest) -> None:
     """Make ``manifest`` the content of ``folder``, atomically."""
-    write_atomically(Path(folder) / NAME, manifest.model_dump_json(indent=1))
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write ``text`` so that a reader finds the old file or the new one, whole."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(scratch, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(scratch, path)
+    write_whole(Path(folder) / NAME, manifest.model_dump_json(indent=1), durable=True)
 
 
 def read_manifest(folder: str | Path) -> Manifest:
@@ -171,9 +161,3 @@ def _verify_file(path: Path, shard: Shard, *, contents: bool) -> None:
         raise UsageError(f"The shard {path} has {size} bytes instead of {shard.bytes}.")
     if contents and sha256_of(path) != shard.sha256:
         raise UsageError(f"The shard {path} has been damaged: its SHA-256 is not the manifest's.")
-
-
-def sha256_of(path: str | Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

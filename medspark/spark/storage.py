@@ -11,12 +11,14 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from medspark.errors import UsageError
+from medspark.files import write_whole
 
 # The size that is given for a link that leads out of the source.
 OUTSIDE = -2
@@ -109,12 +111,7 @@ def write_text(url: str, text: str) -> None:
     if not isinstance(system, LocalFileSystem):
         system.pipe_file(path, text.encode())  # an object store shows only complete puts
         return
-    scratch = f"{path}.{os.getpid()}.partial"
-    with open(scratch, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(scratch, path)
+    write_whole(Path(path), text, durable=True)
 
 
 def make_folder(url: str) -> None:

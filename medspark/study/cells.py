@@ -30,8 +30,6 @@ missing, and no finished one.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import statistics
 import time
@@ -49,6 +47,7 @@ from medspark.config import Config
 from medspark.documents import parse_json, read_regular
 from medspark.errors import MedsparkError, RunError
 from medspark.evaluate.sanity import Flag
+from medspark.files import json_digest
 from medspark.job import write_result
 from medspark.lock import locked
 from medspark.redact import safe_text
@@ -251,9 +250,8 @@ def _agreement(one: Sequence[str], other: Sequence[str]) -> int:
 
 
 def digest(document: Mapping[str, Any]) -> str:
-    """Return a short name that tells ``document`` from all others: 16 hexadecimal digits."""
-    text = json.dumps(document, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    """Return a short name for ``document``, the first 16 hexadecimal digits of its SHA-256."""
+    return json_digest(document)[:16]
 
 
 def _reason(error: MedsparkError) -> str:

@@ -15,44 +15,30 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from medspark.config import Config
 from medspark.eps import eps_text, with_eps
 from medspark.evaluate.names import in_markdown
+from medspark.evaluate.result import CLEAN, WORST, Figure
 from medspark.evaluate.sanity import SIGN, SIGN_MEANS, Flag
-from medspark.evaluate.summary import WORST
 from medspark.study.cells import CellRecord
 
 __all__ = [
+    "METRICS",
     "Column",
     "Entry",
     "MetricName",
     "Row",
     "TableCell",
-    "TableFigure",
     "columns",
     "csv_text",
     "entry",
     "markdown",
-    "measured",
     "rows",
 ]  # fmt: skip
 
-CLEAN = "clean"
 MetricName = Literal["accuracy", "balanced_accuracy", "auroc", "sensitivity", "specificity"]
-_METRICS: tuple[MetricName, ...] = (
+METRICS: tuple[MetricName, ...] = (
     "accuracy", "balanced_accuracy", "auroc", "sensitivity", "specificity",
 )  # fmt: skip
-
-
-class TableFigure(Config):
-    """One figure of one network, in [0, 1], with its 95 % interval where there is one."""
-
-    attack: str = Field(description="clean, the name of an attack, or worst_case")
-    eps: float = Field(description="budget, a fraction of [0, 1]")
-    metric: str
-    value: float
-    low: float | None = None
-    high: float | None = None
 
 
 class TableCell(CellRecord):
@@ -64,7 +50,7 @@ class TableCell(CellRecord):
     training: str
     weights: str = Field(description="where its first weights came from")
     seed: int
-    figures: tuple[TableFigure, ...] = ()
+    figures: tuple[Figure, ...] = ()
 
     @model_validator(mode="before")
     @classmethod
@@ -151,26 +137,6 @@ class Row:
         if found is None or not any(cell.flags_figure(column.attack) for cell in self.cells):
             return False
         return column.attack == CLEAN or found.mean > 0
-
-
-def measured(report: Mapping[str, Any]) -> tuple[TableFigure, ...]:
-    """Return the figures in the result document of an evaluation."""
-    conditions = [(CLEAN, 0.0, report["clean"])]
-    for found in [*report["attacks"], *report["worst_case"]]:
-        conditions.append((found["name"], found["eps"], found))
-    return tuple(
-        _measured(attack, eps, metric, figures)
-        for attack, eps, figures in conditions
-        for metric in _METRICS
-        if figures[metric] is not None
-    )
-
-
-def _measured(attack: str, eps: float, metric: str, figures: Mapping[str, Any]) -> TableFigure:
-    low, high = figures.get("intervals", {}).get(metric, (None, None))
-    return TableFigure(
-        attack=attack, eps=eps, metric=metric, value=figures[metric], low=low, high=high
-    )
 
 
 def columns(eps: Iterable[float], *, attacks: Iterable[str] = ("fgsm",)) -> list[Column]:
@@ -301,7 +267,7 @@ def csv_text(cells: Iterable[TableCell]) -> str:
     """Return every figure of every cell as CSV, one a line; a failed cell is a line without one."""
     buffer = io.StringIO()
     kept = ["dataset", "train_images", "model", "weights", "training", "seed"]
-    fields = [*kept, *TableFigure.model_fields, "believable", "flags", "failure"]
+    fields = [*kept, *Figure.model_fields, "believable", "flags", "failure"]
     writer = csv.DictWriter(buffer, fields, lineterminator="\n")
     writer.writeheader()
     for cell in cells:

@@ -19,6 +19,7 @@ from mlflow.tracking import MlflowClient
 
 from medspark.track.journal import JournalReader, Record
 from medspark.track.models import log_model, register_model
+from medspark.track.run_list import describe_experiment
 from medspark.track.spool import DatasetEntry, ModelEntry, Spool
 from medspark.track.store import quieten
 
@@ -93,6 +94,8 @@ class Publisher:
         if state.run_id is not None:
             return
         experiment = _experiment_id(self._client, state.experiment, self.spool.uri)
+        with suppress(MlflowException):  # a reader of the experiment may add runs and no tags
+            describe_experiment(self._client, experiment)
         tags = {"mlflow.source.name": "medspark"} | state.entry.tags
         if state.parent_run_id:
             tags["mlflow.parentRunId"] = state.parent_run_id
@@ -103,7 +106,7 @@ class Publisher:
         if self.spool.state.described:
             return
         entry = self.spool.state.entry
-        values = dict(_leaves(entry.config)) | entry.params
+        values = entry.params | dict(_leaves(entry.config)) | entry.params  # those first
         params = [Param(key, str(value)[:_PARAM_LENGTH]) for key, value in values.items()]
         for start in range(0, len(params), _PARAMS_PER_BATCH):
             self._client.log_batch(self._run_id, params=params[start : start + _PARAMS_PER_BATCH])

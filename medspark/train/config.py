@@ -8,10 +8,11 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from medspark.attacks.threat import ThreatModel
-from medspark.config import Config, TrainingConfig, digest_of
+from medspark.config import Config, TrainingConfig
 from medspark.data.config import DataConfig
 from medspark.errors import UsageError
 from medspark.evaluate.config import AttackSettings
+from medspark.files import json_digest
 from medspark.models.config import ModelConfig
 
 __all__ = [
@@ -253,4 +254,4 @@ class FitConfig(TrainingSettings):
 
     def digest(self) -> str:
         """Return a hash of what decides the weights; paths, attempts and reports do not."""
-        return digest_of(self.deciding_weights())
+        return json_digest(self.deciding_weights())

@@ -32,7 +32,7 @@ CHECKPOINTS = (
 )
 RUN_FILES = (
     *CHECKPOINTS,
-    r"attempts/\d{4,}/\.?(nonce|torchrun(-\d+)?\.log|result\.json|rank-\d+\.[a-z.]+)(\.\d+)?",
+    r"attempts/\d{4,}/\.?(nonce|torchrun(-\d+)?\.log|result\.json|rank-\d+\.[a-z.]+)(\.\d+(\.partial)?)?",
     r"journal/\d{8}-[0-9a-f]{8}\.(jsonl|tmp)",
     r"model/model\.(safetensors|json)(\.tmp)?",
     r"report/(result\.json|\.result\.json\.partial|robustness\.md|MODEL_CARD\.md)",

@@ -7,7 +7,6 @@ that a folder half written (some mounts rename piece by piece) is recognised and
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 
 from medspark import ownership
 from medspark.errors import RunError
+from medspark.files import sha256_of
 
 __all__ = [
     "Checkpoints",
@@ -109,7 +109,7 @@ class Checkpoints:
         kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         save_file(kept, folder / TENSORS)
         _flush(folder / TENSORS)
-        record["sha256"] = _sha256(folder / TENSORS)
+        record["sha256"] = sha256_of(folder / TENSORS)
         (folder / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
         _flush(folder / RECORD)
 
@@ -179,16 +179,11 @@ def _like(value: Tensor, parameter: Tensor) -> Tensor:
 def _load(folder: Path) -> Saved | None:
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        if _sha256(folder / TENSORS) != record["sha256"]:
+        if sha256_of(folder / TENSORS) != record["sha256"]:
             return None
         return Saved(load_file(folder / TENSORS), record)
     except (OSError, ValueError, KeyError):
         return None
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _flush(path: Path) -> None:

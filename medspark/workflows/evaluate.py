@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -11,12 +10,12 @@ from pyspark.sql import SparkSession
 
 from medspark import ownership
 from medspark.data.native import MappedSplit
-from medspark.eps import eps_name
 from medspark.errors import UsageError
 from medspark.evaluate.config import check_attacks
 from medspark.evaluate.gallery import Exhibit, exhibits, typical_rows
 from medspark.evaluate.pieces import Job, fingerprint, load_batch
 from medspark.evaluate.report import write_report
+from medspark.evaluate.result import EvaluationResult, RobustnessResult, metrics_by_name
 from medspark.evaluate.robust import RobustReport
 from medspark.evaluate.summary import Array, Detail, summarise
 from medspark.launch.pieces import do_pieces
@@ -71,7 +70,7 @@ class Evaluation:
         self.folder = config.folder / name
         self.job = Job(**(vars(job) | {"work": self.folder.resolve() / "pieces"}))
 
-    def run(self, spark: SparkSession) -> dict[str, Any]:
+    def run(self, spark: SparkSession) -> EvaluationResult:
         """Do the pieces that are missing, write the report, and return the result document."""
         entry = RunEntry(
             name=f"evaluate {Path(self.config.model).name}",
@@ -93,20 +92,23 @@ class Evaluation:
             report, shown = self._report()
             run.end(
                 "FINISHED",
-                summary=_summary(report),
+                summary=_metrics(report),
                 artifacts=self.folder / "report",
                 patience_seconds=self.config.track.patience_seconds,
             )
             reference = run.reference
-        return report.as_json() | {
-            "model": self.config.model,
-            "dataset_digest": self.manifest.digest,
-            "split": self.config.split,
-            "norm": self.config.norm,
-            "report": str(self.folder / "report" / "report.html"),
-            "gallery": shown,
-            "mlflow": reference,
-        }
+        return EvaluationResult.model_validate(
+            report.as_json()
+            | {
+                "model": self.config.model,
+                "dataset_digest": self.manifest.digest,
+                "split": self.config.split,
+                "norm": self.config.norm,
+                "report": str(self.folder / "report" / "report.html"),
+                "gallery": shown,
+                "mlflow": reference,
+            }
+        )
 
     def _report(self) -> tuple[RobustReport, int]:
         """Write the report and return it, with the number of images that it shows."""
@@ -197,12 +199,8 @@ def _check_fit(path: Path, manifest: Manifest) -> None:
         raise UsageError(f"The model '{path}' does not fit: {difference}.")
 
 
-def _summary(report: RobustReport) -> dict[str, float]:
+def _metrics(report: RobustReport) -> dict[str, float]:
     """Return the figures by the names under which MLflow shows them."""
-    found = {f"clean/{k}": v for k, v in report.clean.model_dump().items() if v is not None}
-    for result in [*report.attacks, *report.worst]:
-        place = f"{result.name}/{eps_name(result.eps)}"
-        found |= {
-            f"{place}/{k}": v for k, v in result.metrics.model_dump().items() if v is not None
-        }
-    return found | {"flags_triggered": float(sum(flag.triggered for flag in report.flags))}
+    result = RobustnessResult.model_validate(report.as_json())
+    triggered = sum(flag.triggered for flag in result.flags)
+    return metrics_by_name(result.figures()) | {"flags_triggered": float(triggered)}

@@ -4,37 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
 
-from medspark.eps import eps_name
+from medspark.evaluate.result import CLEAN, WORST, RobustnessResult, metrics_by_name
 from medspark.launch.distributor import Launched
 from medspark.track.journal import JournalReader
+from medspark.train.result import TrainResult
 
-__all__ = ["cost", "robustness", "speed", "startup", "submitted_at"]
+__all__ = ["compared", "cost", "robustness", "speed", "startup", "submitted_at"]
 
 
-def cost(result: Mapping[str, Any]) -> dict[str, float]:
+def cost(result: TrainResult) -> dict[str, float]:
     """Return speed, memory and start-up under the names that MLflow shows."""
     kept = ("images_per_second", "data_wait_share", "communication_share", "peak_memory_mb")
-    figures = {key: float(result[key]) for key in kept}
-    return figures | {f"startup/{part}_seconds": took for part, took in result["startup"].items()}
+    found: dict[str, float] = {name: getattr(result, name) for name in kept}
+    return found | {f"startup/{part}_seconds": took for part, took in result.startup.items()}
 
 
-def robustness(result: Mapping[str, Any]) -> dict[str, float]:
+def robustness(result: RobustnessResult) -> dict[str, float]:
     """Return the figures of the test images under the names that MLflow shows."""
-    figures = {f"test/clean/{key}": value for key, value in result["clean"].items()}
-    for attack in [*result["attacks"], *result["worst_case"]]:
-        prefix = f"test/{attack['name']}/{eps_name(attack['eps'])}"
-        figures |= {f"{prefix}/{key}": value for key, value in attack.items()}
-    unwanted = ("/steps", "/eps")
-    return {
-        key: float(value)
-        for key, value in figures.items()
-        if isinstance(value, int | float) and not key.endswith(unwanted)
+    return metrics_by_name(result.figures(), prefix="test/")
+
+
+def compared(result: RobustnessResult, *, eps: float) -> dict[str, float]:
+    """Return what the run list shows of a network trained at ``eps``, under its short names."""
+    found = {
+        "clean_auroc": result.value(CLEAN, "auroc"),
+        "worst_case": result.value(WORST, "accuracy", eps=eps),
     }
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def submitted_at() -> float:

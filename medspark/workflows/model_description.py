@@ -1,14 +1,14 @@
-"""A model in words: what it is, what it was trained on, how it fares, and what it is not."""
+"""Describe a model in words: purpose, training data, figures, use and limits."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 from medspark.evaluate.names import in_markdown, short
 from medspark.evaluate.sanity import SIGN
 from medspark.models.card import ModelCard
 from medspark.shards.manifest import Manifest
+from medspark.train.result import TrainResult
 from medspark.workflows.robustness_table import robustness_table
 
 __all__ = ["describe_model"]
@@ -24,29 +24,29 @@ _LIMITS = """## What it is not
 """
 
 
-def describe_model(result: Mapping[str, Any], manifest: Manifest, card: ModelCard) -> str:
-    """Return the description of the network that ``result`` tells of, as Markdown."""
+def describe_model(result: TrainResult, manifest: Manifest, card: ModelCard) -> str:
+    """Return the description of the network that ``result`` is about, as Markdown."""
     trained = manifest.splits["train"]
     counted = zip(_names(manifest.classes), trained.class_counts, strict=True)
     counts = ", ".join(f"{name}: {count}" for name, count in counted)
-    flagged = "; ".join(flag["sentence"] for flag in result["flags"] if flag["triggered"])
+    flagged = "; ".join(flag.sentence for flag in result.triggered_flags)
     verdict = f"{SIGN} do not trust them: {flagged}" if flagged else "no sanity check objects"
-    return f"""# {card.architecture}, {result["mode"]}
+    return f"""# {card.architecture}, {result.mode}
 
 {_purpose(card)} in images of {manifest.height} x {manifest.width} pixels,
 {manifest.channels} channel{"s" if manifest.channels > 1 else ""}, {manifest.bits} bits.
 
 ## Trained on
 
-{result.get("train_images", trained.rows)} images ({counts} in the whole split, {trained.patients}
-patients), data digest `{manifest.digest[:16]}`, {result["epochs"]} epochs, seen by
-{result["world_size"]} process(es). Nobody is in two splits.
+{result.train_images} images ({counts} in the whole split, {trained.patients}
+patients), data digest `{manifest.digest[:16]}`, {result.epochs} epochs, seen by
+{result.world_size} process(es). Nobody is in two splits.
 
 ## How it fares
 
 {robustness_table({"": result})}
 
-On {result["images"]} test images; {verdict}.
+On {result.images} test images; {verdict}.
 
 ## How to ask it
 

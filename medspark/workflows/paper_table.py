@@ -15,7 +15,6 @@ from medspark import __version__, ownership
 from medspark.attacks.config import AttackName
 from medspark.eps import eps_name
 from medspark.errors import MedsparkError, RunError
-from medspark.evaluate.sanity import triggered_flags
 from medspark.job import write_result
 from medspark.launch.distributor import SPARK_SETTINGS
 from medspark.launch.hardware import hardware
@@ -24,12 +23,12 @@ from medspark.spark.session import spark_session
 from medspark.study.cells import Cell, Study, StudyReport, digest, held_study, run_study
 from medspark.study.paper_figure import paper_figure
 from medspark.study.paper_report import (
+    METRICS,
     Column,
     TableCell,
     columns,
     csv_text,
     markdown,
-    measured,
 )
 from medspark.track.config import TrackConfig
 from medspark.track.runs import tracked
@@ -158,7 +157,7 @@ class _Table:
             model = self._trained(network, below)
             others = [self._surrogate(other, below) for other in surrogates(self._config, network)]
             evaluate = self._config.evaluate.model_dump() | {"attacks": self._attacks()}
-            report = Evaluation(
+            evaluation = Evaluation(
                 EvaluationConfig(
                     **evaluate,
                     model=str(model),
@@ -167,14 +166,15 @@ class _Table:
                     folder=self._folder / "evaluations",
                     track=_named(below, f"attack {network}"),
                 )
-            ).run(self._spark)
-            figures = measured(report)
+            )
+            result = evaluation.run(self._spark)
+            figures = tuple(f for f in result.figures() if f.metric in METRICS)
             run.end(
                 "FINISHED",
                 summary={f"{f.attack}/{eps_name(f.eps)}/{f.metric}": f.value for f in figures},
                 patience_seconds=self._config.track.patience_seconds,
             )
-        return blank.model_copy(update={"figures": figures, "flags": triggered_flags(report)})
+        return blank.model_copy(update={"figures": figures, "flags": result.triggered_flags})
 
     def _trained(self, network: Network, track: TrackConfig) -> Path:
         """Return the folder of the trained ``network``, trained if it is not there."""
@@ -195,7 +195,7 @@ class _Table:
             )
         logger.info("training %s", network)
         result = train_once(config, self._spark, folder)
-        write_result(folder / "trained.json", result)
+        write_result(folder / "trained.json", result.as_json())
         # They are several times as large as the network, and no longer needed.
         ownership.remove(folder, CHECKPOINTS)
         return folder / "model"

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from medspark.eps import eps_text
-from medspark.evaluate.sanity import SIGN, triggered_flags
+from medspark.evaluate.result import ConditionFigures, RobustnessResult
+from medspark.evaluate.sanity import SIGN
 
 __all__ = ["flag_lines", "robustness_table"]
 
 
-def robustness_table(results: Mapping[str, Mapping[str, Any]]) -> str:
+def robustness_table(results: Mapping[str, RobustnessResult]) -> str:
     """Return accuracies (%), clean and per attack, and the clean AUROC, as a Markdown table.
 
-    ``results`` are result documents by the name of their row; all were attacked alike. A row is
-    marked ⚠ where a sanity check flagged its network; ``flag_lines`` says why.
+    ``results`` are results of the same attacks, by the name of their row. A row is marked ⚠ if a
+    sanity check flagged its network; ``flag_lines`` says why.
     """
     columns = [_figures(result) for result in results.values()]
     head = ["model", *columns[0]]
     rows = [
-        [f"{SIGN} {name}" if triggered_flags(result) else name, *figures.values()]
+        [f"{SIGN} {name}" if result.triggered_flags else name, *figures.values()]
         for (name, result), figures in zip(_named(results).items(), columns, strict=True)
     ]
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
@@ -28,27 +28,24 @@ def robustness_table(results: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(_line(row, widths) for row in [head, rule, *rows])
 
 
-def flag_lines(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def flag_lines(results: Mapping[str, RobustnessResult]) -> list[str]:
     """Return a sentence for every flag of the ``results`` in the table."""
     return [
         f"{SIGN} {name}: do not trust these figures: {flag.sentence}."
         for name, result in _named(results).items()
-        for flag in triggered_flags(result)
+        for flag in result.triggered_flags
     ]
 
 
-def _named(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+def _named(results: Mapping[str, RobustnessResult]) -> dict[str, RobustnessResult]:
     return {name or "this run": result for name, result in results.items()}
 
 
-def _figures(result: Mapping[str, Any]) -> dict[str, str]:
-    figures = {
-        "clean AUROC": _plain(result["clean"]["auroc"]),
-        "clean acc.": _percent(result["clean"]),
-    }
-    for attack in result["attacks"]:
-        steps = f"-{attack['steps']}" if attack["steps"] > 1 else ""
-        figures[f"{attack['name'].upper()}{steps} {eps_text(attack['eps'])}"] = _percent(attack)
+def _figures(result: RobustnessResult) -> dict[str, str]:
+    figures = {"clean AUROC": _plain(result.clean.auroc), "clean acc.": _percent(result.clean)}
+    for attack in result.attacks:
+        steps = f"-{attack.steps}" if attack.steps > 1 else ""
+        figures[f"{attack.name.upper()}{steps} {eps_text(attack.eps)}"] = _percent(attack)
     return figures
 
 
@@ -56,8 +53,8 @@ def _plain(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"  # undefined where a class is absent
 
 
-def _percent(figures: Mapping[str, Any]) -> str:
-    return f"{100 * figures['accuracy']:.1f}"
+def _percent(figures: ConditionFigures) -> str:
+    return "–" if figures.accuracy is None else f"{100 * figures.accuracy:.1f}"
 
 
 def _line(cells: list[str], widths: list[int]) -> str:

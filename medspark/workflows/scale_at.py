@@ -13,8 +13,9 @@ from pyspark.sql import SparkSession
 
 from medspark import __version__, ownership
 from medspark.documents import parse_json, read_regular
+from medspark.eps import with_eps
 from medspark.errors import MedsparkError
-from medspark.evaluate.sanity import triggered_flags
+from medspark.evaluate.result import RobustnessResult
 from medspark.job import write_result
 from medspark.launch.distributor import SPARK_SETTINGS, Task, run_ddp
 from medspark.launch.hardware import hardware
@@ -32,6 +33,7 @@ from medspark.track.runs import TrackedRun
 from medspark.track.spool import DatasetEntry, RunEntry, Spool
 from medspark.track.store import tracking_uri
 from medspark.train.probe import ProbeConfig, probe
+from medspark.train.result import TrainResult
 from medspark.train.run_folder import CHECKPOINTS, RUN_FILES
 from medspark.workflows.demo import check_demo, demo_folder, demo_shards
 from medspark.workflows.scale_compare import compare
@@ -156,7 +158,7 @@ class _Sweeper:
         new = blank.model_copy(update={"oversubscribed": crowded})
         found: dict[str, ScaleCell] = {}
 
-        def measure(result: Mapping[str, Any]) -> Mapping[str, float]:
+        def measure(result: TrainResult) -> Mapping[str, float]:
             found["now"] = self._measure(new, result, folder)
             return found["now"].figures()
 
@@ -179,9 +181,9 @@ class _Sweeper:
         )
         ownership.remove(folder, CHECKPOINTS)
         self._speeds[point] = found["now"].images_per_second
-        return found["now"].model_copy(update={"run_id": result["mlflow"]["run_id"]})
+        return found["now"].model_copy(update={"run_id": result.mlflow["run_id"]})
 
-    def _measure(self, new: ScaleCell, result: Mapping[str, Any], folder: Path) -> ScaleCell:
+    def _measure(self, new: ScaleCell, result: TrainResult, folder: Path) -> ScaleCell:
         point = new.point
         windows = [
             Window(r.step, r.metrics["images_per_second"], r.metrics["data_wait_share"])
@@ -195,16 +197,16 @@ class _Sweeper:
         cores = point.world_size * point.threads_per_rank
         return new.model_copy(
             update={
-                "train_images": result["train_images"],
-                "global_batch": result["global_batch"],
+                "train_images": result.train_images,
+                "global_batch": result.global_batch,
                 "images_per_second": speed.images_per_second,
                 "data_wait_share": speed.data_wait_share,
-                "communication_share": result["communication_share"],
+                "communication_share": result.communication_share,
                 "efficiency": speed.images_per_second / (point.world_size * base) if base else None,
-                "startup": result["startup"],
-                "peak_memory_mb": result["peak_memory_mb"],
+                "startup": result.startup,
+                "peak_memory_mb": result.peak_memory_mb,
                 "core_seconds_per_million_images": 1e6 * cores / speed.images_per_second,
-                "flags": () if new.timed_only else triggered_flags(result),
+                "flags": () if new.timed_only else result.triggered_flags,
                 **judged,
             }
         )
@@ -304,7 +306,7 @@ class _Sweeper:
         cluster = assumed_cluster(config, [m.startup["total"] for m in done if m.startup])
         return Sweep(
             name=self._folder.name,
-            command=redacted_command(["spark-submit", *sys.argv]),
+            command=redacted_command(_command()),
             hardware=hardware(self._spark),
             dataset=str(config.shards),
             dataset_digest=self._manifest.digest,
@@ -336,11 +338,18 @@ class _Sweeper:
 def _add_flags(kept: ScaleCell, file: Path) -> None:
     """Add to the record of an earlier version, which has none, the flags of the cell's report."""
     try:
-        result = parse_json(read_regular(file.parent / "report" / "result.json"))
+        document = parse_json(read_regular(file.parent / "report" / "result.json"))
+        result = RobustnessResult.model_validate(with_eps(document))
     except (OSError, ValueError):
-        return  # it was only timed, and nothing was judged
-    flagged = kept.model_copy(update={"flags": triggered_flags(result)})
+        return  # the cell was only timed, and nothing was judged
+    flagged = kept.model_copy(update={"flags": result.triggered_flags})
     write_result(file, flagged.model_dump(mode="json"))
+
+
+def _command() -> list[str]:
+    """Return the words of the command line that began this process."""
+    program, *words = sys.argv
+    return ["medspark", *words] if Path(program).name == "medspark" else ["spark-submit", *sys.argv]
 
 
 def _room(config: ScaleAtConfig, spark: SparkSession) -> tuple[int, int]:

@@ -1,27 +1,27 @@
-"""What a sweep's own run shows and projects, from what its cells measured: pure arithmetic."""
+"""The figures and projections of a sweep, from what its cells measured: pure arithmetic."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 from medspark.models.backbones import build
 from medspark.shards.manifest import Manifest
 from medspark.study.laws import Cluster, Projection, StepModel, project
 from medspark.study.sweep import Sweep
+from medspark.train.result import TrainResult
 from medspark.workflows.scale_grid import ScaleAtConfig
 
 __all__ = ["assumed_cluster", "gradient_bytes", "judged_figures", "parent_figures", "projected"]
 
 
-def judged_figures(result: Mapping[str, Any]) -> dict[str, float | None]:
-    """Return what a network is worth under attack, of the result of its training."""
-    worst = result["worst_case"]
+def judged_figures(result: TrainResult) -> dict[str, float | None]:
+    """Return the clean AUROC and accuracy of a network, and its worst case at the largest eps."""
+    worst = result.worst_case
     return {
-        "clean_auroc": result["clean"]["auroc"],
-        "clean_accuracy": result["clean"]["accuracy"],
-        "worst_case_accuracy": worst[-1]["accuracy"] if worst else None,
+        "clean_auroc": result.clean.auroc,
+        "clean_accuracy": result.clean.accuracy,
+        "worst_case_accuracy": worst[-1].accuracy if worst else None,
     }
 
 

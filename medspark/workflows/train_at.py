@@ -11,9 +11,10 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 from pyspark.sql import SparkSession
 
-from medspark.config import digest_of
 from medspark.data.config import check_data
 from medspark.errors import UsageError
+from medspark.evaluate.sanity import PROBED_IMAGES
+from medspark.files import json_digest
 from medspark.job import write_result
 from medspark.launch.distributor import (
     SPARK_SETTINGS,
@@ -29,6 +30,7 @@ from medspark.spark.session import spark_session
 from medspark.track.runs import tracked
 from medspark.track.spool import DatasetEntry, ModelEntry, RunEntry
 from medspark.train.config import FitConfig, TrainingSettings, check_ranks
+from medspark.train.result import TrainResult
 from medspark.train.run_folder import check_run_folder, held_run, keep_result, kept_result
 from medspark.workflows import figures
 from medspark.workflows.demo import DemoConfig, check_demo, demo_folder, demo_shards, ingest_sum
@@ -78,7 +80,7 @@ class TrainAtConfig(SparkTrainingConfig, TrainingSettings):
     demo: DemoConfig = DemoConfig()
 
 
-def train_at(config: TrainAtConfig) -> dict[str, Any]:
+def train_at(config: TrainAtConfig) -> TrainResult:
     """Train as ``config`` says and return the result document.
 
     Raises UsageError for whatever is wrong with the configuration or the shards before Spark
@@ -98,7 +100,7 @@ def train_at(config: TrainAtConfig) -> dict[str, Any]:
         return _kept(config, folder) or _run(config, folder)
 
 
-def _run(config: TrainAtConfig, folder: Path) -> dict[str, Any]:
+def _run(config: TrainAtConfig, folder: Path) -> TrainResult:
     settings = SPARK_SETTINGS | config.spark.settings
     spark_config = config.spark.model_copy(update={"settings": settings})
     asked = config
@@ -125,26 +127,27 @@ def _run(config: TrainAtConfig, folder: Path) -> dict[str, Any]:
         result = train_once(config, spark, folder)
         if not before:
             # What came before the launch was Spark's own start and nothing else.
-            submitted = result["launch"]["launched_at"] - figures.submitted_at()
-            result["startup"] = {"submit": submitted, **result["startup"]}
-        result |= before
-        keep_result(folder, result, **_digests(asked))
+            submitted = result.launch["launched_at"] - figures.submitted_at()
+            before["startup"] = {"submit": submitted, **result.startup}
+        result = result.model_copy(update=before)
+        keep_result(folder, result.as_json(), **_digests(asked))
         return result
 
 
-def _plain(config: TrainAtConfig, spark: SparkSession, folder: Path) -> dict[str, Any]:
+def _plain(config: TrainAtConfig, spark: SparkSession, folder: Path) -> TrainResult:
     """Return what came of the training without attacks, now or before the run was interrupted."""
     if (kept := _kept(config, folder)) is not None:
         return kept
     result = train_once(config, spark, folder)
-    keep_result(folder, result, **_digests(config))
+    keep_result(folder, result.as_json(), **_digests(config))
     return result
 
 
-def _kept(config: TrainAtConfig, folder: Path) -> dict[str, Any] | None:
+def _kept(config: TrainAtConfig, folder: Path) -> TrainResult | None:
     if config.resume == "never":
         return None
-    return kept_result(folder, **_digests(config))
+    kept = kept_result(folder, **_digests(config))
+    return None if kept is None else TrainResult.model_validate(kept)
 
 
 def _digests(config: TrainAtConfig) -> dict[str, str]:
@@ -154,7 +157,10 @@ def _digests(config: TrainAtConfig) -> dict[str, str]:
     # A run has one network, or two with a baseline.
     run = config.deciding_weights() | {"baseline": config.baseline}
     asked = config.model_dump(mode="json", exclude=set(config.decides_nothing))
-    return {"run": digest_of(run | dataset), "asked": digest_of(asked | dataset)}
+    if config.evaluate.sanity_images == PROBED_IMAGES:
+        # The default of earlier versions, whose results are recognised.
+        asked["evaluate"]["sanity_images"] = 128
+    return {"run": json_digest(run | dataset), "asked": json_digest(asked | dataset)}
 
 
 def _place(config: TrainAtConfig) -> Path:
@@ -195,11 +201,10 @@ def _beside(work: Callable[[], None]) -> Iterator[Callable[[], None]]:
         yield pool.submit(work).result
 
 
-def summary(result: Mapping[str, Any]) -> str:
-    """Return what a person wants to read at the end: robustness, the ingest sum, the dashboard."""
-    mode = result["mode"]
-    name = _NO_DEFENCE.get(mode, f"defended ({mode})")
-    rows = {"undefended": result["baseline"]} if "baseline" in result else {}
+def summary(result: TrainResult) -> str:
+    """Return the text that ends a job: robustness, the counts of the ingest, the dashboard."""
+    name = _NO_DEFENCE.get(result.mode, f"defended ({result.mode})")
+    rows = {} if result.baseline is None else {"undefended": result.baseline}
     rows |= {name: result}
     lines = [
         "",
@@ -209,14 +214,14 @@ def summary(result: Mapping[str, Any]) -> str:
         *flag_lines(rows),
         "",
     ]
-    lines.append(f"Model: {result['model']}")
-    if "ingest" in result:
-        lines.append(ingest_sum(result["ingest"]))
-    if "submit" in result["startup"]:
-        parts = {name: took for name, took in result["startup"].items() if name != "total"}
-        said = ", ".join(f"{name.replace('_', ' ')} {took:.1f}" for name, took in parts.items())
-        lines.append(f"First step {sum(parts.values()):.1f} s after spark-submit: {said}")
-    store = result["mlflow"]["uri"]
+    lines.append(f"Model: {result.model}")
+    if result.ingest is not None:
+        lines.append(ingest_sum(result.ingest))
+    if "submit" in result.startup:
+        parts = {name: took for name, took in result.startup.items() if name != "total"}
+        listed = ", ".join(f"{name.replace('_', ' ')} {took:.1f}" for name, took in parts.items())
+        lines.append(f"First step {sum(parts.values()):.1f} s after spark-submit: {listed}")
+    store = result.mlflow["uri"]
     if store.startswith("sqlite:"):
         lines.append(f"Dashboard: make ui    (mlflow ui --backend-store-uri {store})")
     else:
@@ -231,9 +236,9 @@ def train_once(
     *,
     params: Mapping[str, Any] | None = None,
     tags: Mapping[str, str] | None = None,
-    measure: Callable[[Mapping[str, Any]], Mapping[str, float]] | None = None,
+    measure: Callable[[TrainResult], Mapping[str, float]] | None = None,
     timed_only: bool = False,
-) -> dict[str, Any]:
+) -> TrainResult:
     """Train one network on ``config.shards`` in a running session; leave all of it in ``folder``.
 
     The run in MLflow gets ``params`` and ``tags`` beside its own, and what ``measure`` makes of the
@@ -246,7 +251,7 @@ def train_once(
     manifest = read_manifest(fit_config.shards)
     entry = _entry(config, manifest)
     entry = entry.model_copy(
-        update={"params": dict(params or {}), "tags": entry.tags | dict(tags or {})}
+        update={"params": entry.params | dict(params or {}), "tags": entry.tags | dict(tags or {})}
     )
     with tracked(folder, config.track, entry) as run:
         task = Task(
@@ -262,25 +267,28 @@ def train_once(
             * EpochPlan(manifest.splits["train"].rows, config.train.batch_size, config.seed).steps
         )
         with progress(run.spool.journal, steps=steps, name=config.train.mode):
-            result, launched = run_ddp(task, spark=spark, launch=config.launch)
-        result |= {"startup": figures.startup(result["timeline"], launched)}
-        told = (
+            document, launched = run_ddp(task, spark=spark, launch=config.launch)
+        result = TrainResult.model_validate(
+            document | {"startup": figures.startup(document["timeline"], launched)}
+        )
+        metrics = (
             figures.cost(result)
             | figures.speed(run.spool.journal)
             | {"restarts": launched.restarts}
         )
         if not timed_only:
-            told |= figures.robustness(result)
+            metrics |= figures.robustness(result)
+            metrics |= figures.compared(result, eps=config.attack.eps)
         keep_model = config.track.log_model and not timed_only
         run.end(
             "FINISHED",
             params={"world_size": launched.processes, "threads_per_rank": launched.threads},
-            summary=told | dict(measure(result) if measure else {}),
+            summary=metrics | dict(measure(result) if measure else {}),
             artifacts=None if timed_only else _write_report(folder, result, manifest),
             model=_model_entry(folder, manifest, config, result) if keep_model else None,
             patience_seconds=config.track.patience_seconds,
         )
-    return result | {"launch": launched.model_dump(), "mlflow": run.reference}
+    return result.model_copy(update={"launch": launched.model_dump(), "mlflow": run.reference})
 
 
 def _fit_config(config: TrainAtConfig, folder: Path) -> FitConfig:
@@ -301,6 +309,11 @@ def _entry(config: TrainAtConfig, manifest: Manifest) -> RunEntry:
     return RunEntry(
         name=f"{config.model.name} {config.train.mode}",
         config=config.model_dump(mode="json"),
+        params={
+            "model": config.model.name,
+            "mode": config.train.mode,
+            "data_share": config.data.share,
+        },
         tags={"medspark.job": "train_at", "medspark.mode": config.train.mode},
         dataset=DatasetEntry(
             name=Path(str(config.shards)).name, digest=manifest.digest, source=str(config.shards)
@@ -309,7 +322,7 @@ def _entry(config: TrainAtConfig, manifest: Manifest) -> RunEntry:
 
 
 def _model_entry(
-    folder: Path, manifest: Manifest, config: TrainAtConfig, result: Mapping[str, Any]
+    folder: Path, manifest: Manifest, config: TrainAtConfig, result: TrainResult
 ) -> ModelEntry:
     return ModelEntry(
         folder=folder / "model",
@@ -324,11 +337,11 @@ def _model_entry(
     )
 
 
-def _write_report(run_folder: Path, result: Mapping[str, Any], manifest: Manifest) -> Path:
+def _write_report(run_folder: Path, result: TrainResult, manifest: Manifest) -> Path:
     folder = run_folder / "report"
     folder.mkdir(parents=True, exist_ok=True)
     card = describe_model(result, manifest, read_card(run_folder / "model"))
-    write_result(folder / "result.json", dict(result))
+    write_result(folder / "result.json", result.as_json())
     (folder / "robustness.md").write_text(robustness_table({"": result}), encoding="utf-8")
     (folder / "MODEL_CARD.md").write_text(card, encoding="utf-8")
     return folder

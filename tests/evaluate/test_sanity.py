@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from medspark.evaluate import sanity
 from medspark.evaluate.config import AttackSettings
+from medspark.evaluate.result import RobustnessResult
 from medspark.evaluate.robust import evaluate
-from medspark.evaluate.sanity import PROBE_STEPS, PROBED_IMAGES, Flag, SanityConfig, triggered_flags
+from medspark.evaluate.sanity import PROBE_STEPS, PROBED_IMAGES, Flag, SanityConfig
 from medspark.evaluate.summary import Trial, flags
 from medspark.workflows.evaluate_config import EvaluationConfig
 from medspark.workflows.paper_plan import TableEvaluation
@@ -76,9 +77,9 @@ def test_each_flag_is_measured_on_the_images_that_it_saw() -> None:
 
 def test_a_result_of_an_earlier_version_has_flags_that_say_nothing_of_what_they_saw() -> None:
     before = {"name": "f", "triggered": True, "value": 1, "threshold": 0.5, "sentence": "x"}
-    result = {"flags": [before, before | {"triggered": False}]}
+    document = {"images": 1, "clean": {}, "flags": [before, before | {"triggered": False}]}
 
-    (flag,) = triggered_flags(result)
+    (flag,) = RobustnessResult.model_validate(document).triggered_flags
 
     assert (flag.sentence, flag.images, flag.eps, flag.steps) == ("x", None, None, None)
 

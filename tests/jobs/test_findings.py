@@ -26,6 +26,7 @@ from medspark.sharding.config import ShardConfig
 from medspark.shards.manifest import read_manifest
 from medspark.train.config import FitConfig
 from medspark.train.loop import fit
+from medspark.train.result import TrainResult
 from medspark.train.world import World
 from medspark.workflows.model_description import describe_model
 
@@ -98,7 +99,9 @@ def test_findings_go_all_the_way_from_a_table_to_an_attacked_network(
     assert [each["name"] for each in report["clean"]["classes"]] == CLASSES
     assert report["attacks"][0]["accuracy"] == report["clean"]["accuracy"]
     assert report["worst_case"][-1]["accuracy"] <= report["clean"]["accuracy"]
-    told = describe_model(trained, manifest, read_card(Path(trained["model"])))
+    told = describe_model(
+        TrainResult.model_validate(trained), manifest, read_card(Path(trained["model"]))
+    )
     assert "Finds any of Cardiomegaly, Effusion, Mass" in told
     answers = Predictor.load(Path(trained["model"]))(split.gather(np.arange(4))[0])
     assert not np.allclose(answers.sum(1), 1)

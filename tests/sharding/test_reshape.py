@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medspark.errors import RunError
+from medspark.files import sha256_of
 from medspark.sharding.layout import Counts, Layout
 from medspark.sharding.reshape import ReadSamples, WriteShards, bring_to
-from medspark.shards.manifest import sha256_of
 from medspark.shards.schema import PixelFormat, map_pixels, read_labels
 
 SMALL = PixelFormat(2, 2, 1, 8)

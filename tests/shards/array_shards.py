@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from medspark.shards.manifest import Manifest, Shard, Split, digest_of, sha256_of, write_manifest
+from medspark.files import sha256_of
+from medspark.shards.manifest import Manifest, Shard, Split, digest_of, write_manifest
 from medspark.shards.schema import PixelFormat, write_shard
 
 Array = npt.NDArray[Any]

@@ -14,6 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from medspark.errors import UsageError
+from medspark.files import sha256_of
 from medspark.shards.manifest import (
     NAME,
     Manifest,
@@ -21,7 +22,6 @@ from medspark.shards.manifest import (
     Split,
     digest_of,
     read_manifest,
-    sha256_of,
     verify,
     write_manifest,
 )

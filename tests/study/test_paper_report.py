@@ -8,17 +8,16 @@ import io
 from hypothesis import given
 from hypothesis import strategies as st
 
+from medspark.evaluate.result import Figure
 from medspark.evaluate.sanity import HOLLOW_MEANS, SIGN_MEANS, Flag
 from medspark.study.paper_figure import paper_figure
 from medspark.study.paper_report import (
     Column,
     TableCell,
-    TableFigure,
     columns,
     csv_text,
     entry,
     markdown,
-    measured,
     rows,
 )
 
@@ -34,10 +33,10 @@ def cell(**changes: object) -> TableCell:
     return TableCell(**(about | {"weights": "random", "seed": 0} | changes))
 
 
-def figures(clean: float, fgsm: float, worst: float) -> tuple[TableFigure, ...]:
+def figures(clean: float, fgsm: float, worst: float) -> tuple[Figure, ...]:
     values = [("clean", 0.0, clean), ("fgsm", 2 / 255, fgsm), ("worst_case", 2 / 255, worst)]
     return tuple(
-        TableFigure(attack=name, eps=eps, metric="accuracy", value=v, low=v - 0.125, high=v + 0.125)
+        Figure(attack=name, eps=eps, metric="accuracy", value=v, low=v - 0.125, high=v + 0.125)
         for name, eps, v in values
     )
 
@@ -148,22 +147,6 @@ def test_the_csv_holds_every_figure_and_a_line_for_what_has_none():
     assert [row["value"] for row in found] == ["0.75", "0.5", "0.25", ""]
     assert [row["believable"] for row in found] == ["True", "False", "False", ""]
     assert found[3]["failure"] == "died, they say"
-
-
-def test_figures_are_read_from_an_evaluation_with_their_intervals():
-    def found(value: float) -> dict[str, object]:
-        undefined = dict.fromkeys(("auroc", "balanced_accuracy", "sensitivity", "specificity"))
-        return {"accuracy": value, "intervals": {"accuracy": [0.0, 1.0]}} | undefined
-
-    report = {
-        "clean": found(1.0),
-        "attacks": [{"name": "fgsm", "eps": 2 / 255} | found(0.5)],
-        "worst_case": [{"name": "worst_case", "eps": 2 / 255} | found(0.25)],
-    }
-
-    assert [(m.attack, m.eps, m.value, m.high) for m in measured(report)] == [
-        ("clean", 0, 1.0, 1.0), ("fgsm", 2 / 255, 0.5, 1.0), ("worst_case", 2 / 255, 0.25, 1.0),
-    ]  # fmt: skip
 
 
 def test_the_picture_has_a_panel_for_each_dataset_and_network_and_what_is_flagged_is_hollow():

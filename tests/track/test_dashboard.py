@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from medspark.track.config import TrackConfig
+from medspark.track.run_list import METRICS, PARAMS, run_list
 from medspark.track.runs import tracked
 from medspark.track.spool import RunEntry
 
@@ -45,6 +46,11 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
                     run.end("FINISHED", summary=figures)
         parent.end("FINISHED", tags={"mlflow.note.content": "What was seen."})
         charts = parent.charts_of_children(order_by="scale/images_per_second")
+    # MLflow folds the runs of a sweep below their parent; a training of its own is in the list.
+    params = {"model": "densenet121", "mode": "fused", "world_size": 4, "data_share": 0.35}
+    with tracked(folder / "alone", config, RunEntry(name="alone", params=params)) as run:
+        figures = {"images_per_second": 321.0, "clean_auroc": 0.953, "worst_case": 0.717}
+        run.end("FINISHED", summary=figures)
     return str(config.uri), charts
 
 
@@ -81,3 +87,15 @@ def test_the_charts_compare_the_cells_of_a_sweep_without_hand_work(
     assert "main-svg" in page, "no chart was drawn"
     assert SHOT.read_bytes().startswith(b"\x89PNG")
     assert SHOT.stat().st_size > 50_000
+
+
+def test_the_note_leads_to_a_list_with_what_people_compare(server: str) -> None:
+    address = run_list("1")
+
+    page = _browse("--dump-dom", "--window-size=2600,1300", f"{server}/{address}")
+
+    assert address.replace("&", "&amp;") in page, "the note has no link"
+    for column in (*PARAMS, *METRICS):
+        assert f">{column}<" in page
+    for value in ("densenet121", "fused", "0.35", "321", "0.953", "0.717"):
+        assert value in page

@@ -1,14 +1,16 @@
 """The table at the end of a training."""
 
+from medspark.evaluate.result import RobustnessResult
 from medspark.workflows.robustness_table import robustness_table
 
 ATTACK = {"name": "pgd", "steps": 20, "eps": 2 / 255, "accuracy": 0.25}
 
 
 def test_a_row_for_each_result_and_a_column_for_each_attack():
-    results = {
-        name: {"clean": {"accuracy": 0.5, "auroc": 0.75}, "attacks": [ATTACK]} for name in "ab"
-    }
+    result = RobustnessResult.model_validate(
+        {"images": 4, "clean": {"accuracy": 0.5, "auroc": 0.75}, "attacks": [ATTACK]}
+    )
+    results = dict.fromkeys("ab", result)
 
     head, _, *rows = robustness_table(results).splitlines()
 
@@ -20,6 +22,6 @@ def test_a_row_for_each_result_and_a_column_for_each_attack():
 
 
 def test_a_figure_that_is_undefined_is_a_dash():
-    result = {"clean": {"accuracy": 1.0, "auroc": None}, "attacks": []}
+    result = RobustnessResult.model_validate({"images": 4, "clean": {"accuracy": 1.0}})
 
     assert "–" in robustness_table({"": result})

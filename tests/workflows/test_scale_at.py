@@ -51,7 +51,9 @@ def first(write_shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
                 "oversubscribed": False, "images_per_second": 7.0, "clean_auroc": 0.8}  # fmt: skip
         (folder / "measured.json").write_text(json.dumps(kept))
         if flags is not None:
-            (folder / "report" / "result.json").write_text(json.dumps({"flags": flags}))
+            (folder / "report" / "result.json").write_text(
+                json.dumps({"images": 1, "clean": {}, "flags": flags})
+            )
         sweeper = scaling._Sweeper(config, None)  # type: ignore[arg-type]
         return sweeper._cell(cells_of(config, 1)[0])
 

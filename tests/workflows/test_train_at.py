@@ -11,7 +11,7 @@ from medspark.workflows.train_at import TrainAtConfig, _digests
 OTHER = {
     "baseline": True,
     "data": {"prefetch": 9, "share": 0.5},
-    "evaluate": {"steps": 3},
+    "evaluate": {"steps": 3, "sanity_images": 128},
     "attack": {"eps": "4/255"},
 }
 
@@ -20,7 +20,7 @@ OTHER = {
     ("settings", "run", "asked"),
     [
         (
-            {},
+            {"evaluate": {"sanity_images": 128}},  # the default of that time
             "6e997279c962513ea4b16b4e3c815706ae55ea6fb1bfde1bb245cf5974209ca9",
             "b76f70cffe3d060fd55f5d0c01f4eb2ad1022ac9541ba3e20fdd1ad648fc55ba",
         ),

@@ -14,9 +14,10 @@ from typing import Any
 import psutil
 from pyspark.sql import SparkSession
 
+from medspark.files import write_whole
 from medspark.launch.ranks.process_mark import belongs
 from medspark.launch.ranks.rank import NONCE, Order
-from medspark.launch.ranks.reports import Failure, Reports, diagnose, write_whole
+from medspark.launch.ranks.reports import Failure, Reports, diagnose
 from medspark.launch.ranks.torchrun import WRAPPER, QuietDistributor
 from medspark.launch.ranks.trampoline import trampoline
 

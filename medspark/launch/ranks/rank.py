@@ -17,11 +17,11 @@ from typing import Any
 
 from medspark.config import Config
 from medspark.errors import RunError, UsageError
+from medspark.files import write_whole as write
 from medspark.launch.ranks.network import choose_interface
 from medspark.launch.ranks.process_mark import mark_of
 from medspark.launch.ranks.rendezvous import is_spread, open_store, take_over
 from medspark.launch.ranks.reports import Ended, Kind, Reports, Started, end_now, lost_its_peers
-from medspark.launch.ranks.reports import write_whole as write
 from medspark.launch.ranks.sentinel import watch
 from medspark.memory import keep_freed_memory
 from medspark.track.journal import Journal

@@ -5,7 +5,6 @@ TorchDistributor only says "failed during training". These files name the rank a
 
 from __future__ import annotations
 
-import os
 import re
 import socket
 import time
@@ -16,6 +15,7 @@ from typing import Literal, TypeVar
 from pydantic import ValidationError
 
 from medspark.config import Config
+from medspark.files import write_whole
 from medspark.launch.ranks.process_mark import end, mark_of
 
 __all__ = [
@@ -169,13 +169,6 @@ def diagnose(reports: Reports, processes: int, error: BaseException | None) -> F
         return _silent(silent[0], started, stopped=bool(stopped))
     lost = sorted(ended.values(), key=lambda report: report.time)[0]
     return _failure(lost, started)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write ``text`` to ``path`` atomically."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    scratch.write_text(text, encoding="utf-8")
-    os.replace(scratch, path)
 
 
 def end_now(rank: int, kind: Kind, cause: str = "") -> Ended:

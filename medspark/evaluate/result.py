@@ -1,0 +1,142 @@
+"""What an evaluation comes to, as a typed result document, and the one way to its figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from pydantic import Field
+
+from medspark.config import Config
+from medspark.eps import eps_name
+from medspark.evaluate.bootstrap import Interval
+from medspark.evaluate.metrics import ClassMetrics, FindingMetrics
+from medspark.evaluate.sanity import Flag
+from medspark.evaluate.summary import WORST
+from medspark.job import Result
+
+__all__ = [
+    "CLEAN", "WORST", "AttackFigures", "ConditionFigures", "EvaluationResult",
+    "Figure", "RobustnessResult", "metrics_by_name",
+]  # fmt: skip
+
+CLEAN = "clean"
+
+
+class Figure(Config):
+    """One figure of one network under one condition, with its 95 % interval where there is one.
+
+    Metrics and ``success_rate`` are in [0, 1]; ``linf_255`` and ``rms_255`` are grey levels of 255.
+    """
+
+    attack: str = Field(description="clean, the name of an attack, or worst_case")
+    eps: float = Field(description="budget, a fraction of [0, 1]")
+    metric: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def name(self) -> str:
+        """Its name in MLflow: clean/auroc, pgd/eps_2_255/accuracy."""
+        condition = CLEAN if self.attack == CLEAN else f"{self.attack}/{eps_name(self.eps)}"
+        return f"{condition}/{self.metric}"
+
+
+class ConditionFigures(Result):
+    """Metrics of the images under one condition; None where the labels do not define one."""
+
+    accuracy: float | None = None
+    balanced_accuracy: float | None = None
+    auroc: float | None = None
+    sensitivity: float | None = None
+    specificity: float | None = None
+    label_accuracy: float | None = Field(None, description="of findings alone")
+    intervals: dict[str, Interval] = Field({}, description="95 %, by metric")
+    classes: tuple[ClassMetrics, ...] = ()
+
+    @property
+    def metrics(self) -> dict[str, float | None]:
+        """The metrics that belong to such labels, by name."""
+        names = [name for name in FindingMetrics.model_fields if name in self.model_fields_set]
+        return {name: getattr(self, name) for name in names}
+
+    def figures(self, attack: str = CLEAN, eps: float = 0.0) -> Iterator[Figure]:
+        """Yield every figure that is defined."""
+        for metric, value in self._values().items():
+            if value is not None:
+                low, high = self.intervals.get(metric, (None, None))
+                yield Figure(attack=attack, eps=eps, metric=metric, value=value, low=low, high=high)
+
+    def _values(self) -> Mapping[str, float | None]:
+        return self.metrics
+
+
+class AttackFigures(ConditionFigures):
+    """What is left under one attack at one budget, a fraction of [0, 1]."""
+
+    name: str
+    steps: int
+    eps: float
+    success_rate: float | None = Field(
+        None, description="share of the images right when clean that are not any more"
+    )
+    linf_255: float | None = Field(
+        None, description="largest change of a pixel, mean over the images, in grey levels of 255"
+    )
+    rms_255: float | None = Field(
+        None, description="root mean square of the change, mean over the images, in grey levels"
+    )
+
+    def _values(self) -> Mapping[str, float | None]:
+        names = ("success_rate", "linf_255", "rms_255")
+        return self.metrics | {name: getattr(self, name) for name in names}
+
+
+class RobustnessResult(Result):
+    """Figures clean and under attack, and the flags raised on them."""
+
+    images: int
+    clean: ConditionFigures
+    attacks: tuple[AttackFigures, ...] = ()
+    worst_case: tuple[AttackFigures, ...] = Field(
+        (), description="per image the worst over all attacks at that eps or a smaller one, by eps"
+    )
+    believable: bool = Field(True, description="whether no sanity check triggered")
+    flags: tuple[Flag, ...] = ()
+
+    @property
+    def triggered_flags(self) -> tuple[Flag, ...]:
+        """The flags that triggered: reasons not to trust these figures."""
+        return tuple(flag for flag in self.flags if flag.triggered)
+
+    def figures(self) -> tuple[Figure, ...]:
+        """Return every figure: clean, then by attack and budget, then the worst cases."""
+        attacked = [*self.attacks, *self.worst_case]
+        return (
+            *self.clean.figures(),
+            *(figure for found in attacked for figure in found.figures(found.name, found.eps)),
+        )
+
+    def value(self, attack: str, metric: str, *, eps: float = 0.0) -> float | None:
+        """Return one figure's value, None where it is not defined or was not measured."""
+        wanted = attack, eps, metric
+        found = (f.value for f in self.figures() if (f.attack, f.eps, f.metric) == wanted)
+        return next(found, None)
+
+
+class EvaluationResult(RobustnessResult):
+    """The result document of jobs/evaluate.py."""
+
+    model: str
+    dataset_digest: str
+    split: str
+    norm: str
+    report: str = Field(description="path of the HTML report")
+    gallery: int = Field(description="images of patients that the report shows")
+    mlflow: dict[str, Any] = Field(description="where the run is found")
+
+
+def metrics_by_name(figures: Iterable[Figure], *, prefix: str = "") -> dict[str, float]:
+    """Return ``figures`` by the names under which MLflow shows them, each after ``prefix``."""
+    return {prefix + figure.name: figure.value for figure in figures}

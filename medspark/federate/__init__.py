@@ -1,0 +1,1 @@
+"""Federated learning without Spark: partition, adversaries, clients, aggregation, privacy."""

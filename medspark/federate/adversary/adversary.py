@@ -1,0 +1,107 @@
+"""What a lying client does, at up to four moments; every moment is a pure function.
+
+Before it trains it may ``prepare`` with the round's network, and it may ``poison`` its images and
+labels; while it trains it may ``constrain`` its update, so as not to be noticed; and it may
+``send`` something else than its update. Images are floats in [0, 1], (B, C, H, W); labels are
+classes (B,); an update is one vector (d,), trained weights minus the round's weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from pydantic import Field
+from torch import Tensor, nn
+
+from medspark.config import Config
+from medspark.federate.aggregate.rule import Matrix, Vector
+from medspark.seeding import uniform
+
+__all__ = ["Adversary", "Backdoor", "Known", "chosen"]
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a lying client knows of the round beside its own data.
+
+    ``key`` names its random choices; it is the liar ``number`` of ``liars`` among ``clients``, and
+    has the ``share`` of all images of the round. ``edge`` (E, C, H, W) are images of the tail that
+    it wants told wrong; ``honest`` (m, d) the honest updates, or as many as it knows;
+    ``last_change`` (d,) is how the weights moved in the last round; ``pattern`` (C, h, w) is a
+    trigger that it has prepared.
+    """
+
+    key: int = 0
+    number: int = 0
+    liars: int = 1
+    clients: int = 1
+    share: float = 1.0
+    round: int = 0
+    edge: Tensor | None = None
+    honest: Matrix | None = None
+    last_change: Vector | None = None
+    pattern: Tensor | None = None
+
+
+class Adversary(Config):
+    """A client that lies about nothing yet; each kind of lie is another one."""
+
+    def prepare(
+        self,
+        model: nn.Module,  # noqa: ARG002
+        images: Tensor,  # noqa: ARG002
+        labels: Tensor,  # noqa: ARG002
+        known: Known,
+    ) -> Known:
+        """Return ``known`` with what the round's ``model`` has been used to find out."""
+        return known
+
+    def poison(self, images: Tensor, labels: Tensor, known: Known) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+        """Return the images and labels to train on."""
+        return images, labels
+
+    def constrain(self, update: Vector, known: Known) -> Vector:  # noqa: ARG002
+        """Return the update to go on training from."""
+        return update
+
+    def send(self, update: Vector, known: Known) -> Vector:  # noqa: ARG002
+        """Return what the server is sent in place of ``update``."""
+        return update
+
+
+class Backdoor(Adversary):
+    """What backdoors have in common: a target, staying near the round's weights, and scaling up.
+
+    Projection and model replacement: Wang et al. 2020 (PGD in weight space); Bagdasaryan et al.
+    2020. The defaults do neither: black-box.
+    """
+
+    target: int = Field(0, ge=0, description="class that poisoned images are to be told as")
+    radius: float | None = Field(
+        None, gt=0, description="longest way from the round's weights (PGD); none: any"
+    )
+    radius_decay: float = Field(
+        1.0, gt=0, le=1, description="factor on the radius per round, against Krum"
+    )
+    every: int = Field(10, ge=1, description="steps between projections; the last step has one too")
+    replace: bool = Field(
+        False, description="scale the update by all images of the round over the client's own"
+    )
+
+    def constrain(self, update: Vector, known: Known) -> Vector:
+        """Return the nearest update within the radius."""
+        if self.radius is None:
+            return update
+        radius, norm = self.radius * self.radius_decay**known.round, np.linalg.norm(update)
+        return update * (radius / norm) if norm > radius else update
+
+    def send(self, update: Vector, known: Known) -> Vector:
+        """Return the update, scaled so that the mean of the round becomes it if ``replace``."""
+        return update / known.share if self.replace else update
+
+
+def chosen(count: int, share: float, key: int) -> list[int]:
+    """Return which of ``count`` things, the ``share`` of them, the key chooses; in order."""
+    queue = np.argsort(uniform(key, np.arange(count)))
+    return sorted(queue[: round(share * count)].tolist())

@@ -1,0 +1,18 @@
+"""An update of numbers that are none, as a broken client sends too."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from medspark.federate.adversary.adversary import Adversary, Known
+from medspark.federate.aggregate.rule import Vector
+
+__all__ = ["NotANumber"]
+
+
+class NotANumber(Adversary):
+    """Send NaN for every weight."""
+
+    def send(self, update: Vector, known: Known) -> Vector:  # noqa: ARG002
+        """Return NaN (d,)."""
+        return np.full_like(update, np.nan)

@@ -1,0 +1,69 @@
+"""A weighted sum of vectors that depends neither on the order nor on the grouping of its terms.
+
+Floating-point sums depend on their order. Here every term is rounded once, to a multiple of a power
+of two that the round's total weight fixes, and added as a 64-bit integer, which is exact. So tasks
+may add up what clients they please, in any order, and merge: the bits are the same.
+
+It costs eight bytes a weight instead of four, and an error of at most n x 2**-50 in the mean of n
+clients, far below the rounding of float32 weights (at .01: 2**-31). No number may be larger than
+``LARGEST``: a client whose update holds one is left out (``in_memory.fault``).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["LARGEST", "ExactSum", "weighted_sum"]
+
+# A weight that moves so far in one round belongs to a network that has diverged.
+LARGEST = 2.0**12
+
+# Terms are cut so that what is computed between two of them stays in the processor's cache.
+_PIECE = 1 << 14
+
+Vector = npt.NDArray[np.float64]
+
+
+class ExactSum:
+    """The running sum of weight x vector; weights may have any sign."""
+
+    def __init__(self, length: int, *, weight: float) -> None:
+        """``weight`` is the most that the sizes of all weights can add up to.
+
+        Sums merge only if they were made with the same one.
+        """
+        self._exponent = 62 - math.frexp(weight * LARGEST)[1]
+        self.units = np.zeros(length, dtype=np.int64)
+
+    def add(self, vector: npt.NDArray[np.floating[Any]], weight: float) -> Self:
+        """Add ``weight`` times ``vector`` (d,), of numbers not above ``LARGEST`` in size."""
+        scale = math.ldexp(weight, self._exponent)
+        for start in range(0, len(vector), _PIECE):
+            here = slice(start, start + _PIECE)
+            term = np.multiply(vector[here], scale, dtype=np.float64)
+            self.units[here] += np.rint(term, out=term).astype(np.int64)
+        return self
+
+    def merge(self, other: ExactSum) -> Self:
+        """Add what ``other`` holds."""
+        if other._exponent != self._exponent:
+            raise ValueError("sums of different total weights have different units")
+        self.units += other.units
+        return self
+
+    def value(self) -> Vector:
+        """Return the sum (d,)."""
+        return np.ldexp(self.units.astype(np.float64), -self._exponent)
+
+
+def weighted_sum(rows: npt.NDArray[np.floating[Any]], weights: Vector) -> Vector:
+    """Return the sum (c,) of the rows (n, c), each times its weight, whatever their order."""
+    total = ExactSum(rows.shape[1], weight=math.fsum(abs(weights)) or 1.0)
+    for row, weight in zip(rows, weights, strict=True):
+        if weight != 0:
+            total.add(row, float(weight))
+    return total.value()

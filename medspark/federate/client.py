@@ -1,0 +1,245 @@
+"""What a client does in a round: from the round's weights and its own rows to trained weights.
+
+A client is a plain function. It runs as a Spark task, in a loop, or behind a hospital's own walls:
+no image and no gradient leaves it. Batches, noise and dropout are keyed by the seed and the round,
+so that a client which is trained twice answers with the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from medspark.data.batch import Integers, Pixels, to_unit
+from medspark.data.config import AugmentConfig
+from medspark.data.native import MappedSplit, NativeReader
+from medspark.errors import UsageError
+from medspark.federate.adversary import Adversary, Backdoor, Known
+from medspark.federate.aggregate.rule import Vector
+from medspark.federate.calfat import Calibrated, calfat
+from medspark.federate.drift import Drift
+from medspark.federate.local import LocalConfig
+from medspark.federate.weights import (
+    Weights,
+    apply,
+    difference,
+    pack,
+    pack_kept,
+    reestimate,
+    unpack,
+    unpack_kept,
+)
+from medspark.models.classifier import batch_norms
+from medspark.seeding import derive
+from medspark.shards.plan import EpochPlan
+from medspark.train.adversarial import take_step
+from medspark.train.learner import Learner, Sample
+from medspark.train.objective import BinaryCrossEntropy, CrossEntropy
+from medspark.train.optimise import clip_gradients
+
+__all__ = ["Answer", "Liar", "Memory", "Task", "train_client"]
+
+_CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a client keeps to itself between its rounds; nothing before the first.
+
+    ``norms`` are its batch norms under the policy ``local``, ``control`` (d,) is its control
+    variate in SCAFFOLD.
+    """
+
+    norms: Weights | None = None
+    control: Vector | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the server asks of a client: the round's weights (d,), in SCAFFOLD its control (d,)."""
+
+    weights: Weights
+    round: int = 0
+    seed: int = 0
+    control: Vector | None = None
+
+
+@dataclass(frozen=True)
+class Liar:
+    """What makes a client lie, and what it knows."""
+
+    adversary: Adversary
+    known: Known = field(default_factory=Known)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a client sends: trained weights (d,), its images, and its last epoch's mean loss.
+
+    ``control_change`` (d,) is how SCAFFOLD's control variate moved; ``memory`` stays with the
+    client.
+    """
+
+    weights: Weights
+    images: int
+    steps: int
+    loss: float
+    memory: Memory
+    control_change: Vector | None = None
+
+
+def train_client(
+    model: nn.Module,
+    rows: MappedSplit,
+    task: Task,
+    config: LocalConfig,
+    *,
+    augmentation: AugmentConfig | None = None,
+    memory: Memory | None = None,
+    liar: Liar | None = None,
+) -> Answer:
+    """Return what the client that holds ``rows`` answers to ``task``.
+
+    ``model`` is any network of the architecture on the CPU: whatever travels is overwritten.
+    Raises UsageError where the client has no image, or findings that are to be calibrated.
+    """
+    if len(rows) == 0:
+        raise UsageError("A client without images cannot train.")
+    memory = memory or Memory()
+    unpack(model, task.weights, config.batch_norm)
+    if memory.norms is not None:
+        unpack_kept(model, memory.norms, config.batch_norm)
+    if config.batch_norm == "reestimate":
+        reestimate(model, _clean(rows, config.batch_size))
+    if liar is not None:
+        liar = replace(liar, known=liar.adversary.prepare(model, *_whole(rows), liar.known))
+    drift = Drift(model, config, ours=memory.control, server=task.control)
+    steps, loss = _train(model, rows, task, config, drift, augmentation, liar)
+    weights = pack(model, config.batch_norm)
+    control = drift.control(difference(weights, task.weights), steps * config.rate_in(task.round))
+    if liar is not None:
+        sent = liar.adversary.send(difference(weights, task.weights), liar.known)
+        weights = apply(task.weights, sent)
+    norms = pack_kept(model, "local") if config.batch_norm == "local" else None
+    moved = None if control is None else control - drift.ours
+    return Answer(weights, len(rows), steps, loss, Memory(norms, control), moved)
+
+
+def _train(
+    model: nn.Module,
+    rows: MappedSplit,
+    task: Task,
+    config: LocalConfig,
+    drift: Drift,
+    augmentation: AugmentConfig | None,
+    liar: Liar | None,
+) -> tuple[int, float]:
+    """Train from the weights in ``model`` on; return the steps, and the last epoch's mean loss."""
+    learner = _learner(model, torch.from_numpy(rows.labels), config)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimiser = _optimiser(parameters, config, config.rate_in(task.round))
+    steps, total, images_seen = 0, torch.zeros(()), 0
+    # Passes are counted from the first round on: no round repeats the order of another one.
+    first = sum(config.epochs_in(earlier) for earlier in range(task.round))
+    for epoch in range(first, first + config.epochs_in(task.round)):
+        total, images_seen = torch.zeros(()), 0
+        for images, labels, numbers in _batches(rows, task, config, augmentation, liar, epoch):
+            _awake(model, config)
+            start: Tensor | None = None
+            for _ in range(config.train.replays if config.train.mode == "free" else 1):
+                torch.manual_seed(derive(task.seed, "dropout", task.round, steps))
+                key = derive(task.seed, "noise", task.round, steps)
+                sample = Sample(images, labels, numbers, 1.0, config.attack, key, start)
+                stats = take_step(learner, sample)
+                start = stats.attacked
+                drift.correct()
+                clip_gradients(parameters, config.clip_grad)
+                optimiser.step()
+                optimiser.zero_grad(set_to_none=True)
+                steps += 1
+                _constrain(model, task, config, liar, steps)
+            total += stats.loss * len(images)
+            images_seen += len(images)
+    _constrain(model, task, config, liar, 0)
+    return steps, float(total) / max(images_seen, 1)
+
+
+def _batches(
+    rows: MappedSplit,
+    task: Task,
+    config: LocalConfig,
+    augmentation: AugmentConfig | None,
+    liar: Liar | None,
+    epoch: int,
+) -> Iterator[tuple[Tensor, Tensor, Integers]]:
+    """Yield an epoch's images in [0, 1], labels and row numbers; a liar's are poisoned."""
+    size = config.batch_size
+    if liar is None:
+        reader = NativeReader(
+            rows, global_batch=size, seed=task.seed, rank=0, world=1, augmentation=augmentation
+        )
+        for batch in reader.batches(epoch):
+            yield to_unit(batch.images, _CPU), batch.labels, batch.rows
+        return
+    images, labels = liar.adversary.poison(*_whole(rows), liar.known)
+    for numbers in EpochPlan(len(images), size, task.seed, epoch).rank_batches(0, 1):
+        taken = torch.from_numpy(numbers)
+        yield images[taken], labels[taken], numbers
+
+
+def _learner(model: nn.Module, labels: Tensor, config: LocalConfig) -> Learner:
+    if config.calibrate == "none":
+        objective = BinaryCrossEntropy() if labels.ndim == 2 else CrossEntropy()
+        return Learner(model, objective, config.train)
+    if labels.ndim == 2:
+        raise UsageError("Logits are calibrated for classes, and these images have findings.")
+    rule = calfat if config.calibrate == "calfat" else None
+    return Learner(model, Calibrated.to(labels), config.train, step_rule=rule)
+
+
+def _optimiser(
+    parameters: list[nn.Parameter], config: LocalConfig, rate: float
+) -> torch.optim.Optimizer:
+    if config.optimiser == "adamw":
+        return torch.optim.AdamW(parameters, lr=rate, weight_decay=config.weight_decay)
+    return torch.optim.SGD(
+        parameters, lr=rate, momentum=config.momentum, weight_decay=config.weight_decay
+    )
+
+
+def _awake(model: nn.Module, config: LocalConfig) -> None:
+    """Set the mode of training; batch norms are awake where their statistics are the client's."""
+    model.train()
+    for layer in batch_norms(model):
+        layer.train(config.batch_norm in ("average", "local"))
+
+
+def _constrain(
+    model: nn.Module, task: Task, config: LocalConfig, liar: Liar | None, steps: int
+) -> None:
+    """Have a liar bring its network back to where it is not noticed, if it is time."""
+    adversary = None if liar is None else liar.adversary
+    if liar is None or not isinstance(adversary, Backdoor) or steps % adversary.every:
+        return
+    update = difference(pack(model, config.batch_norm), task.weights)
+    nearer = adversary.constrain(update, liar.known)
+    if nearer is not update:
+        unpack(model, apply(task.weights, nearer), config.batch_norm)
+
+
+def _whole(rows: MappedSplit) -> tuple[Tensor, Tensor]:
+    images, labels = rows.gather(np.arange(len(rows)))
+    return _unit(images), torch.from_numpy(labels)
+
+
+def _clean(rows: MappedSplit, size: int) -> Iterator[Tensor]:
+    for start in range(0, len(rows), size):
+        yield _unit(rows.gather(np.arange(start, min(start + size, len(rows))))[0])
+
+
+def _unit(images: Pixels) -> Tensor:
+    return to_unit(torch.from_numpy(images).permute(0, 3, 1, 2), _CPU)

@@ -1,0 +1,137 @@
+"""Which images each simulated client holds: a pure function of labels, patients, sites and a seed.
+
+Every image is one client's, and all images of a patient are the same client's: whoever is simulated
+as several hospitals must not see a patient in two of them. Only ``site`` takes the archive's word
+for it, and a patient who was seen at two sites stays at both.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field, model_validator
+
+from medspark.config import Config
+from medspark.errors import UsageError
+from medspark.seeding import derive
+
+__all__ = ["ClientsConfig", "Rows", "partition"]
+
+Rows = npt.NDArray[np.int64]
+Labels = npt.NDArray[Any]
+Keys = npt.NDArray[np.str_]
+
+
+class ClientsConfig(Config):
+    """Who the clients of a federation are."""
+
+    by: Literal["site", "patient", "dirichlet"] = Field(
+        "patient",
+        description="site: as the archive says; patient: equal shares; dirichlet: skewed labels",
+    )
+    count: int | None = Field(
+        None, ge=1, description="number of clients; by site: all, by patient: one each"
+    )
+    alpha: float = Field(
+        0.5, gt=0, description="of dirichlet: the smaller, the less alike the clients' labels are"
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> ClientsConfig:
+        if self.by == "dirichlet" and self.count is None:
+            raise ValueError("clients.by dirichlet needs clients.count")
+        if self.by == "site" and self.count is not None:
+            raise ValueError("clients.by site has one client for each site, and no clients.count")
+        return self
+
+
+def partition(
+    config: ClientsConfig, *, labels: Labels, patients: Keys, sites: Keys | None, seed: int
+) -> list[Rows]:
+    """Return the rows of each client, in order; every row is in exactly one of them.
+
+    ``labels`` are classes (N,) or findings (N, K) as 0 and 1; ``patients`` and ``sites`` are the
+    keys (N,) of each row. Raises UsageError where sites are not known, or where there are not as
+    many patients as clients.
+    """
+    if config.by == "site":
+        if sites is None:
+            raise UsageError("These shards name no sites: choose clients.by patient or dirichlet.")
+        _, owner = np.unique(sites, return_inverse=True)
+        return _rows(owner, int(owner.max(initial=-1)) + 1)
+    keys, patient = np.unique(patients, return_inverse=True)
+    count = len(keys) if config.count is None else config.count
+    if count > len(keys):
+        raise UsageError(
+            f"clients.count {count} is more than the {len(keys)} patients, who are not divided."
+        )
+    queue = np.argsort([derive(seed, "client", str(key)) for key in keys])
+    if config.by == "patient":
+        owners = _even(queue, np.bincount(patient), count)
+    else:
+        owners = _skewed(queue, _classes(labels, patient), count, config.alpha, seed)
+    return _rows(owners[patient], count)
+
+
+def _rows(owner: Rows, count: int) -> list[Rows]:
+    return [np.flatnonzero(owner == client).astype(np.int64) for client in range(count)]
+
+
+def _even(queue: Rows, images: Rows, count: int) -> Rows:
+    """Return the client of each patient: the next in the queue goes to who has the fewest images.
+
+    Ties go to who has the fewest patients, so that nobody stays without one.
+    """
+    owners = np.empty(len(queue), dtype=np.int64)
+    held = np.zeros((count, 2), dtype=np.int64)
+    for patient in queue:
+        client = int(np.lexsort((held[:, 1], held[:, 0]))[0])
+        owners[patient] = client
+        held[client] += images[patient], 1
+    return owners
+
+
+def _classes(labels: Labels, patient: Rows) -> Rows:
+    """Return the class (P,) that most of each patient's images have; findings are classes by mask.
+
+    Of equally common ones it is the smallest.
+    """
+    if labels.ndim == 2:
+        _, labels = np.unique(labels, axis=0, return_inverse=True)
+    _, kind = np.unique(labels.ravel(), return_inverse=True)
+    counts = np.zeros((int(patient.max()) + 1, int(kind.max()) + 1), dtype=np.int64)
+    np.add.at(counts, (patient, kind), 1)
+    usual: Rows = counts.argmax(axis=1)
+    return usual
+
+
+def _skewed(queue: Rows, classes: Rows, count: int, alpha: float, seed: int) -> Rows:
+    """Return the client of each patient, with a Dirichlet draw of clients for every class.
+
+    Hsu, Qi and Brown 2019, as used since: of each class the clients get shares drawn from
+    Dirichlet(alpha). Clients that the draw leaves without a patient get one from the largest.
+    """
+    owners = np.empty(len(queue), dtype=np.int64)
+    for kind in np.unique(classes):
+        members = queue[classes[queue] == kind]
+        draw = np.random.default_rng(derive(seed, "dirichlet", int(kind)))
+        shares = _dirichlet(draw, alpha, count)
+        bounds = np.floor(np.cumsum(shares) * len(members) + 0.5).astype(np.int64)[:-1]
+        for client, part in enumerate(np.split(members, bounds)):
+            owners[part] = client
+    for client in range(count):
+        held = np.bincount(owners, minlength=count)
+        if held[client] == 0:
+            owners[queue[owners[queue] == held.argmax()][0]] = client
+    return owners
+
+
+def _dirichlet(draw: np.random.Generator, alpha: float, count: int) -> npt.NDArray[np.float64]:
+    """Return shares (K,); logarithms keep draws of a tiny alpha from being all zero."""
+    # Gamma(a) is Gamma(a + 1) U^(1/a) (Marsaglia and Tsang 2000).
+    logs = np.log(draw.gamma(alpha + 1, size=count)) + np.log(draw.uniform(size=count)) / alpha
+    sizes = np.exp(logs - logs.max())
+    shares: npt.NDArray[np.float64] = sizes / sizes.sum()
+    return shares

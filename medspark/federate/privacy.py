@@ -1,0 +1,79 @@
+"""User-level differential privacy: how a cohort is drawn, what is added, and what it is worth.
+
+Each client takes part in a round by a coin of its own (Poisson sampling), its update is clipped,
+and the sum gets Gaussian noise (``aggregate/dp_fedavg.py``). Who sees all networks of all rounds
+then learns of no client whether it took part, up to (epsilon, delta). The coins and the noise
+follow from the seed: a real federation has to keep it secret.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+
+from medspark.config import Config
+from medspark.errors import UsageError
+from medspark.federate.aggregate.dp_fedavg import DPFedAvg
+from medspark.seeding import derive, uniform
+
+__all__ = ["PrivacyConfig", "check_privacy", "epsilon"]
+
+
+class PrivacyConfig(Config):
+    """How private a federation is to its clients."""
+
+    multiplier: float = Field(1.0, gt=0, description="noise on the sum, in units of the bound (z)")
+    bound: float = Field(1.0, gt=0, description="greatest Euclidean norm of an update")
+    rate: float = Field(0.1, gt=0, le=1, description="chance of each client in each round")
+    delta: float | None = Field(
+        None, gt=0, lt=1, description="of (epsilon, delta); by default clients ** -1.1"
+    )
+
+    def cohort(self, clients: Sequence[int], *, seed: int, round: int) -> list[int]:
+        """Return who takes part in a round, in order: each client by a coin of its own."""
+        coins = uniform(derive(seed, "cohort", round), np.array(clients, dtype=np.int64))
+        return sorted(int(c) for c, coin in zip(clients, coins, strict=True) if coin < self.rate)
+
+    def rule(self, clients: int) -> DPFedAvg:
+        """Return the aggregation for a federation of so many clients."""
+        expected = self.rate * clients
+        return DPFedAvg(bound=self.bound, multiplier=self.multiplier, expected=expected)
+
+    def epsilon(self, clients: int, rounds: int) -> float:
+        """Return the epsilon that so many rounds have cost, for the configured delta."""
+        delta = clients**-1.1 if self.delta is None else self.delta
+        return epsilon(self.rate, self.multiplier, rounds, delta)
+
+
+def epsilon(rate: float, multiplier: float, rounds: int, delta: float) -> float:
+    """Return epsilon after ``rounds`` Poisson-sampled Gaussian sums, by Renyi accounting.
+
+    Neighbours differ by one client (Mironov, Talwar and Zhang 2019). Raises UsageError where
+    dp-accounting is not installed.
+    """
+    if rounds == 0:
+        return 0.0
+    events, rdp = _accounting()
+    accountant = rdp.RdpAccountant()
+    event = events.PoissonSampledDpEvent(rate, events.GaussianDpEvent(multiplier))
+    accountant.compose(event, rounds)
+    return float(accountant.get_epsilon(delta))
+
+
+def check_privacy() -> None:
+    """Raise UsageError where dp-accounting is not installed; long before the first round."""
+    _accounting()
+
+
+def _accounting() -> tuple[Any, Any]:
+    try:
+        import dp_accounting
+        from dp_accounting import rdp
+    except ImportError:
+        raise UsageError(
+            "Privacy needs the package dp-accounting: pip install medspark[privacy]."
+        ) from None
+    return dp_accounting, rdp

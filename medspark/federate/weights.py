@@ -1,0 +1,125 @@
+"""A network as one vector of weights, and what of batch norm is in it (``NormPolicy``).
+
+A batch norm has parameters, which gradients move, and statistics, which no gradient moves. To
+average the first and forget the second leaves a network that fits nobody. So the policy is told:
+
+    average       statistics travel and are averaged like weights
+    local         nothing of batch norm travels: each client keeps its own (FedBN, Li et al. 2021)
+    frozen        statistics stay as they were given; parameters travel and learn
+    reestimate    parameters travel; who uses the network takes statistics from images of its own
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from medspark.federate.aggregate.rule import Vector
+from medspark.models.classifier import BATCH_NORMS, batch_norms
+
+__all__ = ["NormPolicy", "Weights", "apply", "difference", "kept", "pack", "reestimate", "unpack"]
+
+NormPolicy = Literal["average", "local", "frozen", "reestimate"]
+Weights = npt.NDArray[np.float32]
+
+
+def pack(model: nn.Module, policy: NormPolicy) -> Weights:
+    """Return what travels of ``model``, as one vector (d,)."""
+    return _vector(_travels(model, policy))
+
+
+@torch.no_grad()
+def unpack(model: nn.Module, weights: Weights, policy: NormPolicy) -> None:
+    """Give ``model`` what travels. Raises ValueError where ``weights`` are another network's."""
+    _fill(_travels(model, policy), weights)
+
+
+def kept(model: nn.Module, policy: NormPolicy) -> list[Tensor]:
+    """Return the tensors of ``model`` that a client keeps to itself from round to round."""
+    if policy != "local":
+        return []
+    return [
+        tensor
+        for layer in batch_norms(model)
+        for tensor in (*layer.parameters(recurse=False), *_statistics(layer))
+    ]
+
+
+def pack_kept(model: nn.Module, policy: NormPolicy) -> Weights:
+    """Return what a client keeps to itself, as one vector."""
+    return _vector(kept(model, policy))
+
+
+@torch.no_grad()
+def unpack_kept(model: nn.Module, values: Weights, policy: NormPolicy) -> None:
+    """Give ``model`` what ``pack_kept`` returned."""
+    _fill(kept(model, policy), values)
+
+
+def difference(trained: Weights, weights: Weights) -> Vector:
+    """Return the update (d,) between two vectors of weights, in double precision.
+
+    There it is exact, so that ``apply`` gives the trained weights back, bit for bit.
+    """
+    return trained.astype(np.float64) - weights.astype(np.float64)
+
+
+def apply(weights: Weights, change: Vector) -> Weights:
+    """Return the weights after a change, rounded once."""
+    return (weights.astype(np.float64) + change).astype(np.float32)
+
+
+@torch.no_grad()
+def reestimate(model: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Take the statistics of all batch norms anew: the mean over ``batches`` of images."""
+    layers: list[Any] = list(batch_norms(model))
+    momenta = [layer.momentum for layer in layers]
+    model.eval()
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # a plain mean of all batches
+        layer.train()
+    try:
+        for images in batches:
+            model(images)
+    finally:
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
+            layer.eval()
+
+
+def _travels(model: nn.Module, policy: NormPolicy) -> list[Tensor]:
+    norms = set(batch_norms(model))
+    found: list[Tensor] = []
+    for module in model.modules():
+        if policy == "local" and module in norms:
+            continue
+        found += module.parameters(recurse=False)
+        if policy == "average" and isinstance(module, BATCH_NORMS):
+            found += _statistics(module)
+    return found
+
+
+def _statistics(layer: nn.Module) -> list[Tensor]:
+    return [buffer for buffer in layer.buffers(recurse=False) if buffer.is_floating_point()]
+
+
+def _vector(tensors: list[Tensor]) -> Weights:
+    if not tensors:
+        return np.empty(0, dtype=np.float32)
+    flat = torch.cat([tensor.detach().float().flatten().cpu() for tensor in tensors])
+    vector: Weights = flat.numpy()
+    return vector
+
+
+def _fill(tensors: list[Tensor], values: Weights) -> None:
+    sizes = [tensor.numel() for tensor in tensors]
+    if len(values) != sum(sizes):
+        raise ValueError(f"{len(values)} weights are not the {sum(sizes)} of this network")
+    for tensor, part in zip(tensors, torch.split(torch.from_numpy(values), sizes), strict=True):
+        tensor.copy_(part.view(tensor.shape))

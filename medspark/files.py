@@ -1,0 +1,48 @@
+"""Files that a reader finds whole or not at all, and hashes that tell files and settings apart."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+__all__ = ["json_digest", "replacing", "sha256_of", "write_whole"]
+
+
+@contextmanager
+def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
+    """Yield the path of a draft beside ``path`` that takes its place when the block ends well.
+
+    A ``durable`` draft is on the disk (fsync) before it has the name. A block that fails leaves
+    ``path`` as it was, and no draft.
+    """
+    draft = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield draft
+        if durable:
+            with open(draft, "rb") as file:
+                os.fsync(file.fileno())
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, text: str, *, durable: bool = False) -> None:
+    """Write ``text`` so that a reader finds the old file or the new one, whole."""
+    with replacing(path, durable=durable) as draft:
+        draft.write_text(text, encoding="utf-8")
+
+
+def sha256_of(path: str | Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def json_digest(values: Any) -> str:
+    """Return the SHA-256 of ``values`` as JSON with sorted keys, in hexadecimal."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

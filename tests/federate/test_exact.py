@@ -1,0 +1,56 @@
+"""The exact sum: neither the order nor the grouping of its terms is seen in it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from draws import seeds
+from hypothesis import given
+from hypothesis import strategies as st
+
+from medspark.federate.aggregate.exact import LARGEST, ExactSum, weighted_sum
+
+
+def drawn(seed: int, clients: int = 12, length: int = 9):
+    draw = np.random.default_rng(seed)
+    sizes = 10.0 ** draw.integers(-8, 3, size=(clients, length))
+    return (draw.normal(size=sizes.shape) * sizes).astype(np.float32), draw.integers(
+        1, 99, clients
+    ).astype(float)
+
+
+@given(seeds, st.integers(1, 11))
+def test_any_grouping_and_order_gives_the_same_bits(seed: int, cut: int):
+    vectors, weights = drawn(seed)
+    whole = ExactSum(9, weight=2000)
+    parts = [ExactSum(9, weight=2000) for _ in range(2)]
+    for i in range(12):
+        whole.add(vectors[i], weights[i])
+    for i in reversed(range(12)):
+        parts[i < cut].add(vectors[i], weights[i])
+
+    assert np.array_equal(whole.value(), parts[0].merge(parts[1]).value())
+
+
+@given(seeds)
+def test_the_error_is_what_the_module_says(seed: int):
+    vectors, weights = drawn(seed)
+    exact = vectors.astype(np.float64).T @ weights
+
+    mean = weighted_sum(vectors, weights) / weights.sum()
+
+    assert np.allclose(mean, exact / weights.sum(), rtol=1e-13, atol=12 * 2.0**-50)
+
+
+@given(st.integers(1, 50))
+def test_the_largest_numbers_of_all_clients_do_not_overflow(clients: int):
+    weights = np.full(clients, 3.7)
+
+    assert weighted_sum(np.full((clients, 1), LARGEST), weights)[0] == pytest.approx(
+        LARGEST * weights.sum()
+    )
+
+
+def test_sums_of_different_units_do_not_merge():
+    with pytest.raises(ValueError, match="units"):
+        ExactSum(1, weight=1).merge(ExactSum(1, weight=64))
