@@ -73,7 +73,8 @@ def test_the_demo_ends_with_the_table_the_sum_the_dashboard_and_the_result(folde
     table = [line for line in lines if line.startswith("|")]
     assert "FGSM 2/255" in table[0]
     assert "PGD-2 2/255" in table[0]
-    assert [row.split()[1] for row in table[2:]] == ["undefended", "defended"]
+    names = [row.replace("⚠ ", "").split()[1] for row in table[2:]]
+    assert names == ["undefended", "defended"]
     assert any("files seen = " in line for line in lines)
     assert any("mlflow ui --backend-store-uri sqlite:" in line for line in lines)
     result = json.loads((folder / "out/demo.json").read_text())
