@@ -5,12 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["json_digest", "replacing", "sha256_of", "write_whole"]
+__all__ = ["DRAFT", "json_digest", "replacing", "sha256_of", "write_whole"]
+
+# What follows the name of a file in the name of its draft, as a regular expression.
+DRAFT = r"\.[0-9a-f]{8}\.partial"
 
 
 @contextmanager
@@ -20,7 +24,8 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
     A ``durable`` draft is on the disk (fsync) before it has the name. A block that fails leaves
     ``path`` as it was, and no draft.
     """
-    draft = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    # Processes of two machines can have one number, and write to one folder.
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
         yield draft
         if durable:

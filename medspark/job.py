@@ -16,6 +16,7 @@ from pydantic import ConfigDict, Field
 
 from medspark.config import Config, load_config
 from medspark.errors import MedsparkError, UsageError
+from medspark.files import write_whole
 from medspark.redact import RedactingFormatter, redacted, safe_text
 from medspark.versions import of_process, weaknesses
 
@@ -101,14 +102,7 @@ def log_to_terminal() -> None:
 
 def write_result(path: Path, result: dict[str, Any]) -> None:
     """Write ``result`` as JSON, whole or not at all, and without secrets."""
-    scratch = path.with_name(f".{path.name}.partial")
-    text = json.dumps(redacted(result), indent=1, default=str) + "\n"
-    try:
-        scratch.write_text(text, encoding="utf-8")
-        scratch.replace(path)
-    except OSError:
-        scratch.unlink(missing_ok=True)
-        raise
+    write_whole(path, json.dumps(redacted(result), indent=1, default=str) + "\n")
 
 
 def _check_writable(path: Path) -> None:

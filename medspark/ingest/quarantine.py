@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import logging
 import os
-import secrets
 import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import closing
@@ -20,6 +19,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from medspark.errors import UsageError
+from medspark.files import replacing
 from medspark.images.deidentify import Privacy, Pseudonyms, private_file
 from medspark.ingest.sample_set import SampleSet
 from medspark.spark import storage
@@ -105,20 +105,16 @@ class QuarantineList:
         if first is None and not self.path.exists():
             return 0
         self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        draft = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}")
         count = 0
-        try:
-            with open(draft, "x", encoding="utf-8", newline="", opener=_for_its_owner) as file:
-                table = csv.writer(file)
-                table.writerow(_COLUMNS)
-                for row in chain([first] if first else [], rows):
-                    table.writerow(row)
-                    count += 1
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(draft, self.path)
-        finally:
-            draft.unlink(missing_ok=True)
+        with (
+            replacing(self.path, durable=True) as draft,
+            open(draft, "x", encoding="utf-8", newline="", opener=_for_its_owner) as file,
+        ):
+            table = csv.writer(file)
+            table.writerow(_COLUMNS)
+            for row in chain([first] if first else [], rows):
+                table.writerow(row)
+                count += 1
         return count
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from medspark import __version__
 from medspark.config import Config, first_problem
 from medspark.documents import parse_json, read_regular
 from medspark.errors import UsageError
+from medspark.files import write_whole
 from medspark.shards.manifest import Manifest
 
 __all__ = ["CARD", "WEIGHTS", "ModelCard", "columns_of", "read_card", "write_card"]
@@ -156,6 +156,4 @@ def _check_known(path: Path, content: bytes) -> None:
 def write_card(folder: Path, card: ModelCard) -> None:
     """Write ``card`` to ``folder`` atomically, in the newest format."""
     card = card.model_copy(update={"schema_version": _FORMATS[-1]})
-    written = folder / (CARD + ".tmp")
-    written.write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    os.replace(written, folder / CARD)
+    write_whole(folder / CARD, card.model_dump_json(indent=2) + "\n")

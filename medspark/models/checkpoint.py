@@ -6,7 +6,6 @@ card is complete.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from medspark import __version__
 from medspark.errors import UsageError
+from medspark.files import replacing
 from medspark.models.backbones import build
 from medspark.models.card import WEIGHTS, ModelCard, read_card, write_card
 from medspark.models.classifier import Classifier, Normalise
@@ -52,12 +52,11 @@ def describe(
 def save_classifier(folder: Path, model: Classifier, card: ModelCard) -> None:
     """Write ``model`` and its ``card`` to ``folder``, atomically, the card last."""
     folder.mkdir(parents=True, exist_ok=True)
-    weights = folder / (WEIGHTS + ".tmp")
     state = {
         name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()
     }
-    save_file(state, weights, metadata={"architecture": card.architecture})
-    os.replace(weights, folder / WEIGHTS)
+    with replacing(folder / WEIGHTS) as draft:
+        save_file(state, draft, metadata={"architecture": card.architecture})
     write_card(folder, card)
 
 

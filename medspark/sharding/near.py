@@ -8,7 +8,6 @@ the low frequencies of a cosine transform; Zauner 2010) differ in few bits if im
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -23,6 +22,7 @@ from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as F
 
 from medspark.errors import UsageError
+from medspark.files import replacing
 from medspark.sharding.reshape import ReadSamples
 from medspark.shards.schema import PixelFormat
 from medspark.shards.split import together
@@ -140,12 +140,8 @@ def write_lookalikes(found: list[Lookalike], path: Path) -> None:
     """Write ``found`` as a Parquet table, atomically."""
     table = pa.Table.from_pylist([row._asdict() for row in found], schema=_NEAR_SCHEMA)
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}")
-    try:
-        pq.write_table(table, scratch)
-        os.replace(scratch, path)
-    finally:
-        scratch.unlink(missing_ok=True)
+    with replacing(path) as draft:
+        pq.write_table(table, draft)
 
 
 def _near_hashes(hashed: DataFrame, bits: int) -> list[tuple[int, int]]:

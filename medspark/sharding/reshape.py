@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
-import secrets
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +15,7 @@ import pyarrow.parquet as pq
 
 from medspark import ownership
 from medspark.errors import RunError, UsageError
-from medspark.files import sha256_of
+from medspark.files import replacing, sha256_of
 from medspark.images.rendering import resize
 from medspark.ingest.parts import check_part
 from medspark.ingest.sample_set import GENERATION
@@ -33,7 +31,9 @@ PLACED = (
 )
 WRITTEN = "bucket int, path string, rows bigint, bytes bigint, sha256 string"
 # Names of shards, finished or unfinished, below the folder of their generation.
-_FILE = r"(train|val|test)-\d{5,}\.parquet|\.(train|val|test)-\d{5,}\.parquet\.[0-9a-f]{8}"
+_FILE = (
+    r"(train|val|test)-\d{5,}\.parquet|\.(train|val|test)-\d{5,}\.parquet\.[0-9a-f]{8}(\.partial)?"
+)
 
 
 @dataclass(frozen=True)
@@ -142,16 +142,10 @@ class WriteShards:
         path = Path(self.shards) / name
         path.parent.mkdir(parents=True, exist_ok=True)
         # A task that runs twice writes the same bytes to the same name, atomically.
-        scratch = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
         typed = (_as_shard_rows(table, self.pixel_format) for table in tables)
-        try:
-            rows = write_shard(
-                scratch, typed, self.pixel_format, rows_per_group=self.rows_per_group
-            )
-            size, sha256 = scratch.stat().st_size, sha256_of(scratch)
-            os.replace(scratch, path)
-        finally:
-            scratch.unlink(missing_ok=True)  # free the disk for a retry, since it may be full
+        with replacing(path) as draft:
+            rows = write_shard(draft, typed, self.pixel_format, rows_per_group=self.rows_per_group)
+            size, sha256 = draft.stat().st_size, sha256_of(draft)
         return pa.RecordBatch.from_pydict(
             {
                 "bucket": pa.array([bucket], pa.int32()),

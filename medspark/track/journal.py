@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -19,6 +18,7 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 from medspark.documents import parse_json, read_regular
+from medspark.files import write_whole
 
 __all__ = ["Journal", "JournalReader", "Record"]
 
@@ -118,14 +118,8 @@ def _sequence(path: Path) -> int:
 
 
 def _write_segment(directory: Path, name: str, records: list[Record]) -> None:
-    temporary = directory / f"{name}.tmp"
     lines = [json.dumps([record.step, record.time_ms, record.metrics]) for record in records]
-    try:
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        os.replace(temporary, directory / f"{name}{_SUFFIX}")
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+    write_whole(directory / f"{name}{_SUFFIX}", "\n".join(lines) + "\n")
 
 
 def _read_segment(path: Path) -> list[Record] | None:

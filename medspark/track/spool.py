@@ -14,6 +14,7 @@ from pydantic import ConfigDict, Field, ValidationError
 from medspark.config import Config, first_problem
 from medspark.documents import read_regular
 from medspark.errors import RunError
+from medspark.files import write_whole
 from medspark.redact import redacted, safe_text
 from medspark.track.store import experiment_name
 
@@ -174,10 +175,8 @@ class Spool:
         What is secret in it is kept in neither.
         """
         self.state = _safe(self.state.model_copy(update=changes))
-        scratch = self.folder / f".{_STATE}.partial"
         try:
-            scratch.write_text(self.state.model_dump_json(indent=1), encoding="utf-8")
-            os.replace(scratch, self.folder / _STATE)
+            write_whole(self.folder / _STATE, self.state.model_dump_json(indent=1))
         except OSError as error:
             logger.warning("the state of the run could not be kept in %s: %s", self.folder, error)
 

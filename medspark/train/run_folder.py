@@ -13,6 +13,7 @@ from typing import Any, Literal
 from medspark import ownership
 from medspark.eps import with_eps
 from medspark.errors import UsageError
+from medspark.files import DRAFT
 from medspark.job import write_result
 from medspark.lock import locked
 from medspark.models.config import PRETRAINED, ModelConfig
@@ -27,16 +28,16 @@ _FINISHED = "finished.json"
 
 # The names of a training's files. No other file in the folder is ever removed.
 CHECKPOINTS = (
-    r"checkpoints/(attempt|\.attempt-\d+)",
+    rf"checkpoints/(attempt|\.attempt-\d+|\.attempt{DRAFT})",
     r"checkpoints/\.?step-\d{9}-attempt-\d{4,}/state\.(safetensors|json)",
 )
 RUN_FILES = (
     *CHECKPOINTS,
-    r"attempts/\d{4,}/\.?(nonce|torchrun(-\d+)?\.log|result\.json|rank-\d+\.[a-z.]+)(\.\d+(\.partial)?)?",
-    r"journal/\d{8}-[0-9a-f]{8}\.(jsonl|tmp)",
-    r"model/model\.(safetensors|json)(\.tmp)?",
-    r"report/(result\.json|\.result\.json\.partial|robustness\.md|MODEL_CARD\.md)",
-    r"run\.json|\.run\.json\.partial|result\.json|finished\.json|\.finished\.json\.partial",
+    rf"attempts/\d{{4,}}/\.?(nonce|torchrun(-\d+)?\.log|result\.json|rank-\d+\.[a-z.]+)({DRAFT}|\.\d+(\.partial)?)?",
+    rf"journal/\.?\d{{8}}-[0-9a-f]{{8}}\.(jsonl|tmp|jsonl{DRAFT})",
+    rf"model/\.?model\.(safetensors|json)(\.tmp|{DRAFT})?",
+    rf"report/(\.?result\.json(\.partial|{DRAFT})?|robustness\.md|MODEL_CARD\.md)",
+    rf"\.?(run|result|finished)\.json(\.partial|{DRAFT})?",
 )
 
 

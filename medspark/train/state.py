@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from medspark import ownership
 from medspark.errors import RunError
-from medspark.files import sha256_of
+from medspark.files import sha256_of, write_whole
 
 __all__ = [
     "Checkpoints",
@@ -63,9 +63,7 @@ class Checkpoints:
         """
         self._folder.mkdir(parents=True, exist_ok=True)
         self._check_fence()
-        scratch = self._folder / f".{FENCE}-{self._attempt}"
-        scratch.write_text(str(self._attempt), encoding="utf-8")
-        os.replace(scratch, self._folder / FENCE)
+        write_whole(self._folder / FENCE, str(self._attempt))
 
     def clear(self) -> None:
         """Remove every checkpoint of the run."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from medspark.data.config import DataConfig, check_data
 from medspark.eps import Eps
 from medspark.errors import UsageError
 from medspark.evaluate.config import AttackSettings, check_attacks
+from medspark.files import sha256_of
 from medspark.launch.distributor import check_room
 from medspark.models.config import PRETRAINED, ModelConfig, check_model
 from medspark.shards.manifest import Manifest, read_manifest, verify
@@ -287,4 +287,4 @@ def fingerprint(config: PaperTableConfig, network: Network) -> str:
 def _contents(weights: str | None) -> str | None:
     if weights in (None, PRETRAINED):
         return weights
-    return hashlib.sha256(Path(str(weights)).read_bytes()).hexdigest()
+    return sha256_of(str(weights))

@@ -16,6 +16,7 @@ from medspark.documents import parse_json, read_regular
 from medspark.eps import with_eps
 from medspark.errors import MedsparkError
 from medspark.evaluate.result import RobustnessResult
+from medspark.files import DRAFT
 from medspark.job import write_result
 from medspark.launch.distributor import SPARK_SETTINGS, Task, run_ddp
 from medspark.launch.hardware import hardware
@@ -227,7 +228,7 @@ class _Sweeper:
             spool = Spool.reopen(folder, uri=tracking_uri(self._config.track.uri))
             if spool.state.ending is None:
                 TrackedRun(spool).end("KILLED", patience_seconds=0)
-        ownership.remove(folder, [*RUN_FILES, r"\.?measured\.json(\.partial)?"])
+        ownership.remove(folder, [*RUN_FILES, rf"\.?measured\.json(\.partial|{DRAFT})?"])
 
     def _report(self, records: Sequence[ScaleCell], run: TrackedRun) -> StudyReport:
         """Write the report on all cells."""
