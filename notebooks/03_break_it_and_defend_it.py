@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 
 from medspark.attacks.threat import ThreatModel
-from medspark.data.batch import to_unit
 from medspark.data.native import MappedSplit
 from medspark.eps import eps_text
 from medspark.evaluate.gallery import exhibits, typical_rows
@@ -62,9 +61,7 @@ for mode, place in places.items():
 
 manifest = read_manifest(folder / "shards")
 split = MappedSplit(folder / "shards", manifest, "test")
-stored, numbers = split.gather(typical_rows(split.labels, 3))
-images = to_unit(torch.from_numpy(stored).permute(0, 3, 1, 2), torch.device("cpu"))
-truth = torch.from_numpy(numbers)
+images, truth = split.tensors(typical_rows(split.labels, 3))
 for mode, network in networks.items():
     shown = exhibits(network, images, truth, threat=threat, steps=int(chosen["steps"]))
     grid = image_grid(shown, classes=manifest.classes, eps=threat.eps)
@@ -82,9 +79,7 @@ for mode, network in networks.items():
 # COMMAND ----------
 
 rows = torch.arange(min(int(chosen["images"]), len(split)))
-stored, numbers = split.gather(rows.numpy())
-pixels = to_unit(torch.from_numpy(stored).permute(0, 3, 1, 2), torch.device("cpu"))
-batch = (pixels, torch.from_numpy(numbers), rows)
+batch = (*split.tensors(rows.numpy()), rows)
 budgets = tuple(share * threat.eps for share in (0.25, 0.5, 1.0))
 attacked = AttackSettings(attacks=("fgsm", "pgd"), eps=budgets, steps=int(chosen["steps"]))
 for mode, network in networks.items():

@@ -7,9 +7,11 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from medspark.data.augment import augment
-from medspark.data.batch import Batch, Integers, Pixels, Targets, batch_of
+from medspark.data.batch import Batch, Integers, Pixels, Targets, batch_of, to_unit
 from medspark.data.config import AugmentConfig
 from medspark.shards.manifest import Manifest
 from medspark.shards.plan import EpochPlan
@@ -20,6 +22,8 @@ __all__ = ["MappedSplit", "NativeReader"]
 # Steps with fewer bytes of images in total are read together: for a step of thumbnails, the
 # overhead of a read exceeds the time of the copy.
 _READ_BYTES = 1 << 20
+
+CPU = torch.device("cpu")
 
 
 class MappedSplit:
@@ -55,6 +59,12 @@ class MappedSplit:
     def labels(self) -> Targets:
         """The labels of all rows: classes (N,), or findings (N, K)."""
         return self._targets(self._labels)
+
+    def tensors(self, rows: Integers, device: torch.device = CPU) -> tuple[Tensor, Tensor]:
+        """Return the images (B, C, H, W) of ``rows`` as floats in [0, 1], and their labels."""
+        images, labels = self.gather(rows)
+        pixels = to_unit(torch.from_numpy(images).permute(0, 3, 1, 2), device)
+        return pixels, torch.from_numpy(labels).to(device)
 
     def gather(self, rows: Integers) -> tuple[Pixels, Targets]:
         """Return a copy of the images (B, H, W, C) of ``rows``, and their labels."""

@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from medspark.data.batch import to_unit
 from medspark.data.native import MappedSplit
 from medspark.evaluate.config import AttackSettings
 from medspark.evaluate.robust import Batch, attack_all
@@ -98,9 +97,8 @@ class Job:
 
 def load_batch(split: MappedSplit, rows: np.ndarray) -> Batch:  # type: ignore[type-arg]
     """Return ``rows`` of ``split`` as images in [0, 1], labels and row numbers."""
-    images, labels = split.gather(rows)
-    pixels = to_unit(torch.from_numpy(images).permute(0, 3, 1, 2), torch.device("cpu"))
-    return pixels, torch.from_numpy(labels), torch.from_numpy(rows)
+    images, labels = split.tensors(rows)
+    return images, labels, torch.from_numpy(rows)
 
 
 def fingerprint(job: Job, *, dataset_digest: str) -> str:

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from medspark.data.batch import to_unit
 from medspark.data.native import MappedSplit
 from medspark.data.source import Source
 from medspark.errors import UsageError
@@ -108,9 +107,7 @@ def watched_images(source: Source, config: FitConfig, world: World) -> tuple[Ten
     split = source.split("train")
     count = min(config.train.monitor.images, len(split))
     rows = permute(np.arange(count), len(split), derive(config.seed, "monitor"))
-    images, labels = split.gather(rows)
-    pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
-    return to_unit(pixels, world.device), torch.from_numpy(labels).to(world.device)
+    return split.tensors(rows, world.device)
 
 
 def _check_every_rank_sees(config: FitConfig, rows: int, world: World) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from medspark.attacks.threat import ThreatModel
-from medspark.data.batch import Integers, to_unit
+from medspark.data.batch import Integers
 from medspark.data.native import MappedSplit
 from medspark.evaluate.config import AttackSettings
 from medspark.evaluate.metrics import Metrics
@@ -69,13 +69,8 @@ def slices(
     mine = rows[first:last] if last > first else rows[:1]
     for begin in range(0, len(mine), batch_size):
         chosen = mine[begin : begin + batch_size]
-        images, labels = split.gather(chosen)
-        pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
-        yield (
-            to_unit(pixels, world.device),
-            torch.from_numpy(labels).to(world.device),
-            torch.from_numpy(chosen),
-        )
+        images, labels = split.tensors(chosen, world.device)
+        yield images, labels, torch.from_numpy(chosen)
 
 
 def gatherer(world: World) -> Callable[[Array], Array]:
