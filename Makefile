@@ -1,13 +1,13 @@
 # make demo    set everything up and train a robust model on built-in data
 # make test    set everything up and run the test suite
-# make ui      open the MLflow dashboard on what was logged here
+# make ui      open the MLflow dashboard of the runs logged here
 # make check   format, lint, types
-# make setup   set everything up (LOCKED=1, here and with the others: by the hashes of conf/lock)
-# make bench   benchmarks, ours and the reference by turns (ONLY=name for one)
+# make setup   set everything up (LOCKED=1, for every target: check the hashes of conf/lock)
+# make bench   benchmarks, medspark and the reference in turn (ONLY=name for one)
 # make readme  write the figures of every README from the records in tests/claims
-# make claims  measure the records again and hold them to their intervals (ONLY=name for one)
-# make chaos   kill things while they work, and see that nothing is lost (ONLY=row for one)
-# make hosts   train across hosts in network namespaces, and cut one off (ONLY=row for one; root)
+# make claims  measure the records again and check them against their intervals (ONLY=name for one)
+# make chaos   kill processes while they work, and check that nothing is lost (ONLY=row for one)
+# make hosts   train across hosts in network namespaces, disconnect one (ONLY=row for one; root)
 
 SHELL := /bin/bash
 PORT ?= 5000

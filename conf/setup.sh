@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # Set up everything that medspark needs in .venv: a virtual environment, the tested versions of its
-# libraries, and a Java runtime for Spark where there is none. Run through make; safe to run again.
-# LOCKED=1 installs what has a hash in conf/lock, into a new .venv, and nothing else.
+# libraries, and a Java runtime for Spark if there is none. Run through make; safe to run again.
+# LOCKED=1 installs only packages with a hash in conf/lock, into a new .venv.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 say() { printf 'medspark setup: %s\n' "$*" >&2; }
 stop() { say "$*"; exit 1; }
 
-# Debian's packages, where we are allowed to install them.
+# Debian packages, if we may install them.
 apt_install() {
     [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null || return 1
     say "installing $* with apt-get"
@@ -42,8 +42,8 @@ java_is_recent || apt_install openjdk-17-jre-headless || apt_install default-jre
 
 install() { .venv/bin/python -m pip install --quiet --disable-pip-version-check "$@"; }
 
-# What lies in an environment was checked against no hash, so the lock begins with an empty one; but
-# only one that was made here is emptied.
+# Packages already in an environment were not checked against hashes, so LOCKED=1 starts with an
+# empty one. It empties only an environment that this script made.
 if [ -n "${LOCKED:-}" ] && [ -e .venv ]; then
     [ -e .venv/.medspark ] || [ -e .venv/.ready ] ||
         stop "LOCKED=1 would empty .venv, which this setup did not make; move it away and run make again."

@@ -1,4 +1,4 @@
-"""Train a student from a trained teacher: to compress it, or to carry its robustness over.
+"""Train a student from a trained teacher, to compress the teacher or to transfer its robustness.
 
 spark-submit jobs/distill.py --help
 """

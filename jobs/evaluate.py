@@ -1,4 +1,4 @@
-"""Attack a trained model with everything there is, and say whether the figures can be trusted.
+"""Attack a trained model, report its robustness, and flag results you should not trust.
 
 spark-submit jobs/evaluate.py --help
 """

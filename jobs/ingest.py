@@ -1,4 +1,4 @@
-"""Turn an archive of medical images into a dataset of de-identified samples, ready for a network.
+"""Turn an archive of medical images into a dataset of de-identified samples for training.
 
 spark-submit jobs/ingest.py --help
 """

@@ -1,4 +1,4 @@
-"""Run the paper's experiment: networks x datasets x trainings, each attacked, as one table.
+"""Run the paper's experiment: train and attack networks x datasets x trainings, make one table.
 
 spark-submit jobs/paper_table.py --help
 """

@@ -1,4 +1,4 @@
-"""Train the same thing at many scales: processes, shares of the data, networks, ways to train.
+"""Train at many scales (processes, data shares, networks, training modes) and compare.
 
 spark-submit jobs/scale_at.py --help
 """

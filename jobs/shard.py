@@ -1,4 +1,4 @@
-"""Turn samples into training shards: split by patient, shuffled, equal files, decoded pixels.
+"""Turn samples into training shards of decoded pixels, split by patient, shuffled, of equal size.
 
 spark-submit jobs/shard.py --help
 """

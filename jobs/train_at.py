@@ -1,4 +1,4 @@
-"""Fine-tune a classifier against adversarial examples made on the fly, one process per device.
+"""Fine-tune a classifier on adversarial examples made during training, one process per device.
 
 spark-submit jobs/train_at.py --help
 """

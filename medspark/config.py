@@ -19,7 +19,7 @@ from medspark.redact import HIDDEN, is_secret, redacted, safe_text
 
 
 class Config(BaseModel):
-    """Base of every configuration: frozen, picklable, and unknown keys are refused."""
+    """Base of every configuration: frozen and picklable. It refuses unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
@@ -27,9 +27,9 @@ class Config(BaseModel):
 class TrainingConfig(Config):
     """Settings of a training; each class declares what its settings decide.
 
-    A setting decides the trained weights, or only what is reported of them, or nothing but where
-    and how the work is done. Inherited settings stay as they are declared. A class with a setting
-    that is not declared, or declared twice, raises TypeError where it is defined.
+    A setting decides the trained weights, or only the report on them, or only where and how the
+    work is done. Subclasses inherit the declarations. Defining a class with a setting that is not
+    declared exactly once raises TypeError.
     """
 
     decides_weights: ClassVar[frozenset[str]] = frozenset()
@@ -251,7 +251,7 @@ def _merge(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
 
 
 def _first_below(key: str, keys: list[str]) -> str:
-    """Return ``key``, or the first of ``keys`` below it where it is a group of keys."""
+    """Return ``key``, or the first of ``keys`` below it if it is a group of keys."""
     return next((other for other in keys if other.startswith(f"{key}.")), key)
 
 

@@ -1,4 +1,4 @@
-"""Files that a reader finds whole or not at all, and hashes that tell files and settings apart."""
+"""Write files atomically, and hash files and settings."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ DRAFT = r"\.[0-9a-f]{8}\.partial"
 
 @contextmanager
 def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
-    """Yield the path of a draft beside ``path`` that takes its place when the block ends well.
+    """Yield the path of a draft beside ``path``, which replaces ``path`` if the block succeeds.
 
-    A ``durable`` draft is on the disk (fsync) before it has the name. A block that fails leaves
-    ``path`` as it was, and no draft.
+    A ``durable`` draft is synced to disk (fsync) before the rename. If the block raises, ``path``
+    is unchanged and the draft is removed.
     """
     # Processes of two machines can have one number, and write to one folder.
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
@@ -37,7 +37,7 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
 
 
 def write_whole(path: Path, text: str, *, durable: bool = False) -> None:
-    """Write ``text`` so that a reader finds the old file or the new one, whole."""
+    """Write ``text`` atomically: a reader sees the whole old file or the whole new one."""
     with replacing(path, durable=durable) as draft:
         draft.write_text(text, encoding="utf-8")
 

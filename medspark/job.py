@@ -1,4 +1,4 @@
-"""What every job has in common: configuration in, exit status and one JSON result out."""
+"""Run a job: load its configuration, write its JSON result, and return its exit status."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ logger = logging.getLogger(__name__)
 
 DONE, FAILED, MISUSED = 0, 1, 2
 
-# What a machine may come to lack while a job runs; anything else is a mistake of ours.
+# A full disk is reported in one sentence; other OSErrors print a traceback.
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class JobConfig(Config):
-    """What every job takes."""
+    """The settings of every job."""
 
     output: Path | None = Field(
         None, description="file for the result as JSON; below build/results by default"
@@ -42,23 +42,23 @@ J = TypeVar("J", bound=JobConfig)
 class Result(Config):
     """A result document, or a part of one.
 
-    What another version of medspark wrote into it beside the fields is kept.
+    Unknown fields, which another version of medspark wrote, are kept.
     """
 
     model_config = ConfigDict(extra="allow", ser_json_inf_nan="constants")
 
     def as_json(self) -> dict[str, Any]:
-        """Return the document: only the fields that were given, under the keys that stay."""
+        """Return the document as JSON values, with only the fields that were set."""
         return self.model_dump(mode="json", exclude_unset=True)
 
 
 def run_job(cls: type[J], work: Callable[[J], Result | dict[str, Any]], argv: Sequence[str]) -> int:
     """Load the configuration, do the ``work``, write its result, and return the exit status.
 
-    The status is 0 when done, 2 for bad configuration or input (one sentence, no traceback), and 1
-    for a run that failed. The path of the result is the last line printed.
+    The status is 0 if the job is done, 1 if it failed, and 2 if the configuration or the input is
+    wrong (one sentence, no traceback). The last line printed is the path of the result.
     """
-    module = sys.modules[work.__module__]  # the job's own, wherever its configuration lives
+    module = sys.modules[work.__module__]  # the job's module, whose docstring is the help text
     name = Path(getattr(module, "__file__", None) or "job").stem
     log_to_terminal()
     logging.getLogger("py4j").setLevel(logging.WARNING)
@@ -94,19 +94,19 @@ def _full(error: OSError) -> str:
 
 
 def log_to_terminal() -> None:
-    """Send what is logged to standard error, without the secrets of addresses."""
+    """Log to standard error, without the secrets in URLs."""
     handler = logging.StreamHandler()
     handler.setFormatter(RedactingFormatter("%(asctime)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
 
 
 def write_result(path: Path, result: dict[str, Any]) -> None:
-    """Write ``result`` as JSON, whole or not at all, and without secrets."""
+    """Write ``result`` as JSON, atomically and without secrets."""
     write_whole(path, json.dumps(redacted(result), indent=1, default=str) + "\n")
 
 
 def _check_writable(path: Path) -> None:
-    """Raise UsageError where no result can be written: by trying, which is all that counts."""
+    """Raise UsageError if a trial write of the result fails."""
     if path.is_dir():
         raise UsageError(f"The result cannot be written to {path}: it is a folder.")
     if path.parent.is_file():

@@ -4,17 +4,17 @@
 # MAGIC
 # MAGIC A hospital's archive is DICOM in a dozen encodings, PNG exports, duplicates, and a few files that
 # MAGIC nobody can open. This notebook turns such an archive into **training shards**: Parquet files that a
-# MAGIC network can be trained on without decoding anything again. Three steps, each repeatable:
+# MAGIC network trains on without decoding the images again. It has three steps, each repeatable:
 # MAGIC
-# MAGIC 1. look at the archive (here: a synthetic one, written by medspark itself),
-# MAGIC 2. **ingest** it with Spark: decode once, de-identify, quarantine what cannot be used,
+# MAGIC 1. look at the archive (here a synthetic one that medspark writes),
+# MAGIC 2. **ingest** it with Spark: decode once, de-identify, quarantine unusable files,
 # MAGIC 3. **shard** the samples: split by patient, shuffle, write the manifest last.
 # MAGIC
 # MAGIC On Databricks, install the wheel on the cluster and give a Volume as `folder`
 # MAGIC (`/Volumes/CATALOG/SCHEMA/VOLUME/medspark`). Elsewhere `MEDSPARK_FOLDER=… python THIS_FILE` does the
-# MAGIC same. To use images of your own, name their folder as `source`, their table as `labels`, and where the
-# MAGIC driver's home goes away with its cluster, a file that stays as `key_file` (32 random bytes): patients
-# MAGIC are renamed with this key, and without it nothing can be added later.
+# MAGIC same. To use your own images, give their folder as `source` and their label table as `labels`. If the
+# MAGIC driver's home is deleted with its cluster, also give a permanent file as `key_file` (32 random bytes).
+# MAGIC Patients get pseudonyms from this key, and without it nothing can be added later.
 
 # COMMAND ----------
 
@@ -53,9 +53,9 @@ spark = open_session()
 # MAGIC %md
 # MAGIC ## The archive
 # MAGIC
-# MAGIC Without a `source` of your own, the phantom generator writes chest radiographs of normal and
-# MAGIC pneumonic lungs as real DICOM bytes in seven transfer syntaxes and as PNG, at 8, 12 and 16 bits, plus
-# MAGIC damaged and duplicate files, as archives have them.
+# MAGIC Without `source`, the phantom generator writes synthetic chest radiographs of normal and pneumonic
+# MAGIC lungs as DICOM files in seven transfer syntaxes and as PNG, at 8, 12 and 16 bits. It adds damaged and
+# MAGIC duplicate files, as real archives contain.
 
 # COMMAND ----------
 
@@ -73,7 +73,7 @@ for path in files[:: max(1, len(files) // 8)][:8]:
 # COMMAND ----------
 
 # MAGIC %md
-# MAGIC What stands in a header is a person: names, numbers, dates. None of it may leave this folder.
+# MAGIC A header identifies a person by names, numbers and dates. None of these may leave this folder.
 
 # COMMAND ----------
 
@@ -88,9 +88,9 @@ if dicoms:
 # MAGIC %md
 # MAGIC ## Ingest
 # MAGIC
-# MAGIC Every file is decoded once, on the executors. What comes of it is a **sample**, a **duplicate**, or a
-# MAGIC row of the **quarantine** with a reason: never a crash, and never a silent loss. The sum proves it. A
-# MAGIC second run over the same archive adds nothing.
+# MAGIC Every file is decoded once, on the executors. It becomes a **sample**, a **duplicate**, or a row of
+# MAGIC the **quarantine** with a reason. No file crashes the job or is lost silently, as the sum of the counts
+# MAGIC shows. A second run over the same archive adds nothing.
 
 # COMMAND ----------
 
@@ -119,9 +119,9 @@ for reason, count in said["quarantine_reasons"].items():
 # MAGIC %md
 # MAGIC ## Shards
 # MAGIC
-# MAGIC The split is a keyed hash of the patient: nobody is in two splits, and adding files moves nobody. The
-# MAGIC **manifest** is written last, names every file with its SHA-256, and is what training reads; a dataset
-# MAGIC without it does not exist for readers.
+# MAGIC A keyed hash of the patient decides the split. So no patient is in two splits, and adding files moves
+# MAGIC no patient. The **manifest** is written last and names every file with its SHA-256. Training reads the
+# MAGIC manifest first and refuses a folder without one.
 
 # COMMAND ----------
 
@@ -138,8 +138,8 @@ print(f"leak check: {manifest.leak_check}")
 # COMMAND ----------
 
 # MAGIC %md
-# MAGIC The shards are ordinary Parquet that any tool opens; training maps them into memory and copies images
-# MAGIC out by number. These are the first images of the training split, as a network sees them:
+# MAGIC The shards are ordinary Parquet files that any tool opens. Training maps them into memory and copies
+# MAGIC images by row number. These are the first images of the training split, as a network sees them:
 
 # COMMAND ----------
 

@@ -2,14 +2,14 @@
 # MAGIC %md
 # MAGIC # 02 Train robustly, and compare scales
 # MAGIC
-# MAGIC A network that was trained as usual is fooled by changes that no radiologist can see. **Adversarial
-# MAGIC training** attacks every batch before learning from it, with the weights as they are at that moment.
-# MAGIC medspark takes the attack from a backward pass that is needed anyway (`fused_noise`).
+# MAGIC Changes that no radiologist can see fool a network trained the usual way. **Adversarial training**
+# MAGIC attacks every batch with the current weights before learning from it. medspark's mode `fused_noise`
+# MAGIC takes the attack from a backward pass that training needs anyway.
 # MAGIC
 # MAGIC This notebook trains a plain and a defended network on the shards of notebook 01, on one and on several
 # MAGIC processes, and on shares of the data, as **one sweep**: a parent run in MLflow with a child for every
-# MAGIC cell. The processes are started by Spark (`TorchDistributor`): on a cluster one barrier task each, on a
-# MAGIC laptop beside the driver. Cells that are done are not run again.
+# MAGIC cell. Spark (`TorchDistributor`) starts the processes: on a cluster as one barrier task each, on a
+# MAGIC laptop beside the driver. Finished cells are not run again.
 
 # COMMAND ----------
 
@@ -42,9 +42,9 @@ spark = open_session()
 # MAGIC %md
 # MAGIC ## The sweep
 # MAGIC
-# MAGIC Every rank has the same number of threads at every scale, speed is taken after a warm-up, start-up is
-# MAGIC told apart, and a single process without DDP is timed beside them. The global batch of a step does not
-# MAGIC depend on the number of processes, so more of them train the same network, only sooner.
+# MAGIC Every rank has the same number of threads at every scale. Speed is measured after a warm-up, start-up
+# MAGIC is reported separately, and a single process without DDP is timed for comparison. The global batch
+# MAGIC does not depend on the number of processes, so more processes train the same network in less time.
 
 # COMMAND ----------
 
@@ -71,10 +71,10 @@ print(result["table"])
 # COMMAND ----------
 
 # MAGIC %md
-# MAGIC ## What it looks like
+# MAGIC ## The figures
 # MAGIC
-# MAGIC Throughput and efficiency over the processes; clean AUROC and worst-case accuracy under attack over the
-# MAGIC size of the data; and what the start-up of a cell is made of.
+# MAGIC The figures show speed and efficiency by processes, clean AUROC and worst-case accuracy under attack by
+# MAGIC size of the data, and the parts of a cell's start-up.
 
 # COMMAND ----------
 
@@ -85,8 +85,8 @@ for name, figure in figures_of([sweep]).items():
 # COMMAND ----------
 
 # MAGIC %md
-# MAGIC Does the price of robustness shrink with data? What this sweep says (a few hundred images and one
-# MAGIC repeat say little; `jobs/scale_at.py` does the same at any size):
+# MAGIC Does the price of robustness shrink with data? This sweep says the following. A few hundred images and
+# MAGIC one repeat say little; `jobs/scale_at.py` runs the same sweep at any size.
 
 # COMMAND ----------
 

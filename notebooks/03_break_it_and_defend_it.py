@@ -2,9 +2,9 @@
 # MAGIC %md
 # MAGIC # 03 Break it, and defend it
 # MAGIC
-# MAGIC Notebook 02 left a plain and a defended network. Here both are attacked with images of the test split:
-# MAGIC what the attacker changes, where the networks look before and after, and how accuracy falls with the
-# MAGIC attacker's budget `eps` (a fraction of [0, 1], after windowing).
+# MAGIC Notebook 02 trained a plain and a defended network. This notebook attacks both on images of the test
+# MAGIC split. It shows the attacker's change, where the networks look before and after it, and how accuracy
+# MAGIC falls with the attacker's budget `eps` (a fraction of [0, 1], after windowing).
 
 # COMMAND ----------
 
@@ -36,7 +36,7 @@ threat = ThreatModel.model_validate({"eps": chosen["eps"]})
 # MAGIC %md
 # MAGIC ## The two networks
 # MAGIC
-# MAGIC The sweep's report names every cell; the best-fed plain and defended ones are loaded from their folders.
+# MAGIC The sweep's report names every cell. The plain and the defended cell with the most data are loaded.
 # MAGIC Weights are safetensors: loading a model runs no code.
 
 # COMMAND ----------
@@ -70,11 +70,11 @@ for mode, network in networks.items():
 # COMMAND ----------
 
 # MAGIC %md
-# MAGIC ## All of them
+# MAGIC ## All images
 # MAGIC
-# MAGIC FGSM takes one step; PGD takes many and is the stronger. The worst case counts an image as lost if any
-# MAGIC attack fooled the network. Every report also says whether its figures can be believed: an attack that
-# MAGIC fails because gradients vanish proves nothing.
+# MAGIC FGSM takes one step; PGD takes many steps and is stronger. The worst case counts an image as wrong if
+# MAGIC any attack fooled the network. The report flags results you should not trust: an attack that fails
+# MAGIC because gradients vanish proves nothing.
 
 # COMMAND ----------
 
@@ -94,5 +94,5 @@ for mode, network in networks.items():
 # COMMAND ----------
 
 # MAGIC %md
-# MAGIC `jobs/evaluate.py` does this with every attack there is, on the executors, with intervals by patient and
-# MAGIC a report that a reviewer can read.
+# MAGIC `jobs/evaluate.py` runs every attack of medspark on the executors, and reports confidence intervals by
+# MAGIC patient.

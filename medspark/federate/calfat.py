@@ -1,7 +1,7 @@
 """CalFAT: adversarial training that does not forget the classes a client lacks (Chen et al. 2022).
 
-A client's logits are calibrated by how many images it has of each class: z + log n. The softmax of
-that fits its own data; the plain z, which is what is deployed, then owes nothing to its label skew.
+A client's logits are calibrated by its number of images of each class: z + log n. The softmax of
+the calibrated logits fits the client's data, so the deployed plain z does not learn its label skew.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["Calibrated", "calfat"]
 class Calibrated:
     """Mean cross-entropy of calibrated logits, as an objective for any mode of training.
 
-    ``counts`` are the client's images of each class, up to the last class that it has.
+    ``counts`` are the client's images per class, up to the last class that occurs.
     """
 
     counts: Tensor
@@ -36,15 +36,15 @@ class Calibrated:
         return F.cross_entropy(self.logits(logits), labels)
 
     def logits(self, logits: Tensor) -> Tensor:
-        """Return the calibrated logits (B, K); no image at all counts as 1e-7 images."""
+        """Return the calibrated logits (B, K); a class without images counts as 1e-7 images."""
         counts = F.pad(self.counts, (0, logits.shape[1] - len(self.counts)))
         return logits + torch.log(counts + 1e-7).to(logits)
 
 
 def calfat(learner: Learner, sample: Sample) -> StepStats:
-    """Learn from images whose calibrated answers are the furthest from those to the clean ones.
+    """Learn from attacked images whose calibrated answers differ most from the clean answers.
 
-    ``learner.objective`` has to be ``Calibrated``. PGD starts at random in the threat model, where
+    ``learner.objective`` must be ``Calibrated``. PGD starts at a random point of the threat model;
     the published code starts next to the image.
     """
     calibrated = learner.objective

@@ -1,8 +1,8 @@
-"""What a client does in a round: from the round's weights and its own rows to trained weights.
+"""Train a client in one round, from the round's weights and the client's rows to new weights.
 
-A client is a plain function. It runs as a Spark task, in a loop, or behind a hospital's own walls:
-no image and no gradient leaves it. Batches, noise and dropout are keyed by the seed and the round,
-so that a client which is trained twice answers with the same bits.
+A client is a plain function. It runs as a Spark task, in a loop, or inside a hospital. No image and
+no gradient leaves it. Batches, noise and dropout are keyed by the seed and the round, so training a
+client twice gives the same bits.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Memory:
-    """What a client keeps to itself between its rounds; nothing before the first.
+    """The state that a client keeps private between its rounds; empty before the first.
 
     ``norms`` are its batch norms under the policy ``local``, ``control`` (d,) is its control
     variate in SCAFFOLD.
@@ -60,7 +60,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class Task:
-    """What the server asks of a client: the round's weights (d,), in SCAFFOLD its control (d,)."""
+    """The server's request: the round's weights (d,) and, in SCAFFOLD, the server control (d,)."""
 
     weights: Weights
     round: int = 0
@@ -70,7 +70,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Liar:
-    """What makes a client lie, and what it knows."""
+    """An attacking client: its adversary, and what the adversary knows."""
 
     adversary: Adversary
     known: Known = field(default_factory=Known)
@@ -78,9 +78,9 @@ class Liar:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a client sends: trained weights (d,), its images, and its last epoch's mean loss.
+    """A client's answer: trained weights (d,), number of images, and mean loss of the last epoch.
 
-    ``control_change`` (d,) is how SCAFFOLD's control variate moved; ``memory`` stays with the
+    ``control_change`` (d,) is the change of SCAFFOLD's control variate; ``memory`` stays with the
     client.
     """
 
@@ -102,10 +102,10 @@ def train_client(
     memory: Memory | None = None,
     liar: Liar | None = None,
 ) -> Answer:
-    """Return what the client that holds ``rows`` answers to ``task``.
+    """Return the answer to ``task`` of the client that holds ``rows``.
 
-    ``model`` is any network of the architecture on the CPU: whatever travels is overwritten.
-    Raises UsageError where the client has no image, or findings that are to be calibrated.
+    ``model`` is any network of the architecture, on the CPU; the exchanged weights overwrite its
+    own. Raises UsageError if the client has no image, or if findings are to be calibrated.
     """
     if len(rows) == 0:
         raise UsageError("A client without images cannot train.")
@@ -138,12 +138,12 @@ def _train(
     augmentation: AugmentConfig | None,
     liar: Liar | None,
 ) -> tuple[int, float]:
-    """Train from the weights in ``model`` on; return the steps, and the last epoch's mean loss."""
+    """Train ``model`` in place; return the steps and the last epoch's mean loss."""
     learner = _learner(model, torch.from_numpy(rows.labels), config)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimiser = _optimiser(parameters, config, config.rate_in(task.round))
     steps, total, images_seen = 0, torch.zeros(()), 0
-    # Passes are counted from the first round on: no round repeats the order of another one.
+    # Epochs are numbered across rounds, so that no round repeats the order of another.
     first = sum(config.epochs_in(earlier) for earlier in range(task.round))
     for epoch in range(first, first + config.epochs_in(task.round)):
         total, images_seen = torch.zeros(()), 0
@@ -212,7 +212,7 @@ def _optimiser(
 
 
 def _awake(model: nn.Module, config: LocalConfig) -> None:
-    """Set the mode of training; batch norms are awake where their statistics are the client's."""
+    """Set training mode; batch norms update their statistics only under average and local."""
     model.train()
     for layer in batch_norms(model):
         layer.train(config.batch_norm in ("average", "local"))
@@ -221,7 +221,7 @@ def _awake(model: nn.Module, config: LocalConfig) -> None:
 def _constrain(
     model: nn.Module, task: Task, config: LocalConfig, liar: Liar | None, steps: int
 ) -> None:
-    """Have a liar bring its network back to where it is not noticed, if it is time."""
+    """Let a backdoor adversary project its network back within bounds, every ``every`` steps."""
     adversary = None if liar is None else liar.adversary
     if liar is None or not isinstance(adversary, Backdoor) or steps % adversary.every:
         return

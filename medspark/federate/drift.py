@@ -1,4 +1,4 @@
-"""What keeps clients from drifting apart in a round: FedProx and SCAFFOLD, as gradients."""
+"""Keep clients from drifting apart in a round: FedProx and SCAFFOLD, as gradient corrections."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ __all__ = ["Drift"]
 class Drift:
     """Corrects each gradient of a client: g + mu (w - w of the round) - c_i + c.
 
-    FedProx (Li et al. 2020) is the pull mu; SCAFFOLD (Karimireddy et al. 2020) the control
-    variates, this client's c_i and the server's c, which are zero at first.
+    FedProx (Li et al. 2020) adds the term in mu. SCAFFOLD (Karimireddy et al. 2020) adds the
+    control variates, this client's c_i and the server's c, which start at zero.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class Drift:
 
     @torch.no_grad()
     def correct(self) -> None:
-        """Correct the gradients that a step has left."""
+        """Correct the gradients of a step in place."""
         for parameter, start in zip(self._parameters, self._start, strict=False):
             if parameter.grad is not None:
                 parameter.grad.add_(parameter - start, alpha=self._prox)
@@ -43,7 +43,7 @@ class Drift:
     def control(self, update: Vector, way: float) -> Vector | None:
         """Return the client's next control variate, None without SCAFFOLD.
 
-        It is c_i - c - update / way (option II), ``way`` being steps x learning rate.
+        It is c_i - c - update / way (option II of the paper); ``way`` is steps x learning rate.
         """
         if not self._scaffold:
             return None

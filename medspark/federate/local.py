@@ -1,4 +1,4 @@
-"""How a client trains on its own images between two rounds."""
+"""The configuration of a client's local training in a round."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["LocalConfig"]
 
 
 class LocalConfig(Config):
-    """Local training; what is attacked and learnt in a step is any mode of ``train``."""
+    """Local training; a step uses any mode of ``train``."""
 
     train: AdversarialConfig = AdversarialConfig()
     attack: ThreatModel = ThreatModel()
@@ -23,20 +23,21 @@ class LocalConfig(Config):
     epochs_decay: float = Field(
         1.0, gt=0, le=1, description="factor on the passes every epochs_every rounds (FedDynAT)"
     )
-    epochs_every: int = Field(1, ge=1, description="rounds after which there are fewer passes")
+    epochs_every: int = Field(1, ge=1, description="rounds between decays of the passes")
     batch_size: int = Field(32, ge=1, description="images in a step of a client")
     optimiser: Literal["sgd", "adamw"] = Field(
-        "sgd", description="of the client; it forgets its state from round to round"
+        "sgd", description="optimiser of the client; its state restarts in every round"
     )
     lr: float = Field(0.01, gt=0, description="learning rate, constant in a round")
     lr_decay: float = Field(1.0, gt=0, le=1, description="factor on the learning rate per round")
-    momentum: float = Field(0.0, ge=0, lt=1, description="of sgd")
-    weight_decay: float = Field(0.0, ge=0, description="of the client's optimiser")
+    momentum: float = Field(0.0, ge=0, lt=1, description="momentum of sgd")
+    weight_decay: float = Field(0.0, ge=0, description="weight decay of the optimiser")
     clip_grad: float = Field(5.0, ge=0, description="largest norm of the gradient; 0 for no limit")
     batch_norm: NormPolicy = Field(
         "frozen",
-        description="average: statistics travel too; local: nothing of batch norm travels; frozen: "
-        "statistics stay as given; reestimate: everybody takes statistics from images of its own",
+        description="average: statistics are averaged too; local: each client keeps its batch "
+        "norms; frozen: statistics stay as given; reestimate: each client computes statistics from "
+        "its images",
     )
     prox: float = Field(
         0.0, ge=0, description="pull towards the round's weights (mu of FedProx, Li et al. 2020)"
@@ -46,8 +47,8 @@ class LocalConfig(Config):
     )
     calibrate: Literal["none", "loss", "calfat"] = Field(
         "none",
-        description="loss: logits are calibrated by the client's classes in the mode's loss; "
-        "calfat: learn from CalFAT's own attack with train.inner_steps, whatever the mode",
+        description="loss: the mode's loss calibrates logits by the client's class counts; "
+        "calfat: CalFAT's attack with train.inner_steps replaces the mode's",
     )
 
     @model_validator(mode="after")
@@ -61,7 +62,7 @@ class LocalConfig(Config):
         return self
 
     def epochs_in(self, round: int) -> int:
-        """Return the passes in a round: E decays over the rounds, and is 1 at least."""
+        """Return the number of passes in a round, which decays over the rounds to at least 1."""
         return max(1, int(self.epochs * self.epochs_decay ** (round // self.epochs_every) + 0.5))
 
     def rate_in(self, round: int) -> float:

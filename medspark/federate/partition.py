@@ -1,8 +1,8 @@
-"""Which images each simulated client holds: a pure function of labels, patients, sites and a seed.
+"""Divide images among simulated clients: a pure function of labels, patients, sites and a seed.
 
-Every image is one client's, and all images of a patient are the same client's: whoever is simulated
-as several hospitals must not see a patient in two of them. Only ``site`` takes the archive's word
-for it, and a patient who was seen at two sites stays at both.
+Every image belongs to one client, and all images of a patient belong to the same client, so that no
+patient is at two simulated hospitals. Only ``site`` follows the archive: a patient who was seen at
+two sites stays at both.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Keys = npt.NDArray[np.str_]
 
 
 class ClientsConfig(Config):
-    """Who the clients of a federation are."""
+    """The clients of a federation, and how images are divided among them."""
 
     by: Literal["site", "patient", "dirichlet"] = Field(
         "patient",
@@ -35,7 +35,7 @@ class ClientsConfig(Config):
         None, ge=1, description="number of clients; by site: all, by patient: one each"
     )
     alpha: float = Field(
-        0.5, gt=0, description="of dirichlet: the smaller, the less alike the clients' labels are"
+        0.5, gt=0, description="of dirichlet: smaller values make the clients' labels differ more"
     )
 
     @model_validator(mode="after")
@@ -53,8 +53,8 @@ def partition(
     """Return the rows of each client, in order; every row is in exactly one of them.
 
     ``labels`` are classes (N,) or findings (N, K) as 0 and 1; ``patients`` and ``sites`` are the
-    keys (N,) of each row. Raises UsageError where sites are not known, or where there are not as
-    many patients as clients.
+    keys (N,) of each row. Raises UsageError if sites are unknown, or if there are fewer patients
+    than clients.
     """
     if config.by == "site":
         if sites is None:
@@ -80,9 +80,9 @@ def _rows(owner: Rows, count: int) -> list[Rows]:
 
 
 def _even(queue: Rows, images: Rows, count: int) -> Rows:
-    """Return the client of each patient: the next in the queue goes to who has the fewest images.
+    """Return the client of each patient; each in the queue goes to the client with fewest images.
 
-    Ties go to who has the fewest patients, so that nobody stays without one.
+    Ties go to the client with the fewest patients, so that no client stays without one.
     """
     owners = np.empty(len(queue), dtype=np.int64)
     held = np.zeros((count, 2), dtype=np.int64)
@@ -94,9 +94,9 @@ def _even(queue: Rows, images: Rows, count: int) -> Rows:
 
 
 def _classes(labels: Labels, patient: Rows) -> Rows:
-    """Return the class (P,) that most of each patient's images have; findings are classes by mask.
+    """Return the most common class (P,) of each patient's images; the smallest of equals.
 
-    Of equally common ones it is the smallest.
+    Every combination of findings counts as one class.
     """
     if labels.ndim == 2:
         _, labels = np.unique(labels, axis=0, return_inverse=True)
@@ -110,8 +110,8 @@ def _classes(labels: Labels, patient: Rows) -> Rows:
 def _skewed(queue: Rows, classes: Rows, count: int, alpha: float, seed: int) -> Rows:
     """Return the client of each patient, with a Dirichlet draw of clients for every class.
 
-    Hsu, Qi and Brown 2019, as used since: of each class the clients get shares drawn from
-    Dirichlet(alpha). Clients that the draw leaves without a patient get one from the largest.
+    After Hsu, Qi and Brown 2019, in the form now common: the clients' shares of each class are
+    drawn from Dirichlet(alpha). A client without a patient gets one from the largest client.
     """
     owners = np.empty(len(queue), dtype=np.int64)
     for kind in np.unique(classes):
@@ -129,7 +129,7 @@ def _skewed(queue: Rows, classes: Rows, count: int, alpha: float, seed: int) -> 
 
 
 def _dirichlet(draw: np.random.Generator, alpha: float, count: int) -> npt.NDArray[np.float64]:
-    """Return shares (K,); logarithms keep draws of a tiny alpha from being all zero."""
+    """Return shares (K,), drawn in logarithms so that a tiny alpha does not give all zeros."""
     # Gamma(a) is Gamma(a + 1) U^(1/a) (Marsaglia and Tsang 2000).
     logs = np.log(draw.gamma(alpha + 1, size=count)) + np.log(draw.uniform(size=count)) / alpha
     sizes = np.exp(logs - logs.max())

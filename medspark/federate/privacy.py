@@ -1,9 +1,9 @@
-"""User-level differential privacy: how a cohort is drawn, what is added, and what it is worth.
+"""User-level differential privacy: draw the cohort, configure the noise, compute epsilon.
 
-Each client takes part in a round by a coin of its own (Poisson sampling), its update is clipped,
-and the sum gets Gaussian noise (``aggregate/dp_fedavg.py``). Who sees all networks of all rounds
-then learns of no client whether it took part, up to (epsilon, delta). The coins and the noise
-follow from the seed: a real federation has to keep it secret.
+Each client takes part in a round with an independent probability (Poisson sampling), its update is
+clipped, and the sum gets Gaussian noise (``aggregate/dp_fedavg.py``). Then the networks of all
+rounds do not reveal whether a client took part, up to (epsilon, delta). Cohorts and noise follow
+from the seed, which a real federation must keep secret.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["PrivacyConfig", "check_privacy", "epsilon"]
 
 
 class PrivacyConfig(Config):
-    """How private a federation is to its clients."""
+    """The noise, clipping bound and sampling rate of a private federation."""
 
     multiplier: float = Field(1.0, gt=0, description="noise on the sum, in units of the bound (z)")
     bound: float = Field(1.0, gt=0, description="greatest Euclidean norm of an update")
@@ -33,17 +33,17 @@ class PrivacyConfig(Config):
     )
 
     def cohort(self, clients: Sequence[int], *, seed: int, round: int) -> list[int]:
-        """Return who takes part in a round, in order: each client by a coin of its own."""
+        """Return the sorted clients of a round, each drawn independently with ``rate``."""
         coins = uniform(derive(seed, "cohort", round), np.array(clients, dtype=np.int64))
         return sorted(int(c) for c, coin in zip(clients, coins, strict=True) if coin < self.rate)
 
     def rule(self, clients: int) -> DPFedAvg:
-        """Return the aggregation for a federation of so many clients."""
+        """Return the aggregation rule for a federation of ``clients`` clients."""
         expected = self.rate * clients
         return DPFedAvg(bound=self.bound, multiplier=self.multiplier, expected=expected)
 
     def epsilon(self, clients: int, rounds: int) -> float:
-        """Return the epsilon that so many rounds have cost, for the configured delta."""
+        """Return the epsilon of ``rounds`` rounds for the configured delta."""
         delta = clients**-1.1 if self.delta is None else self.delta
         return epsilon(self.rate, self.multiplier, rounds, delta)
 
@@ -51,7 +51,7 @@ class PrivacyConfig(Config):
 def epsilon(rate: float, multiplier: float, rounds: int, delta: float) -> float:
     """Return epsilon after ``rounds`` Poisson-sampled Gaussian sums, by Renyi accounting.
 
-    Neighbours differ by one client (Mironov, Talwar and Zhang 2019). Raises UsageError where
+    Neighbours differ by one client (Mironov, Talwar and Zhang 2019). Raises UsageError if
     dp-accounting is not installed.
     """
     if rounds == 0:
@@ -64,7 +64,7 @@ def epsilon(rate: float, multiplier: float, rounds: int, delta: float) -> float:
 
 
 def check_privacy() -> None:
-    """Raise UsageError where dp-accounting is not installed; long before the first round."""
+    """Raise UsageError if dp-accounting is not installed, so before the first round."""
     _accounting()
 
 

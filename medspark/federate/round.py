@@ -1,4 +1,4 @@
-"""One round of a federation, as pure functions: who is asked, who is counted, what comes of it."""
+"""One round of a federation, as pure functions: select the cohort, check and aggregate answers."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ __all__ = ["RoundResult", "cohort", "finish_round", "next_control"]
 
 @dataclass(frozen=True)
 class RoundResult:
-    """What a round comes to.
+    """The result of a round.
 
-    ``weights`` (d,) are the next round's, ``change`` (d,) is how they moved. ``counted`` are the
-    clients whose update was aggregated, ``left_out`` all others that were asked, each with its
-    reason; ``rejected`` those of the counted whom a rule that detects turned away. The result
-    follows from the answers of the counted alone.
+    ``weights`` (d,) are the next round's, ``change`` (d,) is their change. ``counted`` are the
+    clients whose update was aggregated. ``left_out`` are the other selected clients, each with the
+    reason. ``rejected`` are the counted clients that a detecting rule rejected. The result depends
+    only on the answers of the counted clients.
     """
 
     weights: Weights
@@ -38,10 +38,10 @@ class RoundResult:
 
 
 def cohort(clients: Sequence[int], per_round: int, *, seed: int, round: int) -> list[int]:
-    """Return the ``per_round`` clients that a round asks, in order; all if they are fewer.
+    """Return the sorted ``per_round`` clients of a round; all if there are fewer.
 
-    Every client draws a number by (seed, round), and the smallest are asked: who else there is
-    changes nothing about the order of any two.
+    Every client draws a number from (seed, round), and the smallest are selected. So the relative
+    order of two clients does not depend on the others.
     """
     numbers = np.array(sorted(clients), dtype=np.int64)
     drawn = hash64(derive(seed, "round", round), numbers)
@@ -61,11 +61,11 @@ def finish_round(
     seed: int = 0,
     round: int = 0,
 ) -> RoundResult:
-    """Return what ``answers`` make of ``weights`` (d,).
+    """Aggregate ``answers`` to ``weights`` (d,) and return the result.
 
-    ``failed`` are the clients that did not answer, each with the reason. ``counts`` take the place
-    of the clients' images, as SFAT's do. An answer of the wrong shape is left out, and so is one
-    whose numbers no rule can use. Raises RunError where fewer than ``least`` are left.
+    ``failed`` are the clients that did not answer, each with the reason. ``counts`` replace the
+    clients' numbers of images, as in SFAT. Answers of the wrong shape or with unusable numbers are
+    left out. Raises RunError if fewer than ``least`` answers remain.
     """
     left_out, updates = dict(failed or {}), {}
     for client, answer in sorted(answers.items()):
@@ -103,7 +103,7 @@ def finish_round(
 def next_control(control: Vector, answers: Sequence[Answer], clients: int) -> Vector:
     """Return SCAFFOLD's server control (d,) after a round: c + sum of the changes / all clients.
 
-    ``answers`` are those of the clients that were counted.
+    ``answers`` are the answers of the counted clients.
     """
     changes = [a.control_change for a in answers if a.control_change is not None]
     moved: Vector = control.copy()

@@ -1,4 +1,4 @@
-"""SFAT: clients whose adversarial loss is small count more (Zhu et al. 2023)."""
+"""SFAT: give clients with a small adversarial loss more weight (Zhu et al. 2023)."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ __all__ = ["slack_counts"]
 def slack_counts(
     counts: Sequence[float], losses: Sequence[float], *, slack: float = 1 / 6, enhanced: int = 1
 ) -> Vector:
-    """Return what to weigh clients by in place of their images; the sum of all stays the same.
+    """Return the clients' weights, which replace their numbers of images and have the same sum.
 
-    The ``enhanced`` clients of the smallest adversarial loss count (1 + slack) / (1 - slack) times
-    as much as before, 1.4 by default. Ties go to the first.
+    The ``enhanced`` clients with the smallest adversarial loss count (1 + slack) / (1 - slack)
+    times as much, 1.4 by default. Ties go to the first.
     """
     favour = np.ones(len(counts))
     favour[np.argsort(losses, kind="stable")[:enhanced]] = (1 + slack) / (1 - slack)

@@ -1,12 +1,12 @@
-"""A network as one vector of weights, and what of batch norm is in it (``NormPolicy``).
+"""Pack a network into one vector of weights, with a policy for batch norm (``NormPolicy``).
 
-A batch norm has parameters, which gradients move, and statistics, which no gradient moves. To
-average the first and forget the second leaves a network that fits nobody. So the policy is told:
+A batch norm has parameters, which gradients update, and statistics, which they do not. Averaging
+only the parameters gives a network that fits no client. So a policy decides:
 
-    average       statistics travel and are averaged like weights
-    local         nothing of batch norm travels: each client keeps its own (FedBN, Li et al. 2021)
-    frozen        statistics stay as they were given; parameters travel and learn
-    reestimate    parameters travel; who uses the network takes statistics from images of its own
+    average       statistics are exchanged and averaged like weights
+    local         batch norms are not exchanged: each client keeps its own (FedBN, Li et al. 2021)
+    frozen        statistics stay as given; parameters are exchanged and trained
+    reestimate    parameters are exchanged; each user computes statistics from its own images
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ Weights = npt.NDArray[np.float32]
 
 
 def pack(model: nn.Module, policy: NormPolicy) -> Weights:
-    """Return what travels of ``model``, as one vector (d,)."""
+    """Return the exchanged tensors of ``model`` as one vector (d,)."""
     return _vector(_travels(model, policy))
 
 
 @torch.no_grad()
 def unpack(model: nn.Module, weights: Weights, policy: NormPolicy) -> None:
-    """Give ``model`` what travels. Raises ValueError where ``weights`` are another network's."""
+    """Set the exchanged tensors of ``model``. Raises ValueError if ``weights`` do not fit it."""
     _fill(_travels(model, policy), weights)
 
 
 def kept(model: nn.Module, policy: NormPolicy) -> list[Tensor]:
-    """Return the tensors of ``model`` that a client keeps to itself from round to round."""
+    """Return the tensors of ``model`` that a client keeps private between rounds."""
     if policy != "local":
         return []
     return [
@@ -51,20 +51,20 @@ def kept(model: nn.Module, policy: NormPolicy) -> list[Tensor]:
 
 
 def pack_kept(model: nn.Module, policy: NormPolicy) -> Weights:
-    """Return what a client keeps to itself, as one vector."""
+    """Return the private tensors of ``model`` as one vector."""
     return _vector(kept(model, policy))
 
 
 @torch.no_grad()
 def unpack_kept(model: nn.Module, values: Weights, policy: NormPolicy) -> None:
-    """Give ``model`` what ``pack_kept`` returned."""
+    """Set the private tensors of ``model`` to ``values`` from ``pack_kept``."""
     _fill(kept(model, policy), values)
 
 
 def difference(trained: Weights, weights: Weights) -> Vector:
     """Return the update (d,) between two vectors of weights, in double precision.
 
-    There it is exact, so that ``apply`` gives the trained weights back, bit for bit.
+    The difference is exact, so ``apply`` restores the trained weights bit for bit.
     """
     return trained.astype(np.float64) - weights.astype(np.float64)
 
@@ -76,7 +76,7 @@ def apply(weights: Weights, change: Vector) -> Weights:
 
 @torch.no_grad()
 def reestimate(model: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Take the statistics of all batch norms anew: the mean over ``batches`` of images."""
+    """Recompute the statistics of all batch norms as the mean over ``batches`` of images."""
     layers: list[Any] = list(batch_norms(model))
     momenta = [layer.momentum for layer in layers]
     model.eval()

@@ -1,1 +1,1 @@
-"""The command of each job: its configuration, the call, and what is printed."""
+"""The command of each job: its configuration, its entry point and the summary it prints."""

@@ -1,11 +1,13 @@
-"""Train a student from a trained teacher: to compress it, or to carry its robustness over.
+"""Train a student from a trained teacher, to compress the teacher or to transfer its robustness.
 
 Reads   the shards that jobs/shard.py wrote, and the teacher's model folder
 Writes  the student's model, the result as JSON, and one MLflow run
 
     spark-submit jobs/distill.py --shards SHARDS --distill.teacher RUN/model --distill.method kd
 
-The teacher of --distill.method defensive has to have learnt at the temperature that it teaches at:
+To resume an interrupted training, give the same command with --run_dir RUN --resume auto.
+
+--distill.method defensive needs a teacher that was trained at the same temperature:
 train_at with --train.mode standard --train.temperature 50 (Papernot et al. 2016).
 """
 
@@ -30,9 +32,9 @@ class DistillJob(TrainAtConfig):
 
 
 def work(config: DistillJob) -> TrainResult:
-    """Train the student, print what came of it, and return it."""
+    """Train the student, print the summary, and return the result."""
     read_card(config.distill.teacher)
-    # The ranks work in folders of their own.
+    # Each rank works in a different folder, so the path must be absolute.
     teacher = config.distill.model_copy(update={"teacher": config.distill.teacher.resolve()})
     result = train_at(config.model_copy(update={"distill": teacher}))
     print(summary(result))

@@ -1,11 +1,11 @@
-"""Attack a trained model with everything there is, and say whether the figures can be trusted.
+"""Attack a trained model, report its robustness, and flag results you should not trust.
 
 Reads   a model (folder, ONNX file, or MLflow URI) and the shards that jobs/shard.py wrote
-Writes  a report (Markdown, HTML, figures) and one MLflow run
+Writes  a report (Markdown, HTML, figures), the result as JSON, and one MLflow run
 
     spark-submit jobs/evaluate.py --model MODEL --shards DIR --attacks pgd --eps 0,1/255,2/255
 
-An evaluation that was killed goes on where it was when the same command is given again.
+To resume an evaluation that was killed, give the same command again.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class EvaluateJob(JobConfig, EvaluationConfig):
 
 
 def work(config: EvaluateJob) -> EvaluationResult:
-    """Attack the model, print the table and the verdict, and return the result."""
+    """Attack the model, print the table and the flags, and return the result."""
     from medspark.workflows.evaluate import Evaluation  # torch: not for --help
 
     evaluation = Evaluation(config)

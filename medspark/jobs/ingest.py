@@ -1,10 +1,13 @@
-"""Turn an archive of medical images into a dataset of de-identified samples, ready for a network.
+"""Turn an archive of medical images into a dataset of de-identified samples for training.
 
-Reads   DICOM, PNG, JPEG, TIFF, BMP below --source, with labels from a table, folders or DICOM
-Writes  the sample dataset --samples (Parquet, with quarantine and manifest), added to on rerun;
-        outside of it, for you alone, the paths of the files in quarantine
+Reads   DICOM, PNG, JPEG, TIFF and BMP files below --source, with labels from a table, from folder
+        names or from DICOM, or a MedMNIST .npz file
+Writes  the sample dataset --samples (Parquet, a quarantine table and a manifest), the result as
+        JSON, and a private list of the quarantined files' paths outside the dataset
 
     spark-submit jobs/ingest.py --source DIR --labels DIR/labels.csv --samples OUT --image_size 64
+
+The same command, given again, adds new files, replaces changed ones, and adds nothing twice.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ class IngestJob(JobConfig, IngestConfig):
 
 
 def work(config: IngestJob) -> dict[str, Any]:
-    """Ingest, print the sum, and return it."""
+    """Ingest the archive, print the file counts, and return the result."""
     archive = open_archive(config)
     with spark_session(config.spark, name="medspark ingest") as spark:
         result = ingest(spark, archive)
@@ -44,7 +47,7 @@ def _summary(result: dict[str, Any]) -> str:
     outcomes = " + ".join(f"{result[k]} {k}" for k in ("samples", "duplicates", "quarantined"))
     reasons = [f"  {count:>8} {reason}" for reason, count in result["quarantine_reasons"].items()]
     listed = result["quarantine_file"]
-    private = [f"their paths, for whoever mends the archive (private): {listed}"] if listed else []
+    private = [f"paths of the quarantined files (private): {listed}"] if listed else []
     return "\n".join([f"{seen} = {outcomes}  ({changes})", *reasons, *private])
 
 

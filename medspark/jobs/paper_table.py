@@ -1,13 +1,14 @@
-"""Run the paper's experiment: networks x datasets x trainings, each attacked, as one table.
+"""Run the paper's experiment: train and attack networks x datasets x trainings, make one table.
 
 Reads   shards that jobs/shard.py wrote, or built-in synthetic data
-Writes  the table (Markdown, CSV, picture), every network, and one MLflow run with one below it
-        for each cell
+Writes  the table (Markdown, CSV, PNG), every network, the result as JSON, and one MLflow run with
+        a child run for each cell
 
     spark-submit jobs/paper_table.py --config conf/jobs/paper_table.yaml --datasets.NAME SHARDS
 
-The same command again does only what is not done yet. The status is 0 if every cell came to its
-end, else 1: the message says which failed, and the table has all others.
+The exit status is 0 if every cell finished. Otherwise it is 1, the message names the failed cells,
+and the table shows the others. All finished cells are kept. To resume, give the same command again:
+it runs only unfinished and failed cells.
 """
 
 from __future__ import annotations

@@ -1,14 +1,16 @@
-"""Train the same thing at many scales: processes, shares of the data, networks, ways to train.
+"""Train at many scales (processes, data shares, networks, training modes) and compare.
 
 Reads   the shards that jobs/shard.py wrote; without --shards, built-in demo data
-Writes  one MLflow run with a child for every cell, the table, the figures and one HTML report
+Writes  one MLflow run with a child run for each cell, the table, the figures, one HTML report, and
+        the result as JSON
 
     spark-submit jobs/scale_at.py --shards SHARDS --grid.processes 1,2 --grid.data 0.1,0.3,1.0 \
         --grid.mode standard,fused_noise --repeats 3
     spark-submit jobs/scale_at.py --compare SWEEP SWEEP
 
-The same command again runs only the cells that are not finished. The status is 0 if every cell
-came to its end, else 1: the message says which failed, and the report has all others.
+The exit status is 0 if every cell finished. Otherwise it is 1, the message names the failed cells,
+and the report shows the others. All finished cells are kept. To resume, give the same command
+again: it runs only unfinished and failed cells.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ class ScaleAtJob(ScaleAtConfig):
 
 
 def work(config: ScaleAtJob) -> dict[str, Any]:
-    """Run the sweep, print what came of it, and return it."""
+    """Run the sweep, print the summary, and return the result."""
     from medspark.workflows.scale_at import scale_at, summary_text  # torch: not for --help
 
     result = scale_at(config)

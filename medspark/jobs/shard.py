@@ -1,9 +1,11 @@
-"""Turn samples into training shards: split by patient, shuffled, equal files, decoded pixels.
+"""Turn samples into training shards of decoded pixels, split by patient, shuffled, of equal size.
 
 Reads   the sample dataset --samples that jobs/ingest.py wrote
-Writes  the training shards --shards (Parquet and a manifest), replaced whole on rerun
+Writes  the training shards --shards (Parquet and a manifest) and the result as JSON
 
     spark-submit jobs/shard.py --samples IN --shards OUT
+
+The same command, given again, makes all shards anew and replaces the old ones.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ class ShardJob(JobConfig, ShardConfig):
 
 
 def work(config: ShardJob) -> dict[str, Any]:
-    """Make the shards, print what is in them, and return it."""
+    """Make the shards, print the counts of each split, and return the result."""
     manifest = open_samples(config)
     with spark_session(config.spark, name="medspark shard") as spark:
         result = make_shards(spark, config, manifest)

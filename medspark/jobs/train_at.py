@@ -1,9 +1,11 @@
-"""Fine-tune a classifier against adversarial examples made on the fly, one process per device.
+"""Fine-tune a classifier on adversarial examples made during training, one process per device.
 
 Reads   the shards that jobs/shard.py wrote; without --shards, built-in demo data
 Writes  the model, the result as JSON, and one MLflow run per training
 
     spark-submit jobs/train_at.py --shards SHARDS --model.name mobilenetv2_100 --launch.processes 2
+
+To resume an interrupted training, give the same command with --run_dir RUN --resume auto.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ class TrainAtJob(TrainAtConfig):
 
 
 def work(config: TrainAtJob) -> TrainResult:
-    """Train, print what came of it, and return it."""
+    """Train, print the summary, and return the result."""
     result = train_at(config)
     print(summary(result))
     return result

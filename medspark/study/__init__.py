@@ -1,1 +1,1 @@
-"""Grids of resumable cells, and the reports that are made of them."""
+"""Studies: grids of resumable cells, and the reports on them."""

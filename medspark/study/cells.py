@@ -1,8 +1,8 @@
-"""A study is a list of cells that are done one after the other, each once, and reported together.
+"""Run a study: a list of cells, run one after the other, each once, and reported together.
 
-A cell is one piece of work, such as one network that is trained and attacked. Whoever has a study
-writes three things: a record of what is kept of a cell, the cells, and a report on all records.
-The rest is done here: which cells are done already, failures, progress, and the run in MLflow.
+A cell is one piece of work, such as training and attacking one network. A study defines three
+things: the record of a cell, the cells, and a report on all records. This module does the rest: it
+skips finished cells, records failures, logs progress, and keeps the run in MLflow.
 
     class BackdoorCell(CellRecord):
         rule: str
@@ -15,17 +15,17 @@ The rest is done here: which cells are done already, failures, progress, and the
         def work(parent_run_id: str | None) -> BackdoorCell:
             return blank.model_copy(update={"attack_success": federate(rule, seed)})
 
-        file = folder / "cells" / f"{digest(whatever_decides_the_result)}.json"
+        file = folder / "cells" / f"{digest(settings_that_decide_the_result)}.json"
         return Cell(f"{rule}, seed {seed}", blank, file, work, alike=(rule,))
 
     cells = [cell(rule, seed) for rule in rules for seed in seeds]
     with held_study(folder):
         result = run_study(Study(cells, report, entry, track, folder / "mlflow"))
 
-One policy for all studies: a cell that fails is recorded with its reason, and the study goes on. It
-ends well only if every cell came to its end, and with RunError otherwise; the finished cells are
-kept and reported in either case. The same command again does the failed cells and those that are
-missing, and no finished one.
+One policy for all studies: a failed cell is recorded with its reason, and the study goes on. The
+study succeeds only if every cell finished, and raises RunError otherwise. The finished cells are
+kept and reported in either case. The same command, given again, runs only the failed and the
+missing cells.
 """
 
 from __future__ import annotations
@@ -66,31 +66,31 @@ _NAMED_FAILURES = 3
 
 
 class CellRecord(Config):
-    """What is kept of a cell. A study adds which cell it is, and what was measured."""
+    """The record of a cell. A study adds fields that identify the cell and hold its figures."""
 
     status: Literal["pending", "finished", "failed"] = "pending"
     failure: str = Field("", description="why it failed, in one line")
     flags: tuple[Flag, ...] = Field((), description="sanity checks that its report triggered")
-    seconds: float = Field(0.0, description="that the whole cell took")
+    seconds: float = Field(0.0, description="duration of the whole cell")
 
     @property
     def finished(self) -> bool:
-        """Whether the cell came to its end."""
+        """Whether the cell finished."""
         return self.status == "finished"
 
     @property
     def flagged(self) -> bool:
-        """Whether its figures under attack should not be trusted."""
+        """Whether a flag says not to trust the figures under attack."""
         return bool(self.flags)
 
     @property
     def clean_flagged(self) -> bool:
-        """Whether not even its figures on clean images can be trusted."""
+        """Whether a flag says not to trust the figures on clean images either."""
         return any(flag.of_clean_answers for flag in self.flags)
 
     @property
     def headline(self) -> str:
-        """What the progress line says of a finished cell."""
+        """The text of the progress line for a finished cell."""
         return "finished"
 
 
@@ -99,13 +99,13 @@ R = TypeVar("R", bound=CellRecord)
 
 @dataclass(frozen=True)
 class Cell(Generic[R]):
-    """One cell to do.
+    """One cell of a study.
 
-    ``blank`` is its record before it is done: the fields that it sets say which cell it is.
-    ``file`` keeps the finished record; its name has to change with all that decides the result.
-    ``work`` does the cell under the study's run in MLflow, whose id it is given, and returns the
-    record with its figures; it raises MedsparkError where the cell fails. Cells take time in
-    proportion to their ``size``, at the pace of those whose ``alike`` agrees furthest with theirs.
+    ``blank`` is the record before the cell runs; its fields identify the cell. ``file`` keeps the
+    finished record; its name must change with every setting that decides the result. ``work`` gets
+    the id of the study's MLflow run, runs the cell under it, and returns the record with its
+    figures; it raises MedsparkError if the cell fails. The expected time of a cell is proportional
+    to its ``size``, at the pace of the cells that share the longest prefix of ``alike``.
     """
 
     name: str
@@ -125,7 +125,7 @@ class Cell(Generic[R]):
         return found.model_copy(update=named) if found.finished else None
 
     def do(self, parent_run_id: str | None) -> R:
-        """Do the cell, keep its record if it came to its end, and return it."""
+        """Run the cell, keep its record if it finished, and return the record."""
         began = time.monotonic()
         try:
             record = self.work(parent_run_id)
@@ -142,9 +142,9 @@ class Cell(Generic[R]):
 
 @dataclass(frozen=True)
 class StudyReport:
-    """What is reported of all cells."""
+    """The report on all cells."""
 
-    page: Path  # what a person opens first; MLflow gets its folder
+    page: Path  # the page to open first; its folder goes to MLflow
     document: Mapping[str, Any] = field(default_factory=dict)  # for the result document
     summary: Mapping[str, float] = field(default_factory=dict)  # metrics of the study's run
     tags: Mapping[str, str] = field(default_factory=dict)
@@ -152,30 +152,30 @@ class StudyReport:
 
 @dataclass(frozen=True)
 class Study(Generic[R]):
-    """All cells of a study, how they are reported, and its own run in MLflow."""
+    """All cells of a study, its report, and its MLflow run."""
 
     cells: Sequence[Cell[R]]
-    # Writes the report on all records, none of them pending.
+    # Writes the report on all records; no record is pending.
     report: Callable[[Sequence[R], TrackedRun], StudyReport]
     entry: RunEntry
     track: TrackConfig
     spool: Path  # folder of the run in MLflow
-    # Called after every cell that was done, when others may be pending.
+    # Called after every cell that ran; other cells may be pending.
     after_each: Callable[[Sequence[R]], object] | None = None
 
 
 @contextmanager
 def held_study(folder: Path) -> Iterator[None]:
-    """Hold ``folder`` for one study. Raises UsageError where it is another's, or in use."""
+    """Hold ``folder`` for one study. Raises UsageError if it holds other files or is in use."""
     ownership.claim(folder, "study")
     with locked(folder):
         yield
 
 
 def run_study(study: Study[R]) -> dict[str, Any]:
-    """Do the cells that are missing, report all of them, and return the result document.
+    """Run the missing cells, report on all cells, and return the result document.
 
-    Raises RunError, which says what failed and where the report is, if a cell failed.
+    Raises RunError that names the failed cells and the report, if a cell failed.
     """
     with tracked(study.spool, study.track, study.entry) as run:
         records = _do_missing(study, run.reference["run_id"])
@@ -210,8 +210,8 @@ def _do_missing(study: Study[R], parent_run_id: str | None) -> list[R]:
         about = "" if left is None else f"; about {_duration(left)} left"
         logger.info("cell %d of %d: %s%s", number + 1, count, cell.name, about)
         records[number] = record = cell.do(parent_run_id)
-        said = record.headline if record.finished else f"FAILED: {record.failure}"
-        logger.info("cell %d of %d: %s: %s", number + 1, count, cell.name, said)
+        outcome = record.headline if record.finished else f"FAILED: {record.failure}"
+        logger.info("cell %d of %d: %s: %s", number + 1, count, cell.name, outcome)
         if study.after_each is not None:
             study.after_each(records)
     return records
@@ -232,7 +232,7 @@ def _failures(cells: Sequence[Cell[R]], records: Sequence[R], page: Path) -> str
 
 
 def seconds_left(pending: Iterable[Cell[R]], done: Iterable[tuple[Cell[R], R]]) -> float | None:
-    """Return how long the ``pending`` cells will take, going by those ``done``; None if unknown."""
+    """Estimate the seconds of the ``pending`` cells from the ``done`` ones; None if unknown."""
     paces = [(cell.alike, record.seconds / cell.size) for cell, record in done if record.seconds]
     if not paces:
         return None
@@ -245,7 +245,7 @@ def seconds_left(pending: Iterable[Cell[R]], done: Iterable[tuple[Cell[R], R]]) 
 
 
 def _agreement(one: Sequence[str], other: Sequence[str]) -> int:
-    """Return in how many of their first words both agree."""
+    """Return the length of the longest common prefix."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
@@ -255,7 +255,7 @@ def digest(document: Mapping[str, Any]) -> str:
 
 
 def _reason(error: MedsparkError) -> str:
-    """Return what an error says in its first line; the rest is the traceback of a rank."""
+    """Return the first line of an error; the rest is the traceback of a rank."""
     return next(iter(safe_text(str(error)).splitlines()), type(error).__name__)
 
 

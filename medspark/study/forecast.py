@@ -1,4 +1,4 @@
-"""From what a sweep measured to what was not: step models, predictions that can be checked."""
+"""Forecast speeds from the measurements of a sweep: step models, and predictions to check them."""
 
 from __future__ import annotations
 
@@ -19,11 +19,10 @@ def step_models(
     gradient_bytes: Mapping[str, float],
     image_bytes: float,
 ) -> dict[str, StepModel]:
-    """Return the step model of every network and mode, from one process alone and the probe.
+    """Return the step model of every network and mode, from single-process speeds and the probe.
 
-    What a step takes besides its images is told by two sizes of batch, where there are two.
-
-    ``gradient_bytes`` is what a process sends for each step, by network.
+    With two batch sizes, the fixed time per step is separated from the time per image.
+    ``gradient_bytes`` holds, by network, the bytes that a process sends per step.
     """
     found = {}
     for curve in curves:
@@ -46,7 +45,7 @@ def _compute(speeds: Mapping[int, float]) -> tuple[float, float]:
     least, most = min(speeds), max(speeds)
     seconds = {batch: batch / speed for batch, speed in speeds.items()}
     per_image = (seconds[most] - seconds[least]) / (most - least) if most > least else 0.0
-    # Noise must not make images free, nor a step cost less than nothing.
+    # Noise must make neither the time per image nor the time per step negative.
     if not 0 < per_image <= 1 / speeds[most]:
         return 1 / speeds[most], 0.0
     return per_image, seconds[most] - most * per_image
@@ -59,10 +58,11 @@ def predictions(
     *,
     batch_size: int,
 ) -> list[Prediction]:
-    """Return speeds as foreseen from smaller scales, beside what was measured there.
+    """Return speeds predicted from smaller scales, with the measured speeds.
 
     ``batch_size`` is the global batch of one process. Points with more threads than cores are left
-    out. With three process counts or more the largest is also foreseen by a law fitted to the rest.
+    out. With at least three process counts, Amdahl's law, fitted to the others, also predicts the
+    largest.
     """
     here = Cluster(bandwidth=probe.bandwidth, latency=probe.latency, storage=math.inf)
     found: list[Prediction] = []

@@ -1,6 +1,6 @@
-"""Scaling arithmetic: efficiency, fitted laws with their uncertainty, and projections from them.
+"""Compute scaling: efficiency, fitted laws with their uncertainty, and projections from them.
 
-Functions of values: nothing here runs, reads or draws anything.
+All functions are pure arithmetic.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ _LEVEL = 0.95
 
 
 class Steady(NamedTuple):
-    """Speed after the warm-up: images per second, and the share of that time spent on waiting."""
+    """Speed after the warm-up: images per second, and the share of the time spent waiting."""
 
     images_per_second: float
     data_wait_share: float
 
 
 class Window(NamedTuple):
-    """What a run said about the steps up to ``step`` since it last said something."""
+    """One report of a run, on the steps since the last report up to ``step``."""
 
     step: int
     images_per_second: float
@@ -61,7 +61,7 @@ class Window(NamedTuple):
 def steady(windows: Sequence[Window], *, warmup_steps: int) -> Steady | None:
     """Return the speed over the windows that begin after ``warmup_steps``; None without windows.
 
-    Where all of them lie in the warm-up the last one is taken: it is the furthest from the start.
+    If all windows lie in the warm-up, the last one counts.
     """
     ordered = sorted(windows)
     if not ordered:
@@ -69,7 +69,7 @@ def steady(windows: Sequence[Window], *, warmup_steps: int) -> Steady | None:
     begins = [0, *(window.step for window in ordered[:-1])]
     kept = [(w, w.step - b) for w, b in zip(ordered, begins, strict=True) if b >= warmup_steps]
     kept = kept or [(ordered[-1], 1)]
-    # All steps are of one size to within an image: a window weighs as many images as steps.
+    # All steps have the same size to within an image, so the steps of a window are its weight.
     images = sum(steps for _, steps in kept)
     seconds = sum(steps / window.images_per_second for window, steps in kept)
     waited = sum(
@@ -79,7 +79,7 @@ def steady(windows: Sequence[Window], *, warmup_steps: int) -> Steady | None:
 
 
 def efficiency(throughput: float, processes: int, base: float) -> float:
-    """Return what share of ``processes`` times ``base``, the speed of one, is reached."""
+    """Return the reached share of ``processes`` times ``base``, the speed of one process."""
     return throughput / (processes * base)
 
 
@@ -101,17 +101,17 @@ class Fit(Config):
     law: Literal["amdahl", "usl"]
     base: float = Field(description="images per second of one process")
     contention: float = Field(description="serial part")
-    coherency: float = Field(0.0, description="cost of every pair that has to agree")
-    intervals: dict[str, Interval] = Field({}, description="of the three, by name")
-    largest_residual: float = Field(description="of the measured medians, as a share of each")
+    coherency: float = Field(0.0, description="cost of coordination per pair of processes")
+    intervals: dict[str, Interval] = Field({}, description="95 % intervals of these, by name")
+    largest_residual: float = Field(description="largest relative error on a measured median")
 
     def speed(self, processes: npt.ArrayLike) -> Floats:
-        """Return images per second on so many processes."""
+        """Return images per second on ``processes`` processes."""
         return usl(processes, base=self.base, contention=self.contention, coherency=self.coherency)
 
     @property
     def best_processes(self) -> float:
-        """How many processes are fastest; more of them would be slower."""
+        """The number of processes with the highest speed."""
         if self.coherency <= 0:
             return math.inf
         return math.sqrt(max(1 - self.contention, 0) / self.coherency)
@@ -185,7 +185,7 @@ def all_reduce_constants(
     """Return (seconds per message, bytes per second) of a ring all-reduce from (bytes, seconds).
 
     t = 2 (N - 1) / N * bytes / bandwidth + 2 (N - 1) * latency, by least squares of relative
-    errors. Raises ValueError for one process, which has nobody to talk to.
+    errors. Raises ValueError for fewer than two processes.
     """
     if processes < 2:
         raise ValueError("an all-reduce needs two processes")
@@ -205,18 +205,18 @@ class StepModel(Config):
     """Seconds of a training step: compute, the all-reduce that is not hidden, and the loader."""
 
     seconds_per_image: float = Field(gt=0, description="forward, attack and backward of a process")
-    seconds_per_step: float = Field(0.0, ge=0, description="what a step takes besides its images")
-    gradient_bytes: float = Field(gt=0, description="that every process sends for each step")
+    seconds_per_step: float = Field(0.0, ge=0, description="fixed time of a step")
+    gradient_bytes: float = Field(gt=0, description="sent per process and step")
     overlap: float = Field(
-        0.5, ge=0, le=1, description="share of compute behind which the all-reduce can hide"
+        0.5, ge=0, le=1, description="share of the compute time that the all-reduce can overlap"
     )
     loader_images_per_second: float = Field(
-        math.inf, gt=0, description="that one process can read and augment"
+        math.inf, gt=0, description="reading and augmenting, per process"
     )
     image_bytes: float = Field(0.0, ge=0, description="of a stored image")
 
     def compute(self, batch: float) -> float:
-        """Return the seconds that a process computes on ``batch`` images of its own."""
+        """Return the seconds of compute of one process for ``batch`` images."""
         return self.seconds_per_step + self.seconds_per_image * batch
 
     def all_reduce(self, processes: int, cluster: Cluster) -> float:
@@ -232,7 +232,7 @@ class StepModel(Config):
         return max(own, processes * batch * self.image_bytes / cluster.storage)
 
     def step(self, processes: int, batch: float, cluster: Cluster) -> tuple[float, Bound]:
-        """Return the seconds of a step of ``batch`` images per process, and what they go to most.
+        """Return the seconds of a step with ``batch`` images per process, and its bottleneck.
 
         Reading and computing go on at the same time, and so do, in part, computing and talking.
         """
@@ -249,28 +249,28 @@ class StepModel(Config):
 
 
 class Cluster(Config):
-    """What the machines of a projection are joined by; the defaults are assumptions."""
+    """The network, storage and price of a projection's cluster; the defaults are assumptions."""
 
     bandwidth: float = Field(1.25e9, gt=0, description="bytes per second between two processes")
     latency: float = Field(5e-5, ge=0, description="seconds per message")
     storage: float = Field(
-        2e9, gt=0, description="bytes per second that the shared storage gives all together"
+        2e9, gt=0, description="bytes per second of the shared storage, in total"
     )
     startup_seconds: float = Field(60.0, ge=0, description="from submission to the first step")
-    price: float = Field(1.0, ge=0, description="of one process for an hour")
+    price: float = Field(1.0, ge=0, description="price of one process for an hour")
 
 
 class Projection(Config):
-    """What a training of so many images on so many nodes would take."""
+    """The projected time and cost of a training, by images and nodes."""
 
     nodes: int
-    images: float = Field(description="of the data set")
+    images: float = Field(description="images of the dataset")
     batch: int = Field(description="images per process in a step")
     images_per_second: float
-    efficiency: float = Field(description="of the training itself, start-up aside")
+    efficiency: float = Field(description="of the training without start-up")
     hours: float = Field(description="from submission to the last step")
     cost: float
-    bound: Bound = Field(description="what most of the time beyond perfect scaling goes to")
+    bound: Bound = Field(description="main cause of the time beyond perfect scaling")
     advice: str
 
 
@@ -294,10 +294,10 @@ def project(
     batch: int,
     largest_batch: int,
 ) -> Projection:
-    """Return what ``epochs`` over ``images`` take on ``nodes``, a process each.
+    """Return the projection of ``epochs`` over ``images`` on ``nodes``, with one process each.
 
-    A process takes ``batch`` images a step, or fewer where the global batch would be larger than
-    ``largest_batch``, beyond which the weights would not be the same any more.
+    A process takes ``batch`` images per step, or fewer if the global batch would exceed
+    ``largest_batch``, beyond which training gives worse weights.
     """
     own = max(1, min(batch, largest_batch // nodes))
     seconds, bound = model.step(nodes, own, cluster)
@@ -323,7 +323,7 @@ def project(
 
 
 class Trend(Config):
-    """How a figure changes with the data: its slope per tenfold of images, and a 95 % interval."""
+    """The trend of a figure with the data: its slope per tenfold images, and a 95 % interval."""
 
     slope: float
     interval: Interval | None = Field(None, description="None for a single repeat")
@@ -331,7 +331,7 @@ class Trend(Config):
 
     @property
     def direction(self) -> Literal["falls", "rises", "unclear"]:
-        """Whether the interval excludes no change, and on which side."""
+        """The sign of the slope, or "unclear" if its interval contains zero."""
         if self.interval is None or self.interval[0] <= 0 <= self.interval[1]:
             return "unclear"
         return "falls" if self.slope < 0 else "rises"
@@ -340,8 +340,8 @@ class Trend(Config):
 def trend(series: Sequence[Mapping[float, float]]) -> Trend | None:
     """Return the trend of several series of {images: figure}, one for each repeat.
 
-    The slope over log10 of the images is fitted within each series; their mean has Student's
-    interval. None where no series has two sizes.
+    The slope over log10 of the images is fitted within each series; the interval of their mean is
+    Student's. Returns None if no series has two sizes.
     """
     slopes = [
         float(np.polyfit(np.log10(list(one)), list(one.values()), 1)[0])
@@ -355,7 +355,7 @@ def trend(series: Sequence[Mapping[float, float]]) -> Trend | None:
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, Interval | None]:
-    """Return the mean and Student's 95 % interval of it, None for a single value."""
+    """Return the mean and its Student's 95 % interval, which is None for a single value."""
     mean = statistics.fmean(values)
     if len(values) < 2:
         return mean, None

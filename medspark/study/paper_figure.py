@@ -1,4 +1,4 @@
-"""The paper's table as a picture: one panel per dataset and network, one group per training."""
+"""Draw the paper's table: one panel per dataset and network, one group per training."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["paper_figure"]
 def paper_figure(
     cells: Sequence[TableCell], shown: Sequence[Column], *, metric: MetricName = "accuracy"
 ) -> Figure:
-    """Draw a bar per column for every training, with intervals; what is flagged is hollow."""
+    """Draw one bar per column and training, with intervals; flagged bars are hollow."""
     table = rows(cells)
     datasets = list(dict.fromkeys(row.first.dataset for row in table))
     models = list(dict.fromkeys(row.first.model for row in table))
@@ -43,7 +43,7 @@ def _draw(axes: Axes, chosen: Sequence[Row], shown: Sequence[Column], metric: Me
     width = 0.8 / len(shown)
     for place, column in enumerate(shown):
         offset = (place - (len(shown) - 1) / 2) * width
-        # An empty bar first: it is what the legend shows, whatever is hollow below.
+        # The legend shows this empty bar, so that it stays filled if other bars are hollow.
         axes.bar([0], [0], width, color=f"C{place}", label=column.title)
         for number, row in enumerate(chosen):
             found = entry(row.cells, column, metric)

@@ -1,7 +1,7 @@
-"""The paper's table from what was found about each trained network: pure arithmetic and text.
+"""Make the paper's table, as Markdown and CSV, from the figures of each trained network.
 
-A cell is one network (data, architecture, training, seed), attacked. Cells that differ in the seed
-alone are one row of the table.
+A cell is one attacked network (data, architecture, training, seed). Cells that differ only in the
+seed form one row of the table.
 """
 
 from __future__ import annotations
@@ -42,20 +42,20 @@ METRICS: tuple[MetricName, ...] = (
 
 
 class TableCell(CellRecord):
-    """What came of one network of the table."""
+    """The record of one network of the table."""
 
     dataset: str
     train_images: int
     model: str
     training: str
-    weights: str = Field(description="where its first weights came from")
+    weights: str = Field(description="source of the initial weights")
     seed: int
     figures: tuple[Figure, ...] = ()
 
     @model_validator(mode="before")
     @classmethod
     def _of_earlier_versions(cls, document: Any) -> Any:
-        """Read what earlier versions kept: budgets in grey levels, flags as sentences alone."""
+        """Read records of earlier versions, with eps in grey levels and flags as sentences."""
         if not isinstance(document, dict) or "doubts" not in document:
             return document
         found = with_eps(document)
@@ -69,11 +69,11 @@ class TableCell(CellRecord):
 
     @property
     def row(self) -> tuple[str, str, str]:
-        """What the row is about that the cell belongs to."""
+        """The key of the cell's row: dataset, network and training."""
         return self.dataset, self.model, self.training
 
     def flags_figure(self, attack: str) -> bool:
-        """Return whether a flag concerns the figures clean or under ``attack``."""
+        """Return whether a flag concerns the figures under ``attack`` ("clean" included)."""
         return self.clean_flagged if attack == CLEAN else self.flagged
 
 
@@ -86,7 +86,7 @@ class Column:
 
     @property
     def title(self) -> str:
-        """Its heading."""
+        """The heading of the column."""
         name = {"fgsm": "FGSM", WORST: "worst case"}.get(self.attack, self.attack)
         return name if self.attack == CLEAN else f"{name} {eps_text(self.eps)}"
 
@@ -113,25 +113,25 @@ class Row:
 
     @property
     def first(self) -> TableCell:
-        """The first cell, which says what the row is about."""
+        """The first cell, which names the row's dataset, network and training."""
         return self.cells[0]
 
     @property
     def flags(self) -> tuple[Flag, ...]:
-        """The flags of its networks."""
+        """The flags of the row's networks."""
         return tuple(flag for cell in self.cells for flag in cell.flags)
 
     @property
     def failures(self) -> tuple[str, ...]:
-        """Why cells of this row have no figures, each reason once."""
+        """The reasons why cells of this row failed, each once."""
         reasons = (cell.failure for cell in self.cells if cell.failure)
         return tuple(dict.fromkeys(reasons))
 
     def flagged(self, column: Column, metric: MetricName) -> bool:
         """Return whether the figure in ``column`` should not be trusted.
 
-        Accuracy under attack is an upper bound of what a better attack leaves, so that 0 can be
-        trusted; and figures on clean images can, unless a flag is about the answers on them.
+        A better attack can only lower the accuracy under attack, so 0 can be trusted. Figures on
+        clean images can be trusted unless a flag concerns the clean answers.
         """
         found = entry(self.cells, column, metric)
         if found is None or not any(cell.flags_figure(column.attack) for cell in self.cells):
@@ -142,7 +142,7 @@ class Row:
 def columns(eps: Iterable[float], *, attacks: Iterable[str] = ("fgsm",)) -> list[Column]:
     """Return the columns of a table under the budgets ``eps``.
 
-    Of the ``attacks`` those have one that are told apart; the others are in the worst case.
+    Of the ``attacks``, fgsm and transfer get columns; the worst case covers the others.
     """
     shown = [attack for attack in ("fgsm", "transfer") if attack in set(attacks)]
     attacked = [Column(attack, budget) for budget in sorted(set(eps)) for attack in (*shown, WORST)]
@@ -150,7 +150,7 @@ def columns(eps: Iterable[float], *, attacks: Iterable[str] = ("fgsm",)) -> list
 
 
 def rows(cells: Iterable[TableCell]) -> list[Row]:
-    """Return ``cells`` as rows, in the order in which each row's first cell comes."""
+    """Return ``cells`` as rows, in the order of each row's first cell."""
     grouped: dict[tuple[str, str, str], list[TableCell]] = {}
     for cell in cells:
         grouped.setdefault(cell.row, []).append(cell)
@@ -158,7 +158,7 @@ def rows(cells: Iterable[TableCell]) -> list[Row]:
 
 
 def entry(cells: Iterable[TableCell], column: Column, metric: MetricName) -> Entry | None:
-    """Return the figure of ``cells``, which differ in the seed alone; None if none has one."""
+    """Return the figure of ``cells`` that differ only in the seed; None if no cell has it."""
     found = [
         figure
         for cell in cells
@@ -186,7 +186,7 @@ def markdown(
     title: str,
     facts: Mapping[str, str],
 ) -> str:
-    """Return the table with its footnotes and the facts that make it repeatable."""
+    """Return the table as Markdown, with footnotes and the facts needed to reproduce it."""
     notes = _Notes()
     head = ["dataset", "training images", "network", "first weights", "training"]
     table = [
@@ -201,7 +201,7 @@ def markdown(
 
 
 class _Notes:
-    """The footnotes, numbered as they come; the same text is the same footnote."""
+    """The footnotes, numbered in order of use; equal texts share one footnote."""
 
     def __init__(self) -> None:
         self._texts: list[str] = []
@@ -257,14 +257,14 @@ def _legend(cells: Sequence[TableCell], metric: MetricName) -> str:
         "the highest end of their 95 % intervals"
     )
     return (
-        f"{name} on the test images in %, {spread}. The worst case takes for every image the "
-        "attack, at this budget or a smaller one, that does it the most harm."
+        f"{name} on the test images in %, {spread}. The worst case takes, for every image, the "
+        "most harmful attack at this budget or a smaller one."
         + (f" {SIGN_MEANS}" if any(cell.flagged for cell in cells) else "")
     )
 
 
 def csv_text(cells: Iterable[TableCell]) -> str:
-    """Return every figure of every cell as CSV, one a line; a failed cell is a line without one."""
+    """Return every figure of every cell as a CSV line; a failed cell is a line without a figure."""
     buffer = io.StringIO()
     kept = ["dataset", "train_images", "model", "weights", "training", "seed"]
     fields = [*kept, *Figure.model_fields, "believable", "flags", "failure"]

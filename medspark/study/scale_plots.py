@@ -1,4 +1,4 @@
-"""The figures of a sweep: speed, efficiency, robustness and start-up, and what is projected."""
+"""Draw the figures of a sweep: speed, efficiency, robustness, start-up and projections."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["figures_of"]
 
 
 def figures_of(sweeps: Sequence[Sweep]) -> dict[str, Figure]:
-    """Return the figures of one sweep, or of several in the same axes."""
+    """Return the figures, by title, of one sweep or of several in the same axes."""
     drawn = {
         "throughput": _throughput(sweeps),
         "efficiency": _efficiency(sweeps),
@@ -68,7 +68,7 @@ def _robustness(sweeps: Sequence[Sweep]) -> Figure | None:
     ):
         _style(axes, "training images", f"{title} on the test images")
         axes.set_xscale("log")
-        # Shares are of whole patients, so that repeats differ by a few images.
+        # A share holds whole patients, so repeats differ by a few images.
         sizes = {m.point.data_share: m.train_images for sweep in sweeps for m in sweep.finished}
         axes.set_xticks(list(sizes.values()), [f"{size:,}" for size in sizes.values()])
         axes.set_xticks([], minor=True)
@@ -99,7 +99,7 @@ def _draw_series(axes: Axes, sweep: Sweep, name: str, *, several: bool) -> None:
 def _mark(
     axes: Axes, points: Mapping[int, float], flagged: Collection[int], color: ColorType
 ) -> None:
-    """Draw ``points``, y by x, those ``flagged`` hollow; below the figure is said what that means.
+    """Draw ``points``, y by x, the ``flagged`` ones hollow, which a line below the figure explains.
 
     A point over several repeats is flagged if one of its networks is.
     """
@@ -172,7 +172,7 @@ def _style(axes: Axes, x: str, y: str) -> None:
 
 
 def _with_legend(figure: Figure, axes: Axes) -> Figure | None:
-    """Return the figure with its legend, None where nothing was drawn."""
+    """Return the figure with its legend, or None if nothing was drawn."""
     if not axes.get_legend_handles_labels()[0]:
         return None
     if axes.get_xlabel() == "processes":

@@ -1,4 +1,4 @@
-"""The report of a sweep: a table, figures, and one HTML file that needs nothing else."""
+"""Write the report of a sweep: a table, figures, and one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _HEAD = [
 
 
 def write_sweep(folder: Path, sweep: Sweep) -> Path:
-    """Write sweep.json, table.md, the figures as PNG and report.html; return the last."""
+    """Write sweep.json, table.md, the figures as PNG and report.html; return the HTML's path."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "sweep.json").write_text(sweep.model_dump_json(indent=1), encoding="utf-8")
     (folder / "table.md").write_text(table(sweep) + "\n", encoding="utf-8")
@@ -54,7 +54,7 @@ def write_sweep(folder: Path, sweep: Sweep) -> Path:
 
 
 def compare_sweeps(folder: Path, sweeps: Sequence[Sweep]) -> Path:
-    """Write compare.html, which sets ``sweeps`` side by side, and return its path."""
+    """Write compare.html, which compares ``sweeps``, and return its path."""
     folder.mkdir(parents=True, exist_ok=True)
     pictures = _pictures(folder, figures_of(sweeps))
     parts = [_html_table(_summaries(sweeps)), *(_image(n, p) for n, p in pictures.items())]
@@ -70,7 +70,7 @@ def compare_sweeps(folder: Path, sweeps: Sequence[Sweep]) -> Path:
 def table(sweep: Sweep) -> str:
     """Return the medians over the repeats as a Markdown table, one row for each point.
 
-    A row is marked ⚠ if one of its networks is flagged; the flags are named below the table.
+    A row is marked ⚠ if one of its networks is flagged; the flags are listed below the table.
     """
     head, *rows = _rows(sweep)
     rule = ["---", "---", *["---:"] * (len(head) - 2)]
@@ -79,9 +79,9 @@ def table(sweep: Sweep) -> str:
 
 
 def summary_note(sweep: Sweep, *, charts: str = "") -> str:
-    """Return what the MLflow page shows on top of the sweep's own run, as Markdown.
+    """Return the note at the top of the sweep's MLflow run, as Markdown.
 
-    ``charts`` is the address of the page that compares its cells.
+    ``charts`` is the address of the page that compares the cells.
     """
     lines = [*(f"- {sentence}" for sentence in sweep.sentences), "", table(sweep)]
     if charts:
@@ -91,13 +91,13 @@ def summary_note(sweep: Sweep, *, charts: str = "") -> str:
 
 def _body(sweep: Sweep, pictures: Mapping[str, bytes]) -> str:
     failed = [m for m in sweep.cells if m.status == "failed"]
-    said = "".join(f"<li>{html.escape(f'{m.point}: {m.failure}')}</li>" for m in failed)
+    failures = "".join(f"<li>{html.escape(f'{m.point}: {m.failure}')}</li>" for m in failed)
     measured = [name for name in pictures if not name.startswith("projection")]
     projected = [name for name in pictures if name.startswith("projection")]
     return "".join(
         [
             _seen(sweep),
-            f'<div class="failed">Cells that failed:<ul>{said}</ul></div>' if failed else "",
+            f'<div class="failed">Cells that failed:<ul>{failures}</ul></div>' if failed else "",
             "<h2>What was measured</h2>",
             "<p>Medians over the repeats, after the warm-up; * marks points with more threads than "
             "cores. A share of the data keeps the number of epochs, so it has fewer steps.</p>",
@@ -162,7 +162,7 @@ def _row(group: Sequence[ScaleCell]) -> list[str]:
 
 
 def _flag_notes(sweep: Sweep) -> list[str]:
-    """Return what the sign in the table means, and how many networks each check flagged."""
+    """Return the meaning of the sign in the table, and the number of networks per check."""
     counts = Counter(
         (f"{m.point.model} {m.point.mode}", flag.name) for m in sweep.finished for flag in m.flags
     )
@@ -233,13 +233,13 @@ def _foreseen(predictions: Sequence[Prediction]) -> Rows:
 
 def _assumptions(sweep: Sweep) -> str:
     if sweep.probe is None:
-        return "There is none: it needs two processes and one."
+        return "There is no projection: it needs cells with one process and with two."
     c, p = sweep.cluster, sweep.probe
     return (
         "Assumed of the cluster: every node computes as one process here, "
         f"{c.bandwidth / 1e9:g} GB/s and {c.latency * 1e6:g} µs between nodes, "
         f"{c.storage / 1e9:g} GB/s of shared storage, half of the compute hides the all-reduce. "
-        f"ScaleCell here: start-up {c.startup_seconds:.0f} s, reading "
+        f"Measured here: start-up {c.startup_seconds:.0f} s, reading "
         f"{p.loader_images_per_second:.0f} images/s, and between processes of this machine "
         f"{p.bandwidth / 1e9:.2f} GB/s and {p.latency * 1e6:.0f} µs."
     )
@@ -269,8 +269,8 @@ def _pictures(folder: Path, figures: Mapping[str, Figure]) -> dict[str, bytes]:
 
 
 def _seen(sweep: Sweep) -> str:
-    said = "".join(f"<p>{html.escape(sentence)}</p>" for sentence in sweep.sentences)
-    return f'<div class="seen">{said}</div>' if said else ""
+    text = "".join(f"<p>{html.escape(sentence)}</p>" for sentence in sweep.sentences)
+    return f'<div class="seen">{text}</div>' if text else ""
 
 
 def _image(name: str, picture: bytes) -> str:

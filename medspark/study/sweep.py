@@ -1,4 +1,4 @@
-"""What a sweep over scales measured, cell by cell, and what follows from all cells together."""
+"""The records of a sweep over scales, and the curves and prices computed from all cells."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ __all__ = [
 ]
 
 Scaling = Literal["strong", "weak", "plain", "slice"]
-# A single process without DDP: with nobody to talk to, these say what talking costs.
+# A single process without DDP. Comparing with it shows the cost of communication.
 ALONE = ("plain", "slice")
 K = TypeVar("K", bound=Hashable)
 
 
 class ScalePoint(Config):
-    """One point of the grid, under the names that its run in MLflow has as parameters.
+    """One point of the grid; the field names are the parameters of its MLflow run.
 
-    strong: the global batch stays the same; weak: it grows with the processes; plain: a single
-    process without DDP; slice: the same on as few images a step as the most processes have each.
+    strong: the global batch is fixed; weak: it grows with the processes; plain: one process without
+    DDP; slice: like plain, with the batch that each process has at the largest number of processes.
     """
 
     model: str
@@ -64,18 +64,18 @@ class ScalePoint(Config):
 
 
 class ScaleCell(CellRecord):
-    """What came of one cell of a sweep."""
+    """The record of one cell of a sweep."""
 
     point: ScalePoint
     fingerprint: str
-    oversubscribed: bool = Field(False, description="more threads in all than cores")
-    timed_only: bool = Field(False, description="trained for its speed alone, a few steps")
+    oversubscribed: bool = Field(False, description="more threads in total than cores")
+    timed_only: bool = Field(False, description="trained a few steps, only to measure the speed")
     train_images: int = 0
     global_batch: int = 0
     images_per_second: float = Field(0.0, description="after the warm-up")
     data_wait_share: float = 0.0
     communication_share: float = 0.0
-    efficiency: float | None = Field(None, description="against one process of the same repeat")
+    efficiency: float | None = Field(None, description="relative to one process of the same repeat")
     startup: dict[str, float] = Field({}, description="seconds by part, and in total")
     peak_memory_mb: float = Field(0.0, description="of the largest rank")
     core_seconds_per_million_images: float = 0.0
@@ -87,7 +87,7 @@ class ScaleCell(CellRecord):
     @model_validator(mode="before")
     @classmethod
     def _of_earlier_versions(cls, document: Any) -> Any:
-        """Read what earlier versions of medspark kept, which called two fields otherwise."""
+        """Read records of earlier versions, which had other names for two fields."""
         before = {"cell": "point", "error": "failure"}
         if not isinstance(document, dict):
             return document
@@ -95,11 +95,11 @@ class ScaleCell(CellRecord):
 
     @property
     def headline(self) -> str:
-        """The speed."""
+        """The speed, in images per second."""
         return f"{self.images_per_second:.1f} images/s"
 
     def figures(self) -> dict[str, float]:
-        """Return the figures of the scale by the names under which MLflow shows them."""
+        """Return the scaling figures by their MLflow metric names."""
         found: dict[str, float | None] = {
             "scale/images_per_second": self.images_per_second,
             "scale/data_wait_share": self.data_wait_share,
@@ -113,16 +113,16 @@ class ScaleCell(CellRecord):
 
 
 class Probe(Config):
-    """Constants of the machine that were measured apart from training."""
+    """Constants of the machine, measured outside of training."""
 
     processes: int
     latency: float = Field(description="seconds per message between two ranks")
     bandwidth: float = Field(description="bytes per second between two ranks")
-    loader_images_per_second: float = Field(description="that one rank reads and augments")
+    loader_images_per_second: float = Field(description="reading and augmenting, per rank")
 
 
 class Prediction(Config):
-    """Speed of a point that no constant was taken from, and what was measured there."""
+    """The predicted speed of a point not used in the fit, and its measured speed."""
 
     model: str
     mode: str
@@ -134,12 +134,12 @@ class Prediction(Config):
 
     @property
     def error(self) -> float:
-        """By what share the prediction is too high."""
+        """The relative error of the prediction; positive if it is too high."""
         return self.predicted / self.measured - 1
 
 
 class Curve(Config):
-    """Speed over processes of one network, mode and kind of scaling, on the largest share."""
+    """Speed by number of processes, for one network, mode and scaling, on the largest share."""
 
     model: str
     mode: str
@@ -157,7 +157,7 @@ class Curve(Config):
 
     @property
     def efficiencies(self) -> dict[int, float]:
-        """Efficiency by processes, against the median of one of them."""
+        """Efficiency by number of processes, relative to the median speed of one process."""
         base = median(self.speeds.get(1, []))
         if base is None:
             return {}
@@ -165,7 +165,7 @@ class Curve(Config):
 
 
 class Price(Config):
-    """What a mode costs in clean AUROC against plain training, over the size of the data."""
+    """The clean AUROC that a mode loses against plain training, by size of the data."""
 
     model: str
     mode: str
@@ -177,19 +177,19 @@ class Price(Config):
 
     @property
     def sentence(self) -> str:
-        """Say what the mode costs, whether that shrinks with data, and which networks are flagged.
+        """The cost of the mode, whether it shrinks with data, and how many networks are flagged.
 
-        A network that is flagged for its answers on clean images is compared with no other.
+        Networks flagged for their answers on clean images are left out of the comparison.
         """
-        said = f"{self._compared}."
+        text = f"{self._compared}."
         if self.left_out:
-            said += f" ⚠ {self.left_out} of {self.networks} networks are flagged and left out."
+            text += f" ⚠ {self.left_out} of {self.networks} networks are flagged and left out."
         if self.flagged:
-            said += (
+            text += (
                 f" ⚠ {self.flagged} of {self.networks} networks are flagged for their figures "
                 "under attack, on which this says nothing."
             )
-        return said
+        return text
 
     @property
     def _compared(self) -> str:
@@ -218,7 +218,7 @@ class Price(Config):
 
 
 class Sweep(Config):
-    """A whole sweep: what its report is made from, and what other sweeps are compared with."""
+    """A whole sweep: the content of its report, and of comparisons with other sweeps."""
 
     name: str
     command: str
@@ -236,17 +236,17 @@ class Sweep(Config):
 
     @property
     def finished(self) -> list[ScaleCell]:
-        """The cells that came to their end."""
+        """The finished cells."""
         return [cell for cell in self.cells if cell.finished]
 
     @property
     def sentences(self) -> list[str]:
-        """What was seen of the price of robustness."""
+        """The findings on the price of robustness, one sentence per mode and network."""
         return [price.sentence for price in self.prices]
 
 
 def curves(cells: Iterable[ScaleCell]) -> list[Curve]:
-    """Return speed over processes, with fitted laws, for every network, mode and scaling."""
+    """Return speed by number of processes, with fitted laws, per network, mode and scaling."""
     found = []
     for (model, mode), group in _grouped(cells, lambda m: (m.point.model, m.point.mode)).items():
         share = max(m.point.data_share for m in group)
@@ -282,7 +282,7 @@ def _curve(cells: Sequence[ScaleCell], empty: Curve) -> Curve:
     for measured in sorted(cells, key=lambda m: m.point.world_size):
         speeds.setdefault(measured.point.world_size, []).append(measured.images_per_second)
     crowded = sorted({m.point.world_size for m in cells if m.oversubscribed})
-    # A law of more cores is not learnt from processes that shared one.
+    # Points at which processes shared a core would distort the laws.
     honest = {n: v for n, v in speeds.items() if n not in crowded}
     return empty.model_copy(
         update={
@@ -296,7 +296,7 @@ def _curve(cells: Sequence[ScaleCell], empty: Curve) -> Curve:
 
 
 def prices(cells: Iterable[ScaleCell]) -> list[Price]:
-    """Return what each mode loses in clean AUROC against standard training, paired by repeat."""
+    """Return the clean AUROC that each mode loses against standard training, paired by repeat."""
     judged = [m for m in cells if m.clean_auroc is not None and m.point.scaling not in ALONE]
     found = []
     for model, mode in dict.fromkeys((m.point.model, m.point.mode) for m in judged):
@@ -322,7 +322,7 @@ def prices(cells: Iterable[ScaleCell]) -> list[Price]:
 
 
 def _lost(cells: Sequence[ScaleCell], mode: str) -> list[dict[float, float]]:
-    """Return by images what ``mode`` loses against standard training, for each repeat."""
+    """Return, per repeat, the AUROC that ``mode`` loses against standard training, by images."""
     auroc = {
         key: statistics.fmean(m.clean_auroc or 0.0 for m in group)
         for key, group in _grouped(
@@ -339,7 +339,7 @@ def _lost(cells: Sequence[ScaleCell], mode: str) -> list[dict[float, float]]:
 
 
 def median(values: Sequence[float]) -> float | None:
-    """Return the median, None of nothing."""
+    """Return the median, or None if there are no values."""
     return statistics.median(values) if values else None
 
 

@@ -1,1 +1,1 @@
-"""What a run reports: the journal of its metrics, its MLflow run, and scaling arithmetic."""
+"""Tracking: the journal of a run's metrics, its spool, and its MLflow run."""

@@ -1,7 +1,7 @@
 """Publish recorded runs to MLflow later: python -m medspark.track [--uri URI] FOLDER [FOLDER ...].
 
-A folder may come from elsewhere: where its run goes is said here and not in it, and nothing is
-published that does not lie in it.
+The folder may come from another machine. The run goes to --uri or the default store, not to the one
+named in the folder. Only files inside the folder are published.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
         help="MLflow tracking URI; by default MLFLOW_TRACKING_URI, on Databricks the workspace, "
         "else a database below mlruns/",
     )
-    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="of a run")
+    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="folder of a run")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""Where runs are recorded."""
+"""The configuration of tracking: the MLflow store, the experiment and the registry."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["TrackConfig"]
 
 
 class TrackConfig(Config):
-    """Where runs are recorded."""
+    """The MLflow store, experiment and registry of runs."""
 
     uri: str | None = Field(
         None,
@@ -18,16 +18,16 @@ class TrackConfig(Config):
         "MLFLOW_TRACKING_URI, on Databricks the workspace, else a database below mlruns/",
     )
     experiment: str = Field("medspark", description="MLflow experiment; on Databricks a path")
-    run_name: str | None = Field(None, description="name of the run; by default what it trains")
-    parent_run_id: str | None = Field(None, description="run that this one is a child of")
+    run_name: str | None = Field(None, description="name of the run; by default model and mode")
+    parent_run_id: str | None = Field(None, description="MLflow id of the parent run")
     log_model: bool = Field(True, description="keep the model in MLflow, not only in its folder")
     register_as: str | None = Field(
         None,
-        description="register the model under this name, on Databricks CATALOG.SCHEMA.NAME, as one "
-        "that answers DICOM and PNG files",
+        description="register a model that reads DICOM and PNG files under this name, on "
+        "Databricks CATALOG.SCHEMA.NAME",
     )
-    alias: str = Field("candidate", description="alias that the registered version gets")
+    alias: str = Field("candidate", description="alias of the registered version")
     system_metrics: bool = Field(True, description="record processor and memory use of the driver")
     patience_seconds: float = Field(
-        20.0, ge=0, description="seconds to wait at the end for a server that is away"
+        20.0, ge=0, description="seconds to wait at the end for an unreachable server"
     )

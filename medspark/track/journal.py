@@ -1,8 +1,8 @@
-"""The journal of a run: metrics that rank 0 leaves as small files and the driver reads live.
+"""The journal of a run: metrics that rank 0 writes as small files and the driver reads live.
 
 A segment is written whole under a temporary name and then renamed, never appended to, because
-object-store mounts such as ``/Volumes`` have no append. Nothing here needs a network or MLflow,
-so a tracking server that is down costs training nothing, and the journal can be replayed later.
+object-store mounts such as ``/Volumes`` have no append. The journal needs no network and no MLflow.
+So a tracking server that is down does not slow training, and the journal can be published later.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ __all__ = ["Journal", "JournalReader", "Record"]
 logger = logging.getLogger(__name__)
 
 _SUFFIX = ".jsonl"
-_LARGEST = 1 << 28  # bytes of a segment: far more than is ever written between two flushes
+_LARGEST = 1 << 28  # bytes of a segment, far more than are written between two flushes
 
 
 class Record(NamedTuple):
-    """Metrics of one step, and when they were taken (milliseconds since 1970)."""
+    """Metrics of one step, and their time (milliseconds since 1970)."""
 
     step: int
     time_ms: int
@@ -37,9 +37,9 @@ class Record(NamedTuple):
 
 
 class Journal:
-    """Where one process writes the metrics of its run; without a directory it discards them.
+    """Writes the metrics of one process to a directory; without a directory it discards them.
 
-    Every rank may hold one and record the same things: only rank 0 is given a directory.
+    Every rank may record to a journal, but only rank 0 gets a directory.
     """
 
     def __init__(self, directory: Path | None, *, flush_seconds: float = 2.0) -> None:
@@ -47,7 +47,7 @@ class Journal:
         self._flush_seconds = flush_seconds
         self._pending: list[Record] = []
         self._flushed_at = -math.inf
-        # The writer's own token keeps a revived older rank 0 from replacing a newer segment.
+        # A token per writer keeps a stalled older rank 0 from replacing a newer segment.
         self._token = uuid.uuid4().hex[:8]
         self._sequence = 0
         if directory is not None:
@@ -64,7 +64,7 @@ class Journal:
             self.flush()
 
     def flush(self) -> None:
-        """Write what is pending as one segment; a full disk keeps it pending and is logged."""
+        """Write pending records as one segment; after an I/O error, log it and keep them."""
         if self._directory is None or not self._pending:
             return
         self._flushed_at = time.monotonic()
@@ -72,7 +72,7 @@ class Journal:
         try:
             _write_segment(self._directory, name, self._pending)
         except OSError as error:
-            # Metrics are worth less than the training they describe.
+            # Lost metrics must not stop the training.
             logger.warning("the journal could not be written and is kept in memory: %s", error)
             return
         self._sequence += 1
@@ -127,7 +127,7 @@ def _read_segment(path: Path) -> list[Record] | None:
     try:
         lines = read_regular(path, most=_LARGEST).decode().splitlines()
         return [_record(*parse_json(line)) for line in lines]
-    except (OSError, ValueError, TypeError, AttributeError):  # what is no record, of any shape
+    except (OSError, ValueError, TypeError, AttributeError):  # not a record
         return None
 
 

@@ -1,4 +1,4 @@
-"""Networks in MLflow: logged with a run, registered under a name, fetched by either."""
+"""Log networks with an MLflow run, register them under a name, and fetch them by run or name."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from medspark.track.store import first_line, quieten, tracking_uri
 
 __all__ = ["fetch_artifact", "fetch_model", "log_model", "register_model"]
 
-# What opens DICOM and picture files.
+# The packages that read DICOM and image files.
 _READ_FILES = (
     "pandas", "pillow", "pydicom", "python-gdcm", "pyjpegls", "pylibjpeg", "pylibjpeg-openjpeg",
 )  # fmt: skip
 
 
 def log_model(model: ModelEntry, *, run_id: str, uri: str) -> str:
-    """Log ``model`` as one that answers arrays, and return its URI."""
+    """Log ``model`` with array inputs, and return its URI."""
     rows = (1, *model.input_shape)
     info = _logged(
         "model",
@@ -44,7 +44,7 @@ def log_model(model: ModelEntry, *, run_id: str, uri: str) -> str:
             Schema([TensorSpec(np.dtype("f4"), (-1, *model.input_shape))]),
             Schema([TensorSpec(np.dtype("f4"), (-1, model.outputs))]),
         ),
-        # Made up: an example cut from the data would publish a patient's image.
+        # A synthetic example: one from the data would publish a patient's image.
         input_example=np.linspace(0, 1, int(np.prod(rows)), dtype="f4").reshape(rows),
         pip_requirements=_requirements(),
     )
@@ -52,8 +52,8 @@ def log_model(model: ModelEntry, *, run_id: str, uri: str) -> str:
 
 
 def register_model(model: ModelEntry, name: str, *, run_id: str, uri: str) -> str:
-    """Log the model as one that answers files, and give it ``name``, a version and an alias."""
-    # A file that cannot be read has an error instead of an answer.
+    """Log the model with file inputs, register it as ``name``, and return its URI by alias."""
+    # The columns are optional: an unreadable file gets only the error.
     texts = [ColSpec(DataType.string, each, required=False) for each in ("label", "error")]
     numbers = ("probability", *model.classes)
     probabilities = [ColSpec(DataType.double, each, required=False) for each in numbers]
@@ -79,16 +79,16 @@ def register_model(model: ModelEntry, name: str, *, run_id: str, uri: str) -> st
 
 
 def fetch_model(model_uri: str, *, uri: str | None = None) -> Path:
-    """Download a model from the store ``uri``, the default one where none is given.
+    """Download a model from the store ``uri``, by default the usual one.
 
     ``model_uri`` is ``models:/m-…``, ``models:/NAME/VERSION``, ``models:/NAME@ALIAS`` or
-    ``runs:/RUN/NAME``. Returns the folder that was logged. Raises UsageError for a model that the
-    store has not, or a store that does not answer.
+    ``runs:/RUN/NAME``. Returns the logged folder. Raises UsageError if the store does not have the
+    model or does not answer.
     """
     uri = tracking_uri(uri)
     quieten()
     try:
-        # The registry too: MLflow would else ask the store that was used last.
+        # Set the registry too; otherwise MLflow uses the last one of this process.
         found = _logged_model(MlflowClient(uri, registry_uri=uri), model_uri)
         folder = mlflow.artifacts.download_artifacts(found.artifact_location, tracking_uri=uri)
     except (MlflowException, OSError) as error:
@@ -102,7 +102,7 @@ def fetch_model(model_uri: str, *, uri: str | None = None) -> Path:
 def _logged(
     name: str, model: ModelEntry, *, run_id: str, uri: str, source: str, **logged: Any
 ) -> Any:
-    """Log ``model`` as what the file ``source`` makes of it, so that nothing is pickled."""
+    """Log ``model`` with ``source`` as its models-from-code script, so that nothing is pickled."""
     mlflow.set_tracking_uri(uri)
     with mlflow.start_run(run_id=run_id), warnings.catch_warnings():
         # MLflow warns about the type hints of its own modules.
@@ -117,7 +117,7 @@ def _logged(
 
 
 def _logged_model(client: MlflowClient, model_uri: str) -> LoggedModel:
-    """Return what ``model_uri`` names. Raises MlflowException where there is nothing."""
+    """Return the logged model at ``model_uri``. Raises MlflowException if there is none."""
     scheme, _, place = model_uri.partition(":/")
     name, _, rest = place.partition("/")
     if scheme == "runs":
@@ -152,7 +152,7 @@ def _requirements(*more: str) -> list[str]:
 
 
 def fetch_artifact(run_id: str, path: str, config: TrackConfig) -> Path:
-    """Download the file ``path`` of a run. Raises UsageError where there is none."""
+    """Download the file ``path`` of a run. Raises UsageError if there is none."""
     try:
         found = mlflow.artifacts.download_artifacts(
             run_id=run_id, artifact_path=path, tracking_uri=tracking_uri(config.uri)

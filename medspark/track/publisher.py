@@ -1,4 +1,4 @@
-"""Brings MLflow up to date with the spool of a run, from wherever it had got to."""
+"""Publish the spool of a run to MLflow, continuing after the last published item."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ _TAG_LENGTH = 8000
 
 
 class Publisher:
-    """Knows the run in MLflow that a spool stands for, and what of it MLflow has already."""
+    """Publishes one spool to its MLflow run, and tracks which parts MLflow already has."""
 
     def __init__(self, spool: Spool) -> None:
-        """Open the store. A local one that is new makes its tables now, for seconds."""
-        quieten()  # now: MLflow sets its loggers up when it is imported
+        """Open the store. A new local store takes seconds to create its tables."""
+        quieten()  # MLflow sets up its loggers when it is imported
         self.spool = spool
         self._client = MlflowClient(spool.uri)
         self._reader = JournalReader(spool.journal)
@@ -43,9 +43,10 @@ class Publisher:
         self._counted = dict(spool.state.published)
 
     def publish(self) -> None:
-        """Send what MLflow has not got. Raises whatever the store raises when it is away.
+        """Send everything that MLflow does not have yet.
 
-        Raises RunError, and sends nothing, for files that lie outside the run's folder.
+        Raises RunError, and sends nothing, if files lie outside the run's folder, and the store's
+        own exceptions if it is unreachable.
         """
         self.spool.check()
         self._create()
@@ -54,7 +55,7 @@ class Publisher:
         self._finish()
 
     def charts(self, order_by: str) -> str:
-        """Return the address, below that of the server, of the children's charts."""
+        """Return the URL of the children's charts, relative to the server's."""
         experiment = self._client.get_run(self._run_id).info.experiment_id
         query = {
             "compareRunsMode": "CHART",
@@ -66,11 +67,11 @@ class Publisher:
 
     @contextmanager
     def watching_machine(self) -> Iterator[None]:
-        """Have MLflow record what processor and memory do."""
+        """Record processor and memory use in MLflow while the block runs."""
         state = self.spool.state
         monitor = SystemMetricsMonitor(  # type: ignore[no-untyped-call]
             self._run_id,
-            # The default of 10 s leaves a short run without any.
+            # With the default of 10 s, a short run would have no samples.
             sampling_interval=2,
             samples_before_logging=2,
             resume_logging=bool(state.published),
@@ -94,7 +95,7 @@ class Publisher:
         if state.run_id is not None:
             return
         experiment = _experiment_id(self._client, state.experiment, self.spool.uri)
-        with suppress(MlflowException):  # a reader of the experiment may add runs and no tags
+        with suppress(MlflowException):  # a user may be allowed to add runs but not tags
             describe_experiment(self._client, experiment)
         tags = {"mlflow.source.name": "medspark"} | state.entry.tags
         if state.parent_run_id:
@@ -160,9 +161,9 @@ def _experiment_id(client: MlflowClient, name: str, uri: str) -> str:
         location = None
         if uri.startswith("sqlite:///"):
             store = Path(uri.removeprefix("sqlite:///")).resolve().parent
-            # Never elsewhere, whatever the experiment is called: ../x, or /Shared/x.
+            # Keep artifacts below the store, even for names like ../x or /Shared/x.
             location = (store / "artifacts" / re.sub(r"[^\w -]", "_", name)).as_uri()
-        # Another driver may make it at the same moment: then it is there all the same.
+        # Creation fails if another driver creates it at the same moment; then look it up again.
         with suppress(MlflowException):
             return str(client.create_experiment(name, artifact_location=location))
         found = client.get_experiment_by_name(name)
@@ -180,9 +181,9 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def _new_metrics(record: Record, counted: dict[str, int]) -> list[Metric]:
-    """Return the metrics of ``record`` that are beyond ``counted``, and count them.
+    """Return the metrics of ``record`` with steps after ``counted``, and update ``counted``.
 
-    A resumed run does the steps since its checkpoint again; they are reported once.
+    A resumed run repeats the steps since its checkpoint; they are reported once.
     """
     fresh = []
     for key, value in record.metrics.items():

@@ -1,7 +1,7 @@
-"""The view of MLflow's run list that shows what people compare, and the experiment's note on it.
+"""Save a view of MLflow's run list with the columns to compare, and a note that links to it.
 
-By itself the list shows names, dates and data, and no parameter or metric. MLflow keeps a view that
-users save as a tag of the experiment, and opens it by ``?viewStateShareKey=``: so we save one.
+By default the list shows names, dates and data, but no parameters or metrics. MLflow stores a saved
+view as a tag of the experiment, and opens it by ``?viewStateShareKey=``.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ METRICS = ("images_per_second", "clean_auroc", "worst_case")
 
 _KEY = "medspark"
 _VIEW_TAG, _NOTE_TAG = f"mlflow.sharedViewState.{_KEY}", "mlflow.note.content"
-_MADE_MS = 1_764_288_000_000  # a view has a date; ours is always the same
+_MADE_MS = 1_764_288_000_000  # the view's date, a constant
 
 
 def describe_experiment(client: MlflowClient, experiment: str) -> None:
-    """Give ``experiment`` the saved view, and a note that links to it where it has no note yet."""
+    """Give ``experiment`` the saved view, and a note that links to it unless it has a note."""
     tags = client.get_experiment(experiment).tags
     wanted = {_VIEW_TAG: _view()} | ({} if _NOTE_TAG in tags else {_NOTE_TAG: _note(experiment)})
     for tag, value in wanted.items():
@@ -30,13 +30,13 @@ def describe_experiment(client: MlflowClient, experiment: str) -> None:
 
 
 def run_list(experiment: str) -> str:
-    """Return the address of the view, below that of the server."""
-    # By itself MLflow opens an experiment as one of language models.
+    """Return the URL of the view, relative to the server's."""
+    # Without the type, MLflow opens an experiment as one of language models.
     return f"#/experiments/{experiment}/runs?viewStateShareKey={_KEY}&workflowType=machine_learning"
 
 
 def _view() -> str:
-    """Return the view as MLflow saves one: a name, dates, and what the page looks like."""
+    """Return the view in MLflow's format: a name, dates, and the state of the page."""
     columns = [f"params.`{name}`" for name in PARAMS] + [f"metrics.`{name}`" for name in METRICS]
     state = {"selectedColumns": columns, "runListHidden": False}
     dates = {"createdAt": _MADE_MS, "updatedAt": _MADE_MS}

@@ -1,9 +1,9 @@
-"""One MLflow run per training: kept in a folder first, published from there as far as one can.
+"""Track one MLflow run per training: recorded in a folder first, and published from there.
 
-The folder (a *spool*) is the truth: what the run is, its journal, how it ended. ``publish`` brings
-MLflow up to date with it, live while training runs, again after a tracking server was away, or
-days later (``python -m medspark.track FOLDER``). So a server that is down costs no training step
-and no metric, and a resumed run goes on under the run id that its spool holds.
+The folder (a *spool*) is the source of truth: description, journal and ending of the run.
+``publish`` brings MLflow up to date: live while training runs, again after a tracking server was
+unreachable, or days later (``python -m medspark.track FOLDER``). So a server that is down costs no
+training step and no metric, and a resumed run continues under the run id in its spool.
 """
 
 from __future__ import annotations
@@ -47,16 +47,16 @@ class TrackedRun:
 
     @functools.cached_property
     def _publisher(self) -> Publisher:
-        # In the background: MLflow takes seconds to import.
+        # Imported in the background, because MLflow takes seconds to import.
         from medspark.track.publisher import Publisher
 
         return Publisher(self.spool)
 
     @property
     def reference(self) -> dict[str, str | None]:
-        """Where the run is found; ``run_id`` is None while MLflow has not taken it.
+        """The place of the run in MLflow; ``run_id`` is None if MLflow has not accepted it.
 
-        Waits until it has been offered the run.
+        Waits for the first attempt to publish.
         """
         if self._thread.is_alive():
             self._offered.wait()
@@ -70,14 +70,15 @@ class TrackedRun:
         }
 
     def charts_of_children(self, *, order_by: str) -> str:
-        """Return the address, below that of the server, of charts that compare this run's children.
+        """Return the URL, relative to the server's, of charts that compare this run's children.
 
-        MLflow shows the children of a run beside each other only where they are sorted by a metric.
+        MLflow shows the children of a run side by side only if they are sorted by a metric.
+        Returns "" while MLflow does not have the run.
         """
         return "" if self.spool.state.run_id is None else self._publisher.charts(order_by)
 
     def start(self) -> None:
-        """Begin to publish in the background, the run itself first: training waits for nothing."""
+        """Begin to publish in the background, so that training does not wait for MLflow."""
         self._thread.start()
 
     def end(
@@ -119,12 +120,12 @@ class TrackedRun:
         with self._lock:
             try:
                 self._publisher.publish()
-            except Exception as error:  # whatever a store raises, it is away
+            except Exception as error:  # any exception of a store means that it is unreachable
                 if not self._away:
                     ours = isinstance(error, RunError)
                     away = f"MLflow is away, training goes on: {first_line(error)}"
                     logger.warning("%s", error if ours else away)
-                    logger.debug("what MLflow's store raised", exc_info=error)
+                    logger.debug("the exception of MLflow's store", exc_info=error)
                 self._away = True
                 return False
             if self._away:
@@ -163,9 +164,9 @@ class TrackedRun:
 
 @contextmanager
 def tracked(folder: Path, config: TrackConfig, entry: RunEntry) -> Iterator[TrackedRun]:
-    """Record what happens inside as one run; one that the block does not end has failed.
+    """Record the block as one run, which the block ends; an exception ends it as FAILED.
 
-    A ``folder`` that holds the spool of an interrupted run continues that run.
+    If ``folder`` holds the spool of an interrupted run, that run continues.
     """
     uri = tracking_uri(config.uri)
     state = State(
@@ -183,7 +184,7 @@ def tracked(folder: Path, config: TrackConfig, entry: RunEntry) -> Iterator[Trac
     except KeyboardInterrupt:
         run.end("KILLED")
         raise
-    except BaseException as error:  # the run is recorded as failed, and the error goes on
+    except BaseException as error:  # record the run as failed, then re-raise
         why = {"medspark.error": f"{type(error).__name__}: {first_line(error)}"}
         run.end("FAILED", tags=why, patience_seconds=config.patience_seconds)
         raise

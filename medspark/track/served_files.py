@@ -1,4 +1,4 @@
-"""The model that is registered: image files in base64 in, calibrated probabilities out."""
+"""The registered model: it takes image files in base64 and returns calibrated probabilities."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 
 class Answers(pd.DataFrame):  # type: ignore[misc]
-    """A table whose records, which MLflow sends as JSON, have only what their row has."""
+    """A table whose records, which MLflow sends as JSON, omit missing values."""
 
     def to_dict(self, orient: str = "dict", **settings: Any) -> Any:
-        """Return what pandas returns, in records without the values that a row lacks."""
+        """Return what pandas returns; with ``orient="records"``, without missing values."""
         found = super().to_dict(orient, **settings)
         if orient != "records":
             return found
@@ -23,10 +23,10 @@ class Answers(pd.DataFrame):  # type: ignore[misc]
 
 
 class ServedFiles(PythonModel):  # type: ignore[misc]
-    """Calls whatever the run named as its model's loader with the model's folder."""
+    """Loads the model's folder with the run's ``file_loader`` and calls it."""
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Load the folder that was logged."""
+        """Load the logged folder."""
         loader = pkgutil.resolve_name(context.model_config["file_loader"])
         self._predict = loader(Path(context.artifacts["model"]))
 
@@ -36,9 +36,9 @@ class ServedFiles(PythonModel):  # type: ignore[misc]
         model_input: pd.DataFrame,
         params: dict[str, Any] | None = None,  # noqa: ARG002
     ) -> pd.DataFrame:
-        """Return a row for each of the files in column ``image``.
+        """Return a row for each file in column ``image``.
 
-        It has label and probabilities, or an ``error`` that says why the file has none.
+        The row holds label and probabilities, or an ``error`` that gives the reason.
         """
         return Answers(self._predict(list(model_input["image"])))
 

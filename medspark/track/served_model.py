@@ -1,4 +1,4 @@
-"""The served model, as MLflow's models-from-code wants it: a script, so that nothing is pickled."""
+"""The served model, a script for MLflow's models-from-code, so that nothing is pickled."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 
 class ServedModel(PythonModel):  # type: ignore[misc]
-    """Calls whatever the run named as its model's loader with the model's folder."""
+    """Loads the model's folder with the run's ``loader`` and calls it."""
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Load the folder that was logged."""
+        """Load the logged folder."""
         loader = pkgutil.resolve_name(context.model_config["loader"])
         self._predict = loader(Path(context.artifacts["model"]))
 
-    # MLflow reads the hints as a schema; it knows the bare array, and warns about any other.
+    # MLflow reads the type hints as a schema, and warns about any but the bare array.
     def predict(
         self,
         context: PythonModelContext,  # noqa: ARG002

@@ -1,4 +1,4 @@
-"""The spool of a run: a folder that says what the run is, how far it is published, how it ended."""
+"""The spool of a run: a folder with its description, its publishing state and its ending."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 _STATE, _JOURNAL = "run.json", "journal"
-# A model that is opened calls its loader: a run in a stranger's folder must not name another one.
+# Opening a model calls its loader, so a run in a stranger's folder may only name medspark's.
 Loader = Annotated[str, Field(pattern=r"^(medspark(\.\w+)+:\w+(\.\w+)*)?$")]
 
 
@@ -39,68 +39,69 @@ class DatasetEntry(Config):
 
 
 class ModelEntry(Config):
-    """A model folder to log, and the function ``module:name`` of ours that loads it.
+    """A model folder to log, and the medspark function ``module:name`` that loads it.
 
-    ``input_shape`` is that of one input, without the batch; ``outputs`` the number of classes.
+    ``input_shape`` is the shape of one input, without the batch; ``outputs`` is the number of
+    classes.
     """
 
     folder: Path
     loader: Loader
     input_shape: tuple[int, ...]
     outputs: int
-    file_loader: Loader = Field("", description="function that loads it as one that answers files")
+    file_loader: Loader = Field("", description="function that loads it for file inputs")
     classes: tuple[str, ...] = Field((), description="names of the outputs")
     card: str = Field("", description="the model card, as Markdown")
     register_as: str | None = Field(None, description="name in the model registry")
-    alias: str = Field("candidate", description="of the version that is registered")
+    alias: str = Field("candidate", description="alias of the registered version")
 
 
 class RunEntry(Config):
-    """What a run is, before it starts."""
+    """The description of a run, known before it starts."""
 
     name: str
     config: dict[str, Any] = Field({}, description="resolved configuration")
-    params: dict[str, Any] = Field({}, description="parameters beside the configuration")
+    params: dict[str, Any] = Field({}, description="parameters besides the configuration")
     tags: dict[str, str] = Field({}, description="MLflow tags")
     dataset: DatasetEntry | None = None
-    versions: dict[str, dict[str, str]] = Field({}, description="of the libraries, by package")
+    versions: dict[str, dict[str, str]] = Field({}, description="library versions, by package")
 
 
 class Ending(Config):
-    """How a run ended, and what it leaves."""
+    """The status, final metrics and files of a run that ended."""
 
-    # A figure that is no number comes back as one, and not as nothing.
+    # NaN and infinity survive the round trip through JSON.
     model_config = ConfigDict(ser_json_inf_nan="constants")
 
     status: Status
-    params: dict[str, Any] = Field({}, description="parameters that only the run could tell")
+    params: dict[str, Any] = Field({}, description="parameters known only after the run")
     summary: dict[str, float] = Field({}, description="metrics of the whole run")
-    tags: dict[str, str] = Field({}, description="MLflow tags that only the run could tell")
+    tags: dict[str, str] = Field({}, description="MLflow tags known only after the run")
     artifacts: Path | None = Field(None, description="folder of tables and plots, below the run's")
     model: ModelEntry | None = None
 
 
 class State(Config):
-    """Everything that is known of a run apart from its journal."""
+    """Everything about a run except its journal."""
 
     entry: RunEntry
-    uri: str = Field(description="MLflow tracking URI that the rest is about, without user info")
+    uri: str = Field(description="MLflow tracking URI of the state below, without user info")
     experiment: str
     parent_run_id: str | None = None
-    run_id: str | None = Field(None, description="None until MLflow has taken the run")
-    described: bool = Field(False, description="parameters, dataset and configuration are there")
-    published: dict[str, int] = Field({}, description="last step of each metric that is there")
+    run_id: str | None = Field(None, description="None until MLflow has accepted the run")
+    described: bool = Field(False, description="MLflow has parameters, dataset, configuration")
+    published: dict[str, int] = Field({}, description="last published step of each metric")
     ending: Ending | None = None
     model_uri: str | None = None
-    registered: str | None = Field(None, description="models:/NAME@ALIAS, where it was asked for")
+    registered: str | None = Field(None, description="models:/NAME@ALIAS, if registered")
     complete: bool = Field(False, description="MLflow has everything")
 
 
 class Spool:
-    """The folder: its state, and the journal that rank 0 writes.
+    """The folder of a run: its state, and the journal that rank 0 writes.
 
-    ``uri`` is where the run is published: the user's, never the folder's. The folder only keeps
-    what it was, without user info, to tell which MLflow has what.
+    ``uri`` is the store to publish to; it comes from the user, never from the folder. The folder
+    keeps it without user info, to record which store has which parts.
     """
 
     def __init__(self, folder: Path, state: State, *, uri: str) -> None:
@@ -112,7 +113,7 @@ class Spool:
 
     @classmethod
     def open(cls, folder: Path, new: State, *, uri: str) -> Spool:
-        """Return the spool that ``folder`` holds, or one that begins with ``new``."""
+        """Return the spool in ``folder``, or else a new one with the state ``new``."""
         (folder / _JOURNAL).mkdir(parents=True, exist_ok=True)
         if (folder / _STATE).exists():
             spool = cls.reopen(folder, uri=uri)
@@ -124,7 +125,7 @@ class Spool:
 
     @classmethod
     def reopen(cls, folder: Path, *, uri: str) -> Spool:
-        """Return the spool in ``folder``. Raises RunError where there is none that can be read."""
+        """Return the spool in ``folder``. Raises RunError if there is no readable one."""
         return cls(folder, read_state(folder), uri=uri)
 
     @property
@@ -135,8 +136,8 @@ class Spool:
     def keep(self, files: Path, name: str) -> Path:
         """Return the path of the folder ``files`` below the spool.
 
-        It is copied there, as ``name``, if it lies elsewhere: so the folder alone is enough to
-        publish the run later, wherever it then lies.
+        If it lies elsewhere, it is copied there as ``name``. So the spool alone is enough to
+        publish the run later, from any place.
         """
         root = self.folder.resolve()
         if files.resolve().is_relative_to(root):
@@ -145,10 +146,10 @@ class Spool:
         return Path(name)
 
     def own(self, files: Path) -> Path:
-        """Return the folder ``files``, a path below the spool, with all that is in it.
+        """Return the full path of ``files``, a path below the spool, after checking its content.
 
-        Raises RunError where something of it lies elsewhere once symbolic links are resolved, or is
-        a pipe: it would be published.
+        Raises RunError if a file in it lies outside the spool once symbolic links are resolved, or
+        is not a regular file: it must not be published.
         """
         root, folder = self.folder.resolve(), self.folder / files
         for path in _with_all_below(folder):
@@ -162,7 +163,7 @@ class Spool:
         return folder
 
     def check(self) -> None:
-        """Raise RunError if the run would publish what is not in its folder."""
+        """Raise RunError if the run would publish files outside its folder."""
         ending = self.state.ending
         if ending is not None and ending.artifacts is not None:
             self.own(ending.artifacts)
@@ -170,9 +171,9 @@ class Spool:
             self.own(ending.model.folder)
 
     def update(self, **changes: object) -> None:
-        """Change the state, in memory at once and on disk atomically if the disk lets us.
+        """Change the state in memory, and on disk atomically; an I/O error is only logged.
 
-        What is secret in it is kept in neither.
+        Secrets are removed from both.
         """
         self.state = _safe(self.state.model_copy(update=changes))
         try:
@@ -182,7 +183,7 @@ class Spool:
 
 
 def read_state(folder: Path) -> State:
-    """Return what ``folder`` says of its run. Raises RunError where it says nothing readable."""
+    """Return the state of the run in ``folder``. Raises RunError if there is no readable one."""
     try:
         return State.model_validate_json(read_regular(folder / _STATE))
     except FileNotFoundError:
@@ -199,7 +200,7 @@ def _safe(state: State) -> State:
 
 
 def _moved(state: State, uri: str) -> State:
-    """Return ``state`` as that of the same run, of which MLflow at ``uri`` has nothing yet."""
+    """Return the state of the same run for the store ``uri``, which has nothing of it yet."""
     return State(
         entry=state.entry,
         uri=safe_text(uri),
@@ -209,7 +210,7 @@ def _moved(state: State, uri: str) -> State:
 
 
 def _with_all_below(folder: Path) -> Iterator[Path]:
-    """Yield ``folder`` and then what lies below it, without following links to folders."""
+    """Yield ``folder`` and every path below it, without following links to folders."""
     yield folder
     for place, folders, files in os.walk(folder):
         yield from (Path(place) / name for name in (*folders, *files))

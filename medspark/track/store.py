@@ -1,4 +1,4 @@
-"""Which MLflow store is meant, and how it is kept from chattering and from blocking."""
+"""Choose the MLflow store, and limit its logging and its waiting times."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _LOCAL_STORE = Path("mlruns")
 
 
 def tracking_uri(uri: str | None) -> str:
-    """Return the tracking URI that ``uri`` means; the local database's folder is created."""
+    """Return ``uri`` or else the default tracking URI; create the local database's folder."""
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI")
     if uri:
         return uri
@@ -25,13 +25,13 @@ def tracking_uri(uri: str | None) -> str:
 
 
 def experiment_name(name: str, uri: str) -> str:
-    """Return ``name`` as the store wants it: a workspace's experiments are paths."""
+    """Return the store's form of ``name``: on Databricks, experiments are workspace paths."""
     return f"/Shared/{name}" if uri.startswith("databricks") and not name.startswith("/") else name
 
 
 def quieten() -> None:
-    """Keep a server that is away from blocking for minutes, and migrations from chattering."""
-    # It would print the address of every run, with the user and password that reach it.
+    """Shorten MLflow's waits for an unreachable server, and silence its logging."""
+    # Otherwise MLflow prints the URL of every run, with user and password.
     os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
@@ -41,5 +41,5 @@ def quieten() -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """Return what an error says, in one line and without the secrets of addresses."""
+    """Return the first line of an error, without the secrets in URLs."""
     return (safe_text(str(error)).splitlines() or [type(error).__name__])[0][:200]

@@ -1,1 +1,1 @@
-"""What each job does, from its configuration to its result."""
+"""The work of each job, from its configuration to its result."""

@@ -1,4 +1,4 @@
-"""The built-in data: a synthetic archive, ingested and sharded as a user's own would be."""
+"""Make the built-in data: a synthetic archive, ingested and sharded like a user's archive."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ logger = logging.getLogger(__name__)
 
 
 class DemoConfig(Config):
-    """The data of a run without --shards."""
+    """The built-in data of a run without --shards."""
 
-    folder: Path = Field(Path("build/demo"), description="where archive, samples and shards go")
+    folder: Path = Field(Path("build/demo"), description="folder for archive, samples and shards")
     count: int = Field(2000, ge=10, description="images of the synthetic archive")
     image_size: int = Field(64, ge=16, description="height and width of the shards, in pixels")
-    seed: int = Field(0, description="of the synthetic archive")
+    seed: int = Field(0, description="seed of the synthetic archive")
 
 
 def demo_folder(config: DemoConfig) -> Path:
@@ -37,12 +37,12 @@ def demo_folder(config: DemoConfig) -> Path:
 
 
 def check_demo(config: DemoConfig) -> None:
-    """Raise UsageError where somebody else's files are in the demo's way."""
+    """Raise UsageError if the demo's folder holds other files."""
     ownership.check(demo_folder(config), "demo data")
 
 
 def demo_shards(spark: SparkSession, config: DemoConfig) -> tuple[Path, dict[str, Any]]:
-    """Return the folder of the demo's shards and their ingest's result; make them if missing."""
+    """Return the folder of the demo's shards and the ingest result; make both if missing."""
     folder = demo_folder(config)
     shards, ingested = folder / "shards", folder / "ingest.json"
     if not ingested.exists() or not (shards / manifest.NAME).exists():
@@ -53,7 +53,7 @@ def demo_shards(spark: SparkSession, config: DemoConfig) -> tuple[Path, dict[str
 
 
 def ingest_sum(ingested: dict[str, Any]) -> str:
-    """Return the sum that shows that ingest lost no file."""
+    """Return the sum of samples, duplicates and quarantined files, which equals the files seen."""
     parts = " + ".join(f"{ingested[key]} {key}" for key in ("samples", "duplicates", "quarantined"))
     return f"{ingested['files_seen']} files seen = {parts}"
 
@@ -61,7 +61,7 @@ def ingest_sum(ingested: dict[str, Any]) -> str:
 def _make(
     spark: SparkSession, config: DemoConfig, folder: Path, shards: Path, ingested: Path
 ) -> None:
-    # What decodes DICOM is nothing that a training on somebody's own shards should wait for.
+    # Imported here, because a training on existing shards needs no DICOM decoders.
     from medspark.images.deidentify import Privacy
     from medspark.images.phantom import PhantomConfig, write_archive
     from medspark.ingest.archive import open_archive
@@ -77,7 +77,7 @@ def _make(
         phantom = PhantomConfig(count=config.count, seed=config.seed, processes=available_cores())
         write_archive(archive, phantom)
     privacy = Privacy(quarantine_file=folder / "quarantine.csv")
-    # Nobody is behind the phantom's names: a key that is no secret splits it alike everywhere.
+    # The phantom's patients are invented. A fixed public key splits them the same everywhere.
     result = ingest(
         spark,
         open_archive(

@@ -1,4 +1,4 @@
-"""Evaluation on Spark: the pieces of a test set, each attacked by one task."""
+"""Evaluate a model on Spark: each task attacks one piece of the test set."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ from medspark.track.spool import DatasetEntry, RunEntry
 from medspark.workflows.evaluate_config import EvaluationConfig, positive_class
 
 _OF_FINDINGS = (
-    "of images of which every finding is right, at a probability of one half; label accuracy is of "
-    "single findings, and attacks that stop at an image's first wrong one leave it high"
+    "the share of images with every finding right, at a probability of one half; label accuracy "
+    "counts single findings, and attacks that stop at an image's first wrong one leave it high"
 )
 
 
 class Evaluation:
-    """One evaluation: checked before Spark starts, done by Spark, reported by the driver."""
+    """One evaluation: checked before Spark starts, run by Spark, reported by the driver."""
 
     def __init__(self, config: EvaluationConfig) -> None:
-        """Find model and data. Raises UsageError where they are missing or do not fit."""
+        """Find the model and the data. Raises UsageError if they are missing or do not fit."""
         self.config = config
         self.manifest = read_manifest(config.shards)
         verify(config.shards, self.manifest, contents=False)
@@ -71,7 +71,7 @@ class Evaluation:
         self.job = Job(**(vars(job) | {"work": self.folder.resolve() / "pieces"}))
 
     def run(self, spark: SparkSession) -> EvaluationResult:
-        """Do the pieces that are missing, write the report, and return the result document."""
+        """Run the missing pieces, write the report, and return the result document."""
         entry = RunEntry(
             name=f"evaluate {Path(self.config.model).name}",
             config=self.config.model_dump(mode="json"),
@@ -111,7 +111,7 @@ class Evaluation:
         )
 
     def _report(self) -> tuple[RobustReport, int]:
-        """Write the report and return it, with the number of images that it shows."""
+        """Write the report; return it and the number of images that it shows."""
         arrays = self.job.arrays()
         classes = self.manifest.classes
         report = summarise(
@@ -141,7 +141,7 @@ class Evaluation:
         return report, len(shown)
 
     def _drawn(self) -> int | None:
-        """Return the class whose ROC curve is drawn: of findings all together, if none is named."""
+        """Return the class of the ROC curve; None draws one curve over all findings."""
         if self.positive is None and not self.manifest.multi_label:
             return len(self.manifest.classes) - 1
         return self.positive
@@ -181,7 +181,10 @@ class Evaluation:
 
 
 def resolve_model(name: str, *, uri: str | None) -> Path:
-    """Return the folder or file of the model ``name``, fetched from MLflow if it lies there."""
+    """Return the folder or file of the model ``name``, fetched from MLflow if it is an MLflow URI.
+
+    Raises UsageError for an ONNX file or a model folder that does not exist.
+    """
     if name.startswith(("models:/", "runs:/")):
         return fetch_model(name, uri=uri)
     path = Path(name)
@@ -200,7 +203,7 @@ def _check_fit(path: Path, manifest: Manifest) -> None:
 
 
 def _metrics(report: RobustReport) -> dict[str, float]:
-    """Return the figures by the names under which MLflow shows them."""
+    """Return the figures by their MLflow metric names."""
     result = RobustnessResult.model_validate(report.as_json())
     triggered = sum(flag.triggered for flag in result.flags)
     return metrics_by_name(result.figures()) | {"flags_triggered": float(triggered)}

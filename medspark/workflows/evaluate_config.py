@@ -1,4 +1,4 @@
-"""What can be chosen about an evaluation: its settings for any model, and one model's own."""
+"""The configuration of an evaluation: settings for any model, and for one model and its data."""
 
 from __future__ import annotations
 
@@ -20,42 +20,46 @@ __all__ = ["EvaluationConfig", "EvaluationSettings", "positive_class"]
 
 
 class EvaluationSettings(Config):
-    """How models are evaluated, whichever they are: images, attacks, and what the report holds."""
+    """The settings that do not depend on the model: images, attacks and the report."""
 
-    split: Literal["train", "val", "test"] = Field("test", description="which images")
+    split: Literal["train", "val", "test"] = Field("test", description="split to evaluate on")
     attacks: tuple[AttackName, ...] = Field(
         ("fgsm", "pgd", "pgd_margin", "autoattack"),
-        description="by name, separated by commas",
+        description="names of the attacks, separated by commas",
     )
-    norm: Norm = Field("linf", description="how a perturbation is measured")
+    norm: Norm = Field("linf", description="norm that limits a perturbation")
     eps: tuple[Eps, ...] = Field(
         (1 / 255, 2 / 255, 4 / 255),
         description="budgets, fractions of [0, 1] as 2/255, separated by commas",
     )
     steps: int = Field(20, ge=1, description="steps of PGD; APGD takes five times as many")
     restarts: int = Field(1, ge=1, description="random starts of PGD")
-    queries: int = Field(1000, ge=1, description="answers that Square may ask for per image")
+    queries: int = Field(1000, ge=1, description="queries of the Square attack per image")
     images: int | None = Field(
-        None, ge=1, description="evaluate the first so many (shards are shuffled), all by default"
+        None,
+        ge=1,
+        description="number of images, taken from the start of the shuffled shards; all by default",
     )
     positive: str | None = Field(
-        None, description="class that sensitivity is about; the last of two by default"
+        None, description="positive class for sensitivity; the last of two by default"
     )
-    bootstrap: int = Field(1000, ge=0, description="resamples of the patients for the intervals")
+    bootstrap: int = Field(
+        1000, ge=0, description="bootstrap resamples of the patients for the confidence intervals"
+    )
     sanity_images: int = Field(
         PROBED_IMAGES,
         ge=0,
-        description="images that the sanity probes attack once more, 0 for no probes",
+        description="images that the sanity probes attack; 0 runs no probes",
     )
-    piece: int = Field(64, ge=1, description="images that a Spark task attacks")
-    batch_size: int = Field(64, ge=1, description="images attacked together")
+    piece: int = Field(64, ge=1, description="images per Spark task")
+    batch_size: int = Field(64, ge=1, description="images per batch of an attack")
     gallery: int = Field(
-        6, ge=0, description="images of patients shown in the report, and so in MLflow; 0 for none"
+        6, ge=0, description="patient images shown in the report, and so in MLflow; 0 for none"
     )
-    seed: int = Field(0, ge=0, description="of the random starts and the resamples")
+    seed: int = Field(0, ge=0, description="seed of the random starts and the resamples")
 
     def attack_settings(self) -> AttackSettings:
-        """Return how the images of each piece are attacked."""
+        """Return the settings of the attacks on each piece."""
         return AttackSettings(
             attacks=self.attacks,
             norm=self.norm,
@@ -70,7 +74,7 @@ class EvaluationSettings(Config):
 
 
 class EvaluationConfig(EvaluationSettings):
-    """One evaluation: these settings for one model on one split of training shards."""
+    """One evaluation: the settings, one model, and one split of the shards."""
 
     model: str = Field(
         description="folder with model.safetensors, an .onnx file (black-box attacks only), or an "
@@ -78,17 +82,18 @@ class EvaluationConfig(EvaluationSettings):
     )
     shards: Path = Field(description="folder that jobs/shard.py wrote")
     surrogates: tuple[str, ...] = Field(
-        (), description="other models, for transfer: the attacker's own; named as model is"
+        (),
+        description="the attacker's models for the transfer attack, in the same form as model",
     )
     folder: Path = Field(
         Path("build/evaluations"),
-        description="for the pieces that are done and the report; every Spark worker sees it",
+        description="folder for finished pieces and the report, shared by all Spark workers",
     )
     track: TrackConfig = TrackConfig()
 
 
 def positive_class(name: str | None, classes: tuple[str, ...]) -> int | None:
-    """Return the number of the class ``name``. Raises UsageError where there is none such."""
+    """Return the index of the class ``name``, None for None. Raises UsageError if it is unknown."""
     if name is None:
         return None
     if name not in classes:

@@ -1,4 +1,4 @@
-"""Figures of a training that MLflow shows beside its metrics: speed, start-up, robustness."""
+"""Compute the summary figures of a training for MLflow: speed, start-up, robustness."""
 
 from __future__ import annotations
 
@@ -17,19 +17,22 @@ __all__ = ["compared", "cost", "robustness", "speed", "startup", "submitted_at"]
 
 
 def cost(result: TrainResult) -> dict[str, float]:
-    """Return speed, memory and start-up under the names that MLflow shows."""
+    """Return speed, memory and start-up by their MLflow metric names."""
     kept = ("images_per_second", "data_wait_share", "communication_share", "peak_memory_mb")
     found: dict[str, float] = {name: getattr(result, name) for name in kept}
     return found | {f"startup/{part}_seconds": took for part, took in result.startup.items()}
 
 
 def robustness(result: RobustnessResult) -> dict[str, float]:
-    """Return the figures of the test images under the names that MLflow shows."""
+    """Return the figures on the test images by their MLflow metric names."""
     return metrics_by_name(result.figures(), prefix="test/")
 
 
 def compared(result: RobustnessResult, *, eps: float) -> dict[str, float]:
-    """Return what the run list shows of a network trained at ``eps``, under its short names."""
+    """Return the figures that MLflow's run list shows for a network trained at ``eps``.
+
+    They are ``clean_auroc`` and ``worst_case``, the worst-case accuracy at ``eps``.
+    """
     found = {
         "clean_auroc": result.value(CLEAN, "auroc"),
         "worst_case": result.value(WORST, "accuracy", eps=eps),
@@ -38,7 +41,7 @@ def compared(result: RobustnessResult, *, eps: float) -> dict[str, float]:
 
 
 def submitted_at() -> float:
-    """Return when spark-submit was started, or this process where it was not."""
+    """Return when spark-submit started, or else when this process started, in Unix seconds."""
     own = psutil.Process()
     above = own.parent()
     if above is not None and "java" in above.name():
@@ -47,15 +50,13 @@ def submitted_at() -> float:
 
 
 def startup(moments: Mapping[str, float], launched: Launched) -> dict[str, float]:
-    """Return the seconds from the launch to the end of the first step, in all and by part."""
+    """Return the seconds from the launch to the end of the first step: by part, and ``total``."""
     ends = {
         "spawn": launched.ranks_at,  # Spark, torchrun, interpreters
         "join": moments["joined"],  # import of torch, process group
         "open": moments["opened"],
         "build": moments["built"],
-        "first_step": moments.get(
-            "stepped", moments["trained"]
-        ),  # none is left of some resumed runs
+        "first_step": moments.get("stepped", moments["trained"]),  # some resumed runs have none
     }
     begins = [launched.launched_at, *ends.values()]
     parts = {name: end - begin for (name, end), begin in zip(ends.items(), begins, strict=False)}
@@ -63,7 +64,10 @@ def startup(moments: Mapping[str, float], launched: Launched) -> dict[str, float
 
 
 def speed(journal: Path) -> dict[str, float]:
-    """Return the usual speed and the slow end of it: far apart, they betray a straggling rank."""
+    """Return the 5th percentile and the median of images per second.
+
+    A large gap between them points to a slow rank.
+    """
     speeds = [
         record.metrics["images_per_second"]
         for record in JournalReader(journal).poll()

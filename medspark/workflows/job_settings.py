@@ -1,4 +1,4 @@
-"""The settings that every job has which starts training on Spark."""
+"""The settings that all jobs share which train on Spark."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["SparkTrainingConfig"]
 
 
 class SparkTrainingConfig(JobConfig):
-    """How many processes are started, by which Spark, and where the run is logged."""
+    """The number of processes, the Spark session, and the tracking of the run."""
 
     launch: LaunchConfig = LaunchConfig()
     spark: SparkConfig = SparkConfig()

@@ -25,7 +25,7 @@ _LIMITS = """## What it is not
 
 
 def describe_model(result: TrainResult, manifest: Manifest, card: ModelCard) -> str:
-    """Return the description of the network that ``result`` is about, as Markdown."""
+    """Return the description of the network in ``result``, as Markdown."""
     trained = manifest.splits["train"]
     counted = zip(_names(manifest.classes), trained.class_counts, strict=True)
     counts = ", ".join(f"{name}: {count}" for name, count in counted)

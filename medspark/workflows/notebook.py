@@ -1,4 +1,4 @@
-"""What the notebooks need to run unchanged on Databricks and anywhere else."""
+"""Helpers with which the notebooks run unchanged on Databricks and elsewhere."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ __all__ = ["contact_sheet", "open_session", "parameters", "show"]
 
 
 def parameters(dbutils: Any, **defaults: str) -> dict[str, str]:
-    """Return the notebook's parameters: widgets where ``dbutils`` is not None.
+    """Return the notebook's parameters, read from widgets if ``dbutils`` is not None.
 
-    Elsewhere MEDSPARK_NAME in the environment takes the place of the widget ``name``.
+    Otherwise the environment variable MEDSPARK_NAME replaces the widget ``name``.
     """
     if dbutils is None:
         return {
@@ -37,8 +37,8 @@ def parameters(dbutils: Any, **defaults: str) -> dict[str, str]:
 
 
 def open_session() -> SparkSession:
-    """Return the session that runs already, as on Databricks, or a local one that stays open."""
-    # Never left: a notebook's session lives as long as its kernel.
+    """Return the running session, as on Databricks, or else start a local one that stays open."""
+    # Never closed: a notebook's session lives as long as its kernel.
     return _KERNEL.enter_context(
         spark_session(SparkConfig(settings=SPARK_SETTINGS), name="medspark notebook")
     )
@@ -48,7 +48,7 @@ _KERNEL = ExitStack()
 
 
 def show(figure: Figure, *, name: str, folder: str | Path) -> Path:
-    """Display ``figure`` where there is a notebook around, keep it as PNG, and return its path."""
+    """Save ``figure`` as PNG, display it if this is a notebook, and return the file's path."""
     path = Path(folder) / f"{re.sub('[^a-z0-9]+', '-', name.lower())}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
@@ -64,7 +64,7 @@ def show(figure: Figure, *, name: str, folder: str | Path) -> Path:
 def contact_sheet(
     images: Sequence[npt.NDArray[Any]], titles: Sequence[str], *, columns: int = 6
 ) -> Figure:
-    """Draw ``images`` (H, W) or (H, W, C), each scaled to its own grey range, under ``titles``."""
+    """Draw ``images`` (H, W) or (H, W, C) with ``titles``, each scaled to its own grey range."""
     rows = -(-len(images) // columns)
     figure = Figure(figsize=(1.7 * columns, 1.95 * rows), layout="constrained")
     axes = np.atleast_1d(figure.subplots(rows, columns, squeeze=False)).ravel()

@@ -1,4 +1,4 @@
-"""What the paper's table is made of: which networks there are, and the recipe of each."""
+"""Plan the paper's table: the configuration, the networks, and the recipe of each network."""
 
 from __future__ import annotations
 
@@ -42,21 +42,21 @@ class PhantomSets(Config):
     """Built-in synthetic data as datasets of the table."""
 
     counts: tuple[int, ...] = Field(
-        (), description="images of each, one dataset for every number; separated by commas"
+        (), description="numbers of images, one dataset for each number; separated by commas"
     )
     image_size: int = Field(64, ge=16, description="height and width, in pixels")
-    seed: int = Field(0, description="of the synthetic archives")
-    folder: Path = Field(Path("build/demo"), description="where archives, samples and shards go")
+    seed: int = Field(0, description="seed of the synthetic archives")
+    folder: Path = Field(Path("build/demo"), description="folder for archives, samples and shards")
 
 
 class TableEvaluation(EvaluationSettings):
-    """What every network of the table is attacked with; fgsm is always among the attacks."""
+    """The attacks on every network of the table; fgsm is always one of them."""
 
     attacks: tuple[AttackName, ...] = Field(
         ("fgsm", "pgd", "pgd_margin"),
-        description="what the worst case is taken over, separated by commas; autoattack is the "
-        "strongest and the slowest; transfer, a column of its own, makes images for the other "
-        "networks' originals of the same data and seed",
+        description="attacks that the worst case is taken over, separated by commas; autoattack "
+        "is the strongest and slowest; transfer, a separate column, uses images made on the other "
+        "architectures' original networks of the same data and seed",
     )
     eps: tuple[Eps, ...] = Field(
         (2 / 255,),
@@ -67,49 +67,52 @@ class TableEvaluation(EvaluationSettings):
 
 
 class PaperTableConfig(SparkTrainingConfig):
-    """The paper's table. What is done already is kept in ``folder`` and not done again."""
+    """The paper's table. ``folder`` keeps finished cells, which are not run again."""
 
     datasets: dict[str, Path] = Field(
         {}, description="folders that jobs/shard.py wrote, by name: --datasets.NAME FOLDER"
     )
     phantom: PhantomSets = PhantomSets()
     data_share: tuple[float, ...] = Field(
-        (1.0,), description="shares of the training images, a row for each; separated by commas"
+        (1.0,), description="shares of the training images, one row each; separated by commas"
     )
     models: tuple[str, ...] = Field(
         ("densenet121", "mobilenetv2_100", "resnet50"), min_length=1, description="timm model names"
     )
     weights: dict[str, str] = Field(
         {},
-        description="first weights by model, 'pretrained' or a .safetensors file, random where "
-        "none are given: --weights.resnet50 FILE",
+        description="initial weights by model, 'pretrained' or a .safetensors file, random by "
+        "default: --weights.resnet50 FILE",
     )
     trainings: tuple[TrainingName, ...] = Field(
         ("original", "adversarial", "distillation"),
         min_length=1,
-        description="distillation is the defensive one of Papernot et al. 2016; "
-        "robust_distillation learns from the adversarially trained network",
+        description="ways of training, separated by commas; distillation is defensive "
+        "distillation (Papernot et al. 2016); robust_distillation learns from the adversarially "
+        "trained network",
     )
-    seeds: tuple[int, ...] = Field((0,), min_length=1, description="separated by commas")
+    seeds: tuple[int, ...] = Field(
+        (0,), min_length=1, description="random seeds, separated by commas"
+    )
     attack: ThreatModel = ThreatModel()
     train: TrainConfig = Field(
-        TrainConfig(), description="mode is that of adversarial training; the rest is for all"
+        TrainConfig(), description="mode applies to adversarial training, the rest to all"
     )
-    temperature: float = Field(50.0, gt=0, description="of defensive distillation")
+    temperature: float = Field(50.0, gt=0, description="temperature of defensive distillation")
     robust_method: Literal["ard", "rslad"] = Field(
-        "rslad", description="how robust_distillation learns"
+        "rslad", description="method of robust_distillation"
     )
     evaluate: TableEvaluation = TableEvaluation()
-    metric: MetricName = Field("accuracy", description="figure that table and picture show")
+    metric: MetricName = Field("accuracy", description="metric that table and picture show")
     data: DataConfig = DataConfig()
     folder: Path = Field(
         Path("build/paper_table"),
-        description="for networks, finished cells and the table; all machines see it",
+        description="folder for networks, finished cells and the table, shared by all machines",
     )
 
 
 def check(config: PaperTableConfig) -> None:
-    """Raise UsageError for what can be found wrong before Spark starts."""
+    """Raise UsageError for every mistake that shows before Spark starts."""
     check_room(config.launch, config.spark.master)
     check_ranks(config.train, config.launch.processes)
     if not config.datasets and not config.phantom.counts:
@@ -150,7 +153,7 @@ def _check_folders(config: PaperTableConfig) -> None:
 
 
 def phantom_sets(config: PaperTableConfig) -> list[DemoConfig]:
-    """Return the built-in data of the table."""
+    """Return the configurations of the table's built-in datasets."""
     phantom = config.phantom
     return [
         DemoConfig(folder=phantom.folder, count=n, image_size=phantom.image_size, seed=phantom.seed)
@@ -169,7 +172,7 @@ def _lists(config: PaperTableConfig) -> dict[str, tuple[Any, ...]]:
 
 
 def check_shards(folder: Path, evaluate: EvaluationSettings) -> None:
-    """Raise UsageError for shards that cannot be trained on and attacked so."""
+    """Raise UsageError if the shards lack a split or a class that the table needs."""
     manifest = read_manifest(folder)
     verify(folder, manifest, contents=False)
     for split in ("train", evaluate.split):
@@ -180,7 +183,7 @@ def check_shards(folder: Path, evaluate: EvaluationSettings) -> None:
 
 @dataclass(frozen=True)
 class Dataset:
-    """One dataset of the table, by the name that the table calls it; ``share`` is trained on."""
+    """One dataset of the table, under its name there; ``share`` of it is trained on."""
 
     name: str
     folder: Path
@@ -189,13 +192,13 @@ class Dataset:
 
     @property
     def train_images(self) -> int:
-        """The number of images to train on; of a share, which consists of whole patients, about."""
+        """The number of training images; approximate for a share, which holds whole patients."""
         return round(self.share * self.manifest.splits["train"].rows)
 
 
 @dataclass(frozen=True)
 class Network:
-    """One network to be trained: on what, how, from which seed, and taught by whom."""
+    """One network of the table: its data, architecture, training, seed and teacher."""
 
     dataset: Dataset
     model: str
@@ -207,7 +210,7 @@ class Network:
         return f"{self.model}, {self.training}, on {self.dataset.name}, seed {self.seed}"
 
 
-# Who teaches the networks that learn from another one of the same architecture.
+# The training of the teacher, by the student's training. Both have the same architecture.
 _TEACHERS = {"distillation": TEACHER, "robust_distillation": "adversarial"}
 
 
@@ -227,7 +230,7 @@ def _network(dataset: Dataset, model: str, training: str, seed: int) -> Network:
 
 
 def surrogates(config: PaperTableConfig, network: Network) -> tuple[Network, ...]:
-    """Return the networks that transfer makes images for, to show them to ``network``."""
+    """Return the networks on which the transfer attack makes the images it shows ``network``."""
     if "transfer" not in config.evaluate.attacks:
         return ()
     others = (model for model in config.models if model != network.model)
@@ -235,7 +238,7 @@ def surrogates(config: PaperTableConfig, network: Network) -> tuple[Network, ...
 
 
 class Recipe(TrainAtConfig):
-    """How one network of the table is trained."""
+    """The training settings of one network of the table."""
 
     decides_weights: ClassVar = frozenset({"distill"})
 
@@ -243,20 +246,20 @@ class Recipe(TrainAtConfig):
 
 
 def recipe(config: PaperTableConfig, network: Network) -> Recipe:
-    """Return how ``network`` is trained, but for folders and for the teacher."""
+    """Return the training settings of ``network``, without folders and without the teacher."""
     train = config.train
     if network.training != "adversarial":
         plain: dict[str, Any] = {"mode": "standard", "dual_bn": False, "gradalign": 0.0}
         train = train.model_copy(update=plain)
     if network.training == TEACHER:
-        # It learns at the temperature that it teaches at (Papernot et al. 2016, section IV).
+        # The teacher trains at the student's temperature (Papernot et al. 2016, section IV).
         train = train.model_copy(update={"temperature": config.temperature})
     return Recipe(
         model=ModelConfig(name=network.model, weights=config.weights.get(network.model)),
         attack=config.attack,
         train=train,
         data=config.data.model_copy(update={"share": network.dataset.share}),
-        evaluate=AttackSettings(attacks=(), eps=()),  # what is attacked is the cell, later
+        evaluate=AttackSettings(attacks=(), eps=()),  # the cell attacks the network later
         seed=network.seed,
         resume="auto",
         launch=config.launch,
@@ -264,7 +267,7 @@ def recipe(config: PaperTableConfig, network: Network) -> Recipe:
 
 
 def distillation(config: PaperTableConfig, network: Network, teacher: Path) -> DistillConfig:
-    """Return what ``network`` learns from the model in the folder ``teacher``, and how."""
+    """Return the distillation settings of ``network``, whose teacher is the folder ``teacher``."""
     if network.training == "distillation":
         heat = config.temperature
         return DistillConfig(teacher=teacher, method="defensive", temperature=heat)
@@ -272,16 +275,16 @@ def distillation(config: PaperTableConfig, network: Network, teacher: Path) -> D
 
 
 def fingerprint(config: PaperTableConfig, network: Network) -> str:
-    """Return what tells this network from others: data, recipe, seed, teacher; no paths."""
+    """Return a digest of all that decides the network: data, recipe, seed, teacher; no paths."""
     chosen = recipe(config, network)
-    told = chosen.deciding_weights()
-    del told["distill"]  # names the teacher's folder, which is no property of the network
-    told["dataset"] = network.dataset.manifest.digest
-    told["model"] = [network.model, _contents(chosen.model.weights)]
+    decisive = chosen.deciding_weights()
+    del decisive["distill"]  # the teacher's folder does not decide the network
+    decisive["dataset"] = network.dataset.manifest.digest
+    decisive["model"] = [network.model, _contents(chosen.model.weights)]
     if network.teacher is not None:
-        told["distill"] = distillation(config, network, Path()).model_dump(mode="json")
-        told["teacher"] = fingerprint(config, network.teacher)
-    return digest(told)
+        decisive["distill"] = distillation(config, network, Path()).model_dump(mode="json")
+        decisive["teacher"] = fingerprint(config, network.teacher)
+    return digest(decisive)
 
 
 def _contents(weights: str | None) -> str | None:

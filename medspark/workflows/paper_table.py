@@ -1,4 +1,4 @@
-"""The paper's experiment: networks x datasets x trainings, each attacked, as one table."""
+"""Run the paper's experiment: train and attack networks x datasets x trainings, make one table."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ logger = logging.getLogger(__name__)
 def paper_table(config: PaperTableConfig, *, command: str) -> dict[str, Any]:
     """Fill the table, write it after every cell, and return the result document.
 
-    Raises UsageError, before Spark starts, for whatever is wrong with the configuration or the
-    data, and RunError at the end if cells have failed; the others are kept and reported.
+    Raises UsageError, before Spark starts, for an error in the configuration or the data, and
+    RunError at the end if cells have failed. The finished cells are kept and reported.
     """
     check(config)
     settings = SPARK_SETTINGS | config.spark.settings
@@ -74,7 +74,7 @@ def paper_table(config: PaperTableConfig, *, command: str) -> dict[str, Any]:
 
 
 class _Table:
-    """One table: which networks it has, how they come about, and what is written about them."""
+    """One table: its networks, their training and evaluation, and the files of the table."""
 
     def __init__(self, config: PaperTableConfig, spark: SparkSession, command: str) -> None:
         self._config = config
@@ -86,7 +86,7 @@ class _Table:
         self._columns: list[Column] = columns(config.evaluate.eps, attacks=self._attacks())
 
     def fill(self) -> dict[str, Any]:
-        """Do the cells that are missing and return the result document."""
+        """Run the missing cells and return the result document."""
         entry = RunEntry(
             name="paper table",
             config=self._config.model_dump(mode="json"),
@@ -196,12 +196,12 @@ class _Table:
         logger.info("training %s", network)
         result = train_once(config, self._spark, folder)
         write_result(folder / "trained.json", result.as_json())
-        # They are several times as large as the network, and no longer needed.
+        # Checkpoints are several times as large as the network, and no longer needed.
         ownership.remove(folder, CHECKPOINTS)
         return folder / "model"
 
     def _surrogate(self, network: Network, track: TrackConfig) -> Path:
-        """Return the folder of a ``network`` that is another cell's, trained if it is not there."""
+        """Return the folder of another cell's ``network``, trained if it is not there."""
         try:
             return self._trained(network, track)
         except MedsparkError as error:
@@ -209,7 +209,7 @@ class _Table:
 
     def _cell_file(self, network: Network) -> Path:
         evaluate = self._config.evaluate.model_dump(mode="json") | {"attacks": self._attacks()}
-        # In grey levels, by which earlier versions named their cells.
+        # Earlier versions named their cells by eps in grey levels.
         evaluate["eps"] = [255 * eps for eps in self._config.evaluate.eps]
         decisive = {"network": fingerprint(self._config, network), "evaluate": evaluate}
         others = surrogates(self._config, network)
@@ -224,7 +224,7 @@ class _Table:
         return self._config.track.model_copy(update={"parent_run_id": parent, "run_name": None})
 
     def _write(self, records: Sequence[TableCell]) -> StudyReport:
-        """Write the table as it stands now."""
+        """Write the table with the cells finished so far."""
         folder = self._folder / "table"
         folder.mkdir(parents=True, exist_ok=True)
         text = markdown(

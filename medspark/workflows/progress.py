@@ -1,4 +1,4 @@
-"""One line on the driver's terminal that follows the journal of a run."""
+"""Show a progress bar on the driver's terminal that follows the journal of a run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _POLL_SECONDS = 1.0
 
 @contextmanager
 def progress(journal: Path, *, steps: int, name: str) -> Iterator[None]:
-    """Show how many of ``steps`` are done while the block runs; off a terminal only log epochs."""
+    """Show progress over ``steps`` while the block runs; without a terminal, only log epochs."""
     over = threading.Event()
     with tqdm(total=steps, desc=name, unit="step", disable=None, leave=False) as bar:
         line = _Line(bar, JournalReader(journal))
@@ -40,7 +40,7 @@ class _Line:
         self._reader = reader
 
     def follow(self, over: threading.Event) -> None:
-        """Show what is new until ``over`` is set, and then what is left."""
+        """Show new records until ``over`` is set, and the remaining ones at the end."""
         while not over.wait(_POLL_SECONDS):
             self._show()
         self._show()

@@ -1,4 +1,4 @@
-"""The robustness table: one row per model, one column per figure."""
+"""Make the robustness table: one row per model, one column per figure."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ __all__ = ["flag_lines", "robustness_table"]
 
 
 def robustness_table(results: Mapping[str, RobustnessResult]) -> str:
-    """Return accuracies (%), clean and per attack, and the clean AUROC, as a Markdown table.
+    """Return a Markdown table of accuracies (%), clean and per attack, and the clean AUROC.
 
-    ``results`` are results of the same attacks, by the name of their row. A row is marked ⚠ if a
-    sanity check flagged its network; ``flag_lines`` says why.
+    ``results`` maps row names to results of the same attacks. A row is marked ⚠ if a sanity check
+    flagged its network; ``flag_lines`` gives the reasons.
     """
     columns = [_figures(result) for result in results.values()]
     head = ["model", *columns[0]]
@@ -50,7 +50,7 @@ def _figures(result: RobustnessResult) -> dict[str, str]:
 
 
 def _plain(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"  # undefined where a class is absent
+    return "–" if value is None else f"{value:.3f}"  # undefined if a class is absent
 
 
 def _percent(figures: ConditionFigures) -> str:

@@ -1,4 +1,4 @@
-"""Train at many scales, one after the other, and say what was seen: what jobs/scale_at.py does."""
+"""Train at many scales, one cell after the other, and report on them: jobs/scale_at.py."""
 
 from __future__ import annotations
 
@@ -62,10 +62,10 @@ logger = logging.getLogger(__name__)
 
 
 def scale_at(config: ScaleAtConfig) -> dict[str, Any]:
-    """Run the cells that are missing, report on all of them, and return the result document.
+    """Run the missing cells, report on all cells, and return the result document.
 
-    Raises UsageError, before Spark starts, for whatever is wrong with the configuration or the
-    shards, and RunError at the end if cells have failed; the others are kept and reported.
+    Raises UsageError, before Spark starts, for an error in the configuration or the shards, and
+    RunError at the end if cells have failed. The finished cells are kept and reported.
     """
     if config.compare:
         return compare(config)
@@ -87,7 +87,7 @@ def scale_at(config: ScaleAtConfig) -> dict[str, Any]:
 
 
 def _check_folders(config: ScaleAtConfig) -> None:
-    """Raise UsageError for a sweep into what it reads, or into a stranger's folder."""
+    """Raise UsageError if the sweep would write to its shards, or to a folder not medspark's."""
     shards = config.shards or demo_folder(config.demo)
     ownership.apart({"the shards": shards}, {"the folder of the sweep": config.place})
     ownership.check(config.place, "study")
@@ -96,7 +96,7 @@ def _check_folders(config: ScaleAtConfig) -> None:
 
 
 def summary_text(result: Mapping[str, Any]) -> str:
-    """Return what a person wants to read at the end of a sweep."""
+    """Return the text that the job prints at the end of a sweep."""
     if "compared" in result:
         return f"Compared {', '.join(result['compared'])}: {result['report']}"
     lines = ["", result["table"], "", *result["sentences"], f"Report: {result['report']}"]
@@ -104,7 +104,7 @@ def summary_text(result: Mapping[str, Any]) -> str:
 
 
 class _Sweeper:
-    """One sweep: how its cells are trained, and what is reported of all of them."""
+    """One sweep: trains its cells, measures each, and reports on all of them."""
 
     def __init__(self, config: ScaleAtConfig, spark: SparkSession) -> None:
         assert config.shards is not None, "the demo's shards have been made"
@@ -113,11 +113,11 @@ class _Sweeper:
         self._folder = config.place
         self._manifest = read_manifest(config.shards)
         self._cores, self._threads = _room(config, spark)
-        # Filled as the cells come to their end: efficiency is against one process.
+        # Filled as cells finish: efficiency is relative to the speed of one process.
         self._speeds: dict[ScalePoint, float] = {}
 
     def run(self) -> dict[str, Any]:
-        """Run what is missing and return the result document."""
+        """Run the missing cells and return the result document."""
         cells = [self._cell(point) for point in cells_of(self._config, self._threads)]
         return run_study(
             Study(
@@ -152,7 +152,7 @@ class _Sweeper:
     def _train(
         self, blank: ScaleCell, config: TrainAtConfig, folder: Path, parent_run_id: str | None
     ) -> ScaleCell:
-        """Train the cell in ``folder`` and return what was measured."""
+        """Train the cell in ``folder`` and return its measurements."""
         self._forget(folder)
         point = blank.point
         crowded = point.world_size * point.threads_per_rank > self._cores
@@ -213,7 +213,7 @@ class _Sweeper:
         )
 
     def _base(self, point: ScalePoint) -> float | None:
-        """Return the speed of one process of the same repeat; None where there is none yet."""
+        """Return the speed of one process in the same repeat, or None if it is not known yet."""
         if point.world_size == 1:
             return None
         alone = [
@@ -223,7 +223,7 @@ class _Sweeper:
         return next((self._speeds[one] for one in alone if one in self._speeds), None)
 
     def _forget(self, folder: Path) -> None:
-        """Remove what an attempt at a cell left that came to no end; its run did not either."""
+        """Remove the files of an unfinished attempt at a cell, and end its run as KILLED."""
         if (folder / "run.json").exists():
             spool = Spool.reopen(folder, uri=tracking_uri(self._config.track.uri))
             if spool.state.ending is None:
@@ -288,7 +288,7 @@ class _Sweeper:
         return measured
 
     def _sweep(self, cells: Sequence[ScaleCell], measured: Probe | None) -> Sweep:
-        """Return everything that is reported."""
+        """Return the record of the whole sweep, from which the report is made."""
         config, done = self._config, [m for m in cells if m.finished]
         drawn = curves(done)
         models: dict[str, StepModel] = {}
@@ -337,24 +337,24 @@ class _Sweeper:
 
 
 def _add_flags(kept: ScaleCell, file: Path) -> None:
-    """Add to the record of an earlier version, which has none, the flags of the cell's report."""
+    """Add the flags of the cell's report to a record of an earlier version, which lacks them."""
     try:
         document = parse_json(read_regular(file.parent / "report" / "result.json"))
         result = RobustnessResult.model_validate(with_eps(document))
     except (OSError, ValueError):
-        return  # the cell was only timed, and nothing was judged
+        return  # the cell was only timed, so it has no report
     flagged = kept.model_copy(update={"flags": result.triggered_flags})
     write_result(file, flagged.model_dump(mode="json"))
 
 
 def _command() -> list[str]:
-    """Return the words of the command line that began this process."""
+    """Return the words of the command line that started this process."""
     program, *words = sys.argv
     return ["medspark", *words] if Path(program).name == "medspark" else ["spark-submit", *sys.argv]
 
 
 def _room(config: ScaleAtConfig, spark: SparkSession) -> tuple[int, int]:
-    """Return how many cores there are, and how many threads every rank gets at every scale."""
+    """Return the number of cores, and the number of threads of each rank at every scale."""
     slots, wanted = slots_of(spark), max(config.grid.processes)
     local = local_slots(str(spark.sparkContext.master)) is not None
     cores = available_cores() if local else slots.cores
@@ -363,9 +363,9 @@ def _room(config: ScaleAtConfig, spark: SparkSession) -> tuple[int, int]:
 
 
 def _fingerprint(config: TrainAtConfig, manifest: Manifest) -> str:
-    """Return a name for everything that decides what a cell measures."""
+    """Return a digest of everything that decides the measurements of a cell."""
     parts = {"model", "attack", "train", "data", "evaluate", "seed", "launch"}
     decisive = config.model_dump(mode="json", include=parts)
-    # Cells of earlier versions ran no sanity probes, and are found all the same.
+    # Cells of earlier versions ran no sanity probes. A constant here lets them be found.
     decisive["evaluate"]["sanity_images"] = 0
     return digest(decisive | {"dataset": manifest.digest, "version": __version__})

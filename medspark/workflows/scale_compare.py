@@ -1,4 +1,4 @@
-"""Set finished sweeps side by side: what jobs/scale_at.py --compare does."""
+"""Compare finished sweeps on one page: jobs/scale_at.py --compare."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["compare"]
 def compare(config: ScaleAtConfig) -> dict[str, Any]:
     """Write the page that compares the sweeps ``config.compare``, and return the result document.
 
-    Raises UsageError for fewer than two, and for what is no sweep.
+    Raises UsageError for fewer than two sweeps, and for a name that is not a sweep.
     """
     if len(config.compare) < 2:
         raise UsageError("compare: give two sweeps or more, --compare RUN RUN.")

@@ -1,4 +1,4 @@
-"""The figures and projections of a sweep, from what its cells measured: pure arithmetic."""
+"""Compute the figures and projections of a sweep from the measurements of its cells."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["assumed_cluster", "gradient_bytes", "judged_figures", "parent_figure
 
 
 def judged_figures(result: TrainResult) -> dict[str, float | None]:
-    """Return the clean AUROC and accuracy of a network, and its worst case at the largest eps."""
+    """Return a network's clean AUROC and accuracy, and its worst case at the largest eps."""
     worst = result.worst_case
     return {
         "clean_auroc": result.clean.auroc,
@@ -26,14 +26,14 @@ def judged_figures(result: TrainResult) -> dict[str, float | None]:
 
 
 def gradient_bytes(config: ScaleAtConfig, name: str, manifest: Manifest) -> float:
-    """Return the bytes of gradients that ranks exchange in a step of the network ``name``."""
+    """Return the bytes of gradients that the ranks exchange per step of the network ``name``."""
     model = config.model.model_copy(update={"name": name, "weights": None})
     network = build(model, num_classes=len(manifest.classes), channels=manifest.channels)
     return float(sum(4 * p.numel() for p in network.parameters() if p.requires_grad))
 
 
 def assumed_cluster(config: ScaleAtConfig, startups: list[float]) -> Cluster:
-    """Return what is assumed of the cluster; start-up as measured, unless it is given."""
+    """Return the assumed cluster; its start-up is the measured median (s) unless configured."""
     assumed = config.project.model_dump(include=set(Cluster.model_fields))
     if startups and "startup_seconds" not in config.project.model_fields_set:
         assumed["startup_seconds"] = statistics.median(startups)
@@ -41,7 +41,7 @@ def assumed_cluster(config: ScaleAtConfig, startups: list[float]) -> Cluster:
 
 
 def projected(config: ScaleAtConfig, model: StepModel, cluster: Cluster) -> Iterator[Projection]:
-    """Yield a projection for every size of data on every number of machines."""
+    """Yield a projection for every data size and every number of machines."""
     for images in config.project.images:
         for nodes in config.project.nodes:
             yield project(
@@ -56,7 +56,7 @@ def projected(config: ScaleAtConfig, model: StepModel, cluster: Cluster) -> Iter
 
 
 def parent_figures(sweep: Sweep) -> dict[str, float]:
-    """Return the figures of the whole sweep that its own run shows."""
+    """Return the figures of the whole sweep for its parent run in MLflow."""
     figures: dict[str, float] = {}
     for curve in sweep.curves:
         name = f"{curve.scaling} {curve.model} {curve.mode}".replace("+", " ")

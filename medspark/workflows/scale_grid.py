@@ -1,4 +1,4 @@
-"""The grid of a sweep: what can be chosen, which cells that makes, and how each is trained."""
+"""The grid of a sweep: its configuration, its cells, and the training of each cell."""
 
 from __future__ import annotations
 
@@ -47,100 +47,101 @@ ModeName = Annotated[str, AfterValidator(_known_mode)]
 
 
 class GridConfig(Config):
-    """The points of the sweep: every combination of what is listed here, separated by commas."""
+    """The points of the sweep: every combination of these lists, separated by commas."""
 
     processes: tuple[Annotated[int, Field(ge=1)], ...] = Field(
-        (1, 2), min_length=1, description="training processes"
+        (1, 2), min_length=1, description="numbers of training processes"
     )
     data: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
         (1.0,),
         min_length=1,
-        description="shares of the training images, by whole patients, the smaller inside the "
-        "larger; the number of epochs stays the same, so a share also has fewer steps",
+        description="shares of the training images; a share holds whole patients and contains "
+        "every smaller share; the number of epochs stays the same, so smaller shares take fewer "
+        "steps",
     )
     model: tuple[str, ...] = Field((), description="timm model names; model.name by default")
     mode: tuple[ModeName, ...] = Field(
         ("standard", "fused_noise"),
         min_length=1,
-        description="as train.mode; +dual_bn after one of them trains with two sets of batch norms",
+        description="values of train.mode; MODE+dual_bn trains with two sets of batch norms",
     )
     scaling: tuple[Literal["strong", "weak"], ...] = Field(
         ("strong",),
         min_length=1,
-        description="strong: the same global batch on more processes; weak: a batch that grows "
-        "with them",
+        description="strong: the global batch is fixed; weak: it grows with the number of "
+        "processes",
     )
     plain: bool = Field(
         True,
-        description="also time a single process without DDP on the largest share, with the whole "
-        "batch, and with what is left of it for each of the most processes",
+        description="also time a single process without DDP on the largest share: with the whole "
+        "batch, and with the batch that each process gets at the largest number of processes",
     )
 
 
 class TestConfig(Config):
-    """How the network of each cell is attacked at the end, with attack.eps."""
+    """The attacks on the network of each cell after its training, with attack.eps."""
 
-    __test__ = False  # not a test, whatever pytest thinks
+    __test__ = False  # tells pytest that this is not a test class
 
-    attacks: tuple[AttackName, ...] = Field(("fgsm", "pgd"), description="by name")
+    attacks: tuple[AttackName, ...] = Field(("fgsm", "pgd"), description="names of the attacks")
     steps: int = Field(10, ge=1, description="steps of PGD")
     images: int | None = Field(
-        None, ge=1, description="attack only so many test images, always the same; all by default"
+        None, ge=1, description="number of test images to attack, always the same; all by default"
     )
     validation_images: int = Field(
-        64, ge=1, description="validation images that are attacked after each epoch"
+        64, ge=1, description="validation images attacked after each epoch"
     )
     at: Literal["all", "largest"] = Field(
         "all",
-        description="largest trains to the end only with the most processes, and takes the time "
-        "of a few steps with fewer: but for moving batch-norm statistics, which every process has "
-        "of its own, the network would be the same",
+        description="largest completes only the trainings with the most processes, and times a "
+        "few steps of the others, whose networks would differ only in the moving batch-norm "
+        "statistics that each process keeps",
     )
 
 
 class ProjectConfig(Cluster):
-    """What the projection is made for; what is not measured here has to be assumed."""
+    """The sizes to project to, and the assumptions about a cluster that is not measured."""
 
     nodes: tuple[Annotated[int, Field(ge=1)], ...] = Field(
-        (8, 32, 128, 512, 1024), description="machines, a process each"
+        (8, 32, 128, 512, 1024), description="numbers of machines, one process each"
     )
     images: tuple[Annotated[float, Field(gt=0)], ...] = Field(
-        (1e5, 1e6, 1e7, 1e8, 1e9), description="sizes of the training data"
+        (1e5, 1e6, 1e7, 1e8, 1e9), description="numbers of training images"
     )
     batch: int = Field(32, ge=1, description="images per process in a step")
     largest_batch: int = Field(
-        8192, ge=1, description="global batch beyond which training is not the same any more"
+        8192, ge=1, description="largest global batch that trains as well as a small one"
     )
 
 
 class ScaleAtConfig(SparkTrainingConfig):
-    """Train the same thing at many scales and compare."""
+    """Train at many scales and compare."""
 
     shards: Path | None = Field(
         None, description="folder that jobs/shard.py wrote; built-in demo data by default"
     )
     folder: Path | None = Field(
         None,
-        description="folder of the sweep, shared by all machines: finished cells that it holds are "
-        "not run again; beside the output by default",
+        description="folder of the sweep, shared by all machines; it keeps finished cells, which "
+        "are not run again; beside the output by default",
     )
     grid: GridConfig = GridConfig()
-    repeats: int = Field(3, ge=1, description="cells of every point, each with a seed of its own")
+    repeats: int = Field(3, ge=1, description="cells per point, each with a different seed")
     compare: tuple[str, ...] = Field(
         (),
-        description="run nothing, set these sweeps side by side: folders of sweeps, or run ids",
+        description="run nothing and compare these sweeps: folders of sweeps, or MLflow run ids",
     )
     model: ModelConfig = ModelConfig()
     weights: dict[str, str] = Field(
-        {}, description="first weights by network; model.weights for those that are not named"
+        {}, description="initial weights by network; model.weights for all other networks"
     )
     attack: ThreatModel = ThreatModel()
     train: TrainConfig = TrainConfig()
     data: DataConfig = DataConfig()
     test: TestConfig = TestConfig()
-    warmup_steps: int = Field(5, ge=0, description="steps that speed is not measured in")
-    timed_steps: int = Field(40, ge=1, description="steps of cells that are only timed, at least")
-    seed: int = Field(0, ge=0, description="of the first repeat; the next ones count up")
+    warmup_steps: int = Field(5, ge=0, description="first steps, left out of the speed")
+    timed_steps: int = Field(40, ge=1, description="least number of steps of a timed-only cell")
+    seed: int = Field(0, ge=0, description="seed of the first repeat; repeat n uses seed + n")
     project: ProjectConfig = ProjectConfig()
     demo: DemoConfig = DemoConfig()
 
@@ -157,13 +158,14 @@ class ScaleAtConfig(SparkTrainingConfig):
 
 
 def check_grid(config: ScaleAtConfig) -> None:
+    """Raise UsageError for every mistake in the grid that shows before Spark starts."""
     for model in config.models:
         for mode in config.grid.mode:
             cells = cells_of(config, 1, model=model, mode=mode)
             for each in cells:
                 check_ranks(training_of(config, each).train, each.world_size)
             cell = training_of(config, cells[0])
-            # Its processes find room in the session that the sweep makes.
+            # The sweep's session has room for all processes, so check with one.
             check(cell.model_copy(update={"launch": LaunchConfig(processes=1)}))
             check_model(cell.model)
             train = cell.train
@@ -184,6 +186,7 @@ def check_grid(config: ScaleAtConfig) -> None:
 
 
 def check_shares(config: ScaleAtConfig, manifest: Manifest) -> None:
+    """Raise UsageError if the smallest share has fewer images than one batch."""
     least, rows = min(config.grid.data), manifest.splits["train"].rows
     if least * rows < config.train.batch_size:
         raise UsageError(
@@ -193,7 +196,7 @@ def check_shares(config: ScaleAtConfig, manifest: Manifest) -> None:
 
 
 def local_master(config: ScaleAtConfig) -> str | None:
-    """Return a local master with a slot for every process, or what was asked for."""
+    """Return a local master with a slot for every process, or else the configured master."""
     wanted, there = max(config.grid.processes), local_slots(submitted_master(config.spark.master))
     if config.spark.master or there is None or there >= wanted:
         return config.spark.master
@@ -203,9 +206,9 @@ def local_master(config: ScaleAtConfig) -> str | None:
 def cells_of(
     config: ScaleAtConfig, threads: int, *, model: str | None = None, mode: str | None = None
 ) -> list[ScalePoint]:
-    """Return the cells in the order in which they run.
+    """Return the cells in running order.
 
-    Cells that are compared with each other run close to each other, and one process first.
+    Cells to be compared run close together, with one process first.
     """
     cells = [
         ScalePoint(
@@ -232,12 +235,13 @@ def _scales(config: ScaleAtConfig, share: float) -> Iterator[tuple[Scaling, int]
         if max(config.grid.processes) > 1:
             yield "slice", 1
     for world in sorted(config.grid.processes):
-        # With one process strong and weak are the same.
+        # With one process, strong and weak scaling are the same.
         for scaling in config.grid.scaling if world > 1 else config.grid.scaling[:1]:
             yield scaling, world
 
 
 def timed_only(config: ScaleAtConfig, cell: ScalePoint) -> bool:
+    """Return whether ``cell`` only measures the time of a few steps."""
     fewer = cell.world_size < max(config.grid.processes)
     return cell.scaling in ALONE or (config.test.at == "largest" and fewer)
 
@@ -250,7 +254,7 @@ def _batch_size(config: ScaleAtConfig, cell: ScalePoint) -> int:
 
 
 def training_of(config: ScaleAtConfig, cell: ScalePoint) -> TrainAtConfig:
-    """Return what jobs/train_at.py would be given for ``cell``."""
+    """Return the configuration of jobs/train_at.py for ``cell``."""
     timed = timed_only(config, cell)
     weights = config.weights.get(cell.model, config.model.weights)
     batch = _batch_size(config, cell)
@@ -258,11 +262,11 @@ def training_of(config: ScaleAtConfig, cell: ScalePoint) -> TrainAtConfig:
         "mode": cell.mode.removesuffix(_DUAL),
         "dual_bn": cell.mode.endswith(_DUAL) or config.train.dual_bn,
         "batch_size": batch,
-        # Speed is read off these reports.
+        # The speed is computed from these reports.
         "log_every": min(config.train.log_every, 5),
         "validation_images": 1 if timed else config.test.validation_images,
         "validation_steps": 1 if timed else min(config.train.validation_steps, config.test.steps),
-        # It watches over one training; a sweep compares many and changes none on the way.
+        # The monitor could change a training midway; a sweep compares unchanged trainings.
         "monitor": config.train.monitor.model_copy(update={"action": "off"}),
     }
     if timed and config.shards is not None:

@@ -1,4 +1,4 @@
-"""Train on shards from Spark: what jobs/train_at.py does."""
+"""Train on shards from Spark: jobs/train_at.py."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ from medspark.workflows.model_description import describe_model
 from medspark.workflows.progress import progress
 from medspark.workflows.robustness_table import flag_lines, robustness_table
 
-# Torch, timm and MLflow take seconds to import: only where they are needed, beside the start of
-# Spark and of the ranks, and never for --help.
+# Torch, timm and MLflow take seconds to import. They are imported only when needed, while Spark and
+# the ranks start, and never for --help.
 __all__ = ["TrainAtConfig", "check", "summary", "train_at", "train_once"]
 
-# How a row of the table is called that no robustness was trained into.
+# Names of the table's rows for modes that train no robustness.
 _NO_DEFENCE = {"standard": "undefended", "kd": "student (kd)", "defensive": "student (defensive)"}
 
-# What every rank runs, by name.
+# The function that every rank runs.
 _FIT = "medspark.train.loop:fit"
 
 
@@ -64,15 +64,15 @@ class TrainAtConfig(SparkTrainingConfig, TrainingSettings):
     run_dir: Path | None = Field(
         None,
         description="folder for checkpoints, logs and the model, shared by all machines; by "
-        "default one of its own beside the output: x.run, x-2.run, ...",
+        "default a new one beside the output: x.run, x-2.run, ...",
     )
     baseline: bool = Field(
-        False, description="also train without attacks first, and report both side by side"
+        False, description="first train without attacks too, and report both side by side"
     )
     resume: Literal["auto", "never"] = Field(
         "never",
-        description="auto goes on with the interrupted run in run_dir, if there is one, and "
-        "returns the result of one that has finished",
+        description="auto resumes an interrupted run in run_dir, and returns the result of a "
+        "finished one",
     )
     overwrite: bool = Field(
         False, description="replace the run in run_dir, finished or not; other files there stay"
@@ -83,9 +83,9 @@ class TrainAtConfig(SparkTrainingConfig, TrainingSettings):
 def train_at(config: TrainAtConfig) -> TrainResult:
     """Train as ``config`` says and return the result document.
 
-    Raises UsageError for whatever is wrong with the configuration or the shards before Spark
-    starts, with the network while it starts, and RunError, naming the rank and the cause, for
-    training that failed.
+    Raises UsageError for an error in the configuration or the shards before Spark starts, and in
+    the network while Spark starts. Raises RunError, naming the rank and the cause, if the training
+    fails.
     """
     check(config)
     place, demo = _place(config), demo_folder(config.demo) if config.shards is None else None
@@ -106,11 +106,11 @@ def _run(config: TrainAtConfig, folder: Path) -> TrainResult:
     asked = config
 
     def check_name() -> None:
-        # A run that goes on was checked when it began.
+        # A resumed run was checked when it began.
         if not any((folder / "checkpoints").glob("step-*")):
             check_model(config.model)
 
-    # To import timm takes as long as Spark to start.
+    # Importing timm takes as long as starting Spark.
     with (
         _beside(check_name) as checked,
         spark_session(spark_config, name="medspark train_at") as spark,
@@ -126,7 +126,7 @@ def _run(config: TrainAtConfig, folder: Path) -> TrainResult:
             before["baseline"] = _plain(undefended, spark, folder / "plain")
         result = train_once(config, spark, folder)
         if not before:
-            # What came before the launch was Spark's own start and nothing else.
+            # Only the start of Spark came before the launch.
             submitted = result.launch["launched_at"] - figures.submitted_at()
             before["startup"] = {"submit": submitted, **result.startup}
         result = result.model_copy(update=before)
@@ -135,7 +135,7 @@ def _run(config: TrainAtConfig, folder: Path) -> TrainResult:
 
 
 def _plain(config: TrainAtConfig, spark: SparkSession, folder: Path) -> TrainResult:
-    """Return what came of the training without attacks, now or before the run was interrupted."""
+    """Return the result of the training without attacks, kept from an interrupted run or new."""
     if (kept := _kept(config, folder)) is not None:
         return kept
     result = train_once(config, spark, folder)
@@ -151,26 +151,26 @@ def _kept(config: TrainAtConfig, folder: Path) -> TrainResult | None:
 
 
 def _digests(config: TrainAtConfig) -> dict[str, str]:
-    """Return a hash of what decides the weights of the ``run``, and of all that was ``asked``."""
+    """Return two hashes: ``run`` of the settings that decide the weights, ``asked`` of all."""
     data = config.shards and read_manifest(config.shards).digest
     dataset = {"dataset": data or config.demo.model_dump(mode="json")}
-    # A run has one network, or two with a baseline.
+    # A run trains one network, or two with a baseline.
     run = config.deciding_weights() | {"baseline": config.baseline}
     asked = config.model_dump(mode="json", exclude=set(config.decides_nothing))
     if config.evaluate.sanity_images == PROBED_IMAGES:
-        # The default of earlier versions, whose results are recognised.
+        # The default of earlier versions, so that their results are still recognised.
         asked["evaluate"]["sanity_images"] = 128
     return {"run": json_digest(run | dataset), "asked": json_digest(asked | dataset)}
 
 
 def _place(config: TrainAtConfig) -> Path:
-    """Return the folder that the run is asked to have, or the first of those it may get."""
+    """Return the configured folder of the run, or else the first default one."""
     output = config.output or Path("build/results/train_at.json")
     return (config.run_dir or output.with_suffix(".run")).resolve()
 
 
 def _check_folders(config: TrainAtConfig, place: Path) -> None:
-    """Raise UsageError for a run that would write to what it reads, or to a stranger's folder."""
+    """Raise UsageError if the run would write to its inputs, or to a folder not medspark's."""
     if config.overwrite and config.resume == "auto":
         raise UsageError("overwrite begins a run anew and resume auto goes on with it: give one.")
     check_run_folder(
@@ -185,7 +185,7 @@ def _check_folders(config: TrainAtConfig, place: Path) -> None:
 
 
 def check(config: TrainAtConfig) -> None:
-    """Raise UsageError for what can be found wrong before Spark starts, and without timm."""
+    """Raise UsageError for every mistake that shows before Spark starts and without timm."""
     check_room(config.launch, config.spark.master)
     check_ranks(config.train, config.launch.processes)
     if config.shards is not None:
@@ -196,13 +196,13 @@ def check(config: TrainAtConfig) -> None:
 
 @contextmanager
 def _beside(work: Callable[[], None]) -> Iterator[Callable[[], None]]:
-    """Do ``work`` in a thread; what is yielded waits for its end, and raises what it raised."""
+    """Do ``work`` in a thread; yield a function that waits for it and raises its exception."""
     with ThreadPoolExecutor(1) as pool:
         yield pool.submit(work).result
 
 
 def summary(result: TrainResult) -> str:
-    """Return the text that ends a job: robustness, the counts of the ingest, the dashboard."""
+    """Return the text printed at the end: the robustness table, ingest counts, the dashboard."""
     name = _NO_DEFENCE.get(result.mode, f"defended ({result.mode})")
     rows = {} if result.baseline is None else {"undefended": result.baseline}
     rows |= {name: result}
@@ -239,12 +239,12 @@ def train_once(
     measure: Callable[[TrainResult], Mapping[str, float]] | None = None,
     timed_only: bool = False,
 ) -> TrainResult:
-    """Train one network on ``config.shards`` in a running session; leave all of it in ``folder``.
+    """Train one network on ``config.shards`` in a running session; write all files to ``folder``.
 
-    The run in MLflow gets ``params`` and ``tags`` beside its own, and what ``measure`` makes of the
-    result; ``timed_only`` keeps figures of the network itself out of it. Returns the result
-    document. Raises UsageError for input that cannot be used, and
-    RunError, naming the rank and the cause, for training that failed.
+    The MLflow run gets ``params``, ``tags`` and the metrics that ``measure`` returns, besides the
+    usual ones; ``timed_only`` leaves out the network's robustness, report and model. Returns the
+    result document. Raises UsageError for unusable input, and RunError, naming the rank and the
+    cause, if the training fails.
     """
     check_ranks(config.train, config.launch.processes)
     fit_config = _fit_config(config, folder)
@@ -295,7 +295,7 @@ def _fit_config(config: TrainAtConfig, folder: Path) -> FitConfig:
     assert config.shards is not None, "the demo's shards have been made"
     model = config.model
     if model.weights not in (None, PRETRAINED):
-        # The ranks work in folders of their own.
+        # Each rank works in a different folder, so the path must be absolute.
         model = model.model_copy(update={"weights": str(Path(str(model.weights)).resolve())})
     # Copy the fields that both configurations share.
     shared = {
