@@ -4,7 +4,7 @@ Reads   the shards that jobs/shard.py wrote; without --shards, built-in demo dat
 Writes  one MLflow run with a child run for each cell, the table, the figures, one HTML report, and
         the result as JSON
 
-    spark-submit jobs/scale_at.py --shards SHARDS --grid.processes 1,2 --grid.data 0.1,0.3,1.0 \
+    spark-submit jobs/scale_at.py --shards SHARDS --grid.processes 1,2 --grid.data 0.1,0.3,1.0 \\
         --grid.mode standard,fused_noise --repeats 3
     spark-submit jobs/scale_at.py --compare SWEEP SWEEP
 
