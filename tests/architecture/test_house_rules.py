@@ -1,4 +1,4 @@
-"""Rules of the house that no linter knows: where text is printed, and what a broad except says."""
+"""Rules that no linter knows: prints, broad excepts, docstrings, and the length of a file."""
 
 from __future__ import annotations
 
@@ -69,3 +69,25 @@ def test_who_catches_everything_says_why():
 )
 def test_a_comment_is_a_reason(line: str, accepted: bool):
     assert (unreasoned(f"try:\n    f()\n{line}\n    raise\n") == []) is accepted
+
+
+def public(tree: ast.Module | ast.ClassDef) -> Iterator[ast.FunctionDef | ast.ClassDef]:
+    """Yield the public functions and classes, and the public methods of these classes."""
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            yield node
+            if isinstance(node, ast.ClassDef):
+                yield from public(node)
+
+
+def test_what_is_public_has_a_docstring():
+    trees = [ast.parse(path.read_text("utf-8")) for path in modules()]
+    documented = [ast.get_docstring(node) is not None for tree in trees for node in public(tree)]
+
+    assert sum(documented) >= 0.95 * len(documented)
+
+
+def test_no_module_is_longer_than_400_lines():
+    lengths = {name(path): len(path.read_text("utf-8").splitlines()) for path in modules()}
+
+    assert {path: length for path, length in lengths.items() if length > 400} == {}

@@ -127,7 +127,8 @@ def no_spark(monkeypatch: pytest.MonkeyPatch, load_job: Callable[[str], ModuleTy
 
 
 def files(folder: Path) -> Files:
-    found = (path for path in folder.rglob("*") if path.is_file())
+    """Return the files below ``folder`` but for the lock, which says since when it is held."""
+    found = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
     return {str(path.relative_to(folder)): path.read_bytes() for path in found}
 
 
