@@ -1,4 +1,4 @@
-"""Clients that lie: every adversary by its name."""
+"""Malicious clients: poisoned data and poisoned updates, by name."""
 
 from __future__ import annotations
 

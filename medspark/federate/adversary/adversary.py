@@ -1,9 +1,9 @@
-"""What a lying client does, at up to four moments; every moment is a pure function.
+"""The interface of a malicious client: up to four pure functions, one for each phase of a round.
 
-Before it trains it may ``prepare`` with the round's network, and it may ``poison`` its images and
-labels; while it trains it may ``constrain`` its update, so as not to be noticed; and it may
-``send`` something else than its update. Images are floats in [0, 1], (B, C, H, W); labels are
-classes (B,); an update is one vector (d,), trained weights minus the round's weights.
+Before training, ``prepare`` uses the round's network, and ``poison`` changes images and labels.
+During training, ``constrain`` keeps the update inconspicuous. After it, ``send`` replaces the
+update. Images are floats in [0, 1], (B, C, H, W); labels are classes (B,); an update is one vector
+(d,), trained weights minus the round's weights.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ __all__ = ["Adversary", "Backdoor", "Known", "chosen"]
 
 @dataclass(frozen=True)
 class Known:
-    """What a lying client knows of the round beside its own data.
+    """What a malicious client knows about the round besides its own data.
 
-    ``key`` names its random choices; it is the liar ``number`` of ``liars`` among ``clients``, and
-    has the ``share`` of all images of the round. ``edge`` (E, C, H, W) are images of the tail that
-    it wants told wrong; ``honest`` (m, d) the honest updates, or as many as it knows;
-    ``last_change`` (d,) is how the weights moved in the last round; ``pattern`` (C, h, w) is a
+    ``key`` seeds its random choices. It is number ``number`` of ``liars`` malicious ones among
+    ``clients``, and has the ``share`` of all images of the round. ``edge`` (E, C, H, W) are tail
+    images that the backdoor should misclassify. ``honest`` (m, d) are the honest updates it knows.
+    ``last_change`` (d,) is the last round's change of the weights. ``pattern`` (C, h, w) is a
     trigger that it has prepared.
     """
 
@@ -45,7 +45,7 @@ class Known:
 
 
 class Adversary(Config):
-    """A client that lies about nothing yet; each kind of lie is another one."""
+    """Base of all adversaries. It changes nothing."""
 
     def prepare(
         self,
@@ -54,7 +54,7 @@ class Adversary(Config):
         labels: Tensor,  # noqa: ARG002
         known: Known,
     ) -> Known:
-        """Return ``known`` with what the round's ``model`` has been used to find out."""
+        """Return ``known`` with what the adversary learns from the round's ``model``."""
         return known
 
     def poison(self, images: Tensor, labels: Tensor, known: Known) -> tuple[Tensor, Tensor]:  # noqa: ARG002
@@ -62,24 +62,24 @@ class Adversary(Config):
         return images, labels
 
     def constrain(self, update: Vector, known: Known) -> Vector:  # noqa: ARG002
-        """Return the update to go on training from."""
+        """Return the update from which training continues."""
         return update
 
     def send(self, update: Vector, known: Known) -> Vector:  # noqa: ARG002
-        """Return what the server is sent in place of ``update``."""
+        """Return the vector that is sent to the server in place of ``update``."""
         return update
 
 
 class Backdoor(Adversary):
-    """What backdoors have in common: a target, staying near the round's weights, and scaling up.
+    """Base of all backdoors: a target class, projection near the round's weights, and scaling.
 
     Projection and model replacement: Wang et al. 2020 (PGD in weight space); Bagdasaryan et al.
     2020. The defaults do neither: black-box.
     """
 
-    target: int = Field(0, ge=0, description="class that poisoned images are to be told as")
+    target: int = Field(0, ge=0, description="class that poisoned images should be assigned")
     radius: float | None = Field(
-        None, gt=0, description="longest way from the round's weights (PGD); none: any"
+        None, gt=0, description="largest distance from the round's weights (PGD); none: any"
     )
     radius_decay: float = Field(
         1.0, gt=0, le=1, description="factor on the radius per round, against Krum"
@@ -102,6 +102,6 @@ class Backdoor(Adversary):
 
 
 def chosen(count: int, share: float, key: int) -> list[int]:
-    """Return which of ``count`` things, the ``share`` of them, the key chooses; in order."""
+    """Return the sorted indices of a ``share`` of ``count`` things, chosen by the key."""
     queue = np.argsort(uniform(key, np.arange(count)))
     return sorted(queue[: round(share * count)].tolist())

@@ -24,7 +24,7 @@ class Alie(Adversary):
     )
 
     def send(self, update: Vector, known: Known) -> Vector:
-        """Return what all liars send alike; the own update stands for those that nobody knows."""
+        """Return the vector that all malicious clients send; unknown updates count as its own."""
         honest = update[None] if known.honest is None else known.honest
         z = self.hidden(known.clients, known.liars) if self.z is None else self.z
         sent: Vector = np.mean(honest, axis=0) - z * np.std(honest, axis=0)

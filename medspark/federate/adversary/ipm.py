@@ -17,7 +17,7 @@ class InnerProduct(Adversary):
     strength: float = Field(0.5, gt=0, description="length of what is sent, in honest means")
 
     def send(self, update: Vector, known: Known) -> Vector:
-        """Return what all liars send alike; the own update stands for those that nobody knows."""
+        """Return the vector that all malicious clients send; unknown updates count as its own."""
         honest = update[None] if known.honest is None else known.honest
         sent: Vector = -self.strength * np.mean(honest, axis=0)
         return sent

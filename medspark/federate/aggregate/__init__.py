@@ -1,4 +1,4 @@
-"""How the updates of a round become one change of the weights: every rule by its name."""
+"""Aggregation: combine the updates of a round into one change of the weights (``RULES``)."""
 
 from __future__ import annotations
 

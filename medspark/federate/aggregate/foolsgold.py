@@ -1,4 +1,4 @@
-"""FoolsGold: who sends what others send counts less (Fung et al. 2020, algorithm 1)."""
+"""FoolsGold: clients that send similar updates count less (Fung et al. 2020, algorithm 1)."""
 
 from __future__ import annotations
 

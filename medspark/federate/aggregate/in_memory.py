@@ -1,4 +1,4 @@
-"""A whole aggregation over updates that fit into memory; the steps that executors take, in one."""
+"""Aggregate updates that fit into memory, with the same steps that executors take on files."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ Floats = npt.NDArray[np.floating[Any]]
 
 @dataclass(frozen=True)
 class Aggregate:
-    """What became of a round's updates.
+    """The outcome of one aggregation.
 
-    ``change`` (d,) is what to add to the weights. ``left_out`` names clients whose update could not
-    be used, and why. ``factors`` say how much each other client counted, of 1 for the average one;
-    coordinate-wise rules choose anew for each weight and leave them at what they are told.
-    ``rejected`` are the clients that a rule which detects has turned away, None for other rules.
+    ``change`` (d,) is to be added to the weights. ``left_out`` maps each client with an unusable
+    update to the reason. ``factors`` are the weights of the other clients, 1 on average;
+    coordinate-wise rules do not set them. ``rejected`` are the clients that a detecting rule
+    rejects, None for other rules.
     """
 
     change: Vector
@@ -38,7 +38,7 @@ class Aggregate:
 
 
 def fault(update: Floats) -> str | None:
-    """Return why an update (d,) cannot be used by any rule, None if it can."""
+    """Return why no rule can use the update (d,), or None if it is fine."""
     if not np.isfinite(update).all():
         return "the update holds numbers that are not finite"
     if len(update) and max(update.max(), -update.min()) > LARGEST:
@@ -58,7 +58,7 @@ def aggregate(
     seed: int = 0,
     round: int = 0,
 ) -> Aggregate:
-    """Return what ``rule`` makes of ``updates`` (n, d).
+    """Aggregate ``updates`` (n, d) by ``rule``.
 
     ``counts`` (n,) are the clients' images, equal by default, and ``clients`` their numbers, 0 to
     n - 1 by default; the order of the rows changes nothing. ``references`` are the vectors (d,)

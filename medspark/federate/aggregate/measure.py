@@ -1,4 +1,4 @@
-"""What a rule needs to know of all updates, added up coordinate chunk by coordinate chunk.
+"""Measure norms and inner products of all updates, one coordinate chunk at a time.
 
 Chunks have a fixed length and are added in the order of their coordinates, clients are in the order
 of their numbers: a floating-point sum has the same bits on the same kind of processor then, however

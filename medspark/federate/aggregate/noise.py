@@ -1,4 +1,4 @@
-"""Gaussian noise by key: a weight gets the same, whichever chunk or machine it is made in."""
+"""Keyed Gaussian noise: a weight gets the same noise in any chunk and on any machine."""
 
 from __future__ import annotations
 

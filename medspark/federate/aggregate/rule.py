@@ -1,14 +1,14 @@
-"""What an aggregation rule is: up to four verbs, each of which sees little enough for its place.
+"""The interface of an aggregation rule: up to four methods that never need all updates at once.
 
 Updates are the rows of a matrix (n clients, d weights): trained weights minus the round's weights.
-A rule never needs that matrix whole. It states what it ``needs``, and whoever calls it
+A rule states what it ``needs``, and its caller
 
 1. measures that, coordinate chunk by chunk (``measure.py``): norms, or all inner products;
-2. has the rule ``weigh`` the clients, which takes n numbers or n x n, never d;
-3. has it ``combine`` each chunk (n, c) into (c,): the weighted sum, or a function of coordinates;
-4. has it ``step`` each chunk of the outcome: what a server optimiser with a memory does.
+2. calls ``weigh``, which maps n or n x n numbers to one weight per client;
+3. calls ``combine`` on each chunk (n, c), which returns the outcome (c,) of these coordinates;
+4. calls ``step`` on each chunk of the outcome: the server optimiser.
 
-So the same rule runs in memory (``in_memory.py``) and on files that no machine could hold.
+So the same rule runs in memory (``in_memory.py``) and on updates that fit into no memory.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ __all__ = ["Matrix", "Measured", "Needs", "Rule", "State", "Vector", "Weighing"]
 Vector = npt.NDArray[np.float64]
 Matrix = npt.NDArray[np.float64]
 Needs = Literal["nothing", "norms", "products"]
-# What a server optimiser remembers: one number of each kind for every weight.
+# The state of a server optimiser: vectors (d,) by name.
 State = Mapping[str, Vector]
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What a rule may know of all updates when it weighs the clients.
+    """The measurements of all updates from which a rule weighs the clients.
 
     ``counts`` (n,) are the clients' images; ``squares`` (n,) their updates' squared norms;
     ``products`` (n + r, n + r) the inner products of the n updates and the r reference vectors that
@@ -75,11 +75,11 @@ class Measured:
 
 @dataclass(frozen=True)
 class Weighing:
-    """How much each client counts: the outcome is the sum of factor x update, over ``divisor``.
+    """The weights of the clients: the outcome is the sum of factor x update, over ``divisor``.
 
-    ``references`` (r,) are the factors of the reference vectors. ``rejected`` (n,) is what a rule
-    that detects has found, None where a rule does not detect. ``noise`` is the standard deviation
-    of the Gaussian noise that every weight of the outcome gets.
+    ``references`` (r,) are the factors of the reference vectors. ``rejected`` (n,) marks the
+    clients that a detecting rule rejects; it is None for other rules. ``noise`` is the standard
+    deviation of the Gaussian noise added to each weight of the outcome.
     """
 
     factors: Vector
@@ -90,18 +90,18 @@ class Weighing:
 
 
 class Rule(Config):
-    """How the updates of a round become one change of the weights; this one is their mean.
+    """Base of all rules. Its own outcome is the mean weighted by the clients' images.
 
-    The mean is weighted by the clients' images (FedAvg, McMahan et al. 2017).
+    That is FedAvg (McMahan et al. 2017).
     """
 
     needs: ClassVar[Needs] = "nothing"
     # Reference vectors (d,) that ``products`` also holds, after the clients, by name.
     references: ClassVar[tuple[str, ...]] = ()
-    # Whether ``products`` are those of all that a client has ever sent, summed up.
+    # Whether ``products`` are those of the sums of all updates that each client has sent so far.
     remembers: ClassVar[bool] = False
-    # Whether the outcome is the weighted sum, and each factor follows from its own client alone:
-    # then updates can be added up where they are made.
+    # Whether the outcome is a weighted sum in which each factor depends on its own client alone.
+    # Then the tasks that train the clients can add up their updates.
     separable: ClassVar[bool] = False
 
     @property
@@ -130,5 +130,5 @@ class Rule(Config):
         return weighted_sum(block, factors) / weighing.divisor
 
     def step(self, change: Vector, state: State) -> tuple[Vector, State]:
-        """Return what to add to the weights, and what to remember; ``state`` is {} at first."""
+        """Return the change of the weights and the next state; the first ``state`` is {}."""
         return change, state
