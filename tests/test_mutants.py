@@ -23,7 +23,9 @@ def test_a_planted_mistake_changes_one_place_and_names_tests_that_exist(mutant):
     assert text.count(mutant.before) == 1
     assert mutant.before != mutant.after
     assert mutant.tests
-    assert all((mutants.ROOT / test.partition("::")[0]).exists() for test in mutant.tests)
+    for test in mutant.tests:
+        file, _, name = test.partition("::")
+        assert f"def {name.partition('[')[0]}" in (mutants.ROOT / file).read_text(encoding="utf-8")
 
 
 def test_no_two_planted_mistakes_have_one_name():

@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from job_calls import call, home
 
 from medspark.models.backbones import build
 from medspark.models.checkpoint import describe, save_classifier
 from medspark.models.config import ModelConfig
+
+__all__ = ["call", "home", "network"]
 
 
 @pytest.fixture

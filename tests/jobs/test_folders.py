@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -13,12 +12,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from job_calls import DEMO, JOBS, Call, Files, files, write_classes
 from PIL import Image
-from small_disk import small_disk
 
 from medspark.lock import locked
 from medspark.ownership import MARKER, claim
@@ -30,9 +28,6 @@ from medspark.workflows import train_at as training
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
-
-Call = Callable[..., int]
-Files = dict[str, bytes]
 
 # Names that jobs give and names that they do not, of folders and of files.
 FOLDERS = (
@@ -46,74 +41,8 @@ NAMES = (
 )  # fmt: skip
 PLANTED = st.sets(st.tuples(st.sampled_from(FOLDERS), st.sampled_from(NAMES)), min_size=1)
 
+
 # What each job is told but for the folder that it writes to.
-TRAIN = "--shards {shards} --run_dir {target} --track.uri {store}"
-JOBS = {
-    "ingest": "--source {source} --samples {target} --privacy.key_file {key}",
-    "shard": "--samples {samples} --shards {target}",
-    "train_at": TRAIN,
-    "train_at, over what is there": f"{TRAIN} --overwrite",
-    "train_at, going on": f"{TRAIN} --resume auto",
-    "train_at, on built-in data": "--demo.folder {demo} --demo.count 20 --track.uri {store}",
-    "distill": f"{TRAIN} --distill.teacher {{model}}",
-    "evaluate": "--model {model} --shards {shards} --folder {target} --track.uri {store}",
-    "scale_at": "--shards {shards} --folder {target} --grid.model resnet10t --repeats 1 "
-    "--grid.processes 1 --train.batch_size 2 --model.name resnet10t --track.uri {store}",
-    "paper_table": "--datasets.x {shards} --folder {target} --models resnet10t --track.uri {store}",
-}
-DEMO = "demo/20-images-64px-seed-0"
-
-
-def write_classes(folder: Path, *, images: int = 16) -> Path:
-    random = np.random.default_rng(0)
-    for number in range(images):
-        path = folder / "ab"[number % 2] / f"{number}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(random.integers(0, 256, (32, 32), dtype=np.uint8)).save(path)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with images, and a key."""
-    folder = tmp_path_factory.mktemp("home")
-    write_classes(folder / "source")
-    (folder / "key").write_text(hashlib.sha256(b"folders").hexdigest())
-    (folder / "key").chmod(0o600)
-    return folder
-
-
-@pytest.fixture
-def call(load_job: Callable[[str], ModuleType], home: Path, network: Path, write_shards) -> Call:
-    """Return a function that runs a job on a target; ``more`` is added to what it is told."""
-    shards = write_shards(rows=16, side=32)
-    samples = home / "samples"
-    samples.mkdir(exist_ok=True)
-    (samples / "manifest.json").write_text(json.dumps(SAMPLES))
-
-    def run(name: str, target: Path, *more: object) -> int:
-        told = JOBS[name].format(
-            source=home / "source",
-            key=home / "key",
-            samples=samples,
-            shards=shards,
-            model=network,
-            target=target,
-            demo=target.parent,
-            store=f"sqlite:///{home}/mlflow.db",
-        )
-        words = f"{told} --output {home}/out/result.json".split()
-        return int(load_job(name.split(",")[0]).main([*words, *map(str, more)]))
-
-    return run
-
-
-SAMPLES = {
-    "schema_version": 2, "generation": "g", "previous": None, "digest": "d", "counts": {},
-    "rendering": {}, "key_check": "k", "parts": [], "ledger": [], "quarantine": [],
-}  # fmt: skip
-
-
 @pytest.fixture
 def no_spark(monkeypatch: pytest.MonkeyPatch, load_job: Callable[[str], ModuleType]) -> None:
     """Fail where a job starts Spark."""
@@ -124,11 +53,6 @@ def no_spark(monkeypatch: pytest.MonkeyPatch, load_job: Callable[[str], ModuleTy
     jobs = [load_job(name) for name in ("ingest", "shard", "evaluate")]
     for module in (training, scaling, paper_table, *jobs):
         monkeypatch.setattr(module, "spark_session", started)
-
-
-def files(folder: Path) -> Files:
-    found = (path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): path.read_bytes() for path in found}
 
 
 def plant(folder: Path, planted: set[tuple[str, str]]) -> Files:
@@ -374,43 +298,3 @@ def test_ingest_and_shard_leave_the_files_of_others_in_folders_of_ours(
         assert after[f"{place}/{name}"] == planted[f"{place}/{name}"]
     assert MARKER in {path.name for path in samples.iterdir()}
     verify(shards, read_manifest(shards), contents=True)
-
-
-@pytest.mark.spark
-def test_a_disk_that_is_full_while_evaluating_is_one_sentence_and_the_next_call_goes_on(
-    spark: SparkSession, call: Call, tmp_path: Path, capsys
-) -> None:
-    words = ("--attacks", "fgsm", "--eps", "2/255", "--bootstrap", "5", "--gallery", "0")
-    with small_disk(tmp_path / "disk", 96 << 10) as mounted:
-        if not mounted:
-            pytest.skip("this machine does not let us mount a small disk")
-        target = tmp_path / "disk" / "target"
-        ballast = tmp_path / "disk" / "ballast"
-        ballast.write_bytes(bytes(shutil.disk_usage(ballast.parent).free - (24 << 10)))
-
-        status = call("evaluate", target, *words, "--piece", "2")
-
-        said = capsys.readouterr().err
-        assert status == 1
-        assert "Traceback" not in said
-        assert "No space left" in said or "disk is full" in said
-        assert not list(target.rglob(".piece*"))
-
-
-@pytest.mark.spark
-def test_a_disk_that_is_full_while_ingesting_has_its_room_back(
-    spark: SparkSession, call: Call, tmp_path: Path, capsys
-) -> None:
-    archive = write_classes(tmp_path / "archive", images=80)
-    with small_disk(tmp_path / "disk", 300 << 10) as mounted:
-        if not mounted:
-            pytest.skip("this machine does not let us mount a small disk")
-        samples = tmp_path / "disk" / "samples"
-
-        status = call("ingest", samples, "--source", archive, "--image_size", "128")
-
-        said = capsys.readouterr().err
-        assert status == 1
-        assert "No space left" in said
-        assert "Traceback" not in said
-        assert {name for name in files(samples) if not name.startswith(".")} == set()
