@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from copy import copy
 from itertools import islice
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -29,13 +31,8 @@ CPU = torch.device("cpu")
 class MappedSplit:
     """The rows of one split, addressed by number; images are read on demand."""
 
-    def __init__(
-        self, folder: Path, manifest: Manifest, split: str, *, rows: Integers | None = None
-    ) -> None:
-        """Map the files that ``manifest`` lists for ``split``, and read the labels.
-
-        ``rows`` restricts the split to these rows, renumbered from 0.
-        """
+    def __init__(self, folder: Path, manifest: Manifest, split: str) -> None:
+        """Map the files that ``manifest`` lists for ``split``, and read the labels."""
         self._format, self._targets = manifest.pixel_format, manifest.targets
         shards = manifest.splits[split].shards
         paths = [folder / shard.path for shard in shards]
@@ -43,9 +40,17 @@ class MappedSplit:
         empty = np.empty(0, dtype=np.int64)
         labels = [read_labels(path) for path in paths]
         self._labels: Integers = np.concatenate([empty, *labels])
-        self._rows = rows
-        if rows is not None:
-            self._labels = self._labels[rows]
+        self._rows: Integers | None = None
+
+    def subset(self, rows: Integers) -> Self:
+        """Return only ``rows`` of this split, renumbered from 0.
+
+        Both share the mapped files, and no file is read: the cost is that of ``rows``.
+        """
+        part = copy(self)
+        part._rows = rows if self._rows is None else self._rows[rows]
+        part._labels = self._labels[rows]
+        return part
 
     def __len__(self) -> int:
         return len(self._labels)
