@@ -12,7 +12,7 @@ only the parameters gives a network that fits no client. So a policy decides:
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from medspark.federate.aggregate.rule import Vector
+from medspark.federate.local import NormPolicy
 from medspark.models.classifier import BATCH_NORMS, batch_norms
 
 __all__ = ["NormPolicy", "Weights", "apply", "difference", "kept", "pack", "reestimate", "unpack"]
 
-NormPolicy = Literal["average", "local", "frozen", "reestimate"]
 Weights = npt.NDArray[np.float32]
 
 

@@ -1,0 +1,58 @@
+"""Build the network of a federation, and save it as a model that every job can open."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from medspark.federate.config import FederationConfig
+from medspark.federate.weights import Weights, reestimate, unpack, unpack_kept
+from medspark.models.backbones import build
+from medspark.models.checkpoint import describe, save_classifier
+from medspark.models.classifier import Classifier
+from medspark.seeding import derive
+from medspark.shards.manifest import Manifest
+
+__all__ = ["new_network", "save_network"]
+
+
+def new_network(config: FederationConfig, manifest: Manifest) -> Classifier:
+    """Return the network with its first weights, the same on every machine."""
+    torch.manual_seed(derive(config.seed, "weights"))
+    return build(config.model, num_classes=len(manifest.classes), channels=manifest.channels)
+
+
+def save_network(
+    folder: Path,
+    model: Classifier,
+    weights: Weights,
+    config: FederationConfig,
+    manifest: Manifest,
+    *,
+    norms: Weights | None = None,
+    images: Iterable[Tensor] = (),
+) -> None:
+    """Save ``model`` with the exchanged ``weights`` (d,) to ``folder``.
+
+    ``norms`` are the batch norms under the policy local. Under the policy reestimate, statistics
+    are those of ``images``, batches (B, C, H, W).
+    """
+    unpack(model, weights, config.batch_norm)
+    if norms is not None:
+        unpack_kept(model, norms, config.batch_norm)
+    if config.batch_norm == "reestimate":
+        reestimate(model, images)
+    card = describe(
+        model,
+        classes=manifest.classes,
+        multi_label=manifest.multi_label,
+        height=manifest.height,
+        width=manifest.width,
+        bits=manifest.bits,
+        dropout=config.model.dropout,
+        rendering=manifest.source.get("rendering"),
+    )
+    save_classifier(folder, model, card)
