@@ -81,7 +81,7 @@ class Answer:
     """A client's answer: trained weights (d,), number of images, and mean loss of the last epoch.
 
     ``control_change`` (d,) is the change of SCAFFOLD's control variate; ``memory`` stays with the
-    client.
+    client. ``pattern`` (C, h, w) is the trigger that an adversary prepared, for the simulation.
     """
 
     weights: Weights
@@ -90,6 +90,7 @@ class Answer:
     loss: float
     memory: Memory
     control_change: Vector | None = None
+    pattern: Tensor | None = None
 
 
 def train_client(
@@ -126,7 +127,8 @@ def train_client(
         weights = apply(task.weights, sent)
     norms = pack_kept(model, "local") if config.batch_norm == "local" else None
     moved = None if control is None else control - drift.ours
-    return Answer(weights, len(rows), steps, loss, Memory(norms, control), moved)
+    pattern = None if liar is None else liar.known.pattern
+    return Answer(weights, len(rows), steps, loss, Memory(norms, control), moved, pattern)
 
 
 def _train(
