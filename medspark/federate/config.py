@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from medspark.config import Config, TrainingConfig
 from medspark.data.config import AugmentConfig
+from medspark.federate.adversary.config import AdversaryConfig
 from medspark.federate.aggregate import RULES, Rule
 from medspark.federate.local import LocalConfig
 from medspark.federate.partition import ClientsConfig
@@ -42,7 +43,7 @@ class FederationConfig(LocalConfig, TrainingConfig):
     """A federation: the clients, their local training, and the aggregation of their updates."""
 
     decides_weights: ClassVar = frozenset(LocalConfig.model_fields) | {
-        "clients", "rounds", "aggregate", "rule", "sfat", "privacy", "root_images",
+        "clients", "rounds", "aggregate", "rule", "sfat", "adversary", "privacy", "root_images",
         "model", "augment", "seed",
     }  # fmt: skip
 
@@ -53,6 +54,7 @@ class FederationConfig(LocalConfig, TrainingConfig):
         default_factory=dict, description="settings of the rule, as --rule.bound 2"
     )
     sfat: SlackConfig = SlackConfig()
+    adversary: AdversaryConfig = AdversaryConfig()
     privacy: PrivacyConfig | None = Field(
         None, description="user-level differential privacy, instead of aggregate; default: none"
     )
@@ -83,5 +85,11 @@ class FederationConfig(LocalConfig, TrainingConfig):
     @property
     def adds_up(self) -> bool:
         """Whether tasks can add up the updates of their clients, without storing each."""
-        rule = self.rule_for(1)
-        return rule.separable and not self.sfat.slack
+        needs_each = self.sfat.slack > 0 or self.adversary.adversary.needs_honest
+        return self.rule_for(1).separable and not needs_each
+
+    @property
+    def keeps_change(self) -> bool:
+        """Whether the next round needs the change of the weights in this one."""
+        centre = "centre" in self.rule_for(1).references
+        return centre or self.adversary.adversary.needs_last_change

@@ -1,6 +1,7 @@
 """The files of a federation, in one folder that all workers share.
 
     clients.npz                   the rows of each client
+    edge.npz                      tail images, if an attack has them
     start/weights-00000.npy       the first weights, in parts; so are all vectors
     round-00003/                  a round: plan.json, and result.json once it is finished
         weights-00001.npy         the weights after the round; change-, state-, control- likewise
@@ -33,9 +34,9 @@ Floats = npt.NDArray[Any]
 _DRAFT = r"(\.[0-9a-f]{8}\.partial)?"
 # The names of all files that a federation writes below its folder. No other file is removed.
 FEDERATION_FILES = (
-    rf"\.?clients\.npz{_DRAFT}",
+    rf"\.?(clients|edge)\.npz{_DRAFT}",
     rf"(start|round-\d{{5}})/\.?(weights|change|state[a-z0-9]*|control)-\d{{5}}\.npy{_DRAFT}",
-    rf"round-\d{{5}}/\.?(update|history)-(root|\d{{6}})(-\d{{5}})?\.npy{_DRAFT}",
+    rf"round-\d{{5}}/\.?(update|history|pattern)-(root|\d{{6}})(-\d{{5}})?\.npy{_DRAFT}",
     rf"round-\d{{5}}/\.?(sum|controls)-\d{{5}}\.npy{_DRAFT}",
     rf"round-\d{{5}}/\.?(plan|result)\.json{_DRAFT}",
     r"round-\d{5}/progress-\d{5}\.txt",
@@ -78,6 +79,15 @@ class FederationFolder:
         """Return the file of what ``client`` sent in round ``number``; the server's own is -1."""
         name = "root" if client < 0 else f"{client:06d}"
         return self.round(number) / f"update-{name}.npy"
+
+    def pattern(self, number: int, client: int) -> Path:
+        """Return the file of the trigger that ``client`` prepared in round ``number``."""
+        return self.round(number) / f"pattern-{client:06d}.npy"
+
+    @property
+    def edge(self) -> Path:
+        """The file of the tail images that clients may hold."""
+        return self.path / "edge.npz"
 
     def memory(self, client: int, number: int) -> Path:
         """Return the file of what ``client`` keeps private as of round ``number``."""

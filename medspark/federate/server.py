@@ -23,9 +23,9 @@ from pydantic import Field
 
 from medspark.config import Config
 from medspark.errors import RunError
+from medspark.federate.adversary.plan import selected
 from medspark.federate.aggregate.measure import CHUNK, Part, total
 from medspark.federate.aggregate.rule import Measured, Rule, Weighing
-from medspark.federate.round import cohort
 from medspark.federate.sfat import slack_counts
 from medspark.federate.stored import ROOT, ClientRows
 from medspark.federate.worker import Setting, Step, Worker
@@ -153,7 +153,8 @@ class Server:
         if privacy is not None:
             return privacy.cohort(self._holders, seed=seed, round=number)
         per_round = self._config.clients.per_round or len(self._holders)
-        return cohort(self._holders, per_round, seed=seed, round=number)
+        adversary = self._config.adversary
+        return selected(adversary, self._holders, per_round, seed=seed, round=number)
 
     def _train(self, number: int, asked: Sequence[int]) -> tuple[Step, dict[int, dict[str, float]]]:
         shares = groups(asked, self._counts, self._executor.parts)
@@ -168,11 +169,27 @@ class Server:
             "cohort": float(max(1, len(asked))),
             "clients": len(self._holders),
             "adds_up": self._config.adds_up,
+            "images": {str(c): int(self._counts[c]) for c in asked},
+            "pattern": self._pattern(number),
             "memory": {str(c): self._memory[c] for c in asked if c in self._memory},
         }
         write_whole(self._folder.round(number) / "plan.json", json.dumps(step))
         answers = self._executor.do(step, len(shares)) if shares else []
+        if self._config.adversary.adversary.needs_honest:
+            trained = [int(c) for part in answers for c in part["clients"]]
+            honest = {"kind": "forge", "trained": sorted(set(trained) - {ROOT})}
+            answers.append(self._own.do(step | honest, 0))
         return step, {int(c): each for part in answers for c, each in part["clients"].items()}
+
+    def _pattern(self, number: int) -> str | None:
+        """Return the file of the newest trigger that an adversary prepared."""
+        if self._config.adversary.name == "none":
+            return None
+        for earlier in range(number - 1, -1, -1):
+            files = sorted(self._folder.round(earlier).glob("pattern-*.npy"))
+            if files:
+                return str(files[0])
+        return None
 
     def _check(self, number: int, counted: Sequence[int], left_out: Mapping[int, str]) -> None:
         least = 0 if self._rule.least == 0 else self._config.clients.least

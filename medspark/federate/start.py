@@ -46,7 +46,9 @@ def divide(config: FederationConfig, shards: Path, manifest: Manifest, split: st
     labels = MappedSplit(shards, manifest, split).labels
     patients = _column(shards, manifest, split, read_patients)
     sites = sites_of(shards, manifest, split) if config.clients.by == "site" else None
-    return partition(config.clients, labels=labels, patients=patients, sites=sites, seed=config.seed)
+    return partition(
+        config.clients, labels=labels, patients=patients, sites=sites, seed=config.seed
+    )
 
 
 def sites_of(shards: Path, manifest: Manifest, split: str) -> npt.NDArray[np.str_]:

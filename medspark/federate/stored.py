@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+from medspark.federate.adversary.plan import EdgeImages
 from medspark.federate.aggregate.exact import ExactSum
 from medspark.federate.aggregate.measure import chunks
 from medspark.federate.aggregate.rule import Matrix, Vector
@@ -17,7 +19,8 @@ from medspark.federate.weights import Weights
 from medspark.files import replacing
 
 __all__ = [
-    "ROOT", "ClientRows", "StoredUpdates", "chunks_within", "read_memory", "write_memory",
+    "ROOT", "ClientRows", "StoredUpdates", "chunks_within", "read_edge", "read_memory",
+    "write_edge", "write_memory",
 ]  # fmt: skip
 
 # The number of the server's own client, which trains on validation images for FLTrust.
@@ -74,13 +77,17 @@ class StoredUpdates:
 
     def references(self, here: slice) -> Matrix:
         """Return the reference vectors (r, c) that the rule names."""
-        named = {
-            "weights": lambda: self._base[here],
-            "centre": lambda: self._last_change(here),
-            "root": lambda: self._open(ROOT)[here] - self._base[here].astype(np.float64),
-        }
-        rows = [named[name]() for name in self._names]
+        rows = [self._reference(name, here) for name in self._names]
         return np.array(rows, dtype=np.float64).reshape(len(rows), here.stop - here.start)
+
+    def _reference(self, name: str, here: slice) -> Vector:
+        base: Vector = self._base[here].astype(np.float64)
+        if name == "weights":
+            return base
+        if name == "centre":
+            return self._last_change(here)
+        root: Vector = self._open(ROOT)[here] - base
+        return root
 
     def _last_change(self, here: slice) -> Vector:
         if not self._folder.has(self._number - 1, "change"):
@@ -124,3 +131,17 @@ def read_memory(path: Path) -> Memory:
     with np.load(path, allow_pickle=False) as stored:
         arrays = {name: stored[name] for name in stored.files}
     return Memory(arrays.get("norms"), arrays.get("control"))
+
+
+def write_edge(path: Path, edge: EdgeImages) -> None:
+    """Write tail images and their labels to one file."""
+    with replacing(path) as draft, draft.open("wb") as file:
+        np.savez(file, images=edge.images.numpy(), labels=edge.labels.numpy())
+
+
+def read_edge(path: Path) -> EdgeImages | None:
+    """Return the tail images in a file, or None if there is none."""
+    if not path.exists():
+        return None
+    with np.load(path, allow_pickle=False) as stored:
+        return EdgeImages(torch.from_numpy(stored["images"]), torch.from_numpy(stored["labels"]))

@@ -14,17 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from medspark.data.native import MappedSplit
 from medspark.errors import MedsparkError
 from medspark.evaluate.pieces import Job
+from medspark.federate.adversary.plan import EdgeImages, forged, plan_liars, waits
 from medspark.federate.aggregate import fault
 from medspark.federate.aggregate.exact import ExactSum
 from medspark.federate.aggregate.measure import chunks, measure
 from medspark.federate.aggregate.noise import gaussian
 from medspark.federate.aggregate.rule import Measured, Rule, Vector, Weighing
-from medspark.federate.client import Answer, Memory, Task, train_client
+from medspark.federate.client import Answer, Liar, Memory, Task, train_client
 from medspark.federate.config import FederationConfig
 from medspark.federate.folder import FederationFolder, write_array
 from medspark.federate.guard import Deadline, Progress
@@ -34,6 +36,7 @@ from medspark.federate.stored import (
     ClientRows,
     StoredUpdates,
     chunks_within,
+    read_edge,
     read_memory,
     write_memory,
 )
@@ -87,6 +90,7 @@ class Worker:
         """Do one part of ``step`` and return its answer, in the form of JSON."""
         kinds: Mapping[str, Callable[[Step, int], dict[str, Any]]] = {
             "train": self._train,
+            "forge": self._forge,
             "measure": self._measure,
             "combine": self._combine,
             "evaluate": self._evaluate,
@@ -102,10 +106,12 @@ class Worker:
         sums = ExactSum(len(base), weight=step["total"]) if step["adds_up"] else None
         controls = ExactSum(len(base), weight=step["cohort"]) if self._config.scaffold else None
         progress = Progress(self._folder, number, part)
-        left_out = self._folder.left_out(number)
+        left_out, liars = self._folder.left_out(number), self._liars(step)
+        # Before the first client, so that its deadline does not count the preparations.
+        self._network, self._split, self._clients  # noqa: B018
         trained: dict[str, dict[str, float]] = {}
         for client in group:
-            if client in left_out:
+            if client in left_out or waits(liars.get(client)):
                 continue
             if progress.deaths(client) >= _DEATHS:
                 reason = f"its task died {_DEATHS} times while training it"
@@ -113,7 +119,7 @@ class Worker:
                 continue
             task = Task(base, number, self._config.seed, control)
             with progress.of(client), self._limit(number, client):
-                answer = self._answer(task, client, step)
+                answer = self._answer(task, client, step, liars.get(client))
             if isinstance(answer, str):
                 self._folder.leave_out(number, client, answer)
                 continue
@@ -124,7 +130,7 @@ class Worker:
             write_array(self._folder.round(number) / f"controls-{part:05d}.npy", controls.units)
         return {"clients": trained}
 
-    def _answer(self, task: Task, client: int, step: Step) -> Answer | str:
+    def _answer(self, task: Task, client: int, step: Step, liar: Liar | None) -> Answer | str:
         """Return the answer of a client, or why it is left out."""
         try:
             answer = self._setting.train(
@@ -134,6 +140,7 @@ class Worker:
                 self._config,
                 augmentation=self._config.augment,
                 memory=self._memory(client, step),
+                liar=liar,
             )
         except MedsparkError as error:
             return safe_text(str(error)).rstrip(".")
@@ -143,6 +150,46 @@ class Worker:
             shape = answer.weights.shape
             return f"the answer has shape {shape} instead of {task.weights.shape}"
         return fault(difference(answer.weights, task.weights)) or answer
+
+    def _forge(self, step: Step, part: int) -> dict[str, Any]:
+        """Make the updates of the clients that wait for the honest ones (part 0 makes all)."""
+        number, trained = int(step["round"]), step["trained"]
+        base = self._folder.read(number - 1, "weights")
+        images = {int(client): count for client, count in step["images"].items()}
+        answers = {
+            client: Answer(
+                np.load(self._folder.update(number, client)), images[client], 0, 0.0, Memory()
+            )
+            for client in trained
+        }
+        made = forged(self._liars(step), base, answers, images) if part == 0 else {}
+        found: dict[str, dict[str, float]] = {}
+        for client, answer in made.items():
+            if reason := fault(difference(answer.weights, base)):
+                self._folder.leave_out(number, client, reason)
+            else:
+                found[str(client)] = self._keep(step, base, client, answer, None, None)
+        return {"clients": found}
+
+    def _liars(self, step: Step) -> dict[int, Liar]:
+        """Return the clients of the round that do not just train on their images."""
+        config, number = self._config.adversary, int(step["round"])
+        if config.name == "none" and config.honest_edge == 0:
+            return {}
+        change, pattern = None, step["pattern"]
+        if config.adversary.needs_last_change and self._folder.has(number - 1, "change"):
+            change = self._folder.read(number - 1, "change")
+        return plan_liars(
+            config,
+            range(len(self._clients)),
+            {int(client): count for client, count in step["images"].items()},
+            seed=self._config.seed,
+            round=number,
+            classes=len(self._setting.manifest.classes),
+            edge=self._edge,
+            last_change=change,
+            pattern=None if pattern is None else torch.from_numpy(np.load(Path(pattern))),
+        )
 
     def _keep(
         self,
@@ -168,6 +215,8 @@ class Worker:
         if controls is not None and answer.control_change is not None:
             controls.add(answer.control_change, 1.0)
         write_memory(self._folder.memory(client, number), answer.memory)
+        if answer.pattern is not None:
+            write_array(self._folder.pattern(number, client), answer.pattern.numpy())
         return {
             "images": answer.images,
             "steps": answer.steps,
@@ -211,6 +260,10 @@ class Worker:
         count = min(self._config.root_images, len(split))
         key = derive(self._config.seed, "root")
         return split.subset(np.sort(permute(np.arange(count), len(split), key)))
+
+    @cached_property
+    def _edge(self) -> EdgeImages | None:
+        return read_edge(self._folder.edge)
 
     @cached_property
     def _clients(self) -> ClientRows:
@@ -259,7 +312,7 @@ class Worker:
             for name, values in after.items():
                 kept.setdefault(name, np.empty(stop - start))[local] = values
         self._folder.write(number, "weights", part, weights)
-        if "centre" in rule.references:
+        if self._config.keeps_change:
             self._folder.write(number, "change", part, changes)
         for name, values in kept.items():
             self._folder.write(number, f"state{name}", part, values)
