@@ -85,7 +85,7 @@ attacked = AttackSettings(attacks=("fgsm", "pgd"), eps=budgets, steps=int(chosen
 for mode, network in networks.items():
     report = evaluate(network, [batch], attacked)
     print(show(accuracy_curves(report), name=f"03 accuracy {mode}", folder=pictures))
-    worst = report.worst[-1].metrics
+    worst = report.worst_case[-1]
     print(
         f"{mode:>12}: clean {report.clean.accuracy:.1%}, worst case at {eps_text(threat.eps)} "
         f"{worst.accuracy:.1%}, believable: {report.believable}"

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 
 from medspark.evaluate.calibrate import best_temperature
-from medspark.evaluate.robust import RobustReport, evaluate
+from medspark.evaluate.result import RobustnessResult
+from medspark.evaluate.robust import evaluate
 from medspark.models.checkpoint import calibrate, load_classifier
 from medspark.train.run_setup import RunSetup
 from medspark.train.validate import gatherer, slices
@@ -18,7 +19,7 @@ __all__ = ["calibrate_and_test"]
 _CALIBRATION_IMAGES = 1024
 
 
-def calibrate_and_test(setup: RunSetup) -> RobustReport:
+def calibrate_and_test(setup: RunSetup) -> RobustnessResult:
     """Calibrate the chosen network, then attack it on the test images; each rank takes a slice."""
     if setup.world.is_main:
         _calibrate(setup)

@@ -38,7 +38,7 @@ class EvaluationSettings(Config):
     images: int | None = Field(
         None,
         ge=1,
-        description="number of images, taken from the start of the shuffled shards; all by default",
+        description="number of images, drawn by seed as a training draws them; all by default",
     )
     positive: str | None = Field(
         None, description="positive class for sensitivity; the last of two by default"
@@ -56,7 +56,9 @@ class EvaluationSettings(Config):
     gallery: int = Field(
         6, ge=0, description="patient images shown in the report, and so in MLflow; 0 for none"
     )
-    seed: int = Field(0, ge=0, description="seed of the random starts and the resamples")
+    seed: int = Field(
+        0, ge=0, description="seed of the random starts, the resamples and the choice of images"
+    )
 
     def attack_settings(self) -> AttackSettings:
         """Return the settings of the attacks on each piece."""
@@ -67,6 +69,7 @@ class EvaluationSettings(Config):
             steps=self.steps,
             restarts=self.restarts,
             queries=self.queries,
+            images=self.images,
             batch_size=self.batch_size,
             seed=self.seed,
             sanity_images=self.sanity_images,

@@ -212,6 +212,8 @@ class _Table:
         # Earlier versions named their cells by eps in grey levels.
         evaluate["eps"] = [255 * eps for eps in self._config.evaluate.eps]
         decisive = {"network": fingerprint(self._config, network), "evaluate": evaluate}
+        if self._config.evaluate.images is not None:
+            decisive["images"] = "drawn"  # earlier versions attacked the first images
         others = surrogates(self._config, network)
         if others:
             decisive["surrogates"] = [fingerprint(self._config, other) for other in others]
