@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from draws import honest, seeds
@@ -9,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medspark.errors import RunError
-from medspark.federate.aggregate import RULES
+from medspark.federate.aggregate import RULES, aggregate
 from medspark.federate.client import Answer, Memory
 from medspark.federate.round import cohort, finish_round, next_control
+from medspark.federate.sfat import SlackConfig
 
 START = np.linspace(-1, 1, 6).astype(np.float32)
 FEDAVG = RULES["fedavg"]()
@@ -100,12 +103,43 @@ def test_one_client_that_answers_is_followed_to_the_last_bit(seed: int):
     assert np.array_equal(finish_round(START, only, FEDAVG, least=1).weights, only[4].weights)
 
 
-def test_other_counts_take_the_place_of_images():
-    two = {0: answer(START + 1), 1: answer(START + 4)}
+def with_loss(weights: np.ndarray, loss: float) -> Answer:
+    return replace(answer(weights, images=10), loss=loss)
 
-    found = finish_round(START, two, FEDAVG, least=2, counts={0: 2.0, 1: 1.0})
 
-    assert np.allclose(found.change, 2.0)
+def test_slack_favours_the_smallest_loss_of_the_usable_answers():
+    three = {
+        0: with_loss(START + 1, loss=2.0),
+        1: with_loss(START + 4, loss=1.0),
+        2: with_loss(START + np.nan, loss=0.1),
+        3: with_loss(START + 4, loss=np.nan),
+    }
+
+    found = finish_round(START, three, FEDAVG, least=2, slack=SlackConfig(slack=1 / 3))
+
+    assert np.allclose(found.change, (1 + 2 * 4 + 4) / 4)
+
+
+@given(seeds)
+def test_a_rule_that_remembers_judges_by_all_that_a_client_has_sent(seed: int):
+    rule, rounds = RULES["foolsgold"](), [honest(seed + i, 4) for i in range(2)]
+    asked = [(0, 1, 2, 3), (2, 3, 5, 1)]
+    kept: dict[int, np.ndarray] = {}
+
+    for updates, clients in zip(rounds, asked, strict=True):
+        sent = {c: answer(START + u) for c, u in zip(clients, updates, strict=True)}
+        found = finish_round(START, sent, rule, least=4, history=kept)
+        kept |= found.history
+
+    assert set(kept) == {0, 1, 2, 3, 5}
+    sums = [rounds[1][i] + (rounds[0][c] if c != 5 else 0) for i, c in enumerate(asked[1])]
+    alone = aggregate(rule, np.stack(sums), clients=asked[1]).factors
+    assert found.factors == pytest.approx(alone, abs=1e-3)
+    assert np.allclose(kept[3], rounds[0][3] + rounds[1][1], atol=1e-5)
+
+
+def test_other_rules_remember_nobody():
+    assert finish_round(START, answers(0), FEDAVG, least=1).history == {}
 
 
 def test_what_a_server_optimiser_remembers_goes_on():
