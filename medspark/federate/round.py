@@ -12,7 +12,6 @@ from medspark.federate.aggregate import Rule, aggregate, fault
 from medspark.federate.aggregate.exact import weighted_sum
 from medspark.federate.aggregate.rule import State, Vector
 from medspark.federate.client import Answer
-from medspark.federate.sfat import SlackConfig
 from medspark.federate.weights import Weights, apply, difference
 from medspark.seeding import derive, hash64
 
@@ -58,7 +57,7 @@ def finish_round(
     *,
     least: int,
     failed: Mapping[int, str] | None = None,
-    slack: SlackConfig | None = None,
+    counts: Mapping[int, float] | None = None,
     references: Mapping[str, Vector] | None = None,
     history: Mapping[int, Vector] | None = None,
     state: State | None = None,
@@ -67,9 +66,9 @@ def finish_round(
 ) -> RoundResult:
     """Aggregate ``answers`` to ``weights`` (d,) and return the result.
 
-    ``failed`` are the clients that did not answer, each with the reason. ``slack`` changes how much
-    the usable answers count (SFAT). Answers of the wrong shape or with unusable numbers are left
-    out. Raises RunError if fewer than ``least`` answers remain.
+    ``failed`` are the clients that did not answer, each with the reason. ``counts`` replace the
+    clients' numbers of images, as in SFAT. Answers of the wrong shape or with unusable numbers are
+    left out. Raises RunError if fewer than ``least`` answers remain.
 
     A rule that remembers (FoolsGold) needs ``history``, the ``RoundResult.history`` of the clients'
     last rounds; zero for clients that are not in it. One vector of doubles is kept for each client
@@ -88,12 +87,11 @@ def finish_round(
             f"Round {round} has {len(updates)} of the {least} usable answers that it needs. "
             f"{_first_of(left_out)}"
         )
-    counts = (slack or SlackConfig()).counts({client: answers[client] for client in updates})
     before = _sums(updates, history or {}) if rule.remembers else {}
     outcome = aggregate(
         rule,
         np.stack([*updates.values()]) if updates else np.empty((0, len(weights))),
-        counts=[counts[client] for client in updates],
+        counts=[(counts or {}).get(client, answers[client].images) for client in updates],
         clients=list(updates),
         references=references,
         history=np.stack([*before.values()]) if before else None,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from draws import honest, seeds
@@ -14,7 +12,6 @@ from medspark.errors import RunError
 from medspark.federate.aggregate import RULES, aggregate
 from medspark.federate.client import Answer, Memory
 from medspark.federate.round import cohort, finish_round, next_control
-from medspark.federate.sfat import SlackConfig
 
 START = np.linspace(-1, 1, 6).astype(np.float32)
 FEDAVG = RULES["fedavg"]()
@@ -103,21 +100,12 @@ def test_one_client_that_answers_is_followed_to_the_last_bit(seed: int):
     assert np.array_equal(finish_round(START, only, FEDAVG, least=1).weights, only[4].weights)
 
 
-def with_loss(weights: np.ndarray, loss: float) -> Answer:
-    return replace(answer(weights, images=10), loss=loss)
+def test_other_counts_take_the_place_of_images():
+    two = {0: answer(START + 1), 1: answer(START + 4)}
 
+    found = finish_round(START, two, FEDAVG, least=2, counts={0: 2.0, 1: 1.0})
 
-def test_slack_favours_the_smallest_loss_of_the_usable_answers():
-    three = {
-        0: with_loss(START + 1, loss=2.0),
-        1: with_loss(START + 4, loss=1.0),
-        2: with_loss(START + np.nan, loss=0.1),
-        3: with_loss(START + 4, loss=np.nan),
-    }
-
-    found = finish_round(START, three, FEDAVG, least=2, slack=SlackConfig(slack=1 / 3))
-
-    assert np.allclose(found.change, (1 + 2 * 4 + 4) / 4)
+    assert np.allclose(found.change, 2.0)
 
 
 @given(seeds)
