@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import array_shards
 import numpy as np
 import pytest
 import small
@@ -21,7 +22,6 @@ from medspark.federate.adversary.a3fl import A3FL
 from medspark.federate.adversary.config import AdversaryConfig, check_adversary
 from medspark.federate.adversary.edge_holder import EdgeHolder
 from medspark.federate.adversary.plan import (
-    EdgeImages,
     forged,
     holders,
     latest_pattern,
@@ -31,8 +31,10 @@ from medspark.federate.adversary.plan import (
     waits,
 )
 from medspark.federate.client import Answer, Liar, Memory
+from medspark.federate.edge import EdgeImages
 from medspark.federate.round import cohort
 from medspark.federate.weights import pack
+from medspark.shards.manifest import read_manifest
 
 CLIENTS = range(40)
 EDGE = EdgeImages(torch.ones(6, 1, 8, 8), torch.tensor([1, 1, 2, 2, 1, 2]))
@@ -88,14 +90,26 @@ def test_settings_that_contradict_each_other_are_refused(settings: Any, message:
     ("settings", "message"),
     [
         ({"clients": (3, 40)}, "no client 40, they are 0 to 39"),
-        ({"name": "badnets", "badnets": {"target": 3}}, "badnets.target: there is no class 3"),
-        ({"edge": "phantom", "edge_label": 3}, "edge_label: there is no class 3"),
+        ({"name": "badnets", "badnets": {"target": 2}}, "badnets.target: there is no class 2"),
+        ({"edge": "phantom", "edge_label": 2}, "edge_label: there is no class 2"),
         ({"per_round": 9}, "more than the 8 clients of a round"),
     ],
 )
-def test_an_attack_that_does_not_fit_the_federation_is_refused(settings: Any, message: str):
+def test_an_attack_that_does_not_fit_the_federation_is_refused(
+    settings: Any, message: str, tmp_path: Path
+):
+    config, manifest = AdversaryConfig(**settings), read_manifest(small.write(tmp_path / "shards"))
+
     with pytest.raises(UsageError, match=message):
-        check_adversary(AdversaryConfig(**settings), classes=3, clients=40, per_round=8)
+        check_adversary(config, manifest, clients=40, per_round=8)
+
+
+def test_findings_are_not_attacked(tmp_path: Path):
+    arrays = {"train": (np.zeros((4, 8, 8, 1), np.uint8), np.eye(4, 3, dtype=np.int64))}
+    manifest = read_manifest(array_shards.write_arrays(tmp_path / "shards", arrays))
+
+    with pytest.raises(UsageError, match="one class each"):
+        check_adversary(attack(), manifest, clients=40, per_round=8)
 
 
 @given(seeds, st.integers(1, 60), st.floats(0, 1))

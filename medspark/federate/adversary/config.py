@@ -22,6 +22,7 @@ from medspark.federate.adversary.label_flip import LabelFlip
 from medspark.federate.adversary.neurotoxin import Neurotoxin
 from medspark.federate.adversary.not_a_number import NotANumber
 from medspark.federate.adversary.sign_flip import SignFlip
+from medspark.shards.manifest import Manifest
 
 __all__ = ["AdversaryConfig", "AdversaryName", "check_adversary"]
 
@@ -106,8 +107,13 @@ class AdversaryConfig(Config):
         return (round - self.from_round) % self.round_every == 0
 
 
-def check_adversary(config: AdversaryConfig, *, classes: int, clients: int, per_round: int) -> None:
-    """Raise UsageError if ``config`` does not fit a federation of so many classes and clients."""
+def check_adversary(
+    config: AdversaryConfig, manifest: Manifest, *, clients: int, per_round: int
+) -> None:
+    """Raise UsageError if ``config`` does not fit a federation of so many clients on the shards."""
+    classes = len(manifest.classes)
+    if config.name != "none" and manifest.multi_label:
+        raise UsageError(f"adversary.name {config.name} needs images of one class each.")
     unknown = [number for number in config.clients if not 0 <= number < clients]
     if unknown:
         raise UsageError(

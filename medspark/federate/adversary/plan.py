@@ -3,9 +3,10 @@
 Everything is a pure function of the configuration, the clients, the seed and the round, so that a
 task on any machine, or a resumed run, finds the same. The simulation of a round calls it so:
 
+    edge = edge_set(config, manifest, seed=seed)       # once, in edge.py; None without tail images
     asked = selected(config, clients, per_round, seed=seed, round=round)
     liars = plan_liars(config, clients, {c: images[c] for c in asked}, seed=seed, round=round,
-                       classes=len(manifest.classes), edge=edge,
+                       classes=len(manifest.classes), edge=edge and edge.train,
                        last_change=last_change, pattern=pattern)
     for client in asked:
         if waits(liars.get(client)):       # ALIE, IPM: they need no training
@@ -21,7 +22,7 @@ has to restore both. Clients that are not in ``liars`` are honest and without ed
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 from torch import Tensor
@@ -31,22 +32,15 @@ from medspark.federate.adversary.config import AdversaryConfig
 from medspark.federate.adversary.edge_holder import EdgeHolder
 from medspark.federate.aggregate.rule import Vector
 from medspark.federate.client import Answer, Liar, Memory
+from medspark.federate.edge import EdgeImages
 from medspark.federate.round import cohort
 from medspark.federate.weights import Weights, apply, difference
 from medspark.seeding import derive
 
 __all__ = [
-    "EdgeImages", "forged", "holders", "latest_pattern", "malicious", "plan_liars", "selected",
+    "forged", "holders", "latest_pattern", "malicious", "plan_liars", "selected",
     "waits",
 ]  # fmt: skip
-
-
-@dataclass(frozen=True)
-class EdgeImages:
-    """Images of the tail (E, C, H, W) in [0, 1], and their true classes (E,)."""
-
-    images: Tensor
-    labels: Tensor
 
 
 def malicious(config: AdversaryConfig, clients: Sequence[int], *, seed: int) -> list[int]:
