@@ -20,7 +20,7 @@ from torch import nn
 from medspark.data.native import MappedSplit
 from medspark.errors import MedsparkError
 from medspark.evaluate.pieces import Job
-from medspark.federate.adversary.plan import EdgeImages, forged, plan_liars, waits
+from medspark.federate.adversary.plan import forged, plan_liars, waits
 from medspark.federate.aggregate import fault
 from medspark.federate.aggregate.exact import ExactSum
 from medspark.federate.aggregate.measure import chunks, measure
@@ -28,6 +28,7 @@ from medspark.federate.aggregate.noise import gaussian
 from medspark.federate.aggregate.rule import Measured, Rule, Vector, Weighing
 from medspark.federate.client import Answer, Liar, Memory, Task, train_client
 from medspark.federate.config import FederationConfig
+from medspark.federate.edge import EdgeImages
 from medspark.federate.folder import FederationFolder, write_array
 from medspark.federate.guard import Deadline, Progress
 from medspark.federate.network import new_network
