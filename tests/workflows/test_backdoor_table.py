@@ -16,6 +16,7 @@ from medspark.federate.aggregate import RULES
 from medspark.shards.manifest import read_manifest
 from medspark.study.backdoor_report import BackdoorCell
 from medspark.study.cells import held_study
+from medspark.workflows import backdoor_table
 from medspark.workflows.backdoor_plan import (
     BackdoorTableConfig,
     Federation,
@@ -164,7 +165,7 @@ def test_a_small_table_is_filled_and_never_twice(tmp_path: Path, monkeypatch):
 
     with held_study(config.folder):
         done = Table(config, command="c", machine="m").fill()
-        monkeypatch.setattr(BackdoorCell, "headline", "run again")
+        monkeypatch.delattr(backdoor_table, "run_federation")
         again = Table(config, command="c", machine="m").fill()
 
     cells = [BackdoorCell.model_validate(cell) for cell in done["cells"]]
