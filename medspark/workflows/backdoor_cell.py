@@ -18,7 +18,7 @@ from medspark.evaluate.config import AttackSettings
 from medspark.evaluate.result import RobustnessResult
 from medspark.evaluate.robust import evaluate
 from medspark.federate.adversary.plan import malicious
-from medspark.federate.backdoor import Detection, RoundOfAttack, detection, lasting, probe
+from medspark.federate.backdoor import Detection, Probe, RoundOfAttack, detection, lasting, probe
 from medspark.federate.config import FederationConfig
 from medspark.federate.edge import EdgeSet
 from medspark.federate.folder import FEDERATION_FILES, FederationFolder
@@ -51,11 +51,6 @@ class Images:
     def test(self) -> MappedSplit:
         """The test images."""
         return MappedSplit(self.shards, self.manifest, "test")
-
-    @cached_property
-    def tensors(self) -> tuple[Tensor, Tensor]:
-        """All test images (N, C, H, W) in [0, 1] and their classes (N,)."""
-        return self.test.tensors(np.arange(len(self.test)))
 
 
 @dataclass(frozen=True)
@@ -93,10 +88,13 @@ def run_federation(
     """Run the rounds of ``config`` from the weights ``first``, and return what was measured.
 
     The attack stops in round ``config.adversary.until_round``. ``work`` holds the files of the
-    federation meanwhile. ``seen`` gets the figures of every round. Raises MedsparkError.
+    federation meanwhile. ``seen`` gets the figures of every round, measured on the test images that
+    ``attacks`` chooses. Raises MedsparkError.
     """
     stopped = config.adversary.until_round or config.rounds
     model = new_network(config, images.manifest)
+    edge = None if images.edge is None else images.edge.test
+    tested = images.test.tensors(attacks.rows(len(images.test)))
     curve: list[Point] = []
     rounds: list[tuple[RoundOfAttack, tuple[int, ...]]] = []
     seconds = 0.0
@@ -106,7 +104,9 @@ def run_federation(
         for number in range(config.rounds):
             record = server.run(number)
             unpack(model, folder.read(number, "weights"), config.batch_norm)
-            curve.append(_point(record, model, config, images, folder))
+            pattern = _pattern(folder, record)
+            probed = probe(config.adversary, *tested, edge=edge, pattern=pattern)
+            curve.append(_point(record, model, tested, probed))
             seen(curve[-1])
             rounds.append((_attack(record, config, liars), record.clients))
             seconds += record.aggregation_seconds
@@ -156,19 +156,12 @@ def _attack(record: RoundRecord, config: FederationConfig, liars: list[int]) -> 
 
 
 def _point(
-    record: RoundRecord,
-    model: Classifier,
-    config: FederationConfig,
-    images: Images,
-    folder: FederationFolder,
+    record: RoundRecord, model: Classifier, tested: tuple[Tensor, Tensor], probed: Probe | None
 ) -> Point:
-    pixels, labels = images.tensors
-    edge = None if images.edge is None else images.edge.test
-    probed = probe(config.adversary, pixels, labels, edge=edge, pattern=_pattern(folder, record))
     return Point(
         round=record.round,
         success=None if probed is None else probed.success(model),
-        main=_accuracy(model, pixels, labels),
+        main=_accuracy(model, *tested),
     )
 
 
