@@ -23,6 +23,7 @@ from medspark.federate.aggregate.rule import Vector
 from medspark.federate.calfat import Calibrated, calfat
 from medspark.federate.drift import Drift
 from medspark.federate.local import LocalConfig
+from medspark.federate.resident import Resident
 from medspark.federate.weights import (
     Weights,
     apply,
@@ -94,7 +95,7 @@ class Answer:
 
 
 def train_client(
-    model: nn.Module,
+    model: nn.Module | Resident,
     rows: MappedSplit,
     task: Task,
     config: LocalConfig,
@@ -105,18 +106,20 @@ def train_client(
 ) -> Answer:
     """Return the answer to ``task`` of the client that holds ``rows``.
 
-    ``model`` is any network of the architecture, on the CPU; the exchanged weights overwrite its
-    own. All else that it holds is afterwards as before, so it can serve one client after the other.
-    Raises UsageError if the client has no image, or if findings are to be calibrated.
+    ``model`` is any network of the architecture, on the CPU, possibly prepared as a ``Resident``;
+    the exchanged weights overwrite its own. All else that it holds is afterwards as before, so it
+    can serve one client after the other. Raises UsageError if the client has no image, or if
+    findings are to be calibrated.
     """
     if len(rows) == 0:
         raise UsageError("A client without images cannot train.")
-    with private_restored(model, config.batch_norm):
-        return _answer(model, rows, task, config, augmentation, memory or Memory(), liar)
+    network = Resident.of(model)
+    with private_restored(network.own, config.batch_norm):
+        return _answer(network, rows, task, config, augmentation, memory or Memory(), liar)
 
 
 def _answer(
-    model: nn.Module,
+    network: Resident,
     rows: MappedSplit,
     task: Task,
     config: LocalConfig,
@@ -124,6 +127,7 @@ def _answer(
     memory: Memory,
     liar: Liar | None,
 ) -> Answer:
+    model = network.own
     unpack(model, task.weights, config.batch_norm)
     if memory.norms is not None:
         unpack_kept(model, memory.norms, config.batch_norm)
@@ -132,7 +136,7 @@ def _answer(
     if liar is not None:
         liar = replace(liar, known=liar.adversary.prepare(model, *_whole(rows), liar.known))
     drift = Drift(model, config, ours=memory.control, server=task.control)
-    steps, loss = _train(model, rows, task, config, drift, augmentation, liar)
+    steps, loss = _train(network, rows, task, config, drift, augmentation, liar)
     weights = pack(model, config.batch_norm)
     control = drift.control(weights, task.weights, steps * config.rate_in(task.round))
     if liar is not None:
@@ -144,7 +148,7 @@ def _answer(
 
 
 def _train(
-    model: nn.Module,
+    network: Resident,
     rows: MappedSplit,
     task: Task,
     config: LocalConfig,
@@ -152,11 +156,12 @@ def _train(
     augmentation: AugmentConfig | None,
     liar: Liar | None,
 ) -> tuple[int, float]:
-    """Train ``model`` in place; return the steps and the last epoch's mean loss."""
-    learner = _learner(model, torch.from_numpy(rows.labels), config)
+    """Train ``network`` in place; return the steps and the last epoch's mean loss."""
+    model = network.own
+    learner = _learner(network.trained, torch.from_numpy(rows.labels), config)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimiser = _optimiser(parameters, config, config.rate_in(task.round))
-    _awake(model, config)
+    _awake(network.trained, config)
     _forget_gradients(parameters)
     steps, total, images_seen = 0, 0.0, 0
     # Epochs are numbered across rounds, so that no round repeats the order of another.
@@ -170,7 +175,9 @@ def _train(
                 torch.default_generator.manual_seed(derive(task.seed, "dropout", task.round, steps))
                 key = derive(task.seed, "noise", task.round, steps)
                 sample = Sample(images, labels, numbers, 1.0, config.attack, key, start)
+                network.fold()
                 stats = take_step(learner, sample)
+                network.pull_back()
                 start = stats.attacked
                 drift.correct()
                 if config.clip_grad:

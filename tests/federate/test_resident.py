@@ -16,6 +16,7 @@ from medspark.federate.adversary.a3fl import A3FL
 from medspark.federate.adversary.edge_case import Projected
 from medspark.federate.client import Answer, Liar, Memory, Task, train_client
 from medspark.federate.local import LocalConfig
+from medspark.federate.resident import Resident
 from medspark.federate.weights import pack
 from medspark.models.classifier import batch_norms
 
@@ -35,7 +36,7 @@ def network() -> nn.Module:
     return model
 
 
-def answer(model: nn.Module, folder: Path, config: LocalConfig, rows: Any, **known: Any) -> Answer:
+def answer(model: Any, folder: Path, config: LocalConfig, rows: Any, **known: Any) -> Answer:
     task = Task(pack(network(), config.batch_norm), round=2, seed=5)
     return train_client(model, small.rows_of(folder, rows), task, config, **known)
 
@@ -92,17 +93,25 @@ class Breaks(nn.Module):
         return images
 
 
+@pytest.mark.parametrize("prepared", [False, True])
 @pytest.mark.parametrize("policy", ["average", "local", "frozen", "reestimate"])
-def test_a_client_that_fails_between_two_passes_leaves_nothing_behind(folder: Path, policy: Any):
-    config, resident = small.local("fused_noise", batch_norm=policy), network()
-    resident.backbone.append(Breaks())
-    resident.backbone[-1].at = 4
+def test_a_client_that_fails_between_two_passes_leaves_nothing_behind(
+    folder: Path, policy: Any, prepared: bool
+):
+    def made() -> Any:
+        model: Any = network()
+        return Resident.prepared(model, (1, 12, 12), config) if prepared else Resident.of(model)
+
+    config = small.local("fused_noise", batch_norm=policy)
+    resident = made()
+    resident.trained.backbone.append(Breaks())
+    resident.trained.backbone[-1].at = 4
     with pytest.raises(RuntimeError, match="out of memory"):
         answer(resident, folder, config, FIRST)
 
     after = answer(resident, folder, config, SECOND)
 
-    assert bits(after) == bits(answer(network(), folder, config, SECOND))
+    assert bits(after) == bits(answer(made(), folder, config, SECOND))
 
 
 @pytest.mark.parametrize("policy", ["average", "local", "frozen", "reestimate"])
