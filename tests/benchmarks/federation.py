@@ -101,7 +101,8 @@ def bare_round(
 ) -> list[Tensor]:
     """Return the weights after a round of FedAvg, as a bare loop of torch computes them.
 
-    ``pixels`` (N, 1, H, W) are bytes in memory; ``clients`` are the rows of each client.
+    ``pixels`` (N, H, W, 1) are bytes in memory; ``clients`` are the rows of each client. As
+    (B, 1, H, W) their batches are channels-last, as ours are.
     """
     parameters = list(model.parameters())
     total = [torch.zeros_like(weight) for weight in start]
@@ -114,7 +115,8 @@ def bare_round(
         model.train()
         for chosen in torch.from_numpy(rows)[torch.randperm(len(rows))].split(batch):
             optimiser.zero_grad()
-            F.cross_entropy(model(pixels[chosen].float() / 255), labels[chosen]).backward()
+            taken = pixels[chosen].permute(0, 3, 1, 2).float() / 255
+            F.cross_entropy(model(taken), labels[chosen]).backward()
             optimiser.step()
         with torch.no_grad():
             for part, parameter in zip(total, parameters, strict=True):
@@ -131,7 +133,7 @@ def bare(name: str, clients: int) -> Callable[[], object]:
     start = [parameter.detach().clone() for parameter in model.parameters()]
     draw = torch.Generator().manual_seed(0)
     count = clients * setting.images
-    shape = (count, 1, setting.side, setting.side)
+    shape = (count, setting.side, setting.side, 1)
     pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=draw)
     labels = torch.randint(0, CLASSES, (count,), generator=draw)
     rows = [setting.rows(client) for client in range(clients)]

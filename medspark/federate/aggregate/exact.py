@@ -24,7 +24,7 @@ __all__ = ["LARGEST", "ExactSum", "fault", "weighted_sum"]
 LARGEST = 2.0**12
 
 # Terms are cut so that what is computed between two of them stays in the processor's cache.
-_PIECE = 1 << 14
+_PIECE = 1 << 15
 
 Vector = npt.NDArray[np.float64]
 Floats = npt.NDArray[np.floating[Any]]
