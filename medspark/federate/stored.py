@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from medspark.federate.adversary.plan import EdgeImages
+from medspark.federate.adversary.edge_images import EdgeImages
 from medspark.federate.aggregate.exact import ExactSum
 from medspark.federate.aggregate.measure import chunks
 from medspark.federate.aggregate.rule import Matrix, Vector
