@@ -142,7 +142,9 @@ class NativeReader:
         plan, step = self._plan_of(epoch), start
         for together, images, labels in self.stretches(epoch, start=start):
             sizes = [len(rows) for rows in together]
-            parts = zip(together, images.split(sizes), labels.split(sizes), strict=True)
+            parts = zip(
+                together, torch.split(images, sizes), torch.split(labels, sizes), strict=True
+            )
             for rows, mine, named in parts:
                 weight = plan.weight(step, self._rank, self._world)
                 yield Batch(mine, named, rows, weight, plan.batch_size(step), epoch, step)

@@ -210,13 +210,13 @@ def _batches(
         )
         for together, stored, marks in reader.stretches(epoch):
             sizes = [len(numbers) for numbers in together]
-            parts = to_unit(stored, _CPU).split(sizes), marks.split(sizes)
-            yield from zip(*parts, together, strict=True)
+            images = torch.split(to_unit(stored, _CPU), sizes)
+            yield from zip(images, torch.split(marks, sizes), together, strict=True)
         return
-    images, labels = liar.adversary.poison(*_whole(rows), liar.known)
-    for numbers in EpochPlan(len(images), size, task.seed, epoch).rank_batches(0, 1):
+    whole, labels = liar.adversary.poison(*_whole(rows), liar.known)
+    for numbers in EpochPlan(len(whole), size, task.seed, epoch).rank_batches(0, 1):
         taken = torch.from_numpy(numbers)
-        yield images[taken], labels[taken], numbers
+        yield whole[taken], labels[taken], numbers
 
 
 def _learner(model: nn.Module, labels: Tensor, config: LocalConfig) -> Learner:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -69,22 +69,22 @@ class Descent:
     ) -> None:
         self._parameters = list(parameters)
         self._rate, self._momentum, self._weight_decay = rate, momentum, weight_decay
-        self._velocities: dict[nn.Parameter, Tensor] = {}
+        self._velocities: dict[Tensor, Tensor] = {}
 
     @torch.no_grad()
     def step(self) -> None:
         """Update the parameters that have a gradient."""
-        learning = [p for p in self._parameters if p.grad is not None]
-        ways: Sequence[Tensor] = [p.grad for p in learning if p.grad is not None]
+        learning: list[Tensor] = [p for p in self._parameters if p.grad is not None]
+        ways = [p.grad for p in learning if p.grad is not None]
         if not learning:
             return
         if self._weight_decay:
-            ways = torch._foreach_add(ways, learning, alpha=self._weight_decay)
+            ways = list(torch._foreach_add(ways, learning, alpha=self._weight_decay))
         if self._momentum:
             ways = [self._with_momentum(p, way) for p, way in zip(learning, ways, strict=True)]
         torch._foreach_add_(learning, ways, alpha=-self._rate)
 
-    def _with_momentum(self, parameter: nn.Parameter, way: Tensor) -> Tensor:
+    def _with_momentum(self, parameter: Tensor, way: Tensor) -> Tensor:
         if parameter not in self._velocities:
             self._velocities[parameter] = way.clone()
             return way

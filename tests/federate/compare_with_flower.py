@@ -2,7 +2,7 @@
 
 The networks of the benchmarks, four clients of unequal sizes, the same order of images. Flower's
 clients are a plain loop of torch, and its server aggregates in float32. Its rounding is all that
-differs, but a network with kinks multiplies it in each round: at a rate of .05, on noise, 3e-8 became
+differs, but a network with kinks multiplies it every round: at a rate of .05, on noise, 3e-8 became
 4e-7 and 4e-6. So the rate is .01 and the images are smooth. In the environment of
 ``flower_rounds.py``, with pytest:
 

@@ -18,7 +18,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["LARGEST", "ExactSum", "fault", "weighted_sum"]
+__all__ = ["LARGEST", "ExactSum", "check", "fault", "weighted_sum"]
 
 # A weight that moves so far in one round belongs to a network that has diverged.
 LARGEST = 2.0**12
@@ -42,6 +42,21 @@ def fault(update: Floats) -> str | None:
     return f"the update moves a weight by more than {LARGEST:g}"
 
 
+def check(trained: Floats, weights: Floats) -> tuple[str | None, float]:
+    """Return the fault of the update ``trained`` - ``weights`` (d,) and its squared norm.
+
+    The update is not stored. Pieces are added in order, so the norm has the same bits every time.
+    """
+    square = 0.0
+    for here in _pieces(len(weights)):
+        change = np.subtract(trained[here], weights[here], dtype=np.float64)
+        reason, more = _looked_at(change)
+        if reason is not None:
+            return reason, math.nan
+        square += more
+    return None, square
+
+
 class ExactSum:
     """The running sum of weight x vector; weights may have any sign."""
 
@@ -60,21 +75,24 @@ class ExactSum:
             self._add(np.multiply(vector[here], scale, dtype=np.float64), here)
         return self
 
-    def add_change(self, trained: Floats, weights: Floats, weight: float) -> str | None:
-        """Add ``weight`` times the update ``trained`` - ``weights``, without storing it.
+    def add_change(
+        self, trained: Floats, weights: Floats, weight: float
+    ) -> tuple[str | None, float]:
+        """Add ``weight`` times the update ``trained`` - ``weights``, and return its ``check``.
 
-        Return None, or if no rule can use the update, why (``fault``); then nothing is added.
+        The update is not stored. If it has a fault, nothing is added.
         """
-        scale = math.ldexp(weight, self._exponent)
+        scale, square = math.ldexp(weight, self._exponent), 0.0
         for here in _pieces(len(weights)):
             change = np.subtract(trained[here], weights[here], dtype=np.float64)
-            reason = fault(change)
+            reason, more = _looked_at(change)
             if reason is not None:
                 # Taking away what was added is exact as well.
                 self.add_change(trained[: here.start], weights[: here.start], -weight)
-                return reason
+                return reason, math.nan
+            square += more
             self._add(np.multiply(change, scale, out=change), here)
-        return None
+        return None, square
 
     def _add(self, term: Vector, here: slice) -> None:
         self.units[here] += np.rint(term, out=term).astype(np.int64)
@@ -102,3 +120,9 @@ def weighted_sum(rows: Floats, weights: Vector) -> Vector:
 
 def _pieces(length: int) -> Iterator[slice]:
     return (slice(start, start + _PIECE) for start in range(0, length, _PIECE))
+
+
+def _looked_at(change: Vector) -> tuple[str | None, float]:
+    square = float(np.square(change).sum())
+    # A small norm has no large and no missing numbers in it.
+    return (None if square <= LARGEST**2 else fault(change)), square
