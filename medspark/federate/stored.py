@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from medspark.federate.adversary.edge_images import EdgeImages
 from medspark.federate.aggregate.exact import ExactSum
 from medspark.federate.aggregate.measure import chunks
 from medspark.federate.aggregate.rule import Matrix, Vector
 from medspark.federate.client import Memory
+from medspark.federate.edge import EdgeImages
 from medspark.federate.folder import FederationFolder
 from medspark.federate.weights import Weights
 from medspark.files import replacing
