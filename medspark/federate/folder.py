@@ -8,6 +8,7 @@
         update-000034.npy         what a client sent, for rules that need every update
         sum-00001.npy             the exact sum of what the clients of one task sent
         left-out/34.json          why a client is left out
+        figures.json              the validation after the round
     memory/000034-00003.npz       what a client keeps private, as of a round that counted it
 
 A vector is written in parts by the workers that computed them, each part whole. ``result.json`` is
@@ -17,6 +18,7 @@ written last. Files of earlier rounds that nobody needs any more are removed.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,10 +40,11 @@ FEDERATION_FILES = (
     rf"(start|round-\d{{5}})/\.?(weights|change|state[a-z0-9]*|control)-\d{{5}}\.npy{_DRAFT}",
     rf"round-\d{{5}}/\.?(update|history|pattern)-(root|\d{{6}})(-\d{{5}})?\.npy{_DRAFT}",
     rf"round-\d{{5}}/\.?(sum|controls)-\d{{5}}\.npy{_DRAFT}",
-    rf"round-\d{{5}}/\.?(plan|result)\.json{_DRAFT}",
+    rf"round-\d{{5}}/\.?(plan|result|figures)\.json{_DRAFT}",
     r"round-\d{5}/progress-\d{5}\.txt",
     rf"round-\d{{5}}/left-out/\.?\d+\.json{_DRAFT}",
-    r"round-\d{5}/(model|pieces)/",
+    r"(round-\d{5}/)?(model|pieces)/",
+    rf"report/\.?(report\.(md|html)|rounds\.(png|csv)){_DRAFT}",
     rf"memory/\.?\d{{6}}-\d{{5}}\.npz{_DRAFT}",
     r"tasks/",
 )
@@ -102,7 +105,8 @@ class FederationFolder:
     def left_out(self, number: int) -> dict[int, str]:
         """Return the clients that are left out of round ``number``, each with the reason."""
         files = (self.round(number) / "left-out").glob("[0-9]*.json")
-        return {int(file.stem): json.loads(file.read_text())["reason"] for file in sorted(files)}
+        found = {int(file.stem): json.loads(file.read_text())["reason"] for file in files}
+        return dict(sorted(found.items()))
 
     def finished(self) -> int:
         """Return how many rounds are finished."""
@@ -110,6 +114,11 @@ class FederationFolder:
         while (self.round(number) / "result.json").exists():
             number += 1
         return number
+
+    def forget_validation(self, number: int) -> None:
+        """Remove the network and the answers of a round's validation, whose figures are kept."""
+        for name in ("model", "pieces"):
+            shutil.rmtree(self.round(number) / name, ignore_errors=True)
 
     def forget(self, number: int, prefixes: Iterable[str]) -> None:
         """Remove the vectors of a round whose names begin with one of ``prefixes``."""

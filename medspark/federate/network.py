@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from medspark.federate.config import FederationConfig
+from medspark.federate.folder import FederationFolder
+from medspark.federate.stored import read_memory
 from medspark.federate.weights import Weights, reestimate, unpack, unpack_kept
 from medspark.models.backbones import build
 from medspark.models.checkpoint import describe, save_classifier
@@ -16,7 +19,7 @@ from medspark.models.classifier import Classifier
 from medspark.seeding import derive
 from medspark.shards.manifest import Manifest
 
-__all__ = ["new_network", "save_network"]
+__all__ = ["client_norms", "new_network", "save_network"]
 
 
 def new_network(config: FederationConfig, manifest: Manifest) -> Classifier:
@@ -56,3 +59,16 @@ def save_network(
         rendering=manifest.source.get("rendering"),
     )
     save_classifier(folder, model, card)
+
+
+def client_norms(folder: FederationFolder, last: Mapping[int, int]) -> Weights | None:
+    """Return the mean of the batch norms that clients keep private under the policy local.
+
+    ``last`` maps each client to the last round that counted it.
+    """
+    found = [read_memory(folder.memory(client, number)).norms for client, number in last.items()]
+    known = [norms for norms in found if norms is not None]
+    if not known:
+        return None
+    mean: Weights = np.mean(np.stack(known), axis=0, dtype=np.float64).astype(np.float32)
+    return mean

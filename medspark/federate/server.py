@@ -23,12 +23,14 @@ from pydantic import Field
 
 from medspark.config import Config
 from medspark.errors import RunError
+from medspark.evaluate.config import AttackSettings
+from medspark.evaluate.summary import Arrays
 from medspark.federate.adversary.plan import selected
 from medspark.federate.aggregate.measure import CHUNK, Part, total
 from medspark.federate.aggregate.rule import Measured, Rule, Weighing
 from medspark.federate.sfat import slack_counts
 from medspark.federate.stored import ROOT, ClientRows
-from medspark.federate.worker import Setting, Step, Worker
+from medspark.federate.worker import Setting, Step, Worker, evaluation
 from medspark.files import write_whole
 
 __all__ = ["Executor", "InProcess", "RoundRecord", "Server", "groups", "slices"]
@@ -138,15 +140,29 @@ class Server:
         self._tidy(record)
         return record
 
-    def evaluate(self, model: Path, work: Path) -> None:
-        """Attack the images of the setting's evaluation with the network in ``model``."""
-        job = self._setting.evaluation
-        assert job is not None, "the setting has an evaluation"
+    def evaluate(
+        self, model: Path, config: AttackSettings, *, split: str, total: int, work: Path
+    ) -> Arrays:
+        """Attack images of ``split``, which holds ``total``, with the network in ``model``.
+
+        Returns the arrays of all images (``evaluate/summary.py``). Pieces in ``work`` are kept.
+        """
+        images = len(config.rows(total))
+        piece = max(1, min(-(-images // self._executor.parts), 4 * config.batch_size))
+        document = {
+            "model": str(model),
+            "config": config.model_dump(mode="json"),
+            "split": split,
+            "total": total,
+            "piece": piece,
+            "work": str(work),
+        }
+        job = evaluation(self._setting.shards, document)
+        work.mkdir(parents=True, exist_ok=True)
         parts = min(self._executor.parts, job.pieces)
         pieces = [list(range(part, job.pieces, parts)) for part in range(parts)]
-        work.mkdir(parents=True, exist_ok=True)
-        step = {"kind": "evaluate", "model": str(model), "work": str(work), "pieces": pieces}
-        self._executor.do(step, parts)
+        self._executor.do({"kind": "evaluate", "job": document, "pieces": pieces}, parts)
+        return job.arrays()
 
     def _cohort(self, number: int) -> list[int]:
         privacy, seed = self._config.privacy, self._config.seed

@@ -19,7 +19,7 @@ from medspark.files import replacing
 from medspark.shards.manifest import Manifest
 from medspark.shards.schema import read_patients, read_sites
 
-__all__ = ["begin", "divide", "sites_of"]
+__all__ = ["begin", "divide", "owners_of", "sites_of"]
 
 
 def begin(
@@ -60,6 +60,32 @@ def sites_of(shards: Path, manifest: Manifest, split: str) -> npt.NDArray[np.str
             "clients.by patient or dirichlet."
         )
     return sites
+
+
+def owners_of(
+    config: FederationConfig, shards: Path, manifest: Manifest, split: str
+) -> tuple[Rows | None, list[str]]:
+    """Return the client (N,) that would hold each row of ``split``, and the clients' sites.
+
+    With sites, a client is the site of that name in the training split; -1 is none of them. With
+    dirichlet, images are drawn with the same shares of classes as in the training split. By
+    patient, or with fewer patients than clients, no image has an owner: the result is None.
+    """
+    if config.clients.by == "site":
+        known = np.unique(sites_of(shards, manifest, "train"))
+        sites = sites_of(shards, manifest, split)
+        places = np.clip(np.searchsorted(known, sites), 0, len(known) - 1)
+        return np.where(known[places] == sites, places, -1), known.tolist()
+    if config.clients.by == "patient" or not manifest.splits[split].rows:
+        return None, []
+    try:
+        rows = divide(config, shards, manifest, split)
+    except UsageError:
+        return None, []
+    owners = np.empty(sum(len(part) for part in rows), dtype=np.int64)
+    for client, part in enumerate(rows):
+        owners[part] = client
+    return owners, []
 
 
 def _column(shards: Path, manifest: Manifest, split: str, read: Any) -> npt.NDArray[np.str_]:

@@ -6,6 +6,7 @@ so any worker can do any part, and doing a part again writes the same files.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -15,15 +16,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from medspark.data.native import MappedSplit
 from medspark.errors import MedsparkError
+from medspark.evaluate.config import AttackSettings
 from medspark.evaluate.pieces import Job
 from medspark.federate.adversary.plan import forged, plan_liars, waits
-from medspark.federate.aggregate import fault
-from medspark.federate.aggregate.exact import ExactSum
-from medspark.federate.aggregate.measure import chunks, measure
+from medspark.federate.aggregate.exact import ExactSum, check
+from medspark.federate.aggregate.measure import measure
 from medspark.federate.aggregate.noise import gaussian
 from medspark.federate.aggregate.rule import Measured, Rule, Vector, Weighing
 from medspark.federate.client import Answer, Liar, Memory, Task, train_client
@@ -32,6 +32,7 @@ from medspark.federate.edge import EdgeImages
 from medspark.federate.folder import FederationFolder, write_array
 from medspark.federate.guard import Deadline, Progress
 from medspark.federate.network import new_network
+from medspark.federate.resident import Resident
 from medspark.federate.stored import (
     ROOT,
     ClientRows,
@@ -41,13 +42,13 @@ from medspark.federate.stored import (
     read_memory,
     write_memory,
 )
-from medspark.federate.weights import Weights, apply, difference
+from medspark.federate.weights import Weights, apply
 from medspark.redact import safe_text
 from medspark.seeding import derive
 from medspark.shards.manifest import Manifest, read_manifest
 from medspark.shards.plan import permute
 
-__all__ = ["Setting", "Step", "Worker"]
+__all__ = ["Setting", "Step", "Worker", "evaluation"]
 
 # A step of a round in the form of JSON: its ``kind``, its round, and what each part has to do.
 Step = dict[str, Any]
@@ -58,15 +59,11 @@ _DEATHS = 2
 
 @dataclass(frozen=True)
 class Setting:
-    """All settings that a worker needs; it is pickled to the tasks.
-
-    ``evaluation`` is the job whose pieces a step of kind evaluate does, without its model.
-    """
+    """All settings that a worker needs; it is pickled to the tasks."""
 
     config: FederationConfig
     shards: Path
     folder: FederationFolder
-    evaluation: Job | None = None
     train: Callable[..., Answer] = train_client
 
     @cached_property
@@ -121,10 +118,15 @@ class Worker:
             task = Task(base, number, self._config.seed, control)
             with progress.of(client), self._limit(number, client):
                 answer = self._answer(task, client, step, liars.get(client))
+            kept: dict[str, float] | str
             if isinstance(answer, str):
-                self._folder.leave_out(number, client, answer)
-                continue
-            trained[str(client)] = self._keep(step, base, client, answer, sums, controls)
+                kept = answer
+            else:
+                kept = self._keep(step, base, client, answer, sums, controls)
+            if isinstance(kept, str):
+                self._folder.leave_out(number, client, kept)
+            else:
+                trained[str(client)] = kept
         if sums is not None:
             write_array(self._folder.round(number) / f"sum-{part:05d}.npy", sums.units)
         if controls is not None:
@@ -150,7 +152,13 @@ class Worker:
         if answer.weights.shape != task.weights.shape:
             shape = answer.weights.shape
             return f"the answer has shape {shape} instead of {task.weights.shape}"
-        return fault(difference(answer.weights, task.weights)) or answer
+        return answer
+
+    def _factor(self, step: Step, client: int, answer: Answer, square: float) -> float:
+        """Return the weight of a client, in a rule whose weights depend on nobody else."""
+        counts, squares = np.array([float(answer.images)]), np.array([square])
+        seen = Measured((client,), counts, squares, np.empty((0, 0)))
+        return float(self._rule(step).weigh(seen).factors[0])
 
     def _forge(self, step: Step, part: int) -> dict[str, Any]:
         """Make the updates of the clients that wait for the honest ones (part 0 makes all)."""
@@ -166,10 +174,11 @@ class Worker:
         made = forged(self._liars(step), base, answers, images) if part == 0 else {}
         found: dict[str, dict[str, float]] = {}
         for client, answer in made.items():
-            if reason := fault(difference(answer.weights, base)):
-                self._folder.leave_out(number, client, reason)
+            kept = self._keep(step, base, client, answer, None, None)
+            if isinstance(kept, str):
+                self._folder.leave_out(number, client, kept)
             else:
-                found[str(client)] = self._keep(step, base, client, answer, None, None)
+                found[str(client)] = kept
         return {"clients": found}
 
     def _liars(self, step: Step) -> dict[int, Liar]:
@@ -200,19 +209,21 @@ class Worker:
         answer: Answer,
         sums: ExactSum | None,
         controls: ExactSum | None,
-    ) -> dict[str, float]:
-        """Add an answer to the sums or store it; return its figures."""
+    ) -> dict[str, float] | str:
+        """Add an answer to the sums or store it; return its figures, or why it is left out."""
         number = int(step["round"])
-        update = difference(answer.weights, base)
-        parts = (np.square(update[here]).sum() for here in chunks(len(update)))
-        square = float(sum(parts))
+        if sums is not None and self._rule(step).needs == "nothing":
+            # The weight is the number of images, so one pass over the coordinates is enough.
+            weight = self._factor(step, client, answer, math.nan)
+            reason, square = sums.add_change(answer.weights, base, weight)
+        else:
+            reason, square = check(answer.weights, base)
+        if reason is not None:
+            return reason
         if sums is None or client == ROOT:
             write_array(self._folder.update(number, client), answer.weights)
-        else:
-            one = Measured(
-                (client,), np.array([answer.images], float), np.array([square]), np.empty((0, 0))
-            )
-            sums.add(update, float(self._rule(step).weigh(one).factors[0]))
+        elif self._rule(step).needs != "nothing":
+            sums.add_change(answer.weights, base, self._factor(step, client, answer, square))
         if controls is not None and answer.control_change is not None:
             controls.add(answer.control_change, 1.0)
         write_memory(self._folder.memory(client, number), answer.memory)
@@ -248,8 +259,10 @@ class Worker:
         return self._split.subset(self._clients[client])
 
     @cached_property
-    def _network(self) -> nn.Module:
-        return new_network(self._config, self._setting.manifest)
+    def _network(self) -> Resident:
+        manifest = self._setting.manifest
+        shape = manifest.channels, manifest.height, manifest.width
+        return Resident.prepared(new_network(self._config, manifest), shape, self._config)
 
     @cached_property
     def _split(self) -> MappedSplit:
@@ -333,12 +346,24 @@ class Worker:
     # --- evaluation ---
 
     def _evaluate(self, step: Step, part: int) -> dict[str, Any]:
-        job = self._setting.evaluation
-        assert job is not None, "the federation evaluates"
-        job = Job(**(vars(job) | {"model": Path(step["model"]), "work": Path(step["work"])}))
+        job = evaluation(self._setting.shards, step["job"])
         for piece in step["pieces"][part]:
             job.do(piece)
         return {}
+
+
+def evaluation(shards: Path, document: Mapping[str, Any]) -> Job:
+    """Return the evaluation that a step of kind evaluate describes."""
+    return Job(
+        model=Path(document["model"]),
+        surrogates=(),
+        shards=shards,
+        split=document["split"],
+        config=AttackSettings.model_validate(document["config"]),
+        total=int(document["total"]),
+        piece=int(document["piece"]),
+        work=Path(document["work"]),
+    )
 
 
 def _weighing(document: Mapping[str, Any]) -> Weighing:

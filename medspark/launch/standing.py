@@ -34,7 +34,7 @@ from medspark.files import write_whole
 from medspark.memory import keep_freed_memory
 from medspark.spark.session import task_errors
 
-__all__ = ["DoesParts", "Residents", "residents"]
+__all__ = ["PartWorker", "StandingTasks", "standing_tasks"]
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -44,18 +44,18 @@ _CLOSE_SECONDS = 10.0
 _SHORTEST_WAIT, _LONGEST_WAIT = 0.0005, 0.05
 
 
-class DoesParts(Protocol):
+class PartWorker(Protocol):
     """The work of a task, made once in each."""
 
     def do(self, step: dict[str, Any], part: int) -> dict[str, Any]:
         """Do one part of a step; return its answer. Both have the form of JSON."""
 
 
-class Residents:
-    """The tasks of one job, as seen by the driver. ``residents`` makes them."""
+class StandingTasks:
+    """The tasks of one job, as seen by the driver. ``standing_tasks`` starts them."""
 
     def __init__(
-        self, spark: SparkSession, folder: Path, make: Callable[[], DoesParts], *, tasks: int
+        self, spark: SparkSession, folder: Path, make: Callable[[], PartWorker], *, tasks: int
     ) -> None:
         self._spark = spark
         self._folder = folder
@@ -96,7 +96,7 @@ class Residents:
             self._thread.join()
 
     def _started(self) -> threading.Thread:
-        thread = threading.Thread(target=self._run, name="residents", daemon=True)
+        thread = threading.Thread(target=self._run, name="standing tasks", daemon=True)
         thread.start()
         return thread
 
@@ -108,7 +108,7 @@ class Residents:
         try:
             with task_errors():
                 context.parallelize(range(self.parts), self.parts).foreach(
-                    lambda part: _reside(folder, part, make, threads)
+                    lambda part: _serve(folder, part, make, threads)
                 )
         except RunError as error:
             self._error = error
@@ -133,9 +133,9 @@ class Residents:
 
 
 @contextmanager
-def residents(
-    spark: SparkSession, work: Path, make: Callable[[], DoesParts], *, tasks: int
-) -> Iterator[Residents]:
+def standing_tasks(
+    spark: SparkSession, work: Path, make: Callable[[], PartWorker], *, tasks: int
+) -> Iterator[StandingTasks]:
     """Yield ``tasks`` tasks that each ``make`` their worker; they end with the block.
 
     ``work`` is a folder that all workers share; its subfolder ``tasks`` is replaced.
@@ -143,7 +143,7 @@ def residents(
     folder = work / "tasks"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    crew = Residents(spark, folder, make, tasks=tasks)
+    crew = StandingTasks(spark, folder, make, tasks=tasks)
     try:
         yield crew
     finally:
@@ -151,7 +151,7 @@ def residents(
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _reside(folder: Path, part: int, make: Callable[[], DoesParts], threads: int) -> None:
+def _serve(folder: Path, part: int, make: Callable[[], PartWorker], threads: int) -> None:
     """Do this task's parts of all steps, from the current one to the last."""
     keep_freed_memory()
     # Spark reuses the worker for other work, so restore its number of threads.
