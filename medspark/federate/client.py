@@ -168,7 +168,9 @@ def _train(
     steps, total, images_seen = 0, 0.0, 0
     # Epochs are numbered across rounds, so that no round repeats the order of another.
     first = sum(config.epochs_in(earlier) for earlier in range(task.round))
-    for epoch in range(first, first + config.epochs_in(task.round)):
+    passes = config.epochs_in(task.round)
+    passes = passes if liar is None else liar.adversary.passes(passes)
+    for epoch in range(first, first + passes):
         total, images_seen = 0.0, 0
         for images, labels, numbers in _batches(rows, task, config, augmentation, liar, epoch):
             start: Tensor | None = None
