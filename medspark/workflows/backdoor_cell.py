@@ -83,13 +83,15 @@ def run_federation(
     work: Path,
     *,
     first: Weights | None,
+    averaged: int = 1,
     seen: Callable[[Point], object] = lambda _: None,
 ) -> Outcome:
     """Run the rounds of ``config`` from the weights ``first``, and return what was measured.
 
-    The attack stops in round ``config.adversary.until_round``. ``work`` holds the files of the
-    federation meanwhile. ``seen`` gets the figures of every round, measured on the test images that
-    ``attacks`` chooses. Raises MedsparkError.
+    The attack stops in round ``config.adversary.until_round``. Success is the mean over the last
+    ``averaged`` rounds. ``work`` holds the files of the federation meanwhile. ``seen`` gets the
+    figures of every round, measured on the test images that ``attacks`` chooses. Raises
+    MedsparkError.
     """
     stopped = config.adversary.until_round or config.rounds
     model = new_network(config, images.manifest)
@@ -115,8 +117,8 @@ def run_federation(
     successes = {point.round: point.success for point in curve}
     return Outcome(
         report=report,
-        success=lasting(successes, stopped, 0),
-        later=lasting(successes, stopped, config.rounds - stopped),
+        success=lasting(successes, stopped, 0, over=averaged),
+        later=lasting(successes, stopped, config.rounds - stopped, over=averaged),
         detection=detection(rounds),
         aggregation_seconds=seconds / config.rounds,
         curve=tuple(curve),

@@ -158,6 +158,7 @@ class Table:
                     self._config.evaluate,
                     self._folder / "federation",
                     first=self._first(one.seed),
+                    averaged=self._config.averaged,
                     seen=seen,
                 )
             found = _figures(outcome)
@@ -208,6 +209,7 @@ class Table:
             pictures.append("ablation.png")
         about: dict[str, Any] = {
             "later": self._config.later,
+            "averaged": self._config.averaged,
             "title": TITLE,
             "facts": self._facts(),
             "pictures": pictures,

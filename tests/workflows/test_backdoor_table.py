@@ -36,6 +36,7 @@ SMALL: dict[str, Any] = {
     "warm_up": 1,
     "rounds": 2,
     "later": 1,
+    "averaged": 1,
     "clients": {"by": "dirichlet", "count": 6, "per_round": 5},
     "adversary": {"clients": (1, 4), "per_round": 1, "badnets": {"poisoned": 0.5}},
     "local": {"train": {"mode": "standard"}, "batch_size": 4, "lr": 0.05},

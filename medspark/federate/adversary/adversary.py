@@ -2,8 +2,8 @@
 
 Before training, ``prepare`` uses the round's network, and ``poison`` changes images and labels.
 The client trains ``passes`` times on them; meanwhile ``constrain`` keeps the update inconspicuous.
-After it, ``send`` replaces the update. Images are floats in [0, 1], (B, C, H, W); labels are classes
-(B,); an update is one vector (d,), trained weights minus the round's weights.
+After it, ``send`` replaces the update. Images are floats in [0, 1], (B, C, H, W); labels are
+classes (B,); an update is one vector (d,), trained weights minus the round's weights.
 """
 
 from __future__ import annotations
