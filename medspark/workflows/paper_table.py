@@ -13,8 +13,8 @@ from pyspark.sql import SparkSession
 
 from medspark import __version__, ownership
 from medspark.attacks.config import AttackName
-from medspark.eps import eps_name
 from medspark.errors import MedsparkError, RunError
+from medspark.evaluate.result import metrics_by_name
 from medspark.job import command_line, write_result
 from medspark.launch.distributor import SPARK_SETTINGS
 from medspark.launch.hardware import hardware
@@ -170,7 +170,7 @@ class _Table:
             figures = tuple(f for f in result.figures() if f.metric in METRICS)
             run.end(
                 "FINISHED",
-                summary={f"{f.attack}/{eps_name(f.eps)}/{f.metric}": f.value for f in figures},
+                summary=metrics_by_name(figures),
                 patience_seconds=self._config.track.patience_seconds,
             )
         return blank.model_copy(update={"figures": figures, "flags": result.triggered_flags})
