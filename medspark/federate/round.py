@@ -76,7 +76,7 @@ def finish_round(
             left_out[client] = reason
     if len(updates) < least:
         raise RunError(
-            f"Round {round} has {len(updates)} usable answers and needs {least}. "
+            f"Round {round} needs {least} usable answers and has {len(updates)}. "
             f"{_first_of(left_out)}"
         )
     outcome = aggregate(
