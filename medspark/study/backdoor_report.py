@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pydantic import Field
 
 from medspark.config import Config
-from medspark.evaluate.names import in_markdown
 from medspark.evaluate.sanity import SIGN, SIGN_MEANS, Flag
 from medspark.study.cells import CellRecord
 
@@ -244,11 +243,7 @@ def markdown(
 
 
 def _piped(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(map(_cell, cells)) + " |"
-
-
-def _cell(text: str) -> str:
-    return text if text.startswith("---") or SIGN in text or "[" in text else in_markdown(text)
+    return "| " + " | ".join(cells) + " |"
 
 
 _STYLE = """
