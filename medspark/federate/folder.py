@@ -47,7 +47,7 @@ FEDERATION_FILES = (
     r"pieces/",
     rf"report/\.?(report\.(md|html)|rounds\.(png|csv)){_DRAFT}",
     rf"memory/\.?\d{{6}}-\d{{5}}\.npz{_DRAFT}",
-    r"tasks/",
+    rf"tasks/\.?(step|answer)-\d{{8}}(-\d{{5}})?\.json{_DRAFT}",
 )
 
 
