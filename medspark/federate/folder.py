@@ -44,10 +44,10 @@ FEDERATION_FILES = (
     r"round-\d{5}/progress-\d{5}\.txt",
     rf"round-\d{{5}}/left-out/\.?\d+\.json{_DRAFT}",
     r"round-\d{5}/(model|pieces)/",
-    r"(model|pieces)/",
+    r"pieces/",
     rf"report/\.?(report\.(md|html)|rounds\.(png|csv)){_DRAFT}",
     rf"memory/\.?\d{{6}}-\d{{5}}\.npz{_DRAFT}",
-    r"tasks/",
+    rf"tasks/\.?(step|answer)-\d{{8}}(-\d{{5}})?\.json{_DRAFT}",
 )
 
 

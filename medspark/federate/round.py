@@ -1,4 +1,4 @@
-"""One round of a federation, as pure functions: select the cohort, check and aggregate answers."""
+"""Pure functions of one federated round: select the cohort, check and aggregate its answers."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ __all__ = ["RoundResult", "cohort", "finish_round", "next_control"]
 class RoundResult:
     """The result of a round.
 
-    ``weights`` (d,) are the next round's, ``change`` (d,) is their change. ``counted`` are the
-    clients whose update was aggregated. ``left_out`` are the other selected clients, each with the
+    ``weights`` (d,) are the weights of the next round, ``change`` (d,) is their change. ``counted``
+    are the clients whose update was aggregated. ``left_out`` maps the other selected clients to the
     reason. ``rejected`` are the counted clients that a detecting rule rejected. The result depends
     only on the answers of the counted clients. ``history`` holds, for a rule that remembers, the
     sums (d,) of all updates that each counted client has sent so far; it is empty for other rules.
@@ -40,10 +40,10 @@ class RoundResult:
 
 
 def cohort(clients: Sequence[int], per_round: int, *, seed: int, round: int) -> list[int]:
-    """Return the sorted ``per_round`` clients of a round; all if there are fewer.
+    """Return the ``per_round`` clients of a round, sorted; all clients if there are fewer.
 
-    Every client draws a number from (seed, round), and the smallest are selected. So the relative
-    order of two clients does not depend on the others.
+    Every client draws a number from (seed, round); the smallest numbers are selected. So the order
+    of two clients does not depend on the other clients.
     """
     numbers = np.array(sorted(clients), dtype=np.int64)
     drawn = hash64(derive(seed, "round", round), numbers)
@@ -84,7 +84,7 @@ def finish_round(
             left_out[client] = reason
     if len(updates) < least:
         raise RunError(
-            f"Round {round} has {len(updates)} of the {least} usable answers that it needs. "
+            f"Round {round} needs {least} usable answers and has {len(updates)}. "
             f"{_first_of(left_out)}"
         )
     before = _sums(updates, history or {}) if rule.remembers else {}
@@ -112,7 +112,7 @@ def finish_round(
 
 
 def next_control(control: Vector, answers: Sequence[Answer], clients: int) -> Vector:
-    """Return SCAFFOLD's server control (d,) after a round: c + sum of the changes / all clients.
+    """Return SCAFFOLD's server control (d,) after a round: c + sum of changes / ``clients``.
 
     ``answers`` are the answers of the counted clients.
     """
@@ -136,6 +136,6 @@ def _misfit(weights: Weights, answer: Answer) -> str | None:
 
 def _first_of(left_out: Mapping[int, str]) -> str:
     if not left_out:
-        return "Nobody was left out."
+        return "No client was left out."
     client = min(left_out)
     return f"Client {client} was left out: {left_out[client]}."

@@ -18,7 +18,6 @@ import json
 import logging
 import os
 import secrets
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -29,8 +28,9 @@ from typing import Any, Protocol
 import torch
 from pyspark.sql import SparkSession
 
+from medspark import ownership
 from medspark.errors import RunError
-from medspark.files import write_whole
+from medspark.files import DRAFT, write_whole
 from medspark.memory import keep_freed_memory
 from medspark.spark.session import task_errors
 
@@ -39,6 +39,7 @@ __all__ = ["PartWorker", "StandingTasks", "standing_tasks"]
 _LOGGER = logging.getLogger(__name__)
 
 _END = {"kind": "end"}
+_FILES = (rf"\.?(step-\d{{8}}|answer-\d{{8}}-\d{{5}})\.json({DRAFT})?",)
 _CLOSE_SECONDS = 10.0
 # Waiting costs at most a twentieth of what it waited for, and few wake-ups.
 _SHORTEST_WAIT, _LONGEST_WAIT = 0.0005, 0.05
@@ -138,17 +139,19 @@ def standing_tasks(
 ) -> Iterator[StandingTasks]:
     """Yield ``tasks`` tasks that each ``make`` their worker; they end with the block.
 
-    ``work`` is a folder that all workers share; its subfolder ``tasks`` is replaced.
+    ``work`` is a folder that all workers share. The files of steps are in its subfolder ``tasks``,
+    and are removed before and after.
     """
     folder = work / "tasks"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    ownership.remove(folder, _FILES)
+    folder.mkdir(exist_ok=True)
     crew = StandingTasks(spark, folder, make, tasks=tasks)
     try:
         yield crew
     finally:
         crew.close()
-        shutil.rmtree(folder, ignore_errors=True)
+        ownership.remove(folder, _FILES)
 
 
 def _serve(folder: Path, part: int, make: Callable[[], PartWorker], threads: int) -> None:
@@ -164,7 +167,7 @@ def _serve(folder: Path, part: int, make: Callable[[], PartWorker], threads: int
             answer = folder / f"answer-{number:08d}-{part:05d}.json"
             if part < step["parts"] and not answer.exists():
                 done = json.dumps(worker.do(step, part))
-                with suppress(FileNotFoundError):  # the driver is gone, and the folder with it
+                with suppress(FileNotFoundError):  # the driver has ended, and removed the folder
                     write_whole(answer, done)
             number += 1
     finally:

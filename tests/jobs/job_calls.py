@@ -59,7 +59,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def call(load_job: Callable[[str], ModuleType], home: Path, network: Path, write_shards) -> Call:
-    """Return a function that runs a job on a target; ``more`` is added to what it is told."""
+    """Return a function that runs a job on a target; ``more`` are further arguments."""
     shards = write_shards(rows=16, side=32)
     samples = home / "samples"
     samples.mkdir(exist_ok=True)

@@ -1,8 +1,8 @@
-"""A weighted sum of vectors that depends neither on the order nor on the grouping of its terms.
+"""Sum weighted vectors exactly: the order and the grouping of the terms change no bit.
 
-Floating-point sums depend on their order. Here every term is rounded once, to a multiple of a power
-of two that the round's total weight fixes, and added as a 64-bit integer, which is exact. So tasks
-may add up what clients they please, in any order, and merge: the bits are the same.
+Floating-point sums depend on their order. This module rounds every term once, to a multiple of a
+power of two that the round's total weight fixes, and adds it as a 64-bit integer, which is exact.
+So tasks may each add up any clients in any order, and merge their sums: the bits are the same.
 
 It costs eight bytes a weight instead of four, and an error of at most n x 2**-50 in the mean of n
 clients, far below the rounding of float32 weights (at .01: 2**-31). No number may be larger than
@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 __all__ = ["LARGEST", "ExactSum", "check", "fault", "weighted_sum"]
 
-# A weight that moves so far in one round belongs to a network that has diverged.
+# A network whose weight moves further than this in one round has diverged.
 LARGEST = 2.0**12
 
 # Terms are cut so that what is computed between two of them stays in the processor's cache.
@@ -61,9 +61,10 @@ class ExactSum:
     """The running sum of weight x vector; weights may have any sign."""
 
     def __init__(self, length: int, *, weight: float) -> None:
-        """``weight`` is the most that the sizes of all weights can add up to.
+        """Make a sum of zero.
 
-        Sums merge only if they were made with the same one.
+        ``weight`` is the largest possible sum of the weights' absolute values. Only sums with the
+        same ``weight`` can be merged.
         """
         self._exponent = 62 - math.frexp(weight * LARGEST)[1]
         self.units = np.zeros(length, dtype=np.int64)
@@ -98,7 +99,7 @@ class ExactSum:
         self.units[here] += np.rint(term, out=term).astype(np.int64)
 
     def merge(self, other: ExactSum) -> Self:
-        """Add what ``other`` holds."""
+        """Add the sum of ``other``. Raises ValueError if it was made with another total weight."""
         if other._exponent != self._exponent:
             raise ValueError("sums of different total weights have different units")
         self.units += other.units
