@@ -88,12 +88,13 @@ class Table:
         The first seed's cells tell which rows the other seeds are run for.
         """
         config = self._config
-        first = list(table(config, config.seeds[0]))
-        more = list(ablation(config))
-        if len(config.seeds) == 1:
-            return self._study(first, more)
-        self._study(first, more)
-        seen = [self._records[one] for one in first]
+        first, more = list(table(config, config.seeds[0])), list(ablation(config))
+        known = [self._cell(one).kept() for one in first]
+        if len(config.seeds) == 1 or None in known:
+            done = self._study(first, more)
+            if len(config.seeds) == 1:
+                return done
+        seen = [kept or self._records[one] for one, kept in zip(first, known, strict=True)]
         again = [
             one
             for one, cell in zip(first, seen, strict=True)
