@@ -20,8 +20,8 @@ from medspark.evaluate.sanity import SIGN, SIGN_MEANS, Flag
 from medspark.study.cells import CellRecord
 
 __all__ = [
-    "COLUMNS", "BackdoorCell", "Column", "Point", "Row", "csv_text", "differs", "markdown", "page",
-    "rows",
+    "COLUMNS", "NOBODY", "BackdoorCell", "Column", "Point", "Row", "csv_text", "differs",
+    "markdown", "page", "rows",
 ]  # fmt: skip
 
 NOBODY = "none"  # the adversary's name in rows without an attack
