@@ -27,7 +27,7 @@ class OnnxClassifier(nn.Module):
                 onnxruntime_pybind11_state as errors,
             )
         except ImportError as error:
-            raise UsageError("ONNX models need onnxruntime: pip install medspark[onnx].") from error
+            raise UsageError("ONNX models need onnxruntime: pip install medspark[edge].") from error
         # onnxruntime's errors share no base class.
         self._errors = tuple(
             kind
