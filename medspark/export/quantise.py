@@ -11,18 +11,20 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Format", "formats", "prepared", "quantised"]
+__all__ = ["Calibration", "Format", "formats", "prepared", "quantised"]
 
 _BATCH = 16  # calibration images at once
 
 Images = npt.NDArray[np.float32]
+# Ranges of activations: all values seen, or all but the most extreme thousandth of a percent.
+Calibration = Literal["MinMax", "Percentile"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,10 @@ class Format:
     weights: Literal["U8", "S8"]
     form: Literal["QOperator", "QDQ"]
     reduce_range: bool = False
+
+    def as_qdq(self) -> Format:
+        """Return the format of the same numbers in the form QDQ."""
+        return replace(self, form="QDQ")
 
     def __str__(self) -> str:
         bits = ", weights of 7 bits" if self.reduce_range else ""
@@ -74,7 +80,7 @@ def quantised(
     images: Images,
     chosen: Format,
     *,
-    calibration: Literal["MinMax", "Percentile"] = "MinMax",
+    calibration: Calibration = "MinMax",
     keep_float: Sequence[str] = (),
 ) -> bytes:
     """Return the ``prepared`` graph in 8 bits, calibrated on ``images`` (N, C, H, W) in [0, 1].

@@ -16,14 +16,15 @@ import numpy.typing as npt
 
 from medspark.documents import read_regular
 from medspark.errors import UsageError
-from medspark.models.card import ExportedGraph, ModelCard, read_card
+from medspark.models.card import ExportedGraph, GraphFile, ModelCard, read_card
 from medspark.models.onnx_session import OnnxSession
 from medspark.models.prediction import Floats, calibrated, unit_floats
 
-__all__ = ["ONNX", "DeployedModel", "Run", "openvino_runner", "read_graph"]
+__all__ = ["BIN", "ONNX", "XML", "DeployedModel", "Run", "openvino_runner", "read_graph"]
 
-ONNX = "model.onnx"
-XML, BIN = "model.xml", "model.bin"  # the two files of OpenVINO's format
+ONNX: GraphFile = "model.onnx"
+XML: GraphFile = "model.xml"  # OpenVINO's format has two files
+BIN: GraphFile = "model.bin"
 _LARGEST = (1 << 31) - 1  # bytes of a graph; ONNX allows no more in one file
 
 # Logits (N, K) of images (N, C, H, W) in [0, 1].
@@ -71,9 +72,9 @@ class DeployedModel:
         return calibrated(self.logits(planes), self.card)
 
 
-def read_graph(folder: Path, exported: ExportedGraph) -> dict[str, bytes]:
+def read_graph(folder: Path, exported: ExportedGraph) -> dict[GraphFile, bytes]:
     """Return the content of the graph's files. Raises UsageError for a file that was changed."""
-    files: dict[str, bytes] = {}
+    files: dict[GraphFile, bytes] = {}
     for name, wanted in exported.files.items():
         try:
             files[name] = read_regular(folder / name, most=_LARGEST)

@@ -10,7 +10,10 @@ import numpy.typing as npt
 from medspark.images.rendering import Rendering
 from medspark.models.card import ModelCard, columns_of
 
-__all__ = ["answer_of", "as_pixels", "calibrated", "rendering_of", "unit_floats"]
+__all__ = [
+    "Floats", "answer_of", "as_pixels", "calibrated", "probabilities_of", "rendering_of",
+    "unit_floats",
+]  # fmt: skip
 
 Floats = npt.NDArray[np.float32]
 
@@ -37,12 +40,17 @@ def unit_floats(pixels: npt.NDArray[np.generic], card: ModelCard) -> Floats:
 
 def calibrated(logits: npt.NDArray[Any], card: ModelCard) -> Floats:
     """Return the probabilities (N, K) of ``logits`` at the card's temperature."""
-    scaled = logits.astype(np.float64) / card.temperature
-    if card.multi_label:
-        # Both branches of the sigmoid's formula are free of overflow on their own side.
-        small = np.exp(-np.abs(scaled))
-        return np.where(scaled >= 0, 1 / (1 + small), small / (1 + small)).astype(np.float32)
-    powers = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+    return probabilities_of(logits / card.temperature, multi_label=card.multi_label)
+
+
+def probabilities_of(logits: npt.NDArray[Any], *, multi_label: bool) -> Floats:
+    """Return probabilities (N, K): softmax for classes, sigmoid for findings."""
+    values = logits.astype(np.float64)
+    if multi_label:
+        # The sigmoid through an exponential of a negative number, which cannot overflow.
+        small = np.exp(-np.abs(values))
+        return (np.where(values >= 0, 1.0, small) / (1 + small)).astype(np.float32)
+    powers = np.exp(values - values.max(axis=1, keepdims=True))
     return (powers / powers.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
