@@ -117,8 +117,13 @@ class ComparedJob(SplitPieces):
     split: str
     rows: int
     piece: int
-    batch_size: int
+    batch: int
     work: Path
+
+    @property
+    def batch_size(self) -> int:
+        """The number of images per batch."""
+        return self.batch
 
     @torch.no_grad()
     def piece_arrays(self, batches: Iterator[Batch]) -> Arrays:

@@ -151,12 +151,12 @@ def _latency(found: Latency) -> str:
 
 def _verdict(result: ExportResult) -> list[str]:
     """Return one sentence for each flag, or one that there is none."""
+    judged: list[tuple[str, RobustnessResult]] = [("torch", result.twin)]
+    judged += [(f"{each.backend} {each.precision}", each) for each in result.artifacts]
     flagged = [
-        f"{SIGN} {each.backend} {each.precision}: {flag.sentence}."
-        for each in result.artifacts
-        for flag in each.triggered_flags
+        f"{SIGN} {name}: {flag.sentence}." for name, each in judged for flag in each.triggered_flags
     ]
-    return flagged or ["All checks of all exports passed."]
+    return flagged or ["All checks of the network and of all exports passed."]
 
 
 def _chosen(each: Artifact) -> list[str]:
@@ -167,7 +167,8 @@ def _chosen(each: Artifact) -> list[str]:
 def _page(result: ExportResult, *, facts: Mapping[str, str], picture: bytes) -> str:
     title = html.escape(f"Exports of {Path(result.model).name}")
     verdict = _verdict(result)
-    mark = "fine" if all(each.believable for each in result.artifacts) else "flagged"
+    believable = all(each.believable for each in (result.twin, *result.artifacts))
+    mark = "fine" if believable else "flagged"
     chosen = "".join(
         f"<h2>How {each.backend} {each.precision} was chosen</h2>{_listed(_chosen(each))}"
         for each in result.artifacts

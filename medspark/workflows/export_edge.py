@@ -176,7 +176,7 @@ class EdgeExport:
             split=self.config.split,
             rows=self.manifest.splits[self.config.split].rows,
             piece=self.config.piece,
-            batch_size=self.config.batch_size,
+            batch=self.config.batch_size,
             work=self.folder / "pieces" / f"compared-{json_digest([e.digest for e in made])[:12]}",
         )
         do_pieces(spark, job, total=job.rows, unit="image", doing="compared")
