@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Literal
 
 import torch
 
 from medspark.evaluate.calibrate import best_temperature
-from medspark.export.backends import KINDS, Backend
 from medspark.export.choose import Candidate, Judge, in_batches
 from medspark.export.onnx import OPSET
+from medspark.export.packages import KINDS, Backend, Precision
 from medspark.files import replacing
 from medspark.models.card import ExportedGraph, ModelCard, write_card
 
-__all__ = ["Precision", "write_artifact"]
-
-Precision = Literal["fp32", "int8"]
+__all__ = ["write_artifact"]
 
 
 def write_artifact(

@@ -3,36 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal, cast
+from typing import cast
 
-from medspark.errors import UsageError
 from medspark.export.choose import Attempt, Candidate, Choice, Judge, choose
 from medspark.export.openvino_graph import as_openvino, quantised_by_nncf
+from medspark.export.packages import Backend
 from medspark.export.processor import dot_product
 from medspark.export.quantise import Calibration, Format, formats, prepared, quantised
 from medspark.export.runtime import BIN, ONNX, XML, openvino_runner
-from medspark.models.card import Kind
 from medspark.models.onnx_session import OnnxSession
 from medspark.models.prediction import Floats
 
-__all__ = ["KINDS", "Backend", "check_backend", "float_graph", "int8_graph"]
-
-Backend = Literal["onnxruntime", "openvino"]
-KINDS: dict[Backend, Kind] = {"onnxruntime": "onnx", "openvino": "openvino"}
-
-
-def check_backend(backend: Backend, *, int8: bool) -> None:
-    """Raise UsageError if a package of ``backend`` is missing."""
-    from importlib.util import find_spec
-
-    needed = {"onnxruntime": ["onnxruntime", "onnx"], "openvino": ["openvino", "onnx"]}[backend]
-    needed += ["nncf"] if int8 and backend == "openvino" else []
-    extras = "edge" if backend == "onnxruntime" else "edge,openvino"
-    for name in needed:
-        if find_spec(name) is None:
-            raise UsageError(
-                f"backend: {backend} needs the package {name}: pip install 'medspark[{extras}]'."
-            )
+__all__ = ["float_graph", "int8_graph"]
 
 
 def float_graph(backend: Backend, content: bytes) -> Candidate:

@@ -8,9 +8,9 @@ from medspark.eps import eps_text
 from medspark.evaluate.answers import answers_of
 from medspark.evaluate.sanity import Flag
 from medspark.evaluate.summary import Array, RobustReport
-from medspark.export.artifact import Precision
 from medspark.export.choose import LEAST_AGREEMENT
 from medspark.export.onnx import TOLERANCE
+from medspark.export.packages import Precision
 from medspark.export.result import Parity
 from medspark.models.prediction import probabilities_of
 

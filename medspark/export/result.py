@@ -8,8 +8,7 @@ from pydantic import Field
 
 from medspark.config import Config
 from medspark.evaluate.result import RobustnessResult
-from medspark.export.artifact import Precision
-from medspark.export.backends import Backend
+from medspark.export.packages import Backend, Precision
 from medspark.job import Result
 
 __all__ = ["Artifact", "ExportResult", "Latency", "Parity"]

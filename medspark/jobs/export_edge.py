@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from medspark.export.packages import check_backends
 from medspark.job import JobConfig, run_job
 from medspark.spark.session import SparkConfig, spark_session
 from medspark.workflows.export_edge_config import ExportEdgeConfig
@@ -32,6 +33,7 @@ class ExportEdgeJob(JobConfig, ExportEdgeConfig):
 
 def work(config: ExportEdgeJob) -> ExportResult:
     """Export the model, print the table and the flags, and return the result."""
+    check_backends(config.backend, config.precision)
     from medspark.workflows.export_edge import EdgeExport  # torch: not for --help
 
     export = EdgeExport(config)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,10 +12,11 @@ from pydantic import Field, ValidationError
 from medspark.config import Config
 from medspark.data.native import MappedSplit
 from medspark.errors import UsageError
-from medspark.export.artifact import Precision, write_artifact
-from medspark.export.backends import Backend, check_backend, float_graph, int8_graph
+from medspark.export.artifact import write_artifact
+from medspark.export.backends import float_graph, int8_graph
 from medspark.export.choose import Candidate, Judge, in_batches
 from medspark.export.onnx import export_onnx
+from medspark.export.packages import Backend, Precision
 from medspark.export.runtime import read_graph
 from medspark.files import json_digest, replacing, sha256_of, write_whole
 from medspark.models.card import WEIGHTS, ModelCard, read_card
@@ -26,7 +26,7 @@ from medspark.shards.manifest import Manifest
 from medspark.shards.plan import permute
 from medspark.workflows.export_edge_config import ExportEdgeConfig
 
-__all__ = ["Made", "check_backends", "make_artifacts"]
+__all__ = ["Made", "make_artifacts"]
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -73,12 +73,6 @@ class Made:
         """A hash of the graph's files and of the surrogate."""
         files = {} if self.card.exported is None else self.card.exported.files
         return json_digest([files, sha256_of(self.surrogate)])
-
-
-def check_backends(backends: Sequence[Backend], precisions: Sequence[Precision]) -> None:
-    """Raise UsageError for a backend whose packages are missing."""
-    for backend in backends:
-        check_backend(backend, int8="int8" in precisions)
 
 
 def make_artifacts(

@@ -36,7 +36,7 @@ from medspark.track.runs import tracked
 from medspark.track.spool import DatasetEntry, ModelEntry, RunEntry
 from medspark.workflows.evaluate import patients_of, resolve_model
 from medspark.workflows.evaluate_config import positive_class
-from medspark.workflows.export_artifacts import Made, check_backends, make_artifacts
+from medspark.workflows.export_artifacts import Made, make_artifacts
 from medspark.workflows.export_edge_config import ExportEdgeConfig
 
 __all__ = ["EdgeExport"]
@@ -55,7 +55,6 @@ class EdgeExport:
         self.manifest = read_manifest(config.shards)
         verify(config.shards, self.manifest, contents=False)
         self._check_splits()
-        check_backends(config.backend, config.precision)
         model = resolve_model(config.model, uri=config.track.uri)
         if model.suffix == ".onnx":
             raise UsageError(f"model: '{model}' is exported already; give the network's folder.")

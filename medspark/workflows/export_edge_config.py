@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 from pydantic import Field
 
 from medspark.eps import Eps
+from medspark.export.packages import Backend, Precision
 from medspark.track.config import TrackConfig
 from medspark.workflows.evaluate_config import AttackedShards
 
@@ -21,10 +21,10 @@ class ExportEdgeConfig(AttackedShards):
         description="folder with model.safetensors, or an MLflow model or run: models:/NAME/1, "
         "runs:/ID/model"
     )
-    precision: tuple[Literal["fp32", "int8"], ...] = Field(
+    precision: tuple[Precision, ...] = Field(
         ("fp32", "int8"), min_length=1, description="precisions, separated by commas"
     )
-    backend: tuple[Literal["onnxruntime", "openvino"], ...] = Field(
+    backend: tuple[Backend, ...] = Field(
         ("onnxruntime",), min_length=1, description="backends, separated by commas"
     )
     eps: tuple[Eps, ...] = Field(

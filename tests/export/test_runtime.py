@@ -16,9 +16,10 @@ from networks import images
 
 from medspark.errors import UsageError
 from medspark.export.artifact import write_artifact
-from medspark.export.backends import Backend, float_graph
+from medspark.export.backends import float_graph
 from medspark.export.choose import Judge, in_batches
 from medspark.export.onnx import TOLERANCE, export_onnx
+from medspark.export.packages import Backend
 from medspark.export.runtime import DeployedModel
 from medspark.models.card import CARD, read_card
 from medspark.models.checkpoint import load_classifier
