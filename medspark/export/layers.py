@@ -6,11 +6,11 @@ import onnx
 import torch
 from torch import Tensor
 
+from medspark.export.quantise import LAYERS
 from medspark.export.straight_through import StraightThrough
 
 __all__ = ["layer_errors"]
 
-_LAYERS = ("Conv", "Gemm", "MatMul")
 
 _MARK = "rounded/"  # before the names of the quantised graph's values
 
@@ -27,7 +27,7 @@ def layer_errors(prepared: bytes, quantised: bytes, images: Tensor) -> dict[str,
     spread = (logits - logits.mean(0)).square().mean().sqrt().clamp_min(1e-12)
     graph = onnx.load_from_string(quantised).graph
     errors = {}
-    for name in [node.name for node in graph.node if node.op_type in _LAYERS]:
+    for name in [node.name for node in graph.node if node.op_type in LAYERS]:
         alone = StraightThrough(_alone(name, prepared, graph))
         errors[name] = float((alone(images) - logits).square().mean().sqrt() / spread)
     return dict(sorted(errors.items(), key=lambda item: -item[1]))

@@ -17,9 +17,15 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import onnx
+from onnx import numpy_helper
 
-__all__ = ["Calibration", "Format", "formats", "prepared", "quantised"]
+__all__ = [
+    "LAYERS", "Calibration", "Format", "formats", "output_layer", "prepared", "quantised",
+    "shifted",
+]  # fmt: skip
 
+LAYERS = ("Conv", "Gemm", "MatMul")
 _BATCH = 16  # calibration images at once
 
 Images = npt.NDArray[np.float32]
@@ -73,6 +79,23 @@ def prepared(content: bytes) -> bytes:
         source.write_bytes(content)
         quant_pre_process(str(source), str(target), skip_symbolic_shape=True)
         return target.read_bytes()
+
+
+def output_layer(content: bytes) -> onnx.NodeProto:
+    """Return the node that computes the logits: the last layer with weights."""
+    nodes = onnx.load_from_string(content).graph.node
+    return next(node for node in reversed(nodes) if node.op_type in LAYERS)
+
+
+def shifted(content: bytes, bias: str, change: npt.NDArray[np.float32]) -> bytes:
+    """Return the graph with ``change`` added to its float tensor ``bias``, if it has that."""
+    model = onnx.load_from_string(content)
+    for tensor in model.graph.initializer:
+        if tensor.name == bias and tensor.data_type == onnx.TensorProto.FLOAT:
+            moved = numpy_helper.to_array(tensor) + change
+            tensor.CopyFrom(numpy_helper.from_array(moved.astype(np.float32), bias))
+    found: bytes = model.SerializeToString()
+    return found
 
 
 def quantised(

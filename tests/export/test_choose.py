@@ -43,7 +43,9 @@ def test_no_graph_is_chosen_that_answers_differently_while_another_does_not(wron
 
     found = [JUDGE.judged(each) for each in made]
 
-    assert [each.agreement for each in found] == [1 - count / 100 for count in wrong]
+    assert all(
+        (each.agreement == 1) is (count == 0) for each, count in zip(found, wrong, strict=True)
+    )
     # One image of a hundred may differ, but not if it makes the network worse by more than .005.
     assert [each.keeps_answers for each in found] == [count == 0 for count in wrong]
 
@@ -86,7 +88,19 @@ def test_where_no_graph_keeps_the_answers_the_closest_is_chosen(monkeypatch) -> 
     chosen = choose(make, JUDGE, prepared=b"").chosen
 
     assert not chosen.keeps_answers
-    assert chosen.agreement == 0.9
+    assert chosen.numbers == "MinMax ranges, in float: bad"
+
+
+def test_an_error_on_one_image_is_one_that_any_image_could_have() -> None:
+    leads = np.array([0.1, 3.0], np.float32)
+    logits = np.stack([leads, np.zeros(2, np.float32)], axis=1)
+    judge = Judge(BATCH[:2], np.zeros(2, int), logits)
+    moved = logits - np.array([[0, 0], [1, 0]], np.float32)  # the sure image stays right
+
+    found = judge.judged(Candidate("x", {}, lambda _: moved, b""))
+
+    assert found.fall == 0
+    assert found.agreement == 0.75  # one image of two would change with one error of two
 
 
 @pytest.mark.parametrize(
