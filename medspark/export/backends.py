@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import cast
 
+import torch
+
+from medspark.export.bias import with_corrected_biases
 from medspark.export.choose import Attempt, Candidate, Choice, Judge, choose, in_batches
 from medspark.export.openvino_graph import as_openvino, quantised_by_nncf
 from medspark.export.packages import Backend
@@ -35,7 +38,7 @@ def int8_graph(backend: Backend, content: bytes, images: Floats, judge: Judge) -
 
     The format depends on this machine's processor. The layer that computes the logits stays in
     float: it takes no time, and logits in 256 steps would put images near the boundary on its other
-    side. Its bias is corrected for the mean error of the logits (Nagel et al. 2019).
+    side. Biases are corrected for the mean errors of rounding (Nagel et al. 2019).
     """
     bench = _Bench(backend, prepared(content), images)
     make, calibrations = bench.in_every_format, ("MinMax", "Percentile")
@@ -50,8 +53,7 @@ class _Bench:
     def __init__(self, backend: Backend, ready: bytes, images: Floats) -> None:
         self._backend, self.ready, self._images = backend, ready, images
         self._logits = in_batches(float_graph("onnxruntime", ready).run, images)
-        layer = output_layer(ready)
-        self._last, self._bias = layer.name, "".join(layer.input[2:3])
+        self._last = output_layer(ready).name
 
     def by_nncf(self, attempt: Attempt) -> Iterator[Candidate]:
         """Yield the graph that NNCF makes."""
@@ -61,17 +63,24 @@ class _Bench:
 
     def in_every_format(self, attempt: Attempt) -> Iterator[Candidate]:
         """Yield onnxruntime's graph in every format that suits the processor."""
-        twins: dict[Format, bytes] = {}
+        twins: dict[Format, tuple[bytes, bytes]] = {}
         for each in formats(dot_product=dot_product()):
             twin = each.as_qdq()
             if twin not in twins:
-                twins[twin] = self._quantised(twin, attempt)
-            made = twins[twin] if each == twin else self._quantised(each, attempt)
-            yield self._corrected(f"{each}, {attempt}", made, twins[twin])
+                twins[twin] = self._with_corrected_biases(twin, attempt)
+            ready, surrogate = twins[twin]
+            made = surrogate if each == twin else self._quantised(ready, each, attempt)
+            yield self._corrected(f"{each}, {attempt}", made, surrogate)
 
-    def _quantised(self, chosen: Format, attempt: Attempt) -> bytes:
+    def _with_corrected_biases(self, chosen: Format, attempt: Attempt) -> tuple[bytes, bytes]:
+        """Return the float graph with biases that suit these weights, and the quantised graph."""
+        first = self._quantised(self.ready, chosen, attempt)
+        ready = with_corrected_biases(self.ready, first, torch.from_numpy(self._images))
+        return ready, self._quantised(ready, chosen, attempt)
+
+    def _quantised(self, ready: bytes, chosen: Format, attempt: Attempt) -> bytes:
         return quantised(
-            self.ready,
+            ready,
             self._images,
             chosen,
             calibration=cast(Calibration, attempt.calibration),
@@ -82,7 +91,7 @@ class _Bench:
         """Return the graph whose logits have the float graph's mean on the calibration images."""
         run = _graph(self._backend, content, numbers=numbers, surrogate=surrogate).run
         change = (self._logits - in_batches(run, self._images)).mean(axis=0)
-        moved, twin = (shifted(each, self._bias, change) for each in (content, surrogate))
+        moved, twin = (shifted(each, self._last, change) for each in (content, surrogate))
         return _graph(self._backend, moved, numbers=numbers, surrogate=twin)
 
 

@@ -87,13 +87,14 @@ def output_layer(content: bytes) -> onnx.NodeProto:
     return next(node for node in reversed(nodes) if node.op_type in LAYERS)
 
 
-def shifted(content: bytes, bias: str, change: npt.NDArray[np.float32]) -> bytes:
-    """Return the graph with ``change`` added to its float tensor ``bias``, if it has that."""
+def shifted(content: bytes, layer: str, change: npt.NDArray[np.float32]) -> bytes:
+    """Return the graph with ``change`` added to the bias of ``layer``, if that is in float."""
     model = onnx.load_from_string(content)
+    (node,) = (node for node in model.graph.node if node.name == layer)
     for tensor in model.graph.initializer:
-        if tensor.name == bias and tensor.data_type == onnx.TensorProto.FLOAT:
+        if tensor.name in node.input[2:3] and tensor.data_type == onnx.TensorProto.FLOAT:
             moved = numpy_helper.to_array(tensor) + change
-            tensor.CopyFrom(numpy_helper.from_array(moved.astype(np.float32), bias))
+            tensor.CopyFrom(numpy_helper.from_array(moved.astype(np.float32), tensor.name))
     found: bytes = model.SerializeToString()
     return found
 

@@ -8,7 +8,7 @@ QuantizeLinear and DequantizeLinear.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,8 +28,9 @@ Operator = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Step:
-    """One node of the graph: its operator, the names of its values, and its attributes."""
+    """One node of the graph: its name, its operator, the names of its values, its attributes."""
 
+    name: str
     operator: Operator
     inputs: tuple[str, ...]
     output: str
@@ -60,7 +61,9 @@ class StraightThrough(nn.Module):
                     "counterpart in torch here."
                 )
             attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-            step = Step(_OPERATORS[node.op_type], tuple(node.input), node.output[0], attributes)
+            step = Step(
+                node.name, _OPERATORS[node.op_type], tuple(node.input), node.output[0], attributes
+            )  # fmt: skip
             if all(not name or name in self._values for name in node.input):
                 self._values[step.output] = step.do(self._values)  # weights
             else:
@@ -68,11 +71,18 @@ class StraightThrough(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits (B, K)."""
+        values: dict[str, Any] = {}
+        for _, values in self.walk(images):  # noqa: B007 - the last ones are needed
+            pass
+        logits: Tensor = values[self._output]
+        return logits
+
+    def walk(self, images: Tensor) -> Iterator[tuple[Step, dict[str, Any]]]:
+        """Yield every step after it was done, and all values, which the caller may change."""
         values = self._values | {self._input: images}
         for step in self._steps:
             values[step.output] = step.do(values)
-        logits: Tensor = values[self._output]
-        return logits
+            yield step, values
 
 
 def _needed(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
