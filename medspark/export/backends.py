@@ -41,10 +41,10 @@ def int8_graph(backend: Backend, content: bytes, images: Floats, judge: Judge) -
     side. Biases are corrected for the mean errors of rounding (Nagel et al. 2019).
     """
     bench = _Bench(backend, prepared(content), images)
-    make, calibrations = bench.in_every_format, ("MinMax", "Percentile")
     if backend == "openvino":
-        make, calibrations = bench.by_nncf, ("MinMax",)
-    return choose(make, judge, prepared=bench.ready, calibrations=calibrations)
+        return choose(bench.by_nncf, judge, prepared=bench.ready)
+    ways = ("MinMax", "Percentile")
+    return choose(bench.in_every_format, judge, prepared=bench.ready, calibrations=ways)
 
 
 class _Bench:

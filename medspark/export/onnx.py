@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
+from typing import Any, cast
 
 import torch
 
@@ -37,7 +38,7 @@ def export_onnx(model: Classifier, *, height: int, width: int) -> bytes:
             torch.onnx.export(
                 model.eval(),
                 (images,),
-                file,
+                cast(Any, file),  # a file in memory is taken, though not declared
                 dynamo=False,
                 opset_version=OPSET,
                 input_names=["images"],

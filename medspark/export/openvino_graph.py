@@ -16,11 +16,12 @@ import onnx
 
 from medspark.errors import UsageError
 from medspark.export.runtime import BIN, XML
+from medspark.models.card import GraphFile
 
 __all__ = ["as_openvino", "quantised_by_nncf"]
 
 
-def as_openvino(content: bytes) -> dict[str, bytes]:
+def as_openvino(content: bytes) -> dict[GraphFile, bytes]:
     """Return an ONNX graph as the two files of OpenVINO's format.
 
     Raises UsageError if openvino is missing or has no counterpart of an operator.

@@ -83,7 +83,7 @@ def prepared(content: bytes) -> bytes:
 
 def output_layer(content: bytes) -> onnx.NodeProto:
     """Return the node that computes the logits: the last layer with weights."""
-    nodes = onnx.load_from_string(content).graph.node
+    nodes: list[onnx.NodeProto] = list(onnx.load_from_string(content).graph.node)
     return next(node for node in reversed(nodes) if node.op_type in LAYERS)
 
 

@@ -136,7 +136,7 @@ def _conv(a: Attributes, x: Tensor, weight: Tensor, bias: Tensor | None = None) 
 
 def _gemm(a: Attributes, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     x = x.mT if a.get("transA") else x
-    product = a.get("alpha", 1.0) * (x @ (weight.mT if a.get("transB") else weight))
+    product: Tensor = a.get("alpha", 1.0) * (x @ (weight.mT if a.get("transB") else weight))
     return product if bias is None else product + a.get("beta", 1.0) * bias
 
 
@@ -184,7 +184,8 @@ def _flatten(a: Attributes, x: Tensor) -> Tensor:
 
 
 def _hard_sigmoid(a: Attributes, x: Tensor) -> Tensor:
-    return (a.get("alpha", 0.2) * x + a.get("beta", 0.5)).clamp(0, 1)
+    alpha, beta = float(a.get("alpha", 0.2)), float(a.get("beta", 0.5))
+    return (alpha * x + beta).clamp(0, 1)
 
 
 _OPERATORS: dict[str, Operator] = {

@@ -94,6 +94,7 @@ class ModelCard(Config):
 
 _FORMATS: tuple[int, ...] = get_args(ModelCard.model_fields["schema_version"].annotation)
 _KINDS: tuple[str, ...] = get_args(ModelCard.model_fields["kind"].annotation)
+_CLASSIFIERS: tuple[Kind, ...] = ("classifier",)
 _VERSION = re.compile(r"\d[\w.+-]{0,30}")
 
 
@@ -116,7 +117,7 @@ def _task(of: ModelCard | Manifest) -> str:
     return f"{kind} {', '.join(of.classes)} in images of {of.channels} channel(s)"
 
 
-def read_card(folder: Path, *, kinds: Collection[Kind] = ("classifier",)) -> ModelCard:
+def read_card(folder: Path, *, kinds: Collection[Kind] = _CLASSIFIERS) -> ModelCard:
     """Return the card of the model in ``folder``, which has to be of one of ``kinds``.
 
     Raises UsageError if it is missing or invalid, or has an unknown kind or format version; then

@@ -49,9 +49,11 @@ def probabilities_of(logits: npt.NDArray[Any], *, multi_label: bool) -> Floats:
     if multi_label:
         # The sigmoid through an exponential of a negative number, which cannot overflow.
         small = np.exp(-np.abs(values))
-        return (np.where(values >= 0, 1.0, small) / (1 + small)).astype(np.float32)
+        odds: Floats = (np.where(values >= 0, 1.0, small) / (1 + small)).astype(np.float32)
+        return odds
     powers = np.exp(values - values.max(axis=1, keepdims=True))
-    return (powers / powers.sum(axis=1, keepdims=True)).astype(np.float32)
+    shares: Floats = (powers / powers.sum(axis=1, keepdims=True)).astype(np.float32)
+    return shares
 
 
 def answer_of(row: Floats, card: ModelCard) -> dict[str, Any]:
