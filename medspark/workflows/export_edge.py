@@ -290,7 +290,7 @@ class EdgeExport:
             input_shape=(self.manifest.height, self.manifest.width, self.manifest.channels),
             outputs=len(self.manifest.classes),
             classes=columns_of(self.manifest.classes),
-            packages=(each.backend,),
+            packages=(each.backend, "pillow"),
         )
         with tracked(self.folder / "mlflow" / name, track, entry) as run:
             run.end(
