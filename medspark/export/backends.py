@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import cast
 
 import torch
 
@@ -13,7 +12,6 @@ from medspark.export.openvino_graph import as_openvino, quantised_by_nncf
 from medspark.export.packages import Backend
 from medspark.export.processor import dot_product
 from medspark.export.quantise import (
-    Calibration,
     Format,
     formats,
     output_layer,
@@ -43,8 +41,7 @@ def int8_graph(backend: Backend, content: bytes, images: Floats, judge: Judge) -
     bench = _Bench(backend, prepared(content), images)
     if backend == "openvino":
         return choose(bench.by_nncf, judge, prepared=bench.ready)
-    ways = ("MinMax", "Percentile")
-    return choose(bench.in_every_format, judge, prepared=bench.ready, calibrations=ways)
+    return choose(bench.in_every_format, judge, prepared=bench.ready)
 
 
 class _Bench:
@@ -64,7 +61,9 @@ class _Bench:
     def in_every_format(self, attempt: Attempt) -> Iterator[Candidate]:
         """Yield onnxruntime's graph in every format that suits the processor."""
         twins: dict[Format, tuple[bytes, bytes]] = {}
-        for each in formats(dot_product=dot_product()):
+        tried = formats(dot_product=dot_product())
+        # Two forms of the same numbers; the others are slower, and their answers no better.
+        for each in tried[:2] if attempt.keep_float else tried:
             twin = each.as_qdq()
             if twin not in twins:
                 twins[twin] = self._with_corrected_biases(twin, attempt)
@@ -83,7 +82,6 @@ class _Bench:
             ready,
             self._images,
             chosen,
-            calibration=cast(Calibration, attempt.calibration),
             keep_float=(self._last, *attempt.keep_float),
         )
 

@@ -41,7 +41,7 @@ def _alone(layer: str, original: bytes, quantised: onnx.GraphProto) -> bytes:
     place = next(place for place, node in enumerate(nodes) if node.name == layer)
     rounded = next(node for node in quantised.node if node.name == layer)
     chain: list[onnx.NodeProto] = []
-    for number, name in enumerate(rounded.input):
+    for number, name in enumerate(rounded.input[:2]):  # the bias may be corrected for all layers
         dequantise = made_by.get(name)
         if dequantise is None or dequantise.op_type != "DequantizeLinear":
             continue

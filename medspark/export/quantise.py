@@ -21,7 +21,7 @@ import onnx
 from onnx import numpy_helper
 
 __all__ = [
-    "LAYERS", "Calibration", "Format", "formats", "output_layer", "prepared", "quantised",
+    "LAYERS", "Format", "formats", "output_layer", "prepared", "quantised",
     "shifted",
 ]  # fmt: skip
 
@@ -29,8 +29,6 @@ LAYERS = ("Conv", "Gemm", "MatMul")
 _BATCH = 16  # calibration images at once
 
 Images = npt.NDArray[np.float32]
-# Ranges of activations: all values seen, or all but the most extreme thousandth of a percent.
-Calibration = Literal["MinMax", "Percentile"]
 
 
 @dataclass(frozen=True)
@@ -104,7 +102,6 @@ def quantised(
     images: Images,
     chosen: Format,
     *,
-    calibration: Calibration = "MinMax",
     keep_float: Sequence[str] = (),
 ) -> bytes:
     """Return the ``prepared`` graph in 8 bits, calibrated on ``images`` (N, C, H, W) in [0, 1].
@@ -112,7 +109,6 @@ def quantised(
     The nodes named ``keep_float`` stay in float.
     """
     from onnxruntime.quantization import (
-        CalibrationMethod,
         QuantFormat,
         QuantType,
         quantize_static,
@@ -131,7 +127,6 @@ def quantised(
             weight_type=types[chosen.weights],
             per_channel=True,
             reduce_range=chosen.reduce_range,
-            calibrate_method=CalibrationMethod[calibration],
             nodes_to_exclude=list(keep_float),
         )
         return target.read_bytes()

@@ -72,10 +72,10 @@ def test_layers_with_the_largest_errors_stay_in_float_until_the_answers_are_kept
         kept = {"bad", "poor"} <= set(attempt.keep_float)
         yield _candidate(str(attempt), wrong=0 if kept else 20)
 
-    choice = choose(make, JUDGE, prepared=b"", calibrations=("MinMax", "Percentile"))
+    choice = choose(make, JUDGE, prepared=b"")
 
-    assert choice.chosen.numbers == "MinMax ranges, in float: bad, poor"
-    assert [each.numbers for each in choice.tried][:2] == ["MinMax ranges", "Percentile ranges"]
+    assert choice.chosen.numbers == "2 layers in float"
+    assert [each.numbers for each in choice.tried][:2] == ["all layers", "1 layer in float"]
     assert choice.layers["bad"] == 3.0
 
 
@@ -88,7 +88,7 @@ def test_where_no_graph_keeps_the_answers_the_closest_is_chosen(monkeypatch) -> 
     chosen = choose(make, JUDGE, prepared=b"").chosen
 
     assert not chosen.keeps_answers
-    assert chosen.numbers == "MinMax ranges, in float: bad"
+    assert chosen.numbers == "1 layer in float"
 
 
 def test_an_error_on_one_image_is_one_that_any_image_could_have() -> None:
