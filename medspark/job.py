@@ -17,7 +17,7 @@ from pydantic import ConfigDict, Field
 from medspark.config import Config, load_config
 from medspark.errors import MedsparkError, UsageError
 from medspark.files import write_whole
-from medspark.redact import RedactingFormatter, redacted, safe_text
+from medspark.redact import RedactingFormatter, redacted, redacted_command, safe_text
 from medspark.versions import of_process, weaknesses
 
 logger = logging.getLogger(__name__)
@@ -103,6 +103,14 @@ def log_to_terminal() -> None:
 def write_result(path: Path, result: dict[str, Any]) -> None:
     """Write ``result`` as JSON, atomically and without secrets."""
     write_whole(path, json.dumps(redacted(result), indent=1, default=str) + "\n")
+
+
+def command_line() -> str:
+    """Return the command line that started this process, without the secrets in it."""
+    program = Path(sys.argv[0])
+    by_name = program.name == "medspark" or program.parts[-2:] == ("medspark", "__main__.py")
+    started = ["medspark"] if by_name else ["spark-submit", sys.argv[0]]
+    return redacted_command([*started, *sys.argv[1:]])
 
 
 def _check_writable(path: Path) -> None:

@@ -23,7 +23,10 @@ _PLACE = re.compile(r"key_?file$", re.IGNORECASE)
 # RFC 3986, section 3.2.1: user info ends at the last @ before the path. A password that was not
 # percent-encoded may contain slashes. Digits after a colon are a port, not a password.
 _USER_INFO = re.compile(r"(?<=://)(?:[^\s/?#]*@|[^\s/?#@:]*:(?!\d*[/?#])\S*@)")
-_QUERY = re.compile(rf"([?&;][^\s=&;]*(?:{_NAMES}|sig)[^\s=&;]*=)[^\s&;#]+", re.IGNORECASE)
+# orderByKey is MLflow's, in the links to its pages.
+_QUERY = re.compile(
+    rf"([?&;](?!orderByKey=)[^\s=&;]*(?:{_NAMES}|sig)[^\s=&;]*=)[^\s&;#]+", re.IGNORECASE
+)
 
 
 def is_secret(name: str) -> bool:

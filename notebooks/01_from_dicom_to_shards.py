@@ -2,8 +2,8 @@
 # MAGIC %md
 # MAGIC # 01 From DICOM to training shards
 # MAGIC
-# MAGIC A hospital's archive is DICOM in a dozen encodings, PNG exports, duplicates, and a few files that
-# MAGIC nobody can open. This notebook turns such an archive into **training shards**: Parquet files that a
+# MAGIC A hospital's archive holds DICOM in a dozen encodings, PNG exports, duplicates, and a few unreadable
+# MAGIC files. This notebook turns such an archive into **training shards**: Parquet files that a
 # MAGIC network trains on without decoding the images again. It has three steps, each repeatable:
 # MAGIC
 # MAGIC 1. look at the archive (here a synthetic one that medspark writes),
@@ -95,7 +95,7 @@ if dicoms:
 # COMMAND ----------
 
 samples, key_file = str(folder / "samples"), chosen["key_file"]
-said = ingest(
+counts = ingest(
     spark,
     open_archive(
         IngestConfig(
@@ -108,10 +108,10 @@ said = ingest(
     ),
 )
 print(
-    f"{said['files_seen']} files seen = {said['samples']} samples + {said['duplicates']} duplicates "
-    f"+ {said['quarantined']} quarantined"
+    f"{counts['files_seen']} files seen = {counts['samples']} samples + {counts['duplicates']} duplicates "
+    f"+ {counts['quarantined']} quarantined"
 )
-for reason, count in said["quarantine_reasons"].items():
+for reason, count in counts["quarantine_reasons"].items():
     print(f"  {count:>4} {reason}")
 
 # COMMAND ----------
@@ -131,8 +131,8 @@ make_shards(spark, shard_config, open_samples(shard_config))
 manifest = read_manifest(shards)
 print(f"digest {manifest.digest[:16]}…, {manifest.height} × {manifest.width} × {manifest.channels}")
 for name, split in manifest.splits.items():
-    counts = dict(zip(manifest.classes, split.class_counts, strict=True))
-    print(f"{name:>6}: {split.rows} images of {split.patients} patients, {json.dumps(counts)}")
+    by_class = dict(zip(manifest.classes, split.class_counts, strict=True))
+    print(f"{name:>6}: {split.rows} images of {split.patients} patients, {json.dumps(by_class)}")
 print(f"leak check: {manifest.leak_check}")
 
 # COMMAND ----------

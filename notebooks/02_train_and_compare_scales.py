@@ -2,9 +2,9 @@
 # MAGIC %md
 # MAGIC # 02 Train robustly, and compare scales
 # MAGIC
-# MAGIC Changes that no radiologist can see fool a network trained the usual way. **Adversarial training**
+# MAGIC An attacker fools a plainly trained network with changes that no radiologist sees. **Adversarial training**
 # MAGIC attacks every batch with the current weights before learning from it. medspark's mode `fused_noise`
-# MAGIC takes the attack from a backward pass that training needs anyway.
+# MAGIC computes the attack in the backward pass of the training step.
 # MAGIC
 # MAGIC This notebook trains a plain and a defended network on the shards of notebook 01, on one and on several
 # MAGIC processes, and on shares of the data, as **one sweep**: a parent run in MLflow with a child for every
@@ -85,8 +85,8 @@ for name, figure in figures_of([sweep]).items():
 # COMMAND ----------
 
 # MAGIC %md
-# MAGIC Does the price of robustness shrink with data? This sweep says the following. A few hundred images and
-# MAGIC one repeat say little; `jobs/scale_at.py` runs the same sweep at any size.
+# MAGIC Does the price of robustness shrink with data? These sentences say what the sweep shows. A few hundred
+# MAGIC images and one repeat show little; `jobs/scale_at.py` runs the same sweep at any size.
 
 # COMMAND ----------
 
@@ -98,6 +98,6 @@ print("MLflow:", result["mlflow"]["uri"], "run", result["mlflow"]["run_id"])
 # COMMAND ----------
 
 # MAGIC %md
-# MAGIC In the MLflow page open the experiment, select the children of the sweep and press *Compare*: they have
+# MAGIC In MLflow, open the experiment, select the children of the sweep and press *Compare*. All of them have
 # MAGIC the parameters `world_size`, `data_share`, `model`, `mode`, `repeat` and the metrics `scale/…` and
-# MAGIC `test/…` in common. Next: **03 Break it and defend it**.
+# MAGIC `test/…`. Next: **03 Break it and defend it**.

@@ -36,15 +36,15 @@ threat = ThreatModel.model_validate({"eps": chosen["eps"]})
 # MAGIC %md
 # MAGIC ## The two networks
 # MAGIC
-# MAGIC The sweep's report names every cell. The plain and the defended cell with the most data are loaded.
+# MAGIC The sweep's report lists every cell. This loads the plain and the defended cell with the most data.
 # MAGIC Weights are safetensors: loading a model runs no code.
 
 # COMMAND ----------
 
 sweep = Sweep.model_validate_json((folder / "sweep" / "report" / "sweep.json").read_bytes())
 judged = [measured for measured in sweep.finished if not measured.timed_only]
-fed = sorted((m.point.data_share, m.point.mode, m.fingerprint) for m in judged)
-places = {mode: folder / "sweep" / "cells" / name / "model" for _, mode, name in fed}
+cells = sorted((m.point.data_share, m.point.mode, m.fingerprint) for m in judged)
+places = {mode: folder / "sweep" / "cells" / name / "model" for _, mode, name in cells}
 networks = {mode: load_classifier(place) for mode, place in places.items()}
 for mode, place in places.items():
     print(f"{mode:>12}: {place}")
@@ -55,7 +55,8 @@ for mode, place in places.items():
 # MAGIC ## One image at a time
 # MAGIC
 # MAGIC From left to right: the image, where the network looks, the attacker's change (amplified), the attacked
-# MAGIC image, and where the network looks then. The change is invisible; the plain network's answer is not.
+# MAGIC image, and where the network looks after the attack. The change is invisible, but the plain network's
+# MAGIC prediction changes.
 
 # COMMAND ----------
 
@@ -78,17 +79,22 @@ for mode, network in networks.items():
 
 # COMMAND ----------
 
-rows = torch.arange(min(int(chosen["images"]), len(split)))
-batch = (*split.tensors(rows.numpy()), rows)
 budgets = tuple(share * threat.eps for share in (0.25, 0.5, 1.0))
-attacked = AttackSettings(attacks=("fgsm", "pgd"), eps=budgets, steps=int(chosen["steps"]))
+settings = AttackSettings(
+    attacks=("fgsm", "pgd"),
+    eps=budgets,
+    steps=int(chosen["steps"]),
+    images=int(chosen["images"]),
+)
+rows = settings.rows(len(split))
+batch = (*split.tensors(rows), torch.from_numpy(rows))
 for mode, network in networks.items():
-    report = evaluate(network, [batch], attacked)
-    print(show(accuracy_curves(report), name=f"03 accuracy {mode}", folder=pictures))
-    worst = report.worst[-1].metrics
+    result = evaluate(network, [batch], settings, probed_below=settings.probed_below(rows))
+    print(show(accuracy_curves(result), name=f"03 accuracy {mode}", folder=pictures))
+    worst = result.worst_case[-1]
     print(
-        f"{mode:>12}: clean {report.clean.accuracy:.1%}, worst case at {eps_text(threat.eps)} "
-        f"{worst.accuracy:.1%}, believable: {report.believable}"
+        f"{mode:>12}: clean {result.clean.accuracy:.1%}, worst case at {eps_text(threat.eps)} "
+        f"{worst.accuracy:.1%}, believable: {result.believable}"
     )
 
 # COMMAND ----------

@@ -1,4 +1,4 @@
-"""What every test shares: one thread a process, and laws that are tried without a stopwatch."""
+"""Fixtures and settings of all tests: one thread per process, and laws without a deadline."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, settings
 
 from medspark.shards.schema import SPLITS
 
-if TYPE_CHECKING:  # most tests do without torch, and its import takes a second
+if TYPE_CHECKING:  # most tests do not need torch, and its import takes a second
     import torch
     from pyspark.sql import SparkSession
     from torch import Tensor, nn
@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # most tests do without torch, and its import takes a second
 # Two spinning thread pools on the same cores slow each other tenfold.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# The same examples every time; new ones with --hypothesis-profile explore.
+# Every run tries the same examples; --hypothesis-profile explore tries new ones.
 settings.register_profile(
     "medspark",
     deadline=None,
@@ -43,7 +43,7 @@ settings.load_profile("medspark")
 
 @dataclass(frozen=True)
 class Digits:
-    """scikit-learn's 8 x 8 digits: small enough to train a network on in two seconds."""
+    """scikit-learn's 8 x 8 digits: a network trains on them in two seconds."""
 
     images: Tensor
     labels: Tensor
@@ -77,7 +77,7 @@ class Digits:
 
 @pytest.fixture(scope="session", autouse=True)
 def home_of_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Let jobs keep their keys and private lists in a home that ends with the tests."""
+    """Give jobs a temporary home for their keys and private lists."""
     home = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(
@@ -158,19 +158,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if (chosen or {}).get("reader") == "petastorm":
             item.add_marker(pytest.mark.petastorm)
     if "pretended" in devices:
-        with suppress(ImportError):  # torch has to know it before its first backward pass
+        with suppress(ImportError):  # register it before torch's first backward pass
             importlib.import_module("pretended").register()
     if "cuda" in devices:
         import torch
 
         if torch.cuda.is_available():
             torch.cuda.init()
-    # Processes that tests start are more than there are GPUs.
+    # Tests start more processes than there are GPUs.
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip what needs a GPU or Petastorm where there is none: here, so that it is one line each."""
+    """Skip tests that need a missing GPU or Petastorm, with one line of output each."""
     if item.get_closest_marker("petastorm") and (lack := _petastorm_lacks()):
         pytest.skip(lack)
     if item.get_closest_marker("gpu"):
@@ -182,7 +182,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @cache
 def _petastorm_lacks() -> str:
-    """Return why Petastorm cannot be used here; nothing where it can."""
+    """Return the reason why Petastorm is unusable, or an empty string."""
     from medspark.data.petastorm_import import import_petastorm
     from medspark.errors import UsageError
 
@@ -195,7 +195,7 @@ def _petastorm_lacks() -> str:
 
 @pytest.fixture(params=["cpu", "pretended", "cuda"])
 def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
-    """Where a test computes: here, on a device that is only pretended, and on a GPU."""
+    """The device of a test: the CPU, a pretended device, and a GPU."""
     import torch
 
     from medspark.train.world import join
@@ -217,9 +217,9 @@ WriteShards = Callable[..., Path]
 def write_shards(tmp_path: Path) -> WriteShards:
     """Return a function that writes a folder of shards and returns it.
 
-    The pixels of row i of a split are all (7 i) mod 251 but for the first, which is 255, so that
-    an image tells its row and its orientation. The label is i mod 2; with ``findings`` it is the
-    bits of i, so many of them.
+    All pixels of row i of a split are (7 i) mod 251, except the first one, which is 255. So an
+    image shows its row and its orientation. The label is i mod 2; with ``findings`` it is the
+    lowest ``findings`` bits of i.
     """
 
     def write(
@@ -244,14 +244,14 @@ def load_job() -> Callable[[str], ModuleType]:
 
 @pytest.fixture(scope="session")
 def spark() -> Iterator[SparkSession]:
-    """The one Spark session of the suite: two local cores, nothing written but below tests."""
+    """The suite's only Spark session, on two local cores."""
     from medspark.spark.session import SparkConfig, spark_session
 
     settings = {
         "spark.ui.enabled": "false",
         "spark.ui.showConsoleProgress": "false",
         "spark.sql.shuffle.partitions": "2",
-        # Queries of a few rows never earn back what compiling them twice costs.
+        # Queries on a few rows are faster without the optimising compiler.
         "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
         "spark.sql.codegen.wholeStage": "false",
     }
@@ -262,7 +262,7 @@ def spark() -> Iterator[SparkSession]:
 
 @pytest.fixture
 def no_session(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the test see no Spark session, as in a process of its own, although the suite has one."""
+    """Hide the suite's Spark session from the test, as in a new process."""
     from pyspark.sql import SparkSession
 
     monkeypatch.setattr(SparkSession, "getActiveSession", staticmethod(lambda: None))

@@ -1,4 +1,4 @@
-"""Plant known mistakes, one at a time, and see that a test notices each of them.
+"""Plant known mistakes, one at a time, and check that a test fails for each of them.
 
 Reads   tests/mutants/*.toml: what to change where, and the tests that must fail for it
 Writes  a line per mutant; the exit status is 0 only if every one of them was noticed
@@ -73,7 +73,7 @@ def read_mutants(folder: Path = MUTANTS) -> list[Mutant]:
 
 
 def survivors(mutants: Sequence[Mutant], roots: Sequence[Path]) -> Iterator[str]:
-    """Plant each mutant in one of the copies and take it back; yield those that nobody noticed."""
+    """Plant each mutant in one of the copies and undo it; yield those for which no test failed."""
     free: SimpleQueue[Path] = SimpleQueue()
     for root in roots:
         free.put(root)
@@ -129,7 +129,7 @@ def _copy(root: Path) -> Path:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the mutants that ``argv`` asks for; return the exit status."""
+    """Run the mutants that ``argv`` selects; return the exit status."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from medspark.errors import RunError, UsageError
-from medspark.job import JobConfig, run_job
+from medspark.job import JobConfig, command_line, run_job
 
 
 class AJob(JobConfig):
@@ -32,6 +32,22 @@ def test_a_finished_job_writes_its_result_and_prints_its_path_last(
     assert result.pop("versions")["python"]["version"] == platform.python_version()
     assert result == {"job": "test_job", "twice": 2}
     assert capsys.readouterr().out.splitlines()[-1] == str(target)
+
+
+@pytest.mark.parametrize(
+    ("started", "shown"),
+    [
+        (["jobs/paper_table.py"], "spark-submit jobs/paper_table.py"),
+        (["/usr/bin/medspark", "paper_table"], "medspark paper_table"),
+        (["/lib/medspark/__main__.py", "paper_table"], "medspark paper_table"),
+    ],
+)
+def test_the_command_line_is_shown_as_it_was_given_without_its_secrets(
+    started: list[str], shown: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("sys.argv", [*started, "--seeds", "1,2", "--track.token", "abc"])
+
+    assert command_line() == f"{shown} --seeds 1,2 --track.token '***'"
 
 
 @pytest.mark.parametrize(

@@ -156,11 +156,10 @@ def test_an_old_model_gives_old_test_images_the_same_probabilities():
     import torch
 
     from medspark.data.native import MappedSplit
-    from medspark.evaluate.pieces import load_batch
     from medspark.models.checkpoint import load_classifier
 
     split = MappedSplit(OLD / "shards", read_manifest(OLD / "shards"), "test")
-    images, labels, _ = load_batch(split, np.arange(len(split)))
+    images, labels = split.tensors(np.arange(len(split)))
     with torch.no_grad():
         probabilities = load_classifier(OLD / "model").eval()(images).softmax(1)[:, 1]
 

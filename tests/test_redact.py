@@ -49,6 +49,7 @@ def test_user_info_never_stays_in_a_text(scheme: str, user: str, secret: str) ->
         ("https://h/x?a=1&access_token=abc&b=2", "https://h/x?a=1&access_token=***&b=2"),
         ("https://h/x?sv=1&sig=ab%2F", "https://h/x?sv=1&sig=***"),
         ("jdbc:mysql://h/db;password=abc", "jdbc:mysql://h/db;password=***"),
+        ("#/experiments/1/runs?a=b&orderByKey=metrics.%60auroc%60&orderByAsc=false", None),
     ],
 )
 def test_only_the_secret_of_an_address_is_hidden(text: str, told: str | None) -> None:

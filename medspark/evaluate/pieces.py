@@ -1,8 +1,8 @@
 """Evaluate a split in pieces that any worker can do and that survive a restart.
 
-A piece is a range of consecutive images of a split. Its arrays are one file in the work folder,
-renamed into place once complete. An evaluation that was killed continues with the missing pieces;
-a damaged piece counts as missing.
+A piece is a range of the attacked images of a split, in the order of their rows. Its arrays are one
+file in the work folder, renamed into place once complete. An evaluation that was killed continues
+with the missing pieces; a damaged piece counts as missing.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from medspark.data.native import MappedSplit
 from medspark.evaluate.config import AttackSettings
 from medspark.evaluate.robust import Batch, attack_all
 from medspark.evaluate.sanity import PROBE_STEPS
-from medspark.evaluate.summary import Arrays, joined
+from medspark.evaluate.summary import Array, Arrays, joined
 from medspark.files import json_digest, replacing
 from medspark.models.card import CARD, WEIGHTS
 from medspark.models.checkpoint import load_classifier
@@ -32,16 +32,16 @@ from medspark.shards.manifest import read_manifest
 
 
 class SplitPieces:
-    """Work on the images of a split in pieces, each a file of arrays with one row per image."""
+    """Work on images of a split in pieces, each a file of arrays with one row per image."""
 
     shards: Path
     split: str
-    rows: int  # number of images, from the start of the split
     piece: int  # images per piece
     work: Path
 
-    def piece_arrays(self, batches: Iterator[Batch]) -> Arrays:
-        """Return the arrays of the images of one piece; ``rows`` is one of them."""
+    @property
+    def rows(self) -> Array:
+        """The sorted rows of the images."""
         raise NotImplementedError
 
     @property
@@ -49,10 +49,14 @@ class SplitPieces:
         """The number of images per batch."""
         raise NotImplementedError
 
+    def piece_arrays(self, batches: Iterator[Batch]) -> Arrays:
+        """Return the arrays of the images of one piece; ``rows`` is one of them."""
+        raise NotImplementedError
+
     @property
     def pieces(self) -> int:
         """The number of pieces."""
-        return -(-self.rows // self.piece)
+        return -(-len(self.rows) // self.piece)
 
     def file(self, number: int) -> Path:
         """Return the file of piece ``number``."""
@@ -65,7 +69,7 @@ class SplitPieces:
     def done(self) -> int:
         """Return how many images are done, judging by the existing files."""
         existing = sum(self.file(number).exists() for number in range(self.pieces))
-        return min(existing * self.piece, self.rows)
+        return min(existing * self.piece, len(self.rows))
 
     def do(self, number: int) -> None:
         """Work on the images of piece ``number`` and store the arrays, unless already done."""
@@ -83,14 +87,15 @@ class SplitPieces:
             return False
         return np.array_equal(rows, self._rows(number))
 
-    def _rows(self, number: int) -> range:
-        return range(number * self.piece, min((number + 1) * self.piece, self.rows))
+    def _rows(self, number: int) -> Array:
+        return self.rows[number * self.piece : (number + 1) * self.piece]
 
     def _batches(self, number: int) -> Iterator[Batch]:
         split = MappedSplit(self.shards, read_manifest(self.shards), self.split)
-        rows = np.asarray(self._rows(number))
+        rows = self._rows(number)
         for begin in range(0, len(rows), self.batch_size):
-            yield load_batch(split, rows[begin : begin + self.batch_size])
+            chosen = rows[begin : begin + self.batch_size]
+            yield *split.tensors(chosen), torch.from_numpy(chosen)
 
 
 @dataclass(frozen=True)
@@ -102,9 +107,14 @@ class Job(SplitPieces):
     shards: Path
     split: str
     config: AttackSettings
-    rows: int
+    total: int  # images of the split; ``config.images`` of them are attacked
     piece: int
     work: Path
+
+    @property
+    def rows(self) -> Array:
+        """The sorted rows of the images to attack, those that a training's report attacks."""
+        return self.config.rows(self.total)
 
     @property
     def batch_size(self) -> int:
@@ -118,20 +128,15 @@ class Job(SplitPieces):
             batches,
             self.config,
             surrogates=[network_of(path) for path in self.surrogates],
+            probed_below=self.config.probed_below(self.rows),
         )
-
-
-def load_batch(split: MappedSplit, rows: np.ndarray) -> Batch:  # type: ignore[type-arg]
-    """Return ``rows`` of ``split`` as images in [0, 1], labels and row numbers."""
-    images, labels = split.tensors(rows)
-    return images, labels, torch.from_numpy(rows)
 
 
 def fingerprint(job: Job, *, dataset_digest: str) -> str:
     """Return a hash of all that decides the arrays: networks, data and attacks, but no paths."""
     decisive: dict[str, Any] = {
         "models": [_sha256(path) for path in (job.model, *job.surrogates)],
-        "data": [dataset_digest, job.split, job.rows, job.piece],
+        "data": [dataset_digest, job.split, len(job.rows), job.piece],
         "config": job.config.model_dump(mode="json", exclude={"sanity"}),
     }
     if job.config.sanity_images and job.config.steps != PROBE_STEPS:

@@ -15,44 +15,45 @@ from medspark.eps import eps_text
 from medspark.evaluate.answers import Answers, answers_of
 from medspark.evaluate.gallery import Exhibit
 from medspark.evaluate.names import short, wrapped
+from medspark.evaluate.result import WORST, AttackFigures, RobustnessResult
 from medspark.evaluate.sanity import HOLLOW_MEANS
-from medspark.evaluate.summary import WORST, AttackResult, RobustReport, Trial
+from medspark.evaluate.summary import Predictions, Trial
 
 Array = npt.NDArray[Any]
 
 _BINS = 10
 
 
-def accuracy_curves(report: RobustReport) -> Figure:
+def accuracy_curves(result: RobustnessResult) -> Figure:
     """Draw accuracy over eps for every attack and the worst case, with intervals."""
     figure, axes = _blank(6.4, 4.2)
-    face = _marker_face(report, figure)
-    for name, results in _by_attack([*report.attacks, *report.worst]).items():
-        results = sorted(results, key=lambda result: result.eps)
-        budgets = [0.0, *(result.eps for result in results)]
-        figures = [report.clean, *(result.metrics for result in results)]
-        values = [figure.accuracy or 0.0 for figure in figures]
+    face = _marker_face(result, figure)
+    for name, attacks in _by_attack(result.under_attack).items():
+        attacks = sorted(attacks, key=lambda attack: attack.eps)
+        budgets = [0.0, *(attack.eps for attack in attacks)]
+        conditions = [result.clean, *attacks]
+        values = [condition.accuracy or 0.0 for condition in conditions]
         style = {"lw": 2.5, "color": "black", "zorder": 3} if name == WORST else {"lw": 1.4}
         label = name.replace("_", " ")
         (line,) = axes.plot(budgets, values, marker="o", ms=5, mfc=face, label=label, **style)
-        bounds = [report.clean_intervals, *(result.intervals for result in results)]
+        bounds = [condition.intervals for condition in conditions]
         if all("accuracy" in bound for bound in bounds):
             low, high = zip(*(bound["accuracy"] for bound in bounds), strict=True)
             axes.fill_between(budgets, low, high, color=line.get_color(), alpha=0.12, lw=0)
-    budgets = sorted({0.0, *(result.eps for result in report.attacks)})
+    budgets = sorted({0.0, *(attack.eps for attack in result.attacks)})
     axes.set_xticks(budgets, [eps_text(eps) for eps in budgets], fontsize=8, rotation=30)
     axes.set(xlabel="eps", ylabel="accuracy", ylim=(-0.02, 1.02))
     axes.legend(fontsize=8)
     return figure
 
 
-def reliability_diagram(report: RobustReport) -> Figure:
+def reliability_diagram(result: RobustnessResult, predictions: Predictions) -> Figure:
     """Draw accuracy over confidence, clean and in the worst case of every eps."""
     figure, axes = _blank(4.6, 4.2)
     axes.plot([0, 1], [0, 1], color="grey", lw=1, ls="--")
-    face = _marker_face(report, figure)
-    for name, probabilities in _clean_and_worst(report):
-        sure, right = answers_of(report.labels, probabilities).decisions
+    face = _marker_face(result, figure)
+    for name, probabilities in _clean_and_worst(result, predictions):
+        sure, right = answers_of(predictions.labels, probabilities).decisions
         bins = np.minimum((sure * _BINS).astype(int), _BINS - 1)
         filled = [k for k in range(_BINS) if (bins == k).any()]
         axes.plot(
@@ -61,7 +62,7 @@ def reliability_diagram(report: RobustReport) -> Figure:
             marker="o",
             ms=5,
             mfc=face,
-            label=f"{name}, error {calibration_error(probabilities, report.labels):.3f}",
+            label=f"{name}, error {calibration_error(probabilities, predictions.labels):.3f}",
         )
     axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(-0.02, 1.02))
     axes.legend(fontsize=8)
@@ -80,26 +81,32 @@ def calibration_error(probabilities: Array, labels: Array) -> float:
     return float(sum(gaps))
 
 
-def roc_curves(report: RobustReport, *, classes: Sequence[str], positive: int | None) -> Figure:
+def roc_curves(
+    result: RobustnessResult,
+    predictions: Predictions,
+    *,
+    classes: Sequence[str],
+    positive: int | None,
+) -> Figure:
     """Draw the ROC curves of class ``positive``, clean and in the worst case of every eps.
 
     With ``positive`` None, the curves pool the decisions on all findings.
     """
     figure, axes = _blank(4.6, 4.2)
     axes.plot([0, 1], [0, 1], color="grey", lw=1, ls="--")
-    for name, probabilities in _clean_and_worst(report):
-        answers = answers_of(report.labels, probabilities)
+    for name, probabilities in _clean_and_worst(result, predictions):
+        answers = answers_of(predictions.labels, probabilities)
         watched = answers.watched(positive)
         truth = answers.truth[:, watched].ravel()
         if truth.any() and not truth.all():
             score = np.stack([answers.log_odds(k) for k in watched], axis=1)
             false, true, _ = roc_curve(truth, score.ravel())
-            axes.plot(false, true, label=name, ls="-" if report.believable else "--")
+            axes.plot(false, true, label=name, ls="-" if result.believable else "--")
             axes.legend(fontsize=8)
     title = "all findings" if positive is None else classes[positive]
     axes.set_title(wrapped(title, width=40, lines=2), parse_math=False)
     axes.set(xlabel="1 - specificity", ylabel="sensitivity")
-    if not report.believable:
+    if not result.believable:
         figure.supxlabel("Dashed: flagged by a sanity check; do not trust it.", fontsize=8)
     return figure
 
@@ -144,30 +151,27 @@ def _answer(answers: Answers, classes: Sequence[str]) -> str:
     )
 
 
-def _clean_and_worst(report: RobustReport) -> list[tuple[str, Array]]:
+def _clean_and_worst(result: RobustnessResult, predictions: Predictions) -> list[tuple[str, Array]]:
+    likely = predictions.probabilities
+    budgets = [worst.eps for worst in result.worst_case if worst.eps > 0]
     worst = [
-        (
-            f"worst case at {eps_text(result.eps)}",
-            report.probabilities[Trial(WORST, 0, result.eps).key],
-        )
-        for result in report.worst
-        if result.eps > 0
+        (f"worst case at {eps_text(eps)}", likely[Trial(WORST, 0, eps).key]) for eps in budgets
     ]
-    return [("clean", report.probabilities["clean"]), *worst]
+    return [("clean", likely["clean"]), *worst]
 
 
-def _marker_face(report: RobustReport, figure: Figure) -> str | None:
-    """Return the marker fill: white if the report is flagged, explained in the figure's label."""
-    if report.believable:
+def _marker_face(result: RobustnessResult, figure: Figure) -> str | None:
+    """Return the marker fill: white if the result is flagged, explained in the figure's label."""
+    if result.believable:
         return None
     figure.supxlabel(HOLLOW_MEANS, fontsize=8)
     return "white"
 
 
-def _by_attack(results: Sequence[AttackResult]) -> dict[str, list[AttackResult]]:
-    by_attack: dict[str, list[AttackResult]] = {}
-    for result in results:
-        by_attack.setdefault(result.name, []).append(result)
+def _by_attack(attacks: Sequence[AttackFigures]) -> dict[str, list[AttackFigures]]:
+    by_attack: dict[str, list[AttackFigures]] = {}
+    for attack in attacks:
+        by_attack.setdefault(attack.name, []).append(attack)
     return by_attack
 
 

@@ -13,17 +13,18 @@ from matplotlib.figure import Figure
 from medspark.eps import eps_text
 from medspark.evaluate.bootstrap import Interval
 from medspark.evaluate.gallery import Exhibit
-from medspark.evaluate.metrics import Metrics
 from medspark.evaluate.names import in_markdown
 from medspark.evaluate.plots import accuracy_curves, image_grid, reliability_diagram, roc_curves
+from medspark.evaluate.result import AttackFigures, ConditionFigures, RobustnessResult
 from medspark.evaluate.sanity import SIGN, Flag
-from medspark.evaluate.summary import AttackResult, RobustReport
+from medspark.evaluate.summary import Predictions
 from medspark.evaluate.tables import STYLE, html_table, piped_table
 
 
 def write_report(
     folder: Path,
-    report: RobustReport,
+    result: RobustnessResult,
+    predictions: Predictions,
     *,
     title: str,
     facts: Mapping[str, str],
@@ -35,9 +36,9 @@ def write_report(
     """Write report.md, report.html and the figures as PNG to ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     figures = {
-        "accuracy": accuracy_curves(report),
-        "reliability": reliability_diagram(report),
-        "roc": roc_curves(report, classes=classes, positive=positive),
+        "accuracy": accuracy_curves(result),
+        "reliability": reliability_diagram(result, predictions),
+        "roc": roc_curves(result, predictions, classes=classes, positive=positive),
     }
     if shown:
         figures["images"] = image_grid(shown, classes=classes, eps=shown_eps)
@@ -45,47 +46,47 @@ def write_report(
     for name, picture in pictures.items():
         (folder / f"{name}.png").write_bytes(picture)
     (folder / "report.md").write_text(
-        markdown(report, title=title, facts=facts, pictures=list(pictures)), encoding="utf-8"
+        markdown(result, title=title, facts=facts, pictures=list(pictures)), encoding="utf-8"
     )
-    page = _page(report, title=title, facts=facts, pictures=pictures)
+    page = _page(result, title=title, facts=facts, pictures=pictures)
     (folder / "report.html").write_text(page, encoding="utf-8")
 
 
-def verdict(report: RobustReport) -> list[str]:
+def verdict(result: RobustnessResult) -> list[str]:
     """Return the verdict of the sanity checks, then one sentence for each flag."""
-    flagged = [flag for flag in report.flags if flag.triggered]
+    flagged = result.triggered_flags
     if not flagged:
-        return [f"All {len(report.flags)} sanity checks passed."]
+        return [f"All {len(result.flags)} sanity checks passed."]
     return [
         f"{SIGN} Do not trust these figures. Sanity checks flagged them:",
         *(_reason(flag) for flag in flagged),
     ]
 
 
-def table(report: RobustReport) -> list[list[str]]:
+def table(result: RobustnessResult) -> list[list[str]]:
     """Return the metrics as rows of text; the first row is the heading."""
-    names = [name.replace("_", " ") for name in type(report.clean).model_fields]
-    clean = ["clean", "0", *_figures(report.clean, report.clean_intervals), ""]
-    attacked = [_row(result) for result in [*report.attacks, *report.worst]]
-    return [["attack", "eps", *names, "success"], *_signed([clean, *attacked], report)]
+    names = [name.replace("_", " ") for name in result.clean.metrics]
+    clean = ["clean", "0", *_figures(result.clean), ""]
+    attacked = [_row(attack) for attack in result.under_attack]
+    return [["attack", "eps", *names, "success"], *_signed([clean, *attacked], result)]
 
 
-def class_table(report: RobustReport) -> list[list[str]]:
+def class_table(result: RobustnessResult) -> list[list[str]]:
     """Return the metrics of every class as rows of text; the first row is the heading."""
     names = ("sensitivity", "specificity", "auroc")
-    attacked = [(_row(result)[:2], result.classes) for result in [*report.attacks, *report.worst]]
+    attacked = [(_row(attack)[:2], attack.classes) for attack in result.under_attack]
     rows = [
         [*condition, figures.name]
         + [_text(getattr(figures, name), figures.intervals.get(name)) for name in names]
-        for condition, classes in [(["clean", "0"], report.clean_classes), *attacked]
+        for condition, classes in [(["clean", "0"], result.clean.classes), *attacked]
         for figures in classes
     ]
-    return [["attack", "eps", "class", *names], *_signed(rows, report)]
+    return [["attack", "eps", "class", *names], *_signed(rows, result)]
 
 
-def _signed(rows: Sequence[list[str]], report: RobustReport) -> list[list[str]]:
+def _signed(rows: Sequence[list[str]], result: RobustnessResult) -> list[list[str]]:
     """Return ``rows`` with the warning sign before the attack's name if a flag concerns the row."""
-    flagged = [flag for flag in report.flags if flag.triggered]
+    flagged = result.triggered_flags
     clean = any(flag.of_clean_answers for flag in flagged)
     return [
         [f"{SIGN} {attack}", *figures]
@@ -96,10 +97,10 @@ def _signed(rows: Sequence[list[str]], report: RobustReport) -> list[list[str]]:
 
 
 def markdown(
-    report: RobustReport, *, title: str, facts: Mapping[str, str], pictures: Sequence[str] = ()
+    result: RobustnessResult, *, title: str, facts: Mapping[str, str], pictures: Sequence[str] = ()
 ) -> str:
     """Return the report as Markdown."""
-    first, *flagged = verdict(report)
+    first, *flagged = verdict(result)
     lines = [
         f"# {in_markdown(title)}",
         "",
@@ -108,27 +109,27 @@ def markdown(
         *(f"- {reason}" for reason in flagged),
         "",
     ]
-    lines += [*piped_table(table(report)), ""]
-    if report.clean_classes:
-        named = [[*row[:2], in_markdown(row[2]), *row[3:]] for row in class_table(report)]
+    lines += [*piped_table(table(result)), ""]
+    if result.clean.classes:
+        named = [[*row[:2], in_markdown(row[2]), *row[3:]] for row in class_table(result)]
         lines += ["## Classes", "", *piped_table(named), ""]
     lines += [f"- {name}: {in_markdown(value)}" for name, value in facts.items()]
-    lines += ["", "## Sanity checks", "", *(_check(flag) for flag in report.flags), ""]
+    lines += ["", "## Sanity checks", "", *(_check(flag) for flag in result.flags), ""]
     lines += [f"![{name}]({name}.png)" for name in pictures]
     return "\n".join(lines) + "\n"
 
 
 def _page(
-    report: RobustReport,
+    result: RobustnessResult,
     *,
     title: str,
     facts: Mapping[str, str],
     pictures: Mapping[str, bytes],
 ) -> str:
-    first, *flagged = verdict(report)
+    first, *flagged = verdict(result)
     reasons = "".join(f"<li>{html.escape(reason)}</li>" for reason in flagged)
-    classes = f"<h2>Classes</h2>{html_table(class_table(report))}" if report.clean_classes else ""
-    checks = "".join(f"<li>{html.escape(_check(flag)[2:])}</li>" for flag in report.flags)
+    classes = f"<h2>Classes</h2>{html_table(class_table(result))}" if result.clean.classes else ""
+    checks = "".join(f"<li>{html.escape(_check(flag)[2:])}</li>" for flag in result.flags)
     images = "".join(
         f'<h2>{name}</h2><img alt="{name}" '
         f'src="data:image/png;base64,{base64.b64encode(picture).decode()}">'
@@ -143,20 +144,19 @@ def _page(
         f"<style>{STYLE}</style><h1>{html.escape(title)}</h1>"
         f'<div class="{"flagged" if flagged else "fine"}">{html.escape(first)}'
         f"<ul>{reasons}</ul></div>"
-        f"{html_table(table(report))}{images}{classes}"
+        f"{html_table(table(result))}{images}{classes}"
         f"<h2>Sanity checks</h2><ul>{checks}</ul><table>{settings}</table></html>\n"
     )
 
 
-def _row(result: AttackResult) -> list[str]:
-    figures = _figures(result.metrics, result.intervals)
-    success = _text(result.success_rate, result.intervals.get("success_rate"))
-    name = result.name.replace("_", " ") + (f"-{result.steps}" if result.name == "pgd" else "")
-    return [name, eps_text(result.eps), *figures, success]
+def _row(attack: AttackFigures) -> list[str]:
+    success = _text(attack.success_rate, attack.intervals.get("success_rate"))
+    name = attack.name.replace("_", " ") + (f"-{attack.steps}" if attack.name == "pgd" else "")
+    return [name, eps_text(attack.eps), *_figures(attack), success]
 
 
-def _figures(figures: Metrics, intervals: Mapping[str, Interval]) -> list[str]:
-    return [_text(value, intervals.get(name)) for name, value in figures.model_dump().items()]
+def _figures(figures: ConditionFigures) -> list[str]:
+    return [_text(value, figures.intervals.get(name)) for name, value in figures.metrics.items()]
 
 
 def _text(value: float | None, interval: Interval | None = None) -> str:

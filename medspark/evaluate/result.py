@@ -12,7 +12,6 @@ from medspark.eps import eps_name
 from medspark.evaluate.bootstrap import Interval
 from medspark.evaluate.metrics import ClassMetrics, FindingMetrics
 from medspark.evaluate.sanity import Flag
-from medspark.evaluate.summary import WORST
 from medspark.job import Result
 
 __all__ = [
@@ -21,6 +20,7 @@ __all__ = [
 ]  # fmt: skip
 
 CLEAN = "clean"
+WORST = "worst_case"
 
 
 class Figure(Config):
@@ -110,13 +110,15 @@ class RobustnessResult(Result):
         """The flags that triggered: reasons not to trust these figures."""
         return tuple(flag for flag in self.flags if flag.triggered)
 
+    @property
+    def under_attack(self) -> tuple[AttackFigures, ...]:
+        """The metrics by attack and budget, then the worst cases."""
+        return (*self.attacks, *self.worst_case)
+
     def figures(self) -> tuple[Figure, ...]:
         """Return every figure: clean, then by attack and budget, then the worst cases."""
-        attacked = [*self.attacks, *self.worst_case]
-        return (
-            *self.clean.figures(),
-            *(figure for result in attacked for figure in result.figures(result.name, result.eps)),
-        )
+        attacked = (attack.figures(attack.name, attack.eps) for attack in self.under_attack)
+        return (*self.clean.figures(), *(figure for figures in attacked for figure in figures))
 
     def value(self, attack: str, metric: str, *, eps: float = 0.0) -> float | None:
         """Return the value of one figure, or None if it is undefined or was not measured."""

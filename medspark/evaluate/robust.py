@@ -1,7 +1,7 @@
 """Evaluate a classifier clean and under attack.
 
 Every rank may hold a slice of the images. The arrays of all ranks are gathered, and every rank
-returns the report on all images.
+returns the result on all images.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from medspark.attacks.threat import ThreatModel, norms
 from medspark.errors import UsageError
 from medspark.evaluate.attacked import AttackedBatch, Attacker, ImageBatch, has_gradients
 from medspark.evaluate.config import AttackSettings
+from medspark.evaluate.result import RobustnessResult
 from medspark.evaluate.sanity import PROBE_STEPS
 from medspark.evaluate.summary import (
     Array,
     Arrays,
     Detail,
-    RobustReport,
     each_once,
     summarise,
 )
 
 __all__ = [
-    "Array", "Batch", "Gather", "RobustReport", "attack_all", "evaluate",
+    "Array", "Batch", "Gather", "attack_all", "evaluate",
 ]  # fmt: skip
 
 # Images (B, C, H, W) in [0, 1], labels ((B,), or (B, K) for findings), and the images' row numbers
@@ -54,8 +54,8 @@ def evaluate(
     own_attacks: Mapping[str, Attack] | None = None,
     probed_below: int | None = None,
     detail: Detail | None = None,
-) -> RobustReport:
-    """Return the report on ``model`` on ``batches``, clean and under every attack.
+) -> RobustnessResult:
+    """Return the result of ``model`` on ``batches``, clean and under every attack.
 
     ``gather`` concatenates an array of all ranks along its first axis. Every rank must hold at
     least one image; repeated images count once. ``model`` is not changed: the attacks run on a copy

@@ -7,7 +7,7 @@ The arrays are ``rows`` (N,), ``labels`` (N,) or (N, K) for findings, probabilit
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,13 +17,12 @@ from medspark.attacks.config import BLACK_BOX
 from medspark.evaluate import sanity
 from medspark.evaluate.answers import Answers, answers_of
 from medspark.evaluate.bootstrap import Interval, intervals
-from medspark.evaluate.metrics import ClassMetrics, Metrics, class_metrics, metrics
+from medspark.evaluate.metrics import ClassMetrics, class_metrics, metrics
+from medspark.evaluate.result import WORST, AttackFigures, ConditionFigures, RobustnessResult
 from medspark.evaluate.sanity import PROBE_STEPS, Flag, SanityConfig
 
 Array = npt.NDArray[Any]
 Arrays = dict[str, Array]
-
-WORST = "worst_case"
 
 # Where these attacks fail they do less harm than noise, even to a sound network.
 _MAY_FAIL = frozenset({"transfer", "fgsm", "fab", "deepfool", "cw"})
@@ -44,74 +43,12 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class AttackResult:
-    """The metrics under one attack at one budget."""
+class Predictions:
+    """A network's predictions, clean and under attack, sorted by row: what drawings need."""
 
-    name: str
-    steps: int
-    eps: float
-    metrics: Metrics
-    # Share of the images right when clean that are wrong under attack.
-    success_rate: float | None = None
-    # Sizes of the change, mean over the images, in grey levels of 255: maximum and RMS.
-    linf_255: float | None = None
-    rms_255: float | None = None
-    intervals: dict[str, Interval] = field(default_factory=dict)
-    classes: list[ClassMetrics] = field(default_factory=list)
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the result as result documents hold it."""
-        head = {"name": self.name, "steps": self.steps, "eps": self.eps}
-        more = {
-            "success_rate": self.success_rate,
-            "linf_255": self.linf_255,
-            "rms_255": self.rms_255,
-            "intervals": {name: list(interval) for name, interval in self.intervals.items()},
-            "classes": [figures.model_dump() for figures in self.classes],
-        }
-        return (
-            head
-            | self.metrics.model_dump()
-            | {k: v for k, v in more.items() if v not in (None, {}, [])}
-        )
-
-
-@dataclass(frozen=True)
-class RobustReport:
-    """Metrics clean and under attack, and the flags on results that you should not trust."""
-
-    images: int
-    clean: Metrics
-    attacks: list[AttackResult]
-    # Per eps: each image under the worst attack at that eps or a smaller one.
-    worst: list[AttackResult] = field(default_factory=list)
-    flags: list[Flag] = field(default_factory=list)
-    clean_intervals: dict[str, Interval] = field(default_factory=dict)
-    clean_classes: list[ClassMetrics] = field(default_factory=list)
-    # Sorted by row: labels, and probabilities (N, K) clean and by ``Trial.key``.
-    labels: Array = field(default_factory=lambda: np.empty(0), repr=False)
-    probabilities: Arrays = field(default_factory=dict, repr=False)
-
-    @property
-    def believable(self) -> bool:
-        """Whether no sanity check triggered."""
-        return not any(flag.triggered for flag in self.flags)
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the report as result documents hold it."""
-        clean: dict[str, Any] = self.clean.model_dump()
-        if self.clean_intervals:
-            clean["intervals"] = {k: list(v) for k, v in self.clean_intervals.items()}
-        if self.clean_classes:
-            clean["classes"] = [figures.model_dump() for figures in self.clean_classes]
-        return {
-            "images": self.images,
-            "clean": clean,
-            "attacks": [attack.as_json() for attack in self.attacks],
-            "worst_case": [attack.as_json() for attack in self.worst],
-            "believable": self.believable,
-            "flags": [flag.model_dump() for flag in self.flags],
-        }
+    labels: Array
+    # Probabilities (N, K) called ``clean`` and ``Trial.key``, worst cases included.
+    probabilities: Arrays
 
 
 @dataclass(frozen=True)
@@ -132,25 +69,26 @@ def summarise(
     limits: SanityConfig,
     positive: int | None = None,
     detail: Detail | None = None,
-) -> RobustReport:
-    """Return the report on ``arrays`` (each image once, sorted by row) under ``trials``."""
-    labels, clean = arrays["labels"], arrays["clean"]
-    scored = _Scoring(labels, clean, positive, detail)
+) -> RobustnessResult:
+    """Return the result on ``arrays`` (each image once, sorted by row) under ``trials``."""
+    scored = _Scoring(arrays["labels"], arrays["clean"], positive, detail)
+    checks = flags(arrays, trials, limits)
     worst = worst_cases(arrays, trials)
-    clean_intervals = scored.intervals(clean, None)
-    return RobustReport(
-        images=len(labels),
-        clean=metrics(labels, clean, positive=positive),
-        attacks=[scored.result(trial, arrays[trial.key], arrays) for trial in trials],
-        worst=[scored.result(trial, values, {}) for trial, values in worst],
-        flags=flags(arrays, trials, limits),
-        clean_intervals=_overall(clean_intervals),
-        clean_classes=scored.classes(clean, clean_intervals),
-        labels=labels,
-        probabilities={"clean": clean}
-        | {trial.key: arrays[trial.key] for trial in trials}
-        | {trial.key: values for trial, values in worst},
+    return RobustnessResult(
+        images=len(arrays["labels"]),
+        clean=scored.clean_figures(),
+        attacks=tuple(scored.attacked(trial, arrays[trial.key], arrays) for trial in trials),
+        worst_case=tuple(scored.attacked(trial, values, {}) for trial, values in worst),
+        believable=not any(flag.triggered for flag in checks),
+        flags=tuple(checks),
     )
+
+
+def predictions(arrays: Arrays, trials: Sequence[Trial]) -> Predictions:
+    """Return the predictions in ``arrays`` (each image once, sorted by row), and worst cases."""
+    keys = ["clean", *(trial.key for trial in trials)]
+    worst = {trial.key: values for trial, values in worst_cases(arrays, trials)}
+    return Predictions(arrays["labels"], {key: arrays[key] for key in keys} | worst)
 
 
 @dataclass(frozen=True)
@@ -160,30 +98,36 @@ class _Scoring:
     positive: int | None
     detail: Detail | None
 
-    def result(self, trial: Trial, attacked: Array, arrays: Mapping[str, Array]) -> AttackResult:
+    def clean_figures(self) -> ConditionFigures:
+        return ConditionFigures.model_validate(self._figures(self.clean, None))
+
+    def attacked(self, trial: Trial, attacked: Array, arrays: Mapping[str, Array]) -> AttackFigures:
+        head = {"name": trial.name, "steps": trial.steps, "eps": trial.eps}
         sizes = {
             name: float(arrays[f"{trial.key}/{name}"].mean())
             for name in ("linf_255", "rms_255")
             if f"{trial.key}/{name}" in arrays
         }
-        intervals = self.intervals(attacked, self.clean)
-        return AttackResult(
-            name=trial.name,
-            steps=trial.steps,
-            eps=trial.eps,
-            metrics=metrics(self.labels, attacked, positive=self.positive),
-            success_rate=self._success(attacked),
-            intervals=_overall(intervals),
-            classes=self.classes(attacked, intervals),
-            **sizes,
-        )
+        success = self._success(attacked)
+        more = sizes if success is None else {"success_rate": success} | sizes
+        return AttackFigures.model_validate(head | self._figures(attacked, self.clean) | more)
+
+    def _figures(self, probabilities: Array, clean: Array | None) -> dict[str, Any]:
+        """Return metrics, and if ``detail`` asks for them, intervals and classes."""
+        intervals = self._intervals(probabilities, clean)
+        found = {
+            "intervals": _overall(intervals),
+            "classes": self._classes(probabilities, intervals),
+        }
+        figures = metrics(self.labels, probabilities, positive=self.positive).model_dump()
+        return figures | {name: values for name, values in found.items() if values}
 
     def _success(self, attacked: Array) -> float | None:
         right = answers_of(self.labels, self.clean).right
         still = answers_of(self.labels, attacked).right
         return float((~still)[right].mean()) if right.any() else None
 
-    def intervals(self, probabilities: Array, clean: Array | None) -> dict[str, Interval]:
+    def _intervals(self, probabilities: Array, clean: Array | None) -> dict[str, Interval]:
         if self.detail is None or self.detail.samples == 0:
             return {}
         groups = self.detail.groups
@@ -198,7 +142,7 @@ class _Scoring:
             per_class=bool(self.detail.classes),
         )
 
-    def classes(
+    def _classes(
         self, probabilities: Array, intervals: Mapping[str, Interval]
     ) -> list[ClassMetrics]:
         if self.detail is None or not self.detail.classes:

@@ -13,6 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -24,7 +25,7 @@ from medspark.attacks.threat import ThreatModel
 from medspark.evaluate.config import AttackSettings
 from medspark.evaluate.pieces import SplitPieces, network_of
 from medspark.evaluate.robust import Batch, attack_all
-from medspark.evaluate.summary import Arrays
+from medspark.evaluate.summary import Array, Arrays
 from medspark.export.runtime import DeployedModel
 from medspark.export.straight_through import StraightThrough
 
@@ -77,9 +78,14 @@ class DeployedJob(SplitPieces):
     shards: Path
     split: str
     config: AttackSettings
-    rows: int
+    total: int  # images of the split; ``config.images`` of them are attacked
     piece: int
     work: Path
+
+    @property
+    def rows(self) -> Array:
+        """The sorted rows of the images to attack, the same as of the torch network."""
+        return self.config.rows(self.total)
 
     @property
     def batch_size(self) -> int:
@@ -104,6 +110,7 @@ class DeployedJob(SplitPieces):
             self.config,
             surrogates=[network_of(self.twin)],
             own_attacks=own,
+            probed_below=self.config.probed_below(self.rows),
         )
 
 
@@ -115,10 +122,15 @@ class ComparedJob(SplitPieces):
     exports: tuple[Path, ...]
     shards: Path
     split: str
-    rows: int
+    total: int
     piece: int
     batch: int
     work: Path
+
+    @property
+    def rows(self) -> Array:
+        """The rows of all images of the split."""
+        return np.arange(self.total)
 
     @property
     def batch_size(self) -> int:

@@ -6,8 +6,9 @@ import numpy as np
 
 from medspark.eps import eps_text
 from medspark.evaluate.answers import answers_of
+from medspark.evaluate.result import RobustnessResult
 from medspark.evaluate.sanity import Flag
-from medspark.evaluate.summary import Array, RobustReport
+from medspark.evaluate.summary import Array
 from medspark.export.choose import LEAST_AGREEMENT
 from medspark.export.onnx import TOLERANCE
 from medspark.export.packages import Precision
@@ -41,7 +42,7 @@ def parity(labels: Array, twin: Array, export: Array) -> Parity:
 
 
 def flags(
-    found: Parity, precision: Precision, twin: RobustReport, export: RobustReport
+    found: Parity, precision: Precision, twin: RobustnessResult, export: RobustnessResult
 ) -> list[Flag]:
     """Return the checks of an exported model, against its twin's answers and robustness."""
     if precision == "fp32":
@@ -65,11 +66,11 @@ def flags(
     return [answers.measured_on(found.images), *_masking(twin, export)]
 
 
-def _masking(twin: RobustReport, export: RobustReport) -> list[Flag]:
+def _masking(twin: RobustnessResult, export: RobustnessResult) -> list[Flag]:
     """Flag budgets at which the export looks more robust than its twin."""
     flagged = []
-    for mine, theirs in zip(export.worst, twin.worst, strict=True):
-        held, wanted = mine.metrics.accuracy or 0.0, theirs.metrics.accuracy or 0.0
+    for mine, theirs in zip(export.worst_case, twin.worst_case, strict=True):
+        held, wanted = mine.accuracy or 0.0, theirs.accuracy or 0.0
         gain = held - wanted - max(0.0, _clean(export) - _clean(twin))
         flagged.append(
             Flag(
@@ -84,5 +85,5 @@ def _masking(twin: RobustReport, export: RobustReport) -> list[Flag]:
     return flagged
 
 
-def _clean(report: RobustReport) -> float:
+def _clean(report: RobustnessResult) -> float:
     return report.clean.accuracy or 0.0

@@ -1,8 +1,8 @@
 """Divide images among simulated clients: a pure function of labels, patients, sites and a seed.
 
-Every image belongs to one client, and all images of a patient belong to the same client, so that no
-patient is at two simulated hospitals. Only ``site`` follows the archive: a patient who was seen at
-two sites stays at both.
+Every image belongs to one client. All images of a patient belong to the same client, so that no
+patient is at two simulated hospitals. Only ``site`` follows the archive: a patient with images from
+two sites is at both clients.
 """
 
 from __future__ import annotations
@@ -29,13 +29,14 @@ class ClientsConfig(Config):
 
     by: Literal["site", "patient", "dirichlet"] = Field(
         "patient",
-        description="site: as the archive says; patient: equal shares; dirichlet: skewed labels",
+        description="site: one client for each site of the archive; patient: equal shares of "
+        "patients; dirichlet: skewed labels",
     )
     count: int | None = Field(
-        None, ge=1, description="number of clients; by site: all, by patient: one each"
+        None, ge=1, description="number of clients; default: one for each site or patient"
     )
     alpha: float = Field(
-        0.5, gt=0, description="of dirichlet: smaller values make the clients' labels differ more"
+        0.5, gt=0, description="parameter of dirichlet; smaller values skew the labels more"
     )
 
     @model_validator(mode="after")
@@ -43,18 +44,18 @@ class ClientsConfig(Config):
         if self.by == "dirichlet" and self.count is None:
             raise ValueError("clients.by dirichlet needs clients.count")
         if self.by == "site" and self.count is not None:
-            raise ValueError("clients.by site has one client for each site, and no clients.count")
+            raise ValueError("clients.by site takes no clients.count: every site is one client")
         return self
 
 
 def partition(
     config: ClientsConfig, *, labels: Labels, patients: Keys, sites: Keys | None, seed: int
 ) -> list[Rows]:
-    """Return the rows of each client, in order; every row is in exactly one of them.
+    """Return the sorted rows of each client; every row belongs to exactly one client.
 
-    ``labels`` are classes (N,) or findings (N, K) as 0 and 1; ``patients`` and ``sites`` are the
-    keys (N,) of each row. Raises UsageError if sites are unknown, or if there are fewer patients
-    than clients.
+    ``labels`` are classes (N,) or findings (N, K) as 0 and 1. ``patients`` and ``sites`` are the
+    keys (N,) of each row. Raises UsageError if the sites are unknown, or if there are fewer
+    patients than clients.
     """
     if config.by == "site":
         if sites is None:
@@ -65,7 +66,8 @@ def partition(
     count = len(keys) if config.count is None else config.count
     if count > len(keys):
         raise UsageError(
-            f"clients.count {count} is more than the {len(keys)} patients, who are not divided."
+            f"clients.count {count} is more than the {len(keys)} patients; a patient belongs to "
+            "one client."
         )
     queue = np.argsort([derive(seed, "client", str(key)) for key in keys])
     if config.by == "patient":
@@ -80,9 +82,9 @@ def _rows(owner: Rows, count: int) -> list[Rows]:
 
 
 def _even(queue: Rows, images: Rows, count: int) -> Rows:
-    """Return the client of each patient; each in the queue goes to the client with fewest images.
+    """Return the client of each patient: in turn, each goes to the client with the fewest images.
 
-    Ties go to the client with the fewest patients, so that no client stays without one.
+    Ties go to the client with the fewest patients, so that every client gets a patient.
     """
     owners = np.empty(len(queue), dtype=np.int64)
     held = np.zeros((count, 2), dtype=np.int64)
@@ -94,7 +96,7 @@ def _even(queue: Rows, images: Rows, count: int) -> Rows:
 
 
 def _classes(labels: Labels, patient: Rows) -> Rows:
-    """Return the most common class (P,) of each patient's images; the smallest of equals.
+    """Return the most common class (P,) of each patient's images; ties go to the smallest class.
 
     Every combination of findings counts as one class.
     """
@@ -108,10 +110,10 @@ def _classes(labels: Labels, patient: Rows) -> Rows:
 
 
 def _skewed(queue: Rows, classes: Rows, count: int, alpha: float, seed: int) -> Rows:
-    """Return the client of each patient, with a Dirichlet draw of clients for every class.
+    """Return the client of each patient; the clients' shares of each class are Dirichlet(alpha).
 
-    After Hsu, Qi and Brown 2019, in the form now common: the clients' shares of each class are
-    drawn from Dirichlet(alpha). A client without a patient gets one from the largest client.
+    This is the common form of Hsu, Qi and Brown 2019. A client without a patient gets one from the
+    largest client.
     """
     owners = np.empty(len(queue), dtype=np.int64)
     for kind in np.unique(classes):
@@ -129,7 +131,7 @@ def _skewed(queue: Rows, classes: Rows, count: int, alpha: float, seed: int) -> 
 
 
 def _dirichlet(draw: np.random.Generator, alpha: float, count: int) -> npt.NDArray[np.float64]:
-    """Return shares (K,), drawn in logarithms so that a tiny alpha does not give all zeros."""
+    """Return shares (K,), drawn as logarithms so that a tiny alpha does not give all zeros."""
     # Gamma(a) is Gamma(a + 1) U^(1/a) (Marsaglia and Tsang 2000).
     logs = np.log(draw.gamma(alpha + 1, size=count)) + np.log(draw.uniform(size=count)) / alpha
     sizes = np.exp(logs - logs.max())

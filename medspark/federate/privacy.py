@@ -1,9 +1,9 @@
 """User-level differential privacy: draw the cohort, configure the noise, compute epsilon.
 
-Each client takes part in a round with an independent probability (Poisson sampling), its update is
-clipped, and the sum gets Gaussian noise (``aggregate/dp_fedavg.py``). Then the networks of all
-rounds do not reveal whether a client took part, up to (epsilon, delta). Cohorts and noise follow
-from the seed, which a real federation must keep secret.
+Each client takes part in a round with an independent probability (Poisson sampling). Its update is
+clipped, and the sum gets Gaussian noise (``aggregate/dp_fedavg.py``). So the networks of all rounds
+reveal whether a client took part only up to (epsilon, delta). The seed determines cohorts and
+noise; a real federation must keep it secret.
 """
 
 from __future__ import annotations
@@ -25,11 +25,15 @@ __all__ = ["PrivacyConfig", "check_privacy", "epsilon"]
 class PrivacyConfig(Config):
     """The noise, clipping bound and sampling rate of a private federation."""
 
-    multiplier: float = Field(1.0, gt=0, description="noise on the sum, in units of the bound (z)")
-    bound: float = Field(1.0, gt=0, description="greatest Euclidean norm of an update")
-    rate: float = Field(0.1, gt=0, le=1, description="chance of each client in each round")
+    multiplier: float = Field(
+        1.0, gt=0, description="standard deviation of the noise on the sum, in bounds (z)"
+    )
+    bound: float = Field(1.0, gt=0, description="largest Euclidean norm of an update")
+    rate: float = Field(
+        0.1, gt=0, le=1, description="probability that a client takes part in a round"
+    )
     delta: float | None = Field(
-        None, gt=0, lt=1, description="of (epsilon, delta); by default clients ** -1.1"
+        None, gt=0, lt=1, description="delta of (epsilon, delta); clients ** -1.1 by default"
     )
 
     def cohort(self, clients: Sequence[int], *, seed: int, round: int) -> list[int]:
@@ -64,7 +68,7 @@ def epsilon(rate: float, multiplier: float, rounds: int, delta: float) -> float:
 
 
 def check_privacy() -> None:
-    """Raise UsageError if dp-accounting is not installed, so before the first round."""
+    """Raise UsageError if dp-accounting is not installed; call it before the first round."""
     _accounting()
 
 

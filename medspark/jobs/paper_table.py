@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from medspark.job import run_job
-from medspark.redact import redacted_command
 from medspark.workflows.paper_plan import PaperTableConfig
 
 
@@ -26,20 +25,20 @@ class PaperTableJob(PaperTableConfig):
     """Fill one table."""
 
 
+def work(config: PaperTableJob) -> dict[str, Any]:
+    """Fill the table, print it, and return the result."""
+    from medspark.workflows.paper_table import paper_table  # torch: not for --help
+
+    result = paper_table(config)
+    print(Path(result["table"]).read_text(encoding="utf-8"))
+    if config.evaluate.gallery:
+        print(
+            "Images of patients are in the reports, and with them in MLflow; "
+            "--evaluate.gallery 0 leaves them out."
+        )
+    return result
+
+
 def main(argv: Sequence[str]) -> int:
     """Run the job; return its exit status."""
-
-    def work(config: PaperTableJob) -> dict[str, Any]:
-        from medspark.workflows.paper_table import paper_table  # torch: not for --help
-
-        command = redacted_command(["spark-submit", "jobs/paper_table.py", *argv])
-        result = paper_table(config, command=command)
-        print(Path(result["table"]).read_text(encoding="utf-8"))
-        if config.evaluate.gallery:
-            print(
-                "Images of patients are in the reports, and with them in MLflow; "
-                "--evaluate.gallery 0 leaves them out."
-            )
-        return result
-
     return run_job(PaperTableJob, work, argv)

@@ -44,14 +44,14 @@ _LEVEL = 0.95
 
 
 class Steady(NamedTuple):
-    """Speed after the warm-up: images per second, and the share of the time spent waiting."""
+    """Speed after the warm-up: images per second, and the share of time spent waiting for data."""
 
     images_per_second: float
     data_wait_share: float
 
 
 class Window(NamedTuple):
-    """One report of a run, on the steps since the last report up to ``step``."""
+    """One report of a run: its speed over the steps since the previous report, up to ``step``."""
 
     step: int
     images_per_second: float
@@ -69,7 +69,7 @@ def steady(windows: Sequence[Window], *, warmup_steps: int) -> Steady | None:
     begins = [0, *(window.step for window in ordered[:-1])]
     kept = [(w, w.step - b) for w, b in zip(ordered, begins, strict=True) if b >= warmup_steps]
     kept = kept or [(ordered[-1], 1)]
-    # All steps have the same size to within an image, so the steps of a window are its weight.
+    # All steps have the same number of images to within one, so a window counts by its steps.
     images = sum(steps for _, steps in kept)
     seconds = sum(steps / window.images_per_second for window, steps in kept)
     waited = sum(
@@ -79,7 +79,7 @@ def steady(windows: Sequence[Window], *, warmup_steps: int) -> Steady | None:
 
 
 def efficiency(throughput: float, processes: int, base: float) -> float:
-    """Return the reached share of ``processes`` times ``base``, the speed of one process."""
+    """Return ``throughput`` over ``processes`` times ``base``, the speed of one process."""
     return throughput / (processes * base)
 
 
@@ -88,7 +88,7 @@ def usl(
 ) -> Floats:
     """Return images per second by the universal scalability law (Gunther 2007).
 
-    ``coherency`` 0 leaves Amdahl's law (1967), of which ``contention`` is the serial part.
+    With ``coherency`` 0 it is Amdahl's law (1967), and ``contention`` is the serial part.
     """
     n = np.asarray(processes, dtype=float)
     speed: Floats = base * n / (1 + contention * (n - 1) + coherency * n * (n - 1))
@@ -96,14 +96,14 @@ def usl(
 
 
 class Fit(Config):
-    """A fitted law: figures and their 95 % intervals, from resampling the repeats."""
+    """A fitted law: its parameters, and their 95 % intervals from resampling the repeats."""
 
     law: Literal["amdahl", "usl"]
     base: float = Field(description="images per second of one process")
     contention: float = Field(description="serial part")
     coherency: float = Field(0.0, description="cost of coordination per pair of processes")
-    intervals: dict[str, Interval] = Field({}, description="95 % intervals of these, by name")
-    largest_residual: float = Field(description="largest relative error on a measured median")
+    intervals: dict[str, Interval] = Field({}, description="95 % intervals by parameter")
+    largest_residual: float = Field(description="largest relative error at a measured median")
 
     def speed(self, processes: npt.ArrayLike) -> Floats:
         """Return images per second on ``processes`` processes."""
@@ -155,7 +155,7 @@ def _fit(law: Literal["amdahl", "usl"], points: Points, terms: int, resamples: i
 def _solve(points: Points, terms: int) -> tuple[float, ...]:
     """Return base, contention, coherency: least squares of relative errors in seconds per image.
 
-    N / R(N) is linear in 1 / base, contention / base and coherency / base, and none is negative.
+    N / R(N) is linear in 1 / base, contention / base and coherency / base. None is negative.
     """
     counts = np.array([n for n, values in points.items() for _ in values], dtype=float)
     seconds = counts / np.concatenate([np.asarray(v, dtype=float) for v in points.values()])
@@ -165,7 +165,7 @@ def _solve(points: Points, terms: int) -> tuple[float, ...]:
 
 
 def _non_negative(matrix: Floats, target: Floats) -> Floats:
-    """Return the non-negative least-squares solution; its first entry is always in use."""
+    """Return the non-negative least-squares solution; its first entry is always positive."""
     best, least = np.zeros(matrix.shape[1]), math.inf
     others = range(1, matrix.shape[1])
     for count in range(matrix.shape[1]):
@@ -202,21 +202,21 @@ def all_reduce_constants(
 
 
 class StepModel(Config):
-    """Seconds of a training step: compute, the all-reduce that is not hidden, and the loader."""
+    """Seconds of a training step: compute, the exposed part of the all-reduce, and the loader."""
 
-    seconds_per_image: float = Field(gt=0, description="forward, attack and backward of a process")
+    seconds_per_image: float = Field(gt=0, description="forward, attack and backward pass")
     seconds_per_step: float = Field(0.0, ge=0, description="fixed time of a step")
-    gradient_bytes: float = Field(gt=0, description="sent per process and step")
+    gradient_bytes: float = Field(gt=0, description="size of the gradients that a process sends")
     overlap: float = Field(
         0.5, ge=0, le=1, description="share of the compute time that the all-reduce can overlap"
     )
     loader_images_per_second: float = Field(
-        math.inf, gt=0, description="reading and augmenting, per process"
+        math.inf, gt=0, description="speed of reading and augmenting, per process"
     )
-    image_bytes: float = Field(0.0, ge=0, description="of a stored image")
+    image_bytes: float = Field(0.0, ge=0, description="size of a stored image")
 
     def compute(self, batch: float) -> float:
-        """Return the seconds of compute of one process for ``batch`` images."""
+        """Return the seconds that one process computes for ``batch`` images."""
         return self.seconds_per_step + self.seconds_per_image * batch
 
     def all_reduce(self, processes: int, cluster: Cluster) -> float:
@@ -234,7 +234,7 @@ class StepModel(Config):
     def step(self, processes: int, batch: float, cluster: Cluster) -> tuple[float, Bound]:
         """Return the seconds of a step with ``batch`` images per process, and its bottleneck.
 
-        Reading and computing go on at the same time, and so do, in part, computing and talking.
+        Reading overlaps computing. The all-reduce overlaps the share ``overlap`` of computing.
         """
         compute = self.compute(batch)
         exposed = max(0.0, self.all_reduce(processes, cluster) - self.overlap * compute)
@@ -249,12 +249,12 @@ class StepModel(Config):
 
 
 class Cluster(Config):
-    """The network, storage and price of a projection's cluster; the defaults are assumptions."""
+    """The cluster of a projection: network, storage and price. The defaults are assumptions."""
 
     bandwidth: float = Field(1.25e9, gt=0, description="bytes per second between two processes")
     latency: float = Field(5e-5, ge=0, description="seconds per message")
     storage: float = Field(
-        2e9, gt=0, description="bytes per second of the shared storage, in total"
+        2e9, gt=0, description="bytes per second that all processes together read"
     )
     startup_seconds: float = Field(60.0, ge=0, description="from submission to the first step")
     price: float = Field(1.0, ge=0, description="price of one process for an hour")
@@ -267,7 +267,7 @@ class Projection(Config):
     images: float = Field(description="images of the dataset")
     batch: int = Field(description="images per process in a step")
     images_per_second: float
-    efficiency: float = Field(description="of the training without start-up")
+    efficiency: float = Field(description="speed over that of perfect scaling, without start-up")
     hours: float = Field(description="from submission to the last step")
     cost: float
     bound: Bound = Field(description="main cause of the time beyond perfect scaling")
@@ -275,12 +275,12 @@ class Projection(Config):
 
 
 _ADVICE: dict[Bound, str] = {
-    "compute": "more nodes, or faster ones, shorten it nearly in proportion",
+    "compute": "more or faster nodes shorten the training nearly in proportion",
     "network": "a larger batch per process, a faster network, or fewer nodes",
     "storage": "copy the shards to local disks first (data.cache_dir)",
-    "start-up": "fewer nodes: the training is shorter than what comes before it",
-    "batch": "the largest global batch leaves each node a few images: fewer nodes, or a larger "
-    "train.batch_size with a learning rate to match",
+    "start-up": "fewer nodes: the training is shorter than its start-up",
+    "batch": "fewer nodes, or a larger train.batch_size with a matching learning rate: the largest "
+    "global batch leaves only a few images per node",
 }
 
 
@@ -297,7 +297,7 @@ def project(
     """Return the projection of ``epochs`` over ``images`` on ``nodes``, with one process each.
 
     A process takes ``batch`` images per step, or fewer if the global batch would exceed
-    ``largest_batch``, beyond which training gives worse weights.
+    ``largest_batch``. Training with larger global batches gives worse weights.
     """
     own = max(1, min(batch, largest_batch // nodes))
     seconds, bound = model.step(nodes, own, cluster)
@@ -323,7 +323,7 @@ def project(
 
 
 class Trend(Config):
-    """The trend of a figure with the data: its slope per tenfold images, and a 95 % interval."""
+    """The slope of a figure per tenfold of images, with a 95 % interval."""
 
     slope: float
     interval: Interval | None = Field(None, description="None for a single repeat")
@@ -340,8 +340,8 @@ class Trend(Config):
 def trend(series: Sequence[Mapping[float, float]]) -> Trend | None:
     """Return the trend of several series of {images: figure}, one for each repeat.
 
-    The slope over log10 of the images is fitted within each series; the interval of their mean is
-    Student's. Returns None if no series has two sizes.
+    The slope over log10 of the images is fitted within each series. The interval is Student's, of
+    the mean slope. Returns None if no series has two sizes.
     """
     slopes = [
         float(np.polyfit(np.log10(list(one)), list(one.values()), 1)[0])

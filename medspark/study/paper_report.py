@@ -130,8 +130,8 @@ class Row:
     def flagged(self, column: Column, metric: MetricName) -> bool:
         """Return whether the figure in ``column`` should not be trusted.
 
-        A better attack can only lower the accuracy under attack, so 0 can be trusted. Figures on
-        clean images can be trusted unless a flag concerns the clean answers.
+        A figure of 0 under attack can be trusted, because a better attack cannot lower it. Figures
+        on clean images can be trusted unless a flag concerns the clean predictions.
         """
         found = entry(self.cells, column, metric)
         if found is None or not any(cell.flags_figure(column.attack) for cell in self.cells):
@@ -142,7 +142,7 @@ class Row:
 def columns(eps: Iterable[float], *, attacks: Iterable[str] = ("fgsm",)) -> list[Column]:
     """Return the columns of a table under the budgets ``eps``.
 
-    Of the ``attacks``, fgsm and transfer get columns; the worst case covers the others.
+    Of ``attacks``, fgsm and transfer have their own columns; the worst case covers all attacks.
     """
     shown = [attack for attack in ("fgsm", "transfer") if attack in set(attacks)]
     attacked = [Column(attack, budget) for budget in sorted(set(eps)) for attack in (*shown, WORST)]
@@ -158,7 +158,7 @@ def rows(cells: Iterable[TableCell]) -> list[Row]:
 
 
 def entry(cells: Iterable[TableCell], column: Column, metric: MetricName) -> Entry | None:
-    """Return the figure of ``cells`` that differ only in the seed; None if no cell has it."""
+    """Return the figure over ``cells``, which differ only in the seed; None if no cell has it."""
     found = [
         figure
         for cell in cells
@@ -264,7 +264,7 @@ def _legend(cells: Sequence[TableCell], metric: MetricName) -> str:
 
 
 def csv_text(cells: Iterable[TableCell]) -> str:
-    """Return every figure of every cell as a CSV line; a failed cell is a line without a figure."""
+    """Return a CSV line for every figure; a failed cell has one line without a figure."""
     buffer = io.StringIO()
     kept = ["dataset", "train_images", "model", "weights", "training", "seed"]
     fields = [*kept, *Figure.model_fields, "believable", "flags", "failure"]

@@ -99,7 +99,7 @@ def _draw_series(axes: Axes, sweep: Sweep, name: str, *, several: bool) -> None:
 def _mark(
     axes: Axes, points: Mapping[int, float], flagged: Collection[int], color: ColorType
 ) -> None:
-    """Draw ``points``, y by x, the ``flagged`` ones hollow, which a line below the figure explains.
+    """Draw ``points``, y by x; the ``flagged`` ones are hollow, and a label explains that.
 
     A point over several repeats is flagged if one of its networks is.
     """

@@ -44,8 +44,9 @@ K = TypeVar("K", bound=Hashable)
 class ScalePoint(Config):
     """One point of the grid; the field names are the parameters of its MLflow run.
 
-    strong: the global batch is fixed; weak: it grows with the processes; plain: one process without
-    DDP; slice: like plain, with the batch that each process has at the largest number of processes.
+    ``scaling`` is strong (fixed global batch), weak (the global batch grows with the processes),
+    plain (one process without DDP), or slice (like plain, with the batch that each process has at
+    the largest number of processes).
     """
 
     model: str
@@ -122,7 +123,7 @@ class Probe(Config):
 
 
 class Prediction(Config):
-    """The predicted speed of a point not used in the fit, and its measured speed."""
+    """The predicted and the measured speed of a point that the fit did not use."""
 
     model: str
     mode: str
@@ -151,7 +152,7 @@ class Curve(Config):
     )
     speeds: dict[int, list[float]] = Field({}, description="images per second by processes")
     oversubscribed: list[int] = Field([], description="process counts with more threads than cores")
-    flagged: list[int] = Field([], description="process counts with a network that is flagged")
+    flagged: list[int] = Field([], description="process counts with a flagged network")
     amdahl: Fit | None = None
     usl: Fit | None = None
 
@@ -169,41 +170,41 @@ class Price(Config):
 
     model: str
     mode: str
-    by_images: dict[int, list[float]] = Field(description="AUROC lost, one for each repeat")
+    by_images: dict[int, list[float]] = Field(description="AUROC lost in each repeat, by images")
     trend: Trend | None
     networks: int = Field(0, description="networks of this mode and of plain training")
-    left_out: int = Field(0, description="of these, flagged for their answers on clean images")
-    flagged: int = Field(0, description="of these, flagged for their figures under attack alone")
+    left_out: int = Field(0, description="networks flagged for their predictions on clean images")
+    flagged: int = Field(0, description="other networks, flagged for figures under attack only")
 
     @property
     def sentence(self) -> str:
         """The cost of the mode, whether it shrinks with data, and how many networks are flagged.
 
-        Networks flagged for their answers on clean images are left out of the comparison.
+        The comparison leaves out networks flagged for their predictions on clean images.
         """
         text = f"{self._compared}."
         if self.left_out:
-            text += f" ⚠ {self.left_out} of {self.networks} networks are flagged and left out."
+            text += f" ⚠ Flagged and left out: {self.left_out} of {self.networks} networks."
         if self.flagged:
             text += (
-                f" ⚠ {self.flagged} of {self.networks} networks are flagged for their figures "
-                "under attack, on which this says nothing."
+                f" ⚠ Flagged for figures under attack, which this comparison does not use: "
+                f"{self.flagged} of {self.networks} networks."
             )
         return text
 
     @property
     def _compared(self) -> str:
         if not self.by_images:
-            return f"{self.model}: what {self.mode} costs in clean AUROC is not known"
+            return f"{self.model}: the cost of {self.mode} in clean AUROC is unknown"
         sizes = sorted(self.by_images)
         each = [f"{_price(self.by_images[size])} on {size} images" for size in sizes]
-        seen = f"{self.model}: of clean AUROC, {self.mode} {each[0]}"
+        seen = f"{self.model}: in clean AUROC, {self.mode} {each[0]}"
         if self.trend is None:
-            return f"{seen}; one size of data says nothing about a trend"
+            return f"{seen}; one size of data shows no trend"
         seen = f"{seen} and {each[-1]}"
         repeats = f"{self.trend.repeats} repeat{'s' if self.trend.repeats > 1 else ''}"
         if self.trend.interval is None:
-            return f"{seen}; with {repeats} chance cannot be told from a trend"
+            return f"{seen}; {repeats} cannot tell a trend from chance"
         low, high = self.trend.interval
         change = (
             f"{self.trend.slope:+.3f} for each tenfold of data, 95 % interval "
@@ -212,7 +213,7 @@ class Price(Config):
         verdict = {
             "falls": "the price of robustness shrank with data",
             "rises": "the price of robustness grew with data",
-            "unclear": "whether the price of robustness shrinks with data cannot be told from this",
+            "unclear": "this does not show whether the price of robustness shrinks with data",
         }
         return f"{seen} ({change}): {verdict[self.trend.direction]}"
 
@@ -282,15 +283,15 @@ def _curve(cells: Sequence[ScaleCell], empty: Curve) -> Curve:
     for measured in sorted(cells, key=lambda m: m.point.world_size):
         speeds.setdefault(measured.point.world_size, []).append(measured.images_per_second)
     crowded = sorted({m.point.world_size for m in cells if m.oversubscribed})
-    # Points at which processes shared a core would distort the laws.
-    honest = {n: v for n, v in speeds.items() if n not in crowded}
+    # Processes that share a core would distort the laws.
+    uncrowded = {n: v for n, v in speeds.items() if n not in crowded}
     return empty.model_copy(
         update={
             "speeds": speeds,
             "oversubscribed": crowded,
             "flagged": sorted({m.point.world_size for m in cells if m.flagged}),
-            "amdahl": fit_amdahl(honest),
-            "usl": fit_usl(honest),
+            "amdahl": fit_amdahl(uncrowded),
+            "usl": fit_usl(uncrowded),
         }
     )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 
 from medspark.data.prefetch import Prefetcher
 from medspark.data.source import open_source
-from medspark.evaluate.robust import RobustReport
+from medspark.evaluate.result import RobustnessResult
 from medspark.models.checkpoint import describe, save_classifier
 from medspark.train.config import FitConfig, check_ranks
 from medspark.train.engine import Engine
@@ -19,10 +18,11 @@ from medspark.train.final_test import calibrate_and_test
 from medspark.train.meter import Meter, Recorder
 from medspark.train.monitor import Monitor, attack_watched
 from medspark.train.prepare import make_network, make_objective, make_step_rule, watched_images
+from medspark.train.result import ValidationResult
 from medspark.train.resume import Progress, Resumption
 from medspark.train.run_setup import RunSetup, set_up
 from medspark.train.timeline import Timeline, peak_memory_mb
-from medspark.train.validate import Validation, validate
+from medspark.train.validate import validate
 from medspark.train.world import World
 
 __all__ = ["fit"]
@@ -46,9 +46,9 @@ def fit(config: FitConfig, world: World, journal: Recorder) -> dict[str, Any]:
     timeline.note("built")
     training.run()
     timeline.note("trained")
-    report = calibrate_and_test(setup)
+    tested = calibrate_and_test(setup)
     timeline.note("tested")
-    return _result(setup, training, report)
+    return _result(setup, training, tested)
 
 
 def _build_engine(setup: RunSetup, *, steps: int) -> Engine:
@@ -129,20 +129,13 @@ class _Training:
         config, progress = self._setup.config, self.progress
         self.meter.publish(progress.step, epoch, waited=waited)
         self.engine.average_buffers()
-        validation = self._validate()
-        score = validation.score(robust=config.attacks)
-        figures = {
-            "epoch": epoch + 1,
-            "score": score,
-            "clean": validation.clean.model_dump(),
-            "pgd": validation.attacked.model_dump(),
-        }
-        progress.validations.append(figures)
-        self._setup.journal.record(progress.step, _flat("val", figures))
+        validation = self._validate(epoch)
+        progress.validations.append(validation)
+        self._setup.journal.record(progress.step, validation.metrics())
         if self._setup.world.is_main:
             _LOGGER.info("epoch %d of %d: %s", epoch + 1, config.train.epochs, validation)
-        if progress.best is None or score > progress.best["score"]:
-            progress.best = figures
+        if progress.best is None or validation.score > progress.best.score:
+            progress.best = validation
             self._keep_model()
         self._watch(epoch)
         self._resumption.save(seconds=self.meter.seconds)
@@ -156,7 +149,8 @@ class _Training:
         with self.engine.deployable() as model:
             threat = self._setup.config.attack
             watched = attack_watched(model, images, labels, threat=threat, steps=config.steps)
-        self._setup.journal.record(self.progress.step, _flat("monitor", asdict(watched)))
+        accuracies = {f"monitor/{name}": value for name, value in asdict(watched).items()}
+        self._setup.journal.record(self.progress.step, accuracies)
         clean, attacked = self.meter.take_accuracies()
         alarm = self._monitor.judge(watched, clean=clean, attacked=attacked)
         if alarm is None:
@@ -167,10 +161,10 @@ class _Training:
         if config.action == "noise":
             self.engine.noise = max(2 * self.engine.noise, 1.0)
 
-    def _validate(self) -> Validation:
+    def _validate(self, epoch: int) -> ValidationResult:
         config = self._setup.config
         with self.engine.deployable() as model:
-            return validate(
+            clean, attacked = validate(
                 model,
                 self._setup.validation,
                 threat=config.attack,
@@ -179,6 +173,7 @@ class _Training:
                 seed=config.seed,
                 world=self._setup.world,
             )
+        return ValidationResult.of(epoch + 1, clean, attacked, robust=config.attacks)
 
     def _keep_model(self) -> None:
         if not self._setup.world.is_main:
@@ -198,16 +193,16 @@ class _Training:
             save_classifier(self._setup.model_folder, model, card)
 
 
-def _result(setup: RunSetup, training: _Training, report: RobustReport) -> dict[str, Any]:
+def _result(setup: RunSetup, training: _Training, tested: RobustnessResult) -> dict[str, Any]:
     """Return the result document."""
     config, world = setup.config, setup.world
     engine, progress, meter = training.engine, training.progress, training.meter
     hides = config.distill is not None and config.distill.method == "defensive"
-    warning = {"warning": _masking(report)} if hides else {}
+    warning = {"warning": _masking(tested)} if hides else {}
     return warning | {
         "mode": config.distill.method if config.distill else config.train.mode,
-        **report.as_json(),
-        "validation": progress.best,
+        **tested.as_json(),
+        "validation": progress.best and progress.best.as_json(),
         "epochs": config.train.epochs,
         "alarms": progress.alarms,
         "steps": progress.step,
@@ -228,20 +223,9 @@ def _result(setup: RunSetup, training: _Training, report: RobustReport) -> dict[
     }
 
 
-def _masking(report: RobustReport) -> str:
-    seen = "; ".join(flag.sentence for flag in report.flags if flag.triggered)
+def _masking(tested: RobustnessResult) -> str:
+    seen = "; ".join(flag.sentence for flag in tested.triggered_flags)
     return (
         "defensive distillation hides gradients and does not make a network robust: do not trust "
         f"results under FGSM and PGD. Signs in this run: {seen or 'none at these settings'}."
     )
-
-
-def _flat(prefix: str, figures: Mapping[str, Any]) -> dict[str, float]:
-    """Return nested figures under names joined by slashes, without the undefined (None) ones."""
-    flat: dict[str, float] = {}
-    for name, value in figures.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(f"{prefix}/{name}", value)
-        elif value is not None:
-            flat[f"{prefix}/{name}"] = value
-    return flat

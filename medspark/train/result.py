@@ -20,6 +20,31 @@ class ValidationResult(Result):
     clean: ConditionFigures
     pgd: ConditionFigures
 
+    @classmethod
+    def of(
+        cls, epoch: int, clean: ConditionFigures, pgd: ConditionFigures, *, robust: bool
+    ) -> ValidationResult:
+        """Return the result with its score: balanced accuracy, under PGD if ``robust``.
+
+        Plain accuracy under attack would prefer a network that always predicts the larger class.
+        AUROC would not notice that a half-trained network assigns nearly everything to one class.
+        """
+        score = (pgd if robust else clean).balanced_accuracy or 0.0
+        return cls(epoch=epoch, score=score, clean=clean, pgd=pgd)
+
+    def metrics(self) -> dict[str, float]:
+        """Return every defined metric by its MLflow name, such as val/pgd/accuracy."""
+        figures = {
+            f"val/{condition}/{name}": value
+            for condition, of in (("clean", self.clean), ("pgd", self.pgd))
+            for name, value in of.metrics.items()
+            if value is not None
+        }
+        return {"val/epoch": self.epoch, "val/score": self.score} | figures
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {value:.3g}" for name, value in self.metrics().items())
+
 
 class TrainResult(RobustnessResult):
     """The result document of a training: robustness on the test images, speed, and environment.

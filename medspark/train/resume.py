@@ -13,6 +13,7 @@ from medspark.errors import UsageError
 from medspark.train.config import CheckpointConfig
 from medspark.train.engine import Engine
 from medspark.train.monitor import Monitor
+from medspark.train.result import ValidationResult
 from medspark.train.run_setup import RunSetup
 from medspark.train.state import Checkpoints
 
@@ -26,8 +27,8 @@ class Progress:
     """The progress of a run: steps taken, the best epoch, all validations and all alarms."""
 
     step: int = 0
-    best: dict[str, Any] | None = None
-    validations: list[dict[str, Any]] = field(default_factory=list)
+    best: ValidationResult | None = None
+    validations: list[ValidationResult] = field(default_factory=list)
     alarms: list[dict[str, Any]] = field(default_factory=list)
 
     @property
@@ -74,10 +75,11 @@ class Resumption:
         self._saved_at = time.monotonic()
         if not self._setup.world.is_main:
             return
+        best = self._progress.best
         record = {
             "fingerprint": self._fingerprint(),
-            "best": self._progress.best,
-            "validations": self._progress.validations,
+            "best": best.as_json() if best is not None else None,
+            "validations": [validation.as_json() for validation in self._progress.validations],
             "alarms": self._progress.alarms,
             "noise": self._engine.noise,
             "watched_best": self._monitor.best,
@@ -109,8 +111,10 @@ class Resumption:
         self._check(saved.record["fingerprint"])
         self._engine.restore(saved.tensors)
         progress, record = self._progress, saved.record
-        progress.step, progress.best = record["step"], record["best"]
-        progress.validations, progress.alarms = record["validations"], record["alarms"]
+        read = ValidationResult.model_validate
+        progress.step, progress.alarms = record["step"], record["alarms"]
+        progress.best = read(record["best"]) if record["best"] is not None else None
+        progress.validations = [read(validation) for validation in record["validations"]]
         self._engine.noise, self._monitor.best = record["noise"], record["watched_best"]
         _LOGGER.info("resuming from the checkpoint after step %d", progress.step)
 

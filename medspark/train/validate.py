@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,30 +12,13 @@ from medspark.attacks.threat import ThreatModel
 from medspark.data.batch import Integers
 from medspark.data.native import MappedSplit
 from medspark.evaluate.config import AttackSettings
-from medspark.evaluate.metrics import Metrics
+from medspark.evaluate.result import ConditionFigures
 from medspark.evaluate.robust import Array, evaluate
 from medspark.seeding import derive
 from medspark.shards.plan import permute, share
 from medspark.train.world import World
 
-__all__ = ["Validation", "gatherer", "slices", "validate"]
-
-
-@dataclass(frozen=True)
-class Validation:
-    """Metrics on the validation images, clean and under PGD."""
-
-    clean: Metrics
-    attacked: Metrics
-
-    def score(self, *, robust: bool) -> float:
-        """Return the score that selects the best epoch: balanced accuracy, under PGD if ``robust``.
-
-        Plain accuracy under attack would prefer a network that always predicts the larger class.
-        AUROC would not notice that a half-trained network assigns nearly everything to one class.
-        """
-        figure = (self.attacked if robust else self.clean).balanced_accuracy
-        return figure if figure is not None else 0.0
+__all__ = ["gatherer", "slices", "validate"]
 
 
 def validate(
@@ -48,16 +30,19 @@ def validate(
     steps: int,
     seed: int,
     world: World,
-) -> Validation:
-    """Return the metrics of ``model`` on at most ``images`` images, the same ones in every call."""
+) -> tuple[ConditionFigures, ConditionFigures]:
+    """Return the metrics of ``model``, clean and under PGD.
+
+    They are of at most ``images`` images, the same ones in every call.
+    """
     count = min(images, len(split))
     rows = np.sort(permute(np.arange(count), len(split), derive(seed, "validation")))
     config = AttackSettings(
         attacks=("pgd",), norm=threat.norm, eps=(threat.eps,), steps=steps, sanity_images=0
     )
     batches = slices(split, rows, batch_size=config.batch_size, world=world)
-    report = evaluate(model, batches, config, gather=gatherer(world))
-    return Validation(report.clean, report.attacks[0].metrics)
+    result = evaluate(model, batches, config, gather=gatherer(world))
+    return result.clean, ConditionFigures.model_validate(result.attacks[0].metrics)
 
 
 def slices(

@@ -13,11 +13,10 @@ from medspark.data.native import MappedSplit
 from medspark.errors import UsageError
 from medspark.evaluate.config import check_attacks
 from medspark.evaluate.gallery import Exhibit, exhibits, typical_rows
-from medspark.evaluate.pieces import Job, fingerprint, load_batch
+from medspark.evaluate.pieces import Job, fingerprint
 from medspark.evaluate.report import write_report
 from medspark.evaluate.result import EvaluationResult, RobustnessResult, metrics_by_name
-from medspark.evaluate.robust import RobustReport
-from medspark.evaluate.summary import Array, Detail, summarise
+from medspark.evaluate.summary import Array, Arrays, Detail, predictions, summarise
 from medspark.launch.pieces import do_pieces
 from medspark.lock import locked
 from medspark.models.card import read_card
@@ -62,7 +61,7 @@ class Evaluation:
             shards=config.shards.resolve(),
             split=config.split,
             config=config.attack_settings(),
-            rows=min(self._split_rows(), config.images or self._split_rows()),
+            total=self._split_rows(),
             piece=config.piece,
             work=config.folder.resolve(),
         )
@@ -88,17 +87,17 @@ class Evaluation:
             locked(self.folder),
             tracked(self.folder / "mlflow", self.config.track, entry) as run,
         ):
-            do_pieces(spark, self.job, total=self.job.rows, unit="image", doing="attacked")
-            report, shown = self._report()
+            do_pieces(spark, self.job, total=len(self.job.rows), unit="image", doing="attacked")
+            result, shown = self._report()
             run.end(
                 "FINISHED",
-                summary=_metrics(report),
+                summary=_metrics(result),
                 artifacts=self.folder / "report",
                 patience_seconds=self.config.track.patience_seconds,
             )
             reference = run.reference
         return EvaluationResult.model_validate(
-            report.as_json()
+            result.as_json()
             | {
                 "model": self.config.model,
                 "dataset_digest": self.manifest.digest,
@@ -110,13 +109,13 @@ class Evaluation:
             }
         )
 
-    def _report(self) -> tuple[RobustReport, int]:
-        """Write the report; return it and the number of images that it shows."""
-        arrays = self.job.arrays()
+    def _report(self) -> tuple[RobustnessResult, int]:
+        """Write the report; return the result and the number of images that it shows."""
+        arrays, trials = self.job.arrays(), self.job.config.trials()
         classes = self.manifest.classes
-        report = summarise(
+        result = summarise(
             arrays,
-            self.job.config.trials(),
+            trials,
             limits=self.job.config.sanity,
             positive=self.positive,
             detail=Detail(
@@ -127,18 +126,19 @@ class Evaluation:
             ),
         )
         eps = max(self.config.eps, default=0.0)
-        shown = self._exhibits(report.labels, eps)
+        shown = self._exhibits(arrays, eps)
         write_report(
             self.folder / "report",
-            report,
+            result,
+            predictions(arrays, trials),
             title=f"Robustness of {Path(self.config.model).name}",
-            facts=self._facts(report),
+            facts=self._facts(result),
             classes=classes,
             positive=self._drawn(),
             shown=shown,
             shown_eps=eps,
         )
-        return report, len(shown)
+        return result, len(shown)
 
     def _drawn(self) -> int | None:
         """Return the class of the ROC curve; None draws one curve over all findings."""
@@ -146,24 +146,24 @@ class Evaluation:
             return len(self.manifest.classes) - 1
         return self.positive
 
-    def _facts(self, report: RobustReport) -> dict[str, str]:
+    def _facts(self, result: RobustnessResult) -> dict[str, str]:
         patients = self.manifest.splits[self.config.split].patients
         return ({"accuracy": _OF_FINDINGS} if self.manifest.multi_label else {}) | {
             "model": self.config.model,
             "shards": f"{self.config.shards}, digest {self.manifest.digest[:12]}",
-            "images": f"{report.images} of {self._split_rows()} {self.config.split} images, "
+            "images": f"{result.images} of {self._split_rows()} {self.config.split} images, "
             f"{patients} patients in the split",
             "threat model": f"{self.config.norm}; eps is a fraction of [0, 1], after windowing",
             "intervals": f"95 %, {self.config.bootstrap} bootstrap resamples of the patients",
             "seed": str(self.config.seed),
         }
 
-    def _exhibits(self, labels: Array, eps: float) -> list[Exhibit]:
+    def _exhibits(self, arrays: Arrays, eps: float) -> list[Exhibit]:
         if self.config.gallery == 0 or self.job.model.suffix == ".onnx":
             return []
         split = MappedSplit(self.config.shards, self.manifest, self.config.split)
-        rows = typical_rows(labels, self.config.gallery)
-        images, truth, _ = load_batch(split, rows)
+        rows = arrays["rows"][typical_rows(arrays["labels"], self.config.gallery)]
+        images, truth = split.tensors(rows)
         threat = self.job.config.threat(eps)
         return exhibits(load_classifier(self.job.model), images, truth, threat=threat)
 
@@ -203,8 +203,8 @@ def _check_fit(path: Path, manifest: Manifest) -> None:
         raise UsageError(f"The model '{path}' does not fit: {difference}.")
 
 
-def _metrics(report: RobustReport) -> dict[str, float]:
+def _metrics(result: RobustnessResult) -> dict[str, float]:
     """Return the figures by their MLflow metric names."""
-    result = RobustnessResult.model_validate(report.as_json())
-    triggered = sum(flag.triggered for flag in result.flags)
-    return metrics_by_name(result.figures()) | {"flags_triggered": float(triggered)}
+    return metrics_by_name(result.figures()) | {
+        "flags_triggered": float(len(result.triggered_flags))
+    }

@@ -36,7 +36,7 @@ class AttackedSplit(Config):
     images: int | None = Field(
         None,
         ge=1,
-        description="number of images, taken from the start of the shuffled shards; all by default",
+        description="number of images, drawn by seed as a training draws them; all by default",
     )
     positive: str | None = Field(
         None, description="positive class for sensitivity; the last of two by default"
@@ -51,7 +51,9 @@ class AttackedSplit(Config):
     )
     piece: int = Field(64, ge=1, description="images per Spark task")
     batch_size: int = Field(64, ge=1, description="images per batch of an attack")
-    seed: int = Field(0, ge=0, description="seed of the random starts and the resamples")
+    seed: int = Field(
+        0, ge=0, description="seed of the random starts, the resamples and the choice of images"
+    )
 
     def settings_of(self, attacks: tuple[AttackName, ...]) -> AttackSettings:
         """Return the settings of ``attacks`` on each piece."""
@@ -62,6 +64,7 @@ class AttackedSplit(Config):
             steps=self.steps,
             restarts=self.restarts,
             queries=self.queries,
+            images=self.images,
             batch_size=self.batch_size,
             seed=self.seed,
             sanity_images=self.sanity_images,

@@ -19,7 +19,14 @@ from medspark.errors import UsageError
 from medspark.evaluate.pieces import Job, fingerprint
 from medspark.evaluate.report import write_report
 from medspark.evaluate.result import RobustnessResult, metrics_by_name
-from medspark.evaluate.summary import Arrays, Detail, RobustReport, Trial, summarise
+from medspark.evaluate.summary import (
+    Arrays,
+    Detail,
+    Predictions,
+    Trial,
+    predictions,
+    summarise,
+)
 from medspark.export.deployed import ComparedJob, DeployedJob
 from medspark.export.latency import Measured, measure, measured_by
 from medspark.export.parity import flags, parity
@@ -74,7 +81,7 @@ class EdgeExport:
             shards=config.shards.resolve(),
             split=config.split,
             config=config.settings_of(_TWIN_ATTACKS),
-            rows=min(rows, config.images or rows),
+            total=rows,
             piece=config.piece,
             work=config.folder.resolve(),
         )
@@ -99,7 +106,7 @@ class EdgeExport:
             twin_latency = self._twin_latency()
             measured = {each.name: self._measure(each) for each in made}
             logits = self._compare(spark, made)
-            twin = self._attack(spark, self.twin, (), "the torch network")
+            twin, _ = self._attack(spark, self.twin, (), "the torch network")
             exports = [self._artifact(spark, each, measured, logits, twin) for each in made]
             result = ExportResult(
                 model=self.config.model,
@@ -108,7 +115,7 @@ class EdgeExport:
                 split=self.config.split,
                 norm=self.config.norm,
                 processor=dot_product(),
-                twin=RobustnessResult.model_validate(twin.as_json()),
+                twin=twin,
                 twin_latency_ms=twin_latency,
                 artifacts=tuple(exports),
                 report=str(self.folder / "report" / "report.html"),
@@ -173,18 +180,18 @@ class EdgeExport:
             exports=tuple(each.folder for each in made),
             shards=self.twin.shards,
             split=self.config.split,
-            rows=self.manifest.splits[self.config.split].rows,
+            total=self.twin.total,
             piece=self.config.piece,
             batch=self.config.batch_size,
             work=self.folder / "pieces" / f"compared-{json_digest([e.digest for e in made])[:12]}",
         )
-        do_pieces(spark, job, total=job.rows, unit="image", doing="compared")
+        do_pieces(spark, job, total=job.total, unit="image", doing="compared")
         return job.arrays()
 
     def _attack(
         self, spark: SparkSession, job: Job | DeployedJob, own: tuple[str, ...], what: str
-    ) -> RobustReport:
-        do_pieces(spark, job, total=job.rows, unit="image", doing=f"attacked {what}")
+    ) -> tuple[RobustnessResult, Predictions]:
+        do_pieces(spark, job, total=len(job.rows), unit="image", doing=f"attacked {what}")
         arrays = job.arrays()
         detail = Detail(
             groups=patients_of(self.config, self.manifest, arrays["rows"]),
@@ -193,9 +200,10 @@ class EdgeExport:
             seed=self.config.seed,
         )
         trials: list[Trial] = job.config.trials(own)
-        return summarise(
+        result = summarise(
             arrays, trials, limits=job.config.sanity, positive=self.positive, detail=detail
         )
+        return result, predictions(arrays, trials)
 
     def _artifact(
         self,
@@ -203,7 +211,7 @@ class EdgeExport:
         made: Made,
         measured: dict[str, tuple[Measured, Measured]],
         logits: Arrays,
-        twin: RobustReport,
+        twin: RobustnessResult,
     ) -> Artifact:
         job = DeployedJob(
             model=made.folder,
@@ -212,17 +220,19 @@ class EdgeExport:
             shards=self.twin.shards,
             split=self.config.split,
             config=self.config.settings_of(_DEPLOYED_ATTACKS),
-            rows=self.twin.rows,
+            total=self.twin.total,
             piece=self.config.piece,
             work=self.folder / "pieces" / f"{made.name}-{made.digest[:12]}",
         )
-        report = self._attack(spark, job, job.own_attacks, made.name)
+        result, predicted = self._attack(spark, job, job.own_attacks, made.name)
         found = parity(logits["labels"], logits["twin"], logits[made.name])
-        report = replace(report, flags=[*report.flags, *flags(found, made.precision, twin, report)])
-        self._write_details(made, report)
+        checks = (*result.flags, *flags(found, made.precision, twin, result))
+        believable = not any(flag.triggered for flag in checks)
+        result = result.model_copy(update={"flags": checks, "believable": believable})
+        self._write_details(made, result, predicted)
         one, two = measured[made.name]
         return Artifact.model_validate(
-            report.as_json()
+            result.as_json()
             | {
                 "backend": made.backend,
                 "precision": made.precision,
@@ -238,10 +248,11 @@ class EdgeExport:
             }
         )
 
-    def _write_details(self, made: Made, report: RobustReport) -> None:
+    def _write_details(self, made: Made, result: RobustnessResult, predicted: Predictions) -> None:
         write_report(
             self.folder / "report" / made.name,
-            report,
+            result,
+            predicted,
             title=f"Robustness of {self.card.architecture}, {made.backend} {made.precision}",
             facts=self._facts(),
             classes=self.manifest.classes,
@@ -260,7 +271,7 @@ class EdgeExport:
             "model": self.config.model,
             "shards": f"{self.config.shards}, digest {self.manifest.digest[:12]}",
             "images": f"answers of all {self.manifest.splits[self.config.split].rows} "
-            f"{self.config.split} images, attacks on {self.twin.rows}",
+            f"{self.config.split} images, attacks on {len(self.twin.rows)}",
             "attacks on the torch network": f"PGD-{effort.steps} on the cross-entropy and on the "
             f"margin, Square with {effort.queries} queries, on the network itself",
             "attacks on an export": f"transfer (PGD-{effort.steps} on the torch network's margin), "

@@ -13,9 +13,9 @@ from pyspark.sql import SparkSession
 
 from medspark import __version__, ownership
 from medspark.attacks.config import AttackName
-from medspark.eps import eps_name
 from medspark.errors import MedsparkError, RunError
-from medspark.job import write_result
+from medspark.evaluate.result import metrics_by_name
+from medspark.job import command_line, write_result
 from medspark.launch.distributor import SPARK_SETTINGS
 from medspark.launch.hardware import hardware
 from medspark.shards.manifest import read_manifest
@@ -57,7 +57,7 @@ __all__ = ["paper_table"]
 logger = logging.getLogger(__name__)
 
 
-def paper_table(config: PaperTableConfig, *, command: str) -> dict[str, Any]:
+def paper_table(config: PaperTableConfig) -> dict[str, Any]:
     """Fill the table, write it after every cell, and return the result document.
 
     Raises UsageError, before Spark starts, for an error in the configuration or the data, and
@@ -70,16 +70,15 @@ def paper_table(config: PaperTableConfig, *, command: str) -> dict[str, Any]:
         held_study(config.folder),
         spark_session(spark_config, name="medspark paper table") as spark,
     ):
-        return _Table(config, spark, command).fill()
+        return _Table(config, spark).fill()
 
 
 class _Table:
     """One table: its networks, their training and evaluation, and the files of the table."""
 
-    def __init__(self, config: PaperTableConfig, spark: SparkSession, command: str) -> None:
+    def __init__(self, config: PaperTableConfig, spark: SparkSession) -> None:
         self._config = config
         self._spark = spark
-        self._command = command
         self._folder = config.folder.resolve()
         self._datasets = list(self._find_datasets())
         self.cells = [self._cell(network) for network in networks(config, self._datasets)]
@@ -171,7 +170,7 @@ class _Table:
             figures = tuple(f for f in result.figures() if f.metric in METRICS)
             run.end(
                 "FINISHED",
-                summary={f"{f.attack}/{eps_name(f.eps)}/{f.metric}": f.value for f in figures},
+                summary=metrics_by_name(figures),
                 patience_seconds=self._config.track.patience_seconds,
             )
         return blank.model_copy(update={"figures": figures, "flags": result.triggered_flags})
@@ -212,6 +211,8 @@ class _Table:
         # Earlier versions named their cells by eps in grey levels.
         evaluate["eps"] = [255 * eps for eps in self._config.evaluate.eps]
         decisive = {"network": fingerprint(self._config, network), "evaluate": evaluate}
+        if self._config.evaluate.images is not None:
+            decisive["images"] = "drawn"  # earlier versions attacked the first images
         others = surrogates(self._config, network)
         if others:
             decisive["surrogates"] = [fingerprint(self._config, other) for other in others]
@@ -247,7 +248,7 @@ class _Table:
         transfers = "transfer" in evaluate.attacks
         from_others = "; transfer: from the other models' original networks" if transfers else ""
         return {
-            "command": f"`{self._command}`",
+            "command": f"`{command_line()}`",
             "hardware": f"{hardware(self._spark)}; torch {torch.__version__}, "
             f"medspark {__version__}",
             "data": "; ".join(map(self._describe, self._datasets)),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,10 +16,9 @@ from medspark.eps import with_eps
 from medspark.errors import MedsparkError
 from medspark.evaluate.result import RobustnessResult
 from medspark.files import DRAFT
-from medspark.job import write_result
+from medspark.job import command_line, write_result
 from medspark.launch.distributor import SPARK_SETTINGS, Task, run_ddp
 from medspark.launch.hardware import hardware
-from medspark.redact import redacted_command
 from medspark.shards.manifest import Manifest, read_manifest
 from medspark.spark.session import spark_session
 from medspark.spark.slots import available_cores, local_slots, slots_of
@@ -307,7 +305,7 @@ class _Sweeper:
         cluster = assumed_cluster(config, [m.startup["total"] for m in done if m.startup])
         return Sweep(
             name=self._folder.name,
-            command=redacted_command(_command()),
+            command=command_line(),
             hardware=hardware(self._spark),
             dataset=str(config.shards),
             dataset_digest=self._manifest.digest,
@@ -345,12 +343,6 @@ def _add_flags(kept: ScaleCell, file: Path) -> None:
         return  # the cell was only timed, so it has no report
     flagged = kept.model_copy(update={"flags": result.triggered_flags})
     write_result(file, flagged.model_dump(mode="json"))
-
-
-def _command() -> list[str]:
-    """Return the words of the command line that started this process."""
-    program, *words = sys.argv
-    return ["medspark", *words] if Path(program).name == "medspark" else ["spark-submit", *sys.argv]
 
 
 def _room(config: ScaleAtConfig, spark: SparkSession) -> tuple[int, int]:

@@ -13,7 +13,6 @@ from pyspark.sql import SparkSession
 
 from medspark.data.config import check_data
 from medspark.errors import UsageError
-from medspark.evaluate.sanity import PROBED_IMAGES
 from medspark.files import json_digest
 from medspark.job import write_result
 from medspark.launch.distributor import (
@@ -157,9 +156,6 @@ def _digests(config: TrainAtConfig) -> dict[str, str]:
     # A run trains one network, or two with a baseline.
     run = config.deciding_weights() | {"baseline": config.baseline}
     asked = config.model_dump(mode="json", exclude=set(config.decides_nothing))
-    if config.evaluate.sanity_images == PROBED_IMAGES:
-        # The default of earlier versions, so that their results are still recognised.
-        asked["evaluate"]["sanity_images"] = 128
     return {"run": json_digest(run | dataset), "asked": json_digest(asked | dataset)}
 
 

@@ -1,4 +1,4 @@
-"""What an ingest cannot do without, as a bare loop: the ceiling of benchmarks/ingest.py.
+"""The minimal work of an ingest as a bare loop: the upper limit for benchmarks/ingest.py.
 
 A module of its own, because the processes that run it import it.
 """
@@ -21,7 +21,7 @@ SIZE = 224
 
 
 def bare(paths: list[str], number: int, *, folder: Path) -> int:
-    """Do what an ingest cannot do without to every file, and write it as it would."""
+    """Do the minimal work of an ingest on every file, and write the same output."""
     rendering, limits, pseudonyms = Rendering(size=SIZE), Limits(), Pseudonyms(b"k" * 32)
     rows: list[dict[str, object]] = []
     writer: pq.ParquetWriter | None = None

@@ -188,7 +188,7 @@ def _judged(model: Classifier, source: Source, setup: Setup) -> dict[str, Any]:
     split = source.split("test")
     rows = config.rows(len(split))
     batches = slices(split, rows, batch_size=config.batch_size, world=ALONE)
-    return evaluate(model, batches, config).as_json()
+    return evaluate(model, batches, config, probed_below=config.probed_below(rows)).as_json()
 
 
 def figures(cell: Mapping[str, Any]) -> dict[str, float]:

@@ -146,14 +146,14 @@ def _peak_bytes(source: Path) -> int:
 
 
 class _Watch(threading.Thread):
-    """Looks at the Python processes below this one, again and again."""
+    """Measures the Python processes below this one repeatedly."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
         self.peak, self._end = 0, threading.Event()
 
     def run(self) -> None:
-        """Note the largest until told to stop."""
+        """Note the largest until stopped."""
         while not self._end.wait(0.1):
             for process in psutil.Process().children(recursive=True):
                 with contextlib.suppress(psutil.Error):

@@ -35,7 +35,7 @@ from medspark.train.engine import Engine
 from medspark.train.objective import CrossEntropy
 from medspark.train.world import World
 
-if TYPE_CHECKING:  # not everybody has it
+if TYPE_CHECKING:  # ART is optional
     from art.defences.trainer import AdversarialTrainer
 
 BATCH, EPS = 32, 2 / 255

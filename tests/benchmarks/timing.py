@@ -1,4 +1,4 @@
-"""Ratios of times: both sides measured by turns in one run, so that noise falls on both."""
+"""Ratios of times: both sides are measured by turns in one run, so that noise affects both."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from small_disk import small_disk
 from medspark.images.phantom import ArchiveSummary, PhantomConfig, write_archive
 from medspark.ingest.sample_set import SampleSet
 
-FIRST, ALL = 150, 600  # files of the dataset that is there, and of the one that is to come
+FIRST, ALL = 150, 600  # files of the existing dataset and of the new one
 
 
 class Ingest:
@@ -44,7 +44,7 @@ class Ingest:
         lab.running.append(self.process)
 
     def wait_for(self, truth: Callable[[], Any], what: str, *, seconds: float = 200) -> Any:
-        """Return what ``truth`` returns as soon as it is true."""
+        """Wait until ``truth`` returns something true, and return it."""
         deadline = time.monotonic() + seconds
         while not (found := truth()):
             if self.process.poll() is not None:
@@ -66,7 +66,7 @@ class Ingest:
 
 
 class Reader(threading.Thread):
-    """Reads the dataset over and over, and notes every one that is not whole."""
+    """Reads the dataset repeatedly, and notes every incomplete one."""
 
     def __init__(self, samples: Path) -> None:
         super().__init__(daemon=True)
@@ -78,7 +78,7 @@ class Reader(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        """Read until told to stop."""
+        """Read until stopped."""
         while not self.stop.wait(0.02):
             manifest = SampleSet(str(self.samples)).manifest()
             if manifest is None:
@@ -99,7 +99,7 @@ class Reader(threading.Thread):
 
 
 def killed_ingest(lab: Lab) -> Iterator[Verdict]:
-    """C13: kill -9 of an executor, and of the driver at five moments; a reader looks on."""
+    """C13: kill -9 of an executor, and of the driver at five moments, while a reader reads."""
     source = lab.folder / "archive"
     write_archive(source, PhantomConfig(count=FIRST, size=96))
     start = lab.folder / "c13-start"
@@ -129,7 +129,7 @@ def killed_ingest(lab: Lab) -> Iterator[Verdict]:
         yield verdict
 
 
-# When the driver is killed: told from the folder of the samples and the digest that it had.
+# When to kill the driver, by the folder of the samples and the digest before.
 _MOMENTS: dict[str, Callable[[Path, str], bool]] = {
     "before-write": lambda samples, _: (samples / "staging" / "files").exists(),
     "mid-write": lambda samples, _: len(_generations(samples)) > 1,
@@ -174,7 +174,7 @@ def _judge(
     verdict.expect(not reader.torn, f"a reader saw half a dataset: {reader.torn[:3]}")
     named = {part.path for part in manifest.parts}
     there = {str(path.relative_to(samples)) for path in (samples / "data").rglob("*.parquet")}
-    # What the manifest before named stays for readers that are still at it.
+    # The files of the previous manifest stay for readers that still use them.
     left = there - named - reader.parts
     verdict.expect(named <= there and not left, f"missing or left over: {sorted(left)[:3]}")
     verdict.expect(not (samples / "staging").exists(), "staging is left over")
@@ -263,7 +263,7 @@ def poisoned_archive(lab: Lab) -> Iterator[Verdict]:
 
 
 class _Peak(threading.Thread):
-    """The most memory that any Python process below an executor held."""
+    """The peak memory of the Python processes below the executors."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)

@@ -1,4 +1,4 @@
-"""Where things are killed: a standalone cluster, a small training, and what became of it."""
+"""The laboratory of the fault matrix: a standalone cluster, a small training, its outcome."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ RECIPE = (
 
 @dataclass
 class Verdict:
-    """Whether a row passed, its figures, and what was wrong."""
+    """The outcome of a row: its figures and its problems."""
 
     row: str
     figures: dict[str, Any] = field(default_factory=dict)
@@ -53,7 +53,7 @@ class Verdict:
             self.problems.append(problem)
 
     def limit(self, name: str, value: float, most: float) -> None:
-        """Note a figure, and a problem where it is above ``most``."""
+        """Note a figure, and a problem if it is above ``most``."""
         self.figures[name] = round(value, 1)
         self.expect(value <= most, f"{name} is {value:.1f}, above {most}")
 
@@ -77,11 +77,11 @@ class Run:
         lab.running.append(self.process)
 
     def records(self) -> list[Record]:
-        """Return what the journal holds, steps that were done again included."""
+        """Return the records of the journal, with repeated steps."""
         return [r for r in JournalReader(self.run_dir / "journal").poll() if "loss" in r.metrics]
 
     def wait_for(self, truth: Callable[[], bool], what: str, *, seconds: float = 400) -> None:
-        """Return when ``truth`` holds; raise TimeoutError when that does not come."""
+        """Wait until ``truth`` holds. Raises TimeoutError."""
         deadline = time.monotonic() + seconds
         while not truth():
             if self.process.poll() is not None:
@@ -91,7 +91,7 @@ class Run:
             time.sleep(0.002)
 
     def wait_for_step(self, step: int, *, attempt: int = 1) -> None:
-        """Return when ``attempt`` has reported ``step``."""
+        """Wait until ``attempt`` has reported ``step``."""
         self.wait_for(
             lambda: (
                 self.attempt >= attempt
@@ -113,12 +113,12 @@ class Run:
         return max((int(p.name) for p in attempts.iterdir()), default=0) if attempts.exists() else 0
 
     def started(self, rank: int, attempt: int | None = None) -> Started | None:
-        """Return what a rank of the newest attempt, or of ``attempt``, said when it began."""
+        """Return the first report of a rank of the newest attempt, or of ``attempt``."""
         number = attempt or self.attempt
         return Reports(self.run_dir / "attempts" / f"{number:04d}").started().get(rank)
 
     def rank(self, rank: int) -> Started:
-        """Return what a rank of the newest attempt said when it began."""
+        """Return the first report of a rank of the newest attempt."""
         started = self.started(rank)
         assert started is not None, f"rank {rank} has not begun"
         return started
@@ -149,7 +149,7 @@ class Run:
         return hashlib.sha256(path.read_bytes()).hexdigest()
 
     def recovery_seconds(self, since_ms: float) -> float:
-        """Return how long after ``since_ms`` the restarted ranks did their first step.
+        """Return the time from ``since_ms`` to the first step of the restarted ranks.
 
         Where no step was left for them it is when they began.
         """
@@ -159,7 +159,7 @@ class Run:
 
 
 class Lab:
-    """The cluster, the shards, and the unbroken run that all others are compared with."""
+    """The cluster, the shards, and the undisturbed run to compare with."""
 
     cluster: StandaloneCluster
 
@@ -173,7 +173,7 @@ class Lab:
         self._unbroken: Run | None = None
 
     def prepare(self) -> None:
-        """Do the run that nobody disturbs, if it has not been done yet."""
+        """Do the undisturbed run, if it has not been done yet."""
         if self._unbroken is None:
             run = Run(self, "unbroken", "--launch.processes", 2)
             if run.finish() != 0:
@@ -182,12 +182,12 @@ class Lab:
 
     @property
     def unbroken(self) -> Run:
-        """The run that nobody disturbed."""
+        """The undisturbed run."""
         assert self._unbroken is not None, "prepare comes first"
         return self._unbroken
 
     def end_jobs(self) -> None:
-        """End what a row that failed has left running."""
+        """End the processes that a failed row left running."""
         for process in self.running:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
@@ -195,7 +195,7 @@ class Lab:
         self.running = []
 
     def judge(self, run: Run, verdict: Verdict, *, redone: int, exact: bool = True) -> Verdict:
-        """Note whatever differs from the unbroken run; ``redone`` steps may be done twice."""
+        """Note all differences from the undisturbed run; ``redone`` steps may be repeated."""
         status = run.finish()
         verdict.expect(status == 0, f"status {status}: {run.errors[-600:]}")
         if status != 0:
@@ -253,7 +253,7 @@ def _images(split: str, rows: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def leftovers(*, seconds: float = 10) -> list[str]:
-    """Return ranks and what starts them that are still there after ``seconds``."""
+    """Return the ranks and their starters that still run after ``seconds``."""
     deadline = time.monotonic() + seconds
     while True:
         found = [

@@ -1,4 +1,4 @@
-"""Eight files made to hurt whoever opens them, each with the reasons that may refuse it."""
+"""Eight malicious files, each with the acceptable reasons for its refusal."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from medspark.images.reasons import Reason
 
 
 def bombs() -> dict[str, tuple[bytes, set[Reason]]]:
-    """Return the content of every file by name, and why it may be refused."""
+    """Return the content of every file by name, and the acceptable reasons."""
     header = _png(65535, 65535, 8, b"")
     inflates = _png(6000, 6000, 16, zlib.compress(bytes(6000 * 12001), 9))
     codestream = b"\xff\x4f" + _siz(60000, 60000) + bytes(600)
@@ -96,7 +96,7 @@ def _tiff(side: int) -> bytes:
 
 
 def write_bombs(folder: Path) -> dict[str, set[Reason]]:
-    """Write the files into ``folder``; return why each may be refused."""
+    """Write the files into ``folder``; return the acceptable reasons by file."""
     folder.mkdir(parents=True, exist_ok=True)
     expected = {}
     for name, (content, reasons) in bombs().items():

@@ -1,4 +1,4 @@
-"""The fault matrix: each row does harm to a training and says whether it came through."""
+"""The fault matrix: each row disturbs a training and checks that it recovers."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def straggler(lab: Lab) -> Iterator[Verdict]:
 
 
 def frozen_rank(lab: Lab) -> Iterator[Verdict]:
-    """C9: rank 0 is stopped for ever, and revived when the next attempt has committed."""
+    """C9: rank 0 is stopped, and continued after the next attempt has committed."""
     run = Run(lab, "c9", *AGAIN)
     run.wait_for_step(MIDDLE)
     pid = run.rank(0).pid
@@ -226,7 +226,7 @@ def odd_worlds(lab: Lab) -> Iterator[Verdict]:
         run = Run(
             lab,
             f"c17-{groups}-{ranks}",
-            # More ranks than the cluster has slots for: they are processes of the driver.
+            # The cluster has fewer slots than ranks, so the ranks are processes of the driver.
             *("--spark.master", f"local[{ranks}]", "--launch.processes", ranks),
             *("--shards", shards),
             *("--launch.timeout_seconds", 60),
@@ -237,7 +237,7 @@ def odd_worlds(lab: Lab) -> Iterator[Verdict]:
 
 
 def server_away(lab: Lab) -> Iterator[Verdict]:
-    """C18: the MLflow server is away for a while, and for ever."""
+    """C18: the MLflow server is down for a while, and for the rest of the run."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -1,4 +1,4 @@
-"""Kill things while they work, and see that nothing is lost: the fault matrix, row by row.
+"""Kill processes while they work, and check that nothing is lost: the fault matrix by row.
 
     python tests/chaos/run.py [--only C1,C4] [--output build/chaos.json]
 
@@ -26,7 +26,7 @@ from standalone import StandaloneCluster
 
 
 def main(argv: list[str]) -> int:
-    """Try the rows; return 0 if all of them pass."""
+    """Run the rows; return 0 if all pass."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help="rows, separated by commas")
     parser.add_argument("--output", type=Path, default=Path("build/chaos.json"))
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
 
 
 def _try(name: str, lab: Lab) -> list[Verdict]:
-    # A cluster for each row: one that a row has hurt would spoil the next.
+    # Each row has its own cluster, because a row may damage it.
     verdicts = []
     home = lab.folder / f"cluster-{name}"
     home.mkdir()

@@ -12,14 +12,20 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
+from functools import reduce
+from operator import getitem
 from typing import Any
 
 from records import READMES, ROOT, Figure, Record, filled, read_records
 
+_MEANS: dict[str, Callable[[list[Any]], float]] = {
+    "mean": statistics.fmean, "median": statistics.median
+}  # fmt: skip
 _STEP = re.compile(r"(?P<key>\w+)|\[(?P<wanted>[^\]]+)\]")
 
 
@@ -64,29 +70,38 @@ def _outside(name: str, record: Record) -> int:
 def is_within(again: float, figure: Figure) -> bool:
     """Return whether a figure measured again is within what was recorded.
 
-    That is the interval, else two standard deviations, else half of the last digit shown.
+    That is the interval, to the digits shown, else two standard deviations, else half of the last
+    digit shown.
     """
+    if figure.low is not None and figure.high is not None:
+        return figure.low <= round(again, figure.digits) <= figure.high
     half = 0.5 * 10.0**-figure.digits if figure.sd is None else 2 * figure.sd
-    low = figure.value - half if figure.low is None else figure.low
-    high = figure.value + half if figure.high is None else figure.high
-    return low <= again <= high
+    return figure.value - half <= again <= figure.value + half
 
 
 def look_up(document: Any, path: str) -> float:
     """Return the figure that ``document`` has at ``path``.
 
-    A path is made of keys and, for lists, ``[name=value,…]`` of the entry, where a number may be
-    written as 2/255; one that ends with `` %`` is of a share that is shown in percent.
+    A path is made of keys and, for lists, ``[name=value,…]`` of the entries, where a name may be
+    dotted and a number may be written as 2/255. It begins with ``mean`` or ``median`` if several
+    entries fit; otherwise the first one counts. It ends with `` %`` for a share that is shown in
+    percent.
     """
     steps, percent, _ = path.partition(" %")
-    for step in _STEP.finditer(steps):
+    how, _, rest = steps.partition(" ")
+    found = [document]
+    for step in _STEP.finditer(rest if how in _MEANS else steps):
         if step["key"]:
-            document = document[step["key"]]
+            found = [part[step["key"]] for part in found]
         else:
             wanted = [pair.split("=") for pair in step["wanted"].split(",")]
-            fits = (x for x in document if all(_is(x[name], value) for name, value in wanted))
-            document = next(fits)
-    return float(document) * (100 if percent else 1)
+            found = [entry for part in found for entry in part if _fits(entry, wanted)]
+    value = _MEANS[how](found) if how in _MEANS else found[0]
+    return float(value) * (100 if percent else 1)
+
+
+def _fits(entry: Any, wanted: Sequence[Sequence[str]]) -> bool:
+    return all(_is(reduce(getitem, name.split("."), entry), value) for name, value in wanted)
 
 
 def _is(found: Any, wanted: str) -> bool:

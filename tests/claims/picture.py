@@ -49,52 +49,39 @@ def measure(run: Path, shards: Path) -> None:
     from medspark.models.card import read_card
     from medspark.models.checkpoint import load_classifier
 
-    source = open_source(shards, DataConfig())
-    split = source.split("test")
-    pixels, labels = split.gather(np.arange(min(_IMAGES, len(split))))
+    split = open_source(shards, DataConfig()).split("test")
+    images, labels = split.tensors(np.arange(min(_IMAGES, len(split))))
     networks = {name: load_classifier(run / place) for name, place in _NETWORKS.items()}
-    curves = {name: _curve(network, pixels, labels) for name, network in networks.items()}
+    curves = {name: _curve(network, images, labels) for name, network in networks.items()}
     classes = read_card(run / "model").classes
-    np.savez_compressed(PIXELS, **_radiograph(networks, pixels, labels, classes))
+    np.savez_compressed(PIXELS, **_radiograph(networks, images, labels, classes))
     RECORD.write_text(
-        json.dumps(_record(curves, len(pixels)), indent=1, ensure_ascii=False) + "\n",
+        json.dumps(_record(curves, len(images)), indent=1, ensure_ascii=False) + "\n",
         encoding="utf-8",
     )
 
 
-def _curve(network: Any, pixels: Any, labels: Any) -> list[float]:
+def _curve(network: Any, images: Any, labels: Any) -> list[float]:
     """Return the worst case accuracy at every level, over PGD on both losses."""
+    import torch
+
     from medspark.evaluate.config import AttackSettings
     from medspark.evaluate.robust import evaluate
 
-    images, truth, rows = _tensors(pixels, labels)
     eps = tuple(level / 255 for level in _LEVELS[1:])
     config = AttackSettings(attacks=("pgd", "pgd_margin"), eps=eps, sanity_images=0)
-    report = evaluate(network, [(images, truth, rows)], config)
-    worst = sorted(report.worst, key=lambda result: result.eps)
-    return [report.clean.accuracy, *(result.metrics.accuracy for result in worst)]
+    result = evaluate(network, [(images, labels, torch.arange(len(images)))], config)
+    worst = sorted(result.worst_case, key=lambda attack: attack.eps)
+    return [result.clean.accuracy, *(attack.accuracy for attack in worst)]
 
 
-def _tensors(pixels: Any, labels: Any) -> tuple[Any, Any, Any]:
-    """Return images (B, C, H, W) in [0, 1], labels (B,) and row numbers (B,)."""
-    import torch
-
-    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
-    return (
-        images.contiguous(),
-        torch.from_numpy(np.asarray(labels)).long(),
-        torch.arange(len(images)),
-    )
-
-
-def _radiograph(networks: dict[str, Any], pixels: Any, labels: Any, classes: Sequence[str]) -> Any:
+def _radiograph(networks: dict[str, Any], images: Any, truth: Any, classes: Sequence[str]) -> Any:
     """Return one image (H, W), what attacks on both networks make of it, and all answers."""
     import torch
 
     from medspark.attacks.pgd import pgd
     from medspark.attacks.threat import ThreatModel
 
-    images, truth, _ = _tensors(pixels, labels)
     threat = ThreatModel(eps=_SHOWN / 255)
     attacked = {
         name: pgd(network, images, truth, threat=threat, steps=20)
@@ -108,14 +95,19 @@ def _radiograph(networks: dict[str, Any], pixels: Any, labels: Any, classes: Seq
     held = under["defended"].argmax(1) == truth
     # Of the images that show the difference, the one that the defended network is surest of.
     row = int((right & fooled & held).float().mul(under["defended"].amax(1)).argmax())
-    shown: dict[str, Any] = {"clean": pixels[row, ..., 0], "truth": classes[int(truth[row])]}
+    shown: dict[str, Any] = {"clean": _grey(images[row, 0]), "truth": classes[int(truth[row])]}
     for name in networks:
-        shown[f"{name}_attacked"] = (attacked[name][row, 0] * 255).round().byte().numpy()
+        shown[f"{name}_attacked"] = _grey(attacked[name][row, 0])
         for moment, answers in (("clean", clean), ("attacked", under)):
             answer = answers[name][row]
             shown[f"{name}_{moment}_answer"] = classes[int(answer.argmax())]
             shown[f"{name}_{moment}_probability"] = float(answer.max())
     return shown
+
+
+def _grey(pixels: Any) -> Any:
+    """Return an image (H, W) in [0, 1] as grey levels of 255."""
+    return (pixels * 255).round().byte().numpy()
 
 
 def _record(curves: dict[str, list[float]], images: int) -> dict[str, Any]:

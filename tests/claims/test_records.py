@@ -77,6 +77,7 @@ def test_a_figure_measured_again_is_held_to_interval_else_two_deviations_else_di
     deviation, digits = Figure(value=2, sd=0.1), Figure(value=2, digits=1)
 
     assert [is_within(x, interval) for x in (1.5, 2.5, 2.6)] == [True, True, False]
+    assert [is_within(x, interval) for x in (1.496, 2.504, 2.506)] == [True, True, False]
     assert [is_within(x, deviation) for x in (1.85, 2.15, 2.25)] == [True, True, False]
     assert [is_within(x, digits) for x in (1.96, 2.04, 2.06)] == [True, True, False]
 
@@ -85,6 +86,18 @@ def test_a_path_finds_one_entry_of_a_list():
     entries = [{"name": "pgd", "eps": n / 255, "accuracy": n / 10} for n in (2, 4)]
 
     assert look_up({"attacks": entries}, "attacks[name=pgd,eps=4/255]accuracy %") == 40
+
+
+def test_a_path_takes_the_mean_or_the_median_of_all_entries_that_fit():
+    cells = [
+        {"point": {"mode": mode, "world": 2}, "attacks": [{"name": "pgd", "accuracy": accuracy}]}
+        for mode, accuracy in (("plain", 0.1), ("fused", 0.2), ("fused", 0.3), ("fused", 0.7))
+    ]
+    path = "cells[point.mode=fused,point.world=2]attacks[name=pgd]accuracy"
+
+    assert look_up({"cells": cells}, f"mean {path}") == pytest.approx(0.4)
+    assert look_up({"cells": cells}, f"median {path} %") == pytest.approx(30)
+    assert look_up({"cells": cells}, path) == 0.2
 
 
 @pytest.mark.parametrize("path", READMES, ids=lambda path: str(path.parent.relative_to(ROOT)))

@@ -1,6 +1,6 @@
 """A Spark cluster of processes on this machine: a master and workers, each with its own folder.
 
-The workers' Python has the libraries but not medspark, as on a cluster that somebody else set up.
+The workers' Python has the libraries but not medspark, as on a foreign cluster.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class StandaloneCluster:
 
     @property
     def url(self) -> str:
-        """The master, as spark-submit wants it."""
+        """The master's URL for spark-submit."""
         return f"spark://127.0.0.1:{self._ports[0]}"
 
     def __enter__(self) -> Self:
@@ -59,7 +59,7 @@ class StandaloneCluster:
                 _end(process)
 
     def start_master(self) -> None:
-        """Start the master; at the same address if it was there before."""
+        """Start the master; a restarted master keeps its address."""
         port, ui = self._ports
         self._master = self._start(
             "master", "master.Master", "--host", "127.0.0.1", "--port", port, "--webui-port", ui
@@ -86,7 +86,7 @@ class StandaloneCluster:
         self.workers.pop(number).wait()
 
     def wait_for_workers(self, count: int, *, seconds: float = 60) -> None:
-        """Return when ``count`` workers are there."""
+        """Wait until the master has ``count`` workers."""
         deadline = time.monotonic() + seconds
         while self._alive() != count:
             if time.monotonic() > deadline:

@@ -1,4 +1,4 @@
-"""A device that is only pretended: what would break on a GPU breaks on a machine without one.
+"""A pretended device: code that breaks on a GPU also breaks on this device, without a GPU.
 
 Tensors on it say that they are elsewhere and compute here, with the same numbers. An operation that
 mixes them with tensors of the CPU is refused as CUDA refuses it, and so is ``numpy()``. Kernels,
@@ -26,13 +26,13 @@ if not hasattr(registration, "_setup_privateuseone_for_python_backend"):
 aten = torch.ops.aten
 _PLACED = {aten._to_copy.default, aten.copy_.default}
 _INDEXED = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default}
-# What autocast would compute in bf16, as far as our networks need it.
+# Operations that autocast computes in bf16, as far as medspark's networks use them.
 _HALVED = [aten.conv2d.default, aten.linear.default]
 
 
 @contextmanager
 def pretended_device() -> Iterator[torch.device]:
-    """Lend the device; what is computed meanwhile is watched."""
+    """Yield the device, and check all operations meanwhile."""
     register()
     before = torch._C._only_lift_cpu_tensors()
     torch._C._set_only_lift_cpu_tensors(True)  # so that torch.tensor(..., device=...) is seen
@@ -44,7 +44,7 @@ def pretended_device() -> Iterator[torch.device]:
 
 
 class _Elsewhere(Tensor):
-    """A tensor of the device; ``inner`` is what it really is."""
+    """A tensor of the device; ``inner`` is the tensor on the CPU."""
 
     inner: Tensor
     __torch_function__ = torch._C._disabled_torch_function_impl
@@ -82,7 +82,7 @@ class _Watch(TorchDispatchMode):
 
 
 def _computed(func: Any, args: Any, kwargs: Any) -> Any:
-    """Return what ``func`` makes of the tensors, on the device if it belongs there."""
+    """Return the result of ``func``, on the device if the operation ran there."""
     flat, shape = tree.tree_flatten((args, kwargs))
     wrappers = {id(t.inner): t for t in flat if isinstance(t, _Elsewhere)}
     _refuse_mixed(func, args, flat)
@@ -122,7 +122,7 @@ def _refuse_mixed(func: Any, args: Any, flat: list[Any]) -> None:
 
 @cache
 def register() -> None:
-    """Make the device known to torch, which can have one such device in a process."""
+    """Register the device with torch; a process can have one such device."""
     registration._setup_privateuseone_for_python_backend("pretended", backend_module=_Module())
     _library("_").fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
     for operator in _HALVED:

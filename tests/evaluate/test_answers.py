@@ -19,10 +19,18 @@ from medspark.evaluate.answers import answers_of
 from medspark.evaluate.bootstrap import intervals
 from medspark.evaluate.config import AttackSettings
 from medspark.evaluate.metrics import class_metrics, metrics
-from medspark.evaluate.robust import Batch, RobustReport, evaluate
+from medspark.evaluate.result import RobustnessResult
+from medspark.evaluate.robust import Batch, attack_all, evaluate
+from medspark.evaluate.sanity import SanityConfig
+from medspark.evaluate.summary import Arrays, Predictions, predictions, summarise
 
 WHITE_BOX = tuple(name for name in get_args(AttackName) if name != "transfer")
 LOGITS = st.floats(-30, 30, width=32).filter(lambda z: abs(z) > 1e-3)
+
+CONFIG = AttackSettings(
+    attacks=("fgsm", "pgd", "pgd_margin", "autoattack"), eps=(0, 0.1, 0.2), steps=5,
+    queries=50, sanity_images=30,
+)  # fmt: skip
 
 
 class Groups(nn.Module):
@@ -66,12 +74,18 @@ def test_set(digits) -> Batch:
 
 
 @pytest.fixture(scope="module")
-def report(findings, test_set: Batch) -> RobustReport:
-    config = AttackSettings(
-        attacks=("fgsm", "pgd", "pgd_margin", "autoattack"), eps=(0, 0.1, 0.2), steps=5,
-        queries=50, sanity_images=30,
-    )  # fmt: skip
-    return evaluate(findings, [test_set], config)
+def attacked(findings, test_set: Batch) -> Arrays:
+    return attack_all(findings, [test_set], CONFIG)
+
+
+@pytest.fixture(scope="module")
+def report(attacked: Arrays) -> RobustnessResult:
+    return summarise(attacked, CONFIG.trials(), limits=SanityConfig())
+
+
+@pytest.fixture(scope="module")
+def predicted(attacked: Arrays) -> Predictions:
+    return predictions(attacked, CONFIG.trials())
 
 
 @given(st.integers(1, 5).flatmap(lambda k: arrays("f4", (4, k), elements=LOGITS)), st.randoms())
@@ -172,20 +186,23 @@ def test_one_finding_is_attacked_and_judged_as_two_classes_are(
     images, numbers, rows = digits.test_images[:40], digits.test_labels[:40] % 2, torch.arange(40)
     config = AttackSettings(attacks=(name,), eps=(0.0, 0.15), steps=4, queries=30, sanity_images=20)
 
-    one = evaluate(odd, [(images, numbers[:, None].float(), rows)], config, positive=0)
-    two = evaluate(Pair(odd), [(images, numbers, rows)], config, positive=1)
+    one = attack_all(odd, [(images, numbers[:, None].float(), rows)], config)
+    two = attack_all(Pair(odd), [(images, numbers, rows)], config)
 
-    for key, likely in two.probabilities.items():
+    for key, likely in predictions(two, config.trials()).probabilities.items():
         # Two ways to compute the same value round differently: an image at a boundary may differ.
-        apart = np.abs(one.probabilities[key][:, 0] - likely[:, 1])
+        apart = np.abs(predictions(one, config.trials()).probabilities[key][:, 0] - likely[:, 1])
         assert (apart > 1e-3).mean() <= 0.05
-    left, right = figures(one), figures(two)
+    left, right = (
+        figures(summarise(found, config.trials(), limits=SanityConfig(), positive=positive))
+        for found, positive in ((one, 0), (two, 1))
+    )
     assert left == pytest.approx(right, rel=0.05, abs=0.06)
 
 
-def figures(report: RobustReport) -> dict[str, float]:
-    found = {f"clean/{k}": v for k, v in report.clean.model_dump().items()}
-    for result in [*report.attacks, *report.worst]:
+def figures(report: RobustnessResult) -> dict[str, float]:
+    found = {f"clean/{k}": v for k, v in report.clean.metrics.items()}
+    for result in report.under_attack:
         told = result.as_json()
         names = ("accuracy", "auroc", "balanced_accuracy", "sensitivity", "specificity",
                  "success_rate", "linf_255")  # fmt: skip
@@ -194,31 +211,35 @@ def figures(report: RobustReport) -> dict[str, float]:
     return {name: value for name, value in found.items() if name != "clean/label_accuracy"}
 
 
-def test_the_worst_case_of_an_image_is_at_most_each_attacks(report: RobustReport) -> None:
+def test_the_worst_case_of_an_image_is_at_most_each_attacks(
+    report: RobustnessResult, predicted: Predictions
+) -> None:
     for eps in ("25.5", "51"):
-        worst = answers_of(report.labels, report.probabilities[f"worst_case@{eps}"])
+        worst = answers_of(predicted.labels, predicted.probabilities[f"worst_case@{eps}"])
         for name in ("fgsm", "pgd", "pgd_margin", "autoattack"):
-            attacked = answers_of(report.labels, report.probabilities[f"{name}@{eps}"])
+            attacked = answers_of(predicted.labels, predicted.probabilities[f"{name}@{eps}"])
             assert (worst.lead <= attacked.lead).all()
             assert not (worst.right & ~attacked.right).any()
-    assert report.worst[-1].metrics.accuracy < report.clean.accuracy
+    assert report.worst_case[-1].accuracy < report.clean.accuracy
     assert report.believable
 
 
-def test_success_is_of_images_that_were_right_in_every_finding(report: RobustReport) -> None:
-    before = answers_of(report.labels, report.probabilities["clean"]).right
+def test_success_is_of_images_that_were_right_in_every_finding(
+    report: RobustnessResult, predicted: Predictions
+) -> None:
+    likely = predicted.probabilities
+    before = answers_of(predicted.labels, likely["clean"]).right
     for result in report.attacks:
-        after = answers_of(
-            report.labels, report.probabilities[f"{result.name}@{result.eps * 255:g}"]
-        ).right
+        key = f"{result.name}@{result.eps * 255:g}"
+        after = answers_of(predicted.labels, likely[key]).right
         assert result.success_rate == pytest.approx((before & ~after).sum() / before.sum())
-        assert result.metrics.label_accuracy >= result.metrics.accuracy == after.mean()
+        assert result.label_accuracy >= result.accuracy == after.mean()
 
 
-def test_an_eps_of_nothing_is_clean_exactly(report: RobustReport) -> None:
+def test_an_eps_of_nothing_is_clean_exactly(predicted: Predictions) -> None:
     for name in ("fgsm", "pgd", "autoattack"):
         np.testing.assert_array_equal(
-            report.probabilities[f"{name}@0"], report.probabilities["clean"]
+            predicted.probabilities[f"{name}@0"], predicted.probabilities["clean"]
         )
 
 

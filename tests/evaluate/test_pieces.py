@@ -39,7 +39,7 @@ def job(model: Path, write_shards, tmp_path: Path) -> Job:
     config = AttackSettings(attacks=("square",), eps=(0.1,), queries=20, batch_size=4)
     work = tmp_path / "work"
     work.mkdir()
-    return Job(model, (), shards, "test", config, rows=ROWS, piece=4, work=work)
+    return Job(model, (), shards, "test", config, total=ROWS, piece=4, work=work)
 
 
 def finished(job: Job) -> dict[str, np.ndarray]:
@@ -114,11 +114,32 @@ def test_an_evaluation_is_named_by_network_data_and_attacks_not_by_its_place(job
 
     assert name(work=Path("elsewhere")) == name()
     other = [
-        name(rows=5),
+        name(total=5),
+        name(config=job.config.model_copy(update={"images": 5})),
         name(config=job.config.model_copy(update={"queries": 21})),
         fingerprint(job, dataset_digest="e"),
     ]
-    assert len({name(), *other}) == 4
+    assert len({name(), *other}) == 5
+
+
+def test_an_evaluation_attacks_the_rows_of_a_trainings_report_and_probes_the_first_of_them(
+    job: Job,
+) -> None:
+    few = job.config.model_copy(update={"images": 6, "sanity_images": 3})
+    drawn = replace(job, config=few)
+    arrays = finished(drawn)
+
+    assert arrays["rows"].tolist() == few.rows(ROWS).tolist() != list(range(6))
+    assert (~np.isnan(arrays["unsteady"])).tolist() == [True] * 3 + [False] * 3
+
+
+def test_an_earlier_evaluation_of_the_first_images_is_not_taken_for_one_of_drawn_images(
+    job: Job,
+) -> None:
+    few = replace(job, config=job.config.model_copy(update={"images": 5}))
+    earlier = replace(job, total=5)  # the configuration of its attacks did not say how many
+
+    assert fingerprint(few, dataset_digest="d") != fingerprint(earlier, dataset_digest="d")
 
 
 @pytest.mark.parametrize(
@@ -135,7 +156,7 @@ def test_pieces_of_an_earlier_version_are_found_where_their_probes_took_as_many_
                 b"".join((job.model / n).read_bytes() for n in ("model.safetensors", "model.json"))
             ).hexdigest()
         ],
-        "data": ["d", before.split, before.rows, before.piece],
+        "data": ["d", before.split, ROWS, before.piece],
         "config": before.config.model_dump(mode="json", exclude={"sanity"}),
     }
     name = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]

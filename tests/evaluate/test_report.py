@@ -11,8 +11,9 @@ from medspark.evaluate.gallery import exhibits, typical_rows
 from medspark.evaluate.gradcam import grad_cam
 from medspark.evaluate.plots import accuracy_curves, calibration_error, reliability_diagram
 from medspark.evaluate.report import class_table, markdown, table, verdict, write_report
+from medspark.evaluate.result import RobustnessResult
 from medspark.evaluate.sanity import HOLLOW_MEANS, SanityConfig
-from medspark.evaluate.summary import Detail, RobustReport, Trial, summarise
+from medspark.evaluate.summary import Arrays, Detail, Predictions, Trial, predictions, summarise
 from medspark.models.backbones import build
 from medspark.models.config import ModelConfig
 
@@ -21,33 +22,40 @@ TRIAL = Trial("pgd", 20, 2 / 255)
 
 
 @pytest.fixture
-def report() -> RobustReport:
+def report() -> RobustnessResult:
     """The report on a network without a gradient for most images."""
     return found(30)
 
 
 @pytest.fixture
-def honest() -> RobustReport:
+def honest() -> RobustnessResult:
     """The report on a network without flags."""
     return found(0)
 
 
-def found(without_gradient: int) -> RobustReport:
+def found(without_gradient: int) -> RobustnessResult:
+    detail = Detail(samples=20, classes=CLASSES)
+    return summarise(arrays(without_gradient), [TRIAL], limits=SanityConfig(), detail=detail)
+
+
+def arrays(without_gradient: int = 30) -> Arrays:
     random = np.random.default_rng(0)
     ill = random.random(40)
-    arrays = {
+    return {
         "rows": np.arange(40),
         "labels": (ill + 0.2 * random.standard_normal(40) > 0.5).astype(int),
         "clean": np.stack([1 - ill, ill], axis=1),
         TRIAL.key: np.stack([ill, 1 - ill], axis=1),
         "zero_gradient": np.arange(40) < without_gradient,
     }
-    detail = Detail(samples=20, classes=CLASSES)
-    return summarise(arrays, [TRIAL], limits=SanityConfig(), detail=detail)
+
+
+def predicted() -> Predictions:
+    return predictions(arrays(), [TRIAL])
 
 
 def test_flagged_figures_are_called_so_with_the_reason_and_what_it_was_measured_on(
-    report: RobustReport,
+    report: RobustnessResult,
 ) -> None:
     first, *reasons = verdict(report)
 
@@ -58,24 +66,26 @@ def test_flagged_figures_are_called_so_with_the_reason_and_what_it_was_measured_
     assert reason in markdown(report, title="title", facts={})
 
 
-def test_an_honest_report_has_no_sign_and_no_hollow_point(honest: RobustReport) -> None:
+def test_an_honest_report_has_no_sign_and_no_hollow_point(honest: RobustnessResult) -> None:
     assert "⚠" not in markdown(honest, title="title", facts={})
     assert accuracy_curves(honest).get_supxlabel() == ""
     assert faces(honest) != {"white"}
 
 
-def test_a_flagged_report_has_hollow_points_and_says_what_they_are(report: RobustReport) -> None:
+def test_a_flagged_report_has_hollow_points_and_says_what_they_are(
+    report: RobustnessResult,
+) -> None:
     assert faces(report) == {"white"}
-    for drawn in (accuracy_curves(report), reliability_diagram(report)):
+    for drawn in (accuracy_curves(report), reliability_diagram(report, predicted())):
         assert drawn.get_supxlabel() == HOLLOW_MEANS
 
 
-def faces(report: RobustReport) -> set[str]:
+def faces(report: RobustnessResult) -> set[str]:
     (axes,) = accuracy_curves(report).axes
     return {str(line.get_markerfacecolor()) for line in axes.lines}
 
 
-def test_the_table_has_a_row_for_each_attack_and_the_worst_case(report: RobustReport) -> None:
+def test_the_table_has_a_row_for_each_attack_and_the_worst_case(report: RobustnessResult) -> None:
     head, *rows = table(report)
 
     assert [row[0] for row in rows] == ["clean", "⚠ pgd-20", "⚠ worst case"]
@@ -83,7 +93,7 @@ def test_the_table_has_a_row_for_each_attack_and_the_worst_case(report: RobustRe
     assert "[" in rows[0][2]
 
 
-def test_every_class_has_a_row_for_each_attack(report: RobustReport) -> None:
+def test_every_class_has_a_row_for_each_attack(report: RobustnessResult) -> None:
     _, *rows = class_table(report)
 
     assert [row[:3] for row in rows] == [
@@ -94,15 +104,15 @@ def test_every_class_has_a_row_for_each_attack(report: RobustReport) -> None:
     assert "## Classes" in markdown(report, title="title", facts={})
 
 
-def test_the_page_needs_nothing_else(report: RobustReport, tmp_path: Path) -> None:
+def test_the_page_needs_nothing_else(report: RobustnessResult, tmp_path: Path) -> None:
     model = build(ModelConfig(name="test_resnet"), num_classes=2, channels=1)
     shown = exhibits(
         model, torch.rand(2, 1, 32, 32), torch.tensor([0, 1]), threat=ThreatModel(), steps=2
     )
 
     write_report(
-        tmp_path, report, title="a <title>", facts={"model": "m & n"}, classes=CLASSES, positive=1,
-        shown=shown, shown_eps=2 / 255,
+        tmp_path, report, predicted(), title="a <title>", facts={"model": "m & n"},
+        classes=CLASSES, positive=1, shown=shown, shown_eps=2 / 255,
     )  # fmt: skip
 
     page = (tmp_path / "report.html").read_text()
@@ -134,8 +144,8 @@ def test_classes_of_any_name_are_reported(tmp_path: Path, positive: int | None) 
     found = summarise(arrays, [TRIAL], limits=SanityConfig(), detail=Detail(classes=HOSTILE))
 
     write_report(
-        tmp_path, found, title="$a_{$ <b>", facts={"model": "<i>|$^$"}, classes=HOSTILE,
-        positive=positive, shown=shown,
+        tmp_path, found, predictions(arrays, [TRIAL]), title="$a_{$ <b>",
+        facts={"model": "<i>|$^$"}, classes=HOSTILE, positive=positive, shown=shown,
     )  # fmt: skip
 
     for name in ("report.html", "report.md"):

@@ -2,6 +2,8 @@
 
 import copy
 import itertools
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +12,9 @@ from torch import Tensor, nn
 
 from medspark.errors import UsageError
 from medspark.evaluate.config import AttackSettings
-from medspark.evaluate.robust import Batch, RobustReport, evaluate
+from medspark.evaluate.result import RobustnessResult
+from medspark.evaluate.robust import Batch, attack_all, evaluate
+from medspark.evaluate.summary import Predictions, each_once, predictions
 
 CONFIG = AttackSettings(eps=(0.05, 0.1, 0.2), steps=10)
 
@@ -24,43 +28,50 @@ def cut(batch: Batch, size: int) -> list[Batch]:
     return list(zip(*(part.split(size) for part in batch), strict=True))
 
 
-def accuracies(report: RobustReport, name: str) -> list[float]:
-    return [attack.metrics.accuracy for attack in report.attacks if attack.name == name]
+def predicted(network: nn.Module, batches: list[Batch], config: AttackSettings) -> Predictions:
+    return predictions(each_once(attack_all(network, batches, config)), config.trials())
+
+
+def accuracies(report: RobustnessResult, name: str) -> list[float]:
+    return [attack.accuracy for attack in report.attacks if attack.name == name]
 
 
 @pytest.fixture(scope="module")
-def plain(plain_network, test_set: Batch) -> RobustReport:
+def plain(plain_network, test_set: Batch) -> RobustnessResult:
     return evaluate(plain_network, [test_set], CONFIG)
 
 
 @pytest.fixture(scope="module")
-def robust(robust_network, test_set: Batch) -> RobustReport:
+def robust(robust_network, test_set: Batch) -> RobustnessResult:
     return evaluate(robust_network, [test_set], CONFIG)
 
 
 @pytest.fixture(scope="module")
-def distilled(distilled_network, test_set: Batch) -> RobustReport:
+def distilled(distilled_network, test_set: Batch) -> RobustnessResult:
     return evaluate(distilled_network, [test_set], CONFIG)
 
 
-def test_accuracy_falls_with_eps(plain: RobustReport) -> None:
+def test_accuracy_falls_with_eps(plain: RobustnessResult) -> None:
     for name in ("fgsm", "pgd"):
         falling = [plain.clean.accuracy, *accuracies(plain, name)]
         assert all(after <= before + 0.01 for before, after in itertools.pairwise(falling))
 
 
-def test_fgsm_leaves_at_least_what_pgd_leaves(plain: RobustReport, robust: RobustReport) -> None:
+def test_fgsm_leaves_at_least_what_pgd_leaves(
+    plain: RobustnessResult, robust: RobustnessResult
+) -> None:
     for report in (plain, robust):
         for fgsm, pgd in zip(accuracies(report, "fgsm"), accuracies(report, "pgd"), strict=True):
             assert fgsm >= pgd - 0.01
 
 
 def test_an_eps_of_nothing_is_clean_exactly(plain_network, test_set: Batch) -> None:
-    report = evaluate(plain_network, [test_set], AttackSettings(eps=(0.0,)))
+    config = AttackSettings(eps=(0.0,))
+    report, likely = (judge(plain_network, [test_set], config) for judge in (evaluate, predicted))
 
     for name in ("fgsm@0", "pgd@0"):
-        np.testing.assert_array_equal(report.probabilities[name], report.probabilities["clean"])
-    assert all(attack.metrics == report.clean for attack in report.attacks)
+        np.testing.assert_array_equal(likely.probabilities[name], likely.probabilities["clean"])
+    assert all(attack.metrics == report.clean.metrics for attack in report.attacks)
 
 
 @pytest.mark.parametrize("device", ["pretended", "cuda"], indirect=True)
@@ -70,28 +81,29 @@ def test_a_network_is_as_robust_on_any_device(plain_network, test_set: Batch, de
     expected = evaluate(plain_network, [(images, labels, rows)], config)
 
     batch = images.to(device), labels.to(device), rows
-    found = evaluate(copy.deepcopy(plain_network).to(device), [batch], config)
+    network = copy.deepcopy(plain_network).to(device)
+    found, likely = (judge(network, [batch], config) for judge in (evaluate, predicted))
 
     for name in config.attacks:
         assert accuracies(found, name) == pytest.approx(accuracies(expected, name), abs=0.021)
         np.testing.assert_array_equal(
-            found.probabilities[f"{name}@0"], found.probabilities["clean"]
+            likely.probabilities[f"{name}@0"], likely.probabilities["clean"]
         )
     assert [flag.name for flag in found.flags if flag.triggered] == []
 
 
-def test_training_on_attacks_helps(plain: RobustReport, robust: RobustReport) -> None:
+def test_training_on_attacks_helps(plain: RobustnessResult, robust: RobustnessResult) -> None:
     assert accuracies(plain, "pgd")[-1] < 0.1
     assert accuracies(robust, "pgd")[-1] > 0.35
 
 
-def test_honest_networks_are_believed(plain: RobustReport, robust: RobustReport) -> None:
+def test_honest_networks_are_believed(plain: RobustnessResult, robust: RobustnessResult) -> None:
     for report in (plain, robust):
         assert [flag.name for flag in report.flags if flag.triggered] == []
         assert report.believable
 
 
-def test_distillation_looks_robust_and_is_not_believed(distilled: RobustReport) -> None:
+def test_distillation_looks_robust_and_is_not_believed(distilled: RobustnessResult) -> None:
     triggered = {flag.name for flag in distilled.flags if flag.triggered}
 
     assert accuracies(distilled, "pgd")[-1] > 0.9
@@ -104,28 +116,34 @@ def test_distillation_looks_robust_and_is_not_believed(distilled: RobustReport) 
     } <= triggered
 
 
-def assert_nearly_alike(found: RobustReport, expected: RobustReport) -> None:
+def assert_nearly_alike(found: RobustnessResult, expected: RobustnessResult) -> None:
     """Another batch size rounds differently, so an image at a boundary may differ."""
-    for name, probabilities in found.probabilities.items():
-        apart = np.abs(probabilities - expected.probabilities[name]).max(axis=1)
-        assert (apart > 1e-3).mean() <= 0.02
     for left, right in zip(found.attacks, expected.attacks, strict=True):
         assert (left.name, left.steps, left.eps) == (right.name, right.steps, right.eps)
-        assert left.metrics.accuracy == pytest.approx(right.metrics.accuracy, abs=0.011)
+        assert left.accuracy == pytest.approx(right.accuracy, abs=0.011)
         assert left.linf_255 == pytest.approx(right.linf_255, rel=0.01)
+    for left, right in zip(found.figures(), expected.figures(), strict=True):
+        assert (left.name, left.value) == (
+            right.name,
+            pytest.approx(right.value, abs=0.03, rel=0.01),
+        )
 
 
 @pytest.mark.parametrize("size", [7, 64])
 def test_the_batch_size_does_not_matter(
-    plain_network, test_set: Batch, plain: RobustReport, size: int
+    plain_network, test_set: Batch, plain: RobustnessResult, size: int
 ) -> None:
-    report = evaluate(plain_network, cut(test_set, size), CONFIG)
+    batches = cut(test_set, size)
+    found, whole = (predicted(plain_network, parts, CONFIG) for parts in (batches, [test_set]))
 
-    assert_nearly_alike(report, plain)
+    for name, probabilities in found.probabilities.items():
+        apart = np.abs(probabilities - whole.probabilities[name]).max(axis=1)
+        assert (apart > 1e-3).mean() <= 0.02
+    assert_nearly_alike(evaluate(plain_network, batches, CONFIG), plain)
 
 
 def test_slices_of_two_ranks_make_the_same_report(
-    plain_network, test_set: Batch, plain: RobustReport
+    plain_network, test_set: Batch, plain: RobustnessResult
 ) -> None:
     # The second rank repeats an image of the first to fill its share.
     halves = [[part[:100] for part in test_set], [part[99:] for part in test_set]]
@@ -162,7 +180,7 @@ def test_more_restarts_never_leave_more(plain_network, test_set: Batch) -> None:
     assert all(after <= before + 0.02 for before, after in itertools.pairwise(found))
 
 
-def test_the_report_has_the_form_that_jobs_promise(plain: RobustReport) -> None:
+def test_the_report_has_the_form_that_jobs_promise(plain: RobustnessResult) -> None:
     document = plain.as_json()
 
     assert set(document["clean"]) == {
@@ -245,8 +263,8 @@ def test_the_worst_case_of_a_distilled_network_is_near_nothing(
 
     report = evaluate(distilled_network, [test_set], config)
 
-    assert report.attacks[0].metrics.accuracy > 0.9
-    assert report.worst[0].metrics.accuracy < 0.05
+    assert report.attacks[0].accuracy > 0.9
+    assert report.worst_case[0].accuracy < 0.05
 
 
 def test_the_worst_case_is_no_better_than_any_attack_on_any_image(
@@ -254,16 +272,16 @@ def test_the_worst_case_is_no_better_than_any_attack_on_any_image(
 ) -> None:
     config = AttackSettings(eps=(0.1, 0.2), attacks=("fgsm", "pgd", "square"), queries=50)
 
-    report = evaluate(robust_network, [test_set], config)
+    found = predicted(robust_network, [test_set], config)
 
     for eps in ("25.5", "51"):
-        worst = report.probabilities[f"worst_case@{eps}"].argmax(1) == report.labels
+        worst = found.probabilities[f"worst_case@{eps}"].argmax(1) == found.labels
         for name in config.attacks:
-            attacked = report.probabilities[f"{name}@{eps}"].argmax(1) == report.labels
+            attacked = found.probabilities[f"{name}@{eps}"].argmax(1) == found.labels
             assert (worst <= attacked).all()
 
 
-def test_perturbations_are_measured(plain: RobustReport) -> None:
+def test_perturbations_are_measured(plain: RobustnessResult) -> None:
     for attack in plain.attacks:
         levels = 255 * attack.eps
         assert 0.9 * levels < attack.linf_255 <= levels + 1e-3
@@ -314,17 +332,17 @@ class Steep(nn.Module):
         return torch.stack([lead, torch.zeros_like(lead)], dim=1)
 
 
-def steep(**chosen: object) -> RobustReport:
+def steep(judge: Callable[..., Any], **chosen: object) -> Any:
     images = 0.4 + 0.2 * torch.rand(6, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     config = AttackSettings.model_validate(
         {"attacks": ("fgsm", "pgd"), "eps": (0.02, 0.1), "steps": 5} | chosen
     )
-    return evaluate(Steep(), [(images, torch.zeros(6, dtype=torch.long), torch.arange(6))], config)
+    return judge(Steep(), [(images, torch.zeros(6, dtype=torch.long), torch.arange(6))], config)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_sizes_are_in_grey_levels_whichever_way_pixels_move(norm: str) -> None:
-    for attack in steep(norm=norm).attacks:
+    for attack in steep(evaluate, norm=norm).attacks:
         # By eps up or down for linf; for l2 that is the root mean square, and some move more.
         assert attack.rms_255 == pytest.approx(255 * attack.eps, rel=1e-3)
         assert attack.linf_255 == pytest.approx(255 * attack.eps, rel=1e-3) or norm == "l2"
@@ -332,14 +350,11 @@ def test_sizes_are_in_grey_levels_whichever_way_pixels_move(norm: str) -> None:
 
 
 def test_attacks_of_every_image_take_its_lead_also_where_they_do_not_succeed() -> None:
-    report = steep()
+    likely = steep(predicted).probabilities
 
-    clean = report.probabilities["clean"][:, 0]
     for name in ("fgsm@25.5", "pgd@25.5"):
-        assert (report.probabilities[name][:, 0] < clean).all()
-    np.testing.assert_allclose(
-        report.probabilities["fgsm@25.5"], report.probabilities["pgd@25.5"], rtol=1e-4
-    )
+        assert (likely[name][:, 0] < likely["clean"][:, 0]).all()
+    np.testing.assert_allclose(likely["fgsm@25.5"], likely["pgd@25.5"], rtol=1e-4)
 
 
 def test_random_starts_depend_on_the_seed_and_on_the_row_of_an_image(
@@ -348,7 +363,7 @@ def test_random_starts_depend_on_the_seed_and_on_the_row_of_an_image(
     def attacked(seed: int, rows: Tensor) -> np.ndarray:
         config = AttackSettings(attacks=("pgd",), eps=(0.1,), steps=1, seed=seed, sanity_images=0)
         images, labels = test_set[0][:10], test_set[1][:10]
-        return evaluate(plain_network, [(images, labels, rows)], config).probabilities["pgd@25.5"]
+        return predicted(plain_network, [(images, labels, rows)], config).probabilities["pgd@25.5"]
 
     first, again, seeded, moved = (
         attacked(0, torch.arange(10)), attacked(0, torch.arange(10)),

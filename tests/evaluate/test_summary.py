@@ -57,8 +57,8 @@ def test_the_report_counts_success_on_what_was_right() -> None:
 
     assert report.clean.accuracy == 3 / 4
     assert [attack.success_rate for attack in report.attacks] == [1 / 3, 1 / 3, 1 / 3]
-    assert [attack.metrics.accuracy for attack in report.worst] == [1 / 4, 0]
-    assert report.worst[0].success_rate == 2 / 3
+    assert [attack.accuracy for attack in report.worst_case] == [1 / 4, 0]
+    assert report.worst_case[0].success_rate == 2 / 3
 
 
 def test_detail_adds_intervals_and_classes() -> None:
@@ -250,15 +250,16 @@ def test_sensitivity_is_about_the_class_that_is_named(positive: int) -> None:
     detail = Detail(samples=40)
     report = summarise(ARRAYS, TRIALS, limits=SanityConfig(), positive=positive, detail=detail)
 
-    assert report.clean == metrics(LABELS, ARRAYS["clean"], positive=positive)
-    assert report.attacks[0].metrics == metrics(LABELS, ARRAYS[A1.key], positive=positive)
-    assert report.clean_intervals["sensitivity"] == ((0.0, 1.0) if positive == 0 else (1.0, 1.0))
+    assert report.clean.metrics == metrics(LABELS, ARRAYS["clean"], positive=positive).model_dump()
+    attacked = metrics(LABELS, ARRAYS[A1.key], positive=positive)
+    assert report.attacks[0].metrics == attacked.model_dump()
+    assert report.clean.intervals["sensitivity"] == ((0.0, 1.0) if positive == 0 else (1.0, 1.0))
 
 
 def test_intervals_are_drawn_as_often_by_the_groups_and_by_the_seed_that_are_given() -> None:
     def drawn(**chosen: object) -> dict[str, tuple[float, float]]:
         detail = Detail(**{"samples": 60} | chosen)
-        return summarise(ARRAYS, TRIALS, limits=SanityConfig(), detail=detail).clean_intervals
+        return summarise(ARRAYS, TRIALS, limits=SanityConfig(), detail=detail).clean.intervals
 
     groups = np.array(["a", "a", "b", "b"])
     for chosen in ({}, {"seed": 3}, {"samples": 61}, {"groups": groups}):
@@ -273,10 +274,10 @@ def test_every_class_gets_its_own_intervals() -> None:
     report = summarise(ARRAYS, TRIALS, limits=SanityConfig(), detail=detail)
     drawn = intervals(LABELS, ARRAYS["clean"], np.arange(4), samples=50, per_class=True)
 
-    for k, figures in enumerate(report.clean_classes):
+    for k, figures in enumerate(report.clean.classes):
         names = [name for name in drawn if name.endswith(f"/{k}")]
         assert figures.intervals == {name.removesuffix(f"/{k}"): drawn[name] for name in names}
-    assert all("/" not in name for name in report.clean_intervals)
+    assert all("/" not in name for name in report.clean.intervals)
 
 
 def test_answers_that_saturate_are_not_called_the_same() -> None:

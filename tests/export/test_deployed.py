@@ -45,7 +45,7 @@ def job(tmp_path: Path, model: Path, shards: Path) -> DeployedJob:
         shards=shards,
         split="test",
         config=SETTINGS,
-        rows=ROWS,
+        total=ROWS,
         piece=10,
         work=tmp_path / "work",
     )
@@ -95,7 +95,7 @@ def test_the_deployed_graph_gives_no_gradient(job: DeployedJob) -> None:
 
 def test_every_image_gets_the_answers_of_twin_and_exports(job: DeployedJob, tmp_path) -> None:
     compared = ComparedJob(
-        twin=job.twin, exports=(job.model,), shards=job.shards, split="test", rows=ROWS, piece=9,
+        twin=job.twin, exports=(job.model,), shards=job.shards, split="test", total=ROWS, piece=9,
         batch=4, work=tmp_path / "work",
     )  # fmt: skip
     for number in compared.missing():

@@ -7,23 +7,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medspark.evaluate.metrics import metrics
-from medspark.evaluate.summary import AttackResult, RobustReport
+from medspark.evaluate.result import AttackFigures, ConditionFigures, RobustnessResult
 from medspark.export.parity import flags, parity
 
 LABELS = np.array([0, 1] * 50)
 LOGITS = np.random.default_rng(0).normal(size=(100, 2)).astype(np.float32)
 
 
-def _report(*, clean: int, held: int) -> RobustReport:
-    """Return a report of 100 images, so many of them right when clean and under attack."""
-
-    def figures(right: int):
-        chosen = np.where(np.arange(100) < right, LABELS, 1 - LABELS)
-        return metrics(LABELS, np.eye(2)[chosen])
-
-    worst = AttackResult("worst_case", 0, 2 / 255, figures(held))
-    return RobustReport(images=100, clean=figures(clean), attacks=[], worst=[worst])
+def _report(*, clean: int, held: int) -> RobustnessResult:
+    """Return a result of 100 images, so many of them right when clean and under attack."""
+    worst = AttackFigures(name="worst_case", steps=0, eps=2 / 255, accuracy=held / 100)
+    figures = ConditionFigures(accuracy=clean / 100)
+    return RobustnessResult(images=100, clean=figures, worst_case=(worst,))
 
 
 @given(st.floats(-30, 30), st.booleans())

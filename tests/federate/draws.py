@@ -1,4 +1,4 @@
-"""What hypothesis draws for the tests of aggregation: updates of clients that roughly agree."""
+"""Hypothesis strategies for aggregation: updates of clients that roughly agree."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Hosts of a network of their own on one machine: namespaces, joined by a bridge in another one.
 
-Nothing of the machine's own network is touched, and everything goes when the network is left.
+The machine's own network is not touched. Leaving the context removes everything.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ _SUBNET = "10.77.0"
 
 
 class NotAllowed(Exception):  # noqa: N818 - a reason to skip, not an error
-    """Namespaces cannot be made here."""
+    """The machine does not allow network namespaces."""
 
 
 class Network:
-    """Hosts by name, each with an address of its own; a link can be cut and mended."""
+    """Hosts by name, each with its own address; a link can be cut and restored."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self._tag = f"ms{os.getpid() % 100_000}"
@@ -49,15 +49,15 @@ class Network:
         return f"{_SUBNET}.{self._numbers[name]}"
 
     def on(self, name: str, *command: object) -> list[str]:
-        """Return ``command`` as it is run on a host."""
+        """Return the command line that runs ``command`` on a host."""
         return ["ip", "netns", "exec", self._space(name), *map(str, command)]
 
     def cut(self, name: str) -> None:
-        """Cut a host's link: what is sent to it or by it is lost, and nobody is told."""
+        """Cut a host's link: its packets are dropped silently."""
         self._ip("-n", self._space("switch"), "link", "set", self._port(name), "nomaster")
 
     def mend(self, name: str) -> None:
-        """Mend a host's link."""
+        """Restore a host's link."""
         switch = self._space("switch")
         self._ip("-n", switch, "link", "set", self._port(name), "master", "bridge")
 

@@ -152,7 +152,7 @@ class Cluster:
 
 
 def whole(cluster: Cluster) -> Verdict:
-    """Nobody disturbs the run: ranks on two hosts talk over the bridge, each at one address."""
+    """An undisturbed run: ranks on two hosts talk over the bridge, each at one address."""
     verdict, run = _begin(cluster, "whole")
     job = cluster.train(run)
     _wait(lambda: _steps(run) >= 1 or job.poll() is not None, seconds=180)
@@ -215,21 +215,21 @@ def lost(cluster: Cluster) -> Verdict:
 
 
 def secret(cluster: Cluster) -> Verdict:
-    """With the secure profile nobody reads a piece of the key on the network."""
+    """With the secure profile no piece of the key is readable on the network."""
     verdict, heard = _overheard(cluster, "secret")
     verdict.expect(heard == [], f"the key was said aloud: {heard}")
     return verdict
 
 
 def clear(cluster: Cluster) -> Verdict:
-    """Without the profile the key can be read: the sniffer finds what is there."""
+    """Without the profile the key is readable, which shows that the sniffer works."""
     verdict, heard = _overheard(cluster, "clear")
     verdict.expect(heard != [], "the sniffer did not find the key where it travels in clear")
     return verdict
 
 
 def stays(cluster: Cluster) -> Verdict:
-    """Where the executors have a file with the key, it is not on the network at all."""
+    """With a key file on the executors, the key is not on the network."""
     there = cluster.folder / "stays-there.key"
     verdict, heard = _overheard(cluster, "stays", "--privacy.executor_key_file", there, there=there)
     verdict.expect(heard == [], f"the key was said aloud: {heard}")
@@ -239,7 +239,7 @@ def stays(cluster: Cluster) -> Verdict:
 def _overheard(
     cluster: Cluster, name: str, *options: object, there: Path | None = None
 ) -> tuple[Verdict, list[tuple[str, str]]]:
-    """Ingest across hosts, listen in, and return who said a piece of the key to whom."""
+    """Ingest across hosts while sniffing; return senders and receivers of pieces of the key."""
     verdict, run = _begin(cluster, name)
     archive = write_archive(run / "archive", PhantomConfig(count=_IMAGES, size=32))
     key = secrets.token_bytes(32)
@@ -262,7 +262,7 @@ def _overheard(
 
 
 def _listening_everywhere(network: Network, host: str) -> list[str]:
-    """Return the sockets of a host that listen on all of its addresses."""
+    """Return the sockets of a host that listen on all its addresses."""
     code = (
         "import psutil\n"
         "for c in psutil.net_connections('tcp'): print(c.laddr.ip, c.laddr.port, c.status)"
@@ -275,7 +275,7 @@ def _listening_everywhere(network: Network, host: str) -> list[str]:
 
 @contextmanager
 def _listening(network: Network, capture: Path) -> Iterator[None]:
-    """Write down what crosses the switch; RuntimeError where not all of it was."""
+    """Record the frames of the switch. Raises RuntimeError if some are lost."""
     script = Path(__file__).with_name("sniffer.py")
     sniffer = subprocess.Popen(
         network.on("switch", sys.executable, script, capture), stdout=subprocess.PIPE, text=True
@@ -303,7 +303,7 @@ _IN_CLEAR = ("clear", "stays")
 
 
 def main(argv: list[str]) -> int:
-    """Try the rows; return 0 if all of them pass, or cannot be tried here."""
+    """Run the rows; return 0 if all pass, or if the machine cannot run them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help="rows, separated by commas")
     parser.add_argument("--output", type=Path, default=Path("build/hosts.json"))
@@ -339,7 +339,7 @@ def _begin(cluster: Cluster, name: str) -> tuple[Verdict, Path]:
 
 
 def _steps(run: Path) -> int:
-    """Return the last step that rank 0 has told of."""
+    """Return the last step that rank 0 reported."""
     records = JournalReader(run / "run" / "journal").poll()
     return max((record.step for record in records if "loss" in record.metrics), default=0)
 

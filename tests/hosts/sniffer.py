@@ -1,4 +1,4 @@
-"""Writes down every frame that enters the switch, and finds a secret in what was said.
+"""Record every frame that enters the switch, and search the recorded streams for a secret.
 
     python sniffer.py FILE      (in the switch's namespace; as root; until SIGTERM)
 
@@ -26,7 +26,7 @@ _PIECE = 8  # bytes of a key; so many equal ones in a row are no accident
 
 
 def needles(key: bytes) -> set[bytes]:
-    """Return every piece of ``key`` that betrays it: raw, in hexadecimal, in base64."""
+    """Return the pieces of ``key`` to search for: raw, in hexadecimal, in base64."""
     found = set()
     for start in range(len(key) - _PIECE + 1):
         piece = key[start : start + _PIECE]
@@ -38,7 +38,7 @@ def needles(key: bytes) -> set[bytes]:
 
 
 def said_aloud(capture: Path, key: bytes) -> list[tuple[str, str]]:
-    """Return sender and receiver of every stream in which a piece of ``key`` can be read."""
+    """Return sender and receiver of every stream that contains a piece of ``key``."""
     pieces = needles(key)
     return [who for who, what in streams(capture) if any(piece in what for piece in pieces)]
 
@@ -63,7 +63,7 @@ def streams(capture: Path) -> Iterator[tuple[tuple[str, str], bytes]]:
 
 
 def _joined(parts: dict[int, bytes]) -> bytes:
-    """Return what the segments say together; numbers start anywhere and wrap (RFC 9293, 3.4)."""
+    """Return the bytes of the segments in order; sequence numbers wrap (RFC 9293, 3.4)."""
     if not parts:
         return b""
     first = next(iter(parts))
@@ -99,7 +99,7 @@ def _capture(path: Path) -> None:
 
 
 def _lost(line: socket.socket) -> str | None:
-    """Return what to say where the kernel dropped frames before they were read."""
+    """Return an error message if the kernel dropped frames before they were read."""
     _, dropped = struct.unpack("II", line.getsockopt(*_STATISTICS, 8))
     return f"{dropped} frames were lost" if dropped else None
 

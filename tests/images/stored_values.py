@@ -12,7 +12,7 @@ from medspark.images.rendering import Stored
 
 
 def stored_frames(file: BinaryIO, size: int, *, limits: Limits) -> Iterator[Stored]:
-    """Yield every frame's stored values, before any rendering: what a reference is compared with.
+    """Yield every frame's stored values, before any rendering.
 
     YBR frames come as RGB and the values of PALETTE COLOR as indices. Raises Unreadable.
     """

@@ -1,4 +1,4 @@
-"""An archive with planted names, ingested into one dataset, and a hunt for what it reveals."""
+"""An archive with planted names, its dataset, and a search for the names in it."""
 
 from __future__ import annotations
 

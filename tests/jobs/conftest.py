@@ -1,4 +1,4 @@
-"""What tests of jobs share: a small network on disk, as a training leaves it."""
+"""Fixture for tests of jobs: the folder of a small network."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["call", "home", "network"]
 
 @pytest.fixture
 def network(tmp_path: Path) -> Path:
-    """A network of two classes for grey images of 32 x 32, which has learnt nothing."""
+    """An untrained network of two classes for grey images of 32 x 32."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = build(ModelConfig(name="test_resnet"), num_classes=2, channels=1)

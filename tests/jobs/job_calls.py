@@ -32,6 +32,8 @@ JOBS = {
     "export_edge": "--model {model} --shards {shards} --folder {target} --track.uri {store}",
     "scale_at": "--shards {shards} --folder {target} --grid.model resnet10t --repeats 1 "
     "--grid.processes 1 --train.batch_size 2 --model.name resnet10t --track.uri {store}",
+    "backdoor_table": "--shards {shards} --folder {target} --model.name resnet10t "
+    "--adversaries none badnets --clients.count 4 --track.uri {store}",
     "paper_table": "--datasets.x {shards} --folder {target} --models resnet10t --track.uri {store}",
 }
 DEMO = "demo/20-images-64px-seed-0"
@@ -58,7 +60,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def call(load_job: Callable[[str], ModuleType], home: Path, network: Path, write_shards) -> Call:
-    """Return a function that runs a job on a target; ``more`` is added to what it is told."""
+    """Return a function that runs a job on a target; ``more`` are further arguments."""
     shards = write_shards(rows=16, side=32)
     samples = home / "samples"
     samples.mkdir(exist_ok=True)

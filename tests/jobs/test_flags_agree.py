@@ -42,9 +42,14 @@ def shards(tmp_path: Path) -> Path:
 
 @pytest.mark.spark
 @pytest.mark.slow
-@pytest.mark.parametrize("steps", [3, 2])
+@pytest.mark.parametrize(("steps", "images"), [(3, None), (2, None), (3, 280)])
 def test_two_reports_on_one_network_agree_flag_by_flag(
-    spark, shards: Path, tmp_path: Path, load_job: Callable[[str], ModuleType], steps: int
+    spark,
+    shards: Path,
+    tmp_path: Path,
+    load_job: Callable[[str], ModuleType],
+    steps: int,
+    images: int | None,
 ) -> None:
     config = FitConfig.model_validate(
         {
@@ -52,7 +57,7 @@ def test_two_reports_on_one_network_agree_flag_by_flag(
             "run_dir": tmp_path / "run",
             "model": {"name": "test_resnet"},
             "train": {"epochs": 3, "batch_size": 16, "mode": "standard", "lr": 3e-3},
-            "evaluate": {"eps": [4 / 255, 8 / 255], "steps": 3},
+            "evaluate": {"eps": [4 / 255, 8 / 255], "steps": 3, "images": images},
         }
     )
     trained = fit(config, World(0, 0, 1, torch.device("cpu")), Silent())
@@ -61,6 +66,7 @@ def test_two_reports_on_one_network_agree_flag_by_flag(
             *("--model", str(tmp_path / "run" / "model"), "--shards", str(shards)),
             *("--attacks", "fgsm,pgd", "--eps", "4/255,8/255", "--steps", str(steps)),
             *("--piece", "100", "--bootstrap", "0", "--gallery", "0"),
+            *(() if images is None else ("--images", str(images))),
             *("--folder", str(tmp_path / "work"), "--track.uri", f"sqlite:///{tmp_path / 'm.db'}"),
             *("--output", str(tmp_path / "evaluate.json")),
         ]
@@ -68,6 +74,8 @@ def test_two_reports_on_one_network_agree_flag_by_flag(
     evaluated = json.loads((tmp_path / "evaluate.json").read_text())
 
     assert status == 0
+    assert trained["images"] == evaluated["images"] == (images or 300)
+    assert trained["clean"]["accuracy"] == evaluated["clean"]["accuracy"]
     ours, theirs = ({flag["name"]: flag for flag in r["flags"]} for r in (trained, evaluated))
     assert list(ours) == list(theirs)
     for name, flag in ours.items():

@@ -70,6 +70,7 @@ def test_a_failed_cell_is_shown_and_tried_again_and_a_finished_one_is_not(
 
     monkeypatch.setattr(paper_table, "train_once", train)
     table = tmp_path / "work" / "table"
+    monkeypatch.setattr("sys.argv", ["jobs/paper_table.py", "--datasets.stripes", "shards"])
 
     assert run() == 1
     said = capsys.readouterr().err
@@ -91,7 +92,7 @@ def test_a_failed_cell_is_shown_and_tried_again_and_a_finished_one_is_not(
     result = json.loads((tmp_path / "result.json").read_text())
     assert [cell["training"] for cell in result["cells"]] == ["adversarial", "robust_distillation"]
     markdown = Path(result["table"]).read_text()
-    assert "spark-submit jobs/paper_table.py --datasets.stripes" in markdown
+    assert "`spark-submit jobs/paper_table.py --datasets.stripes shards`" in markdown
     assert "Failed: " not in markdown
     with Path(result["csv"]).open() as file:
         found = {(row["training"], row["attack"]) for row in csv.DictReader(file)}

@@ -93,7 +93,7 @@ def test_the_price_of_robustness_is_paired_by_repeat_and_said_in_a_sentence(
     assert price.by_images[1000] == pytest.approx([0.002, 0.003, 0.004])
     assert price.trend is not None
     assert price.trend.direction == "falls"
-    seen = "net: of clean AUROC, fused cost 0.021 on 100 images and cost 0.003 on 1000 images"
+    seen = "net: in clean AUROC, fused cost 0.021 on 100 images and cost 0.003 on 1000 images"
     assert price.sentence.startswith(seen)
     assert price.sentence.endswith("the price of robustness shrank with data.")
 
@@ -101,15 +101,14 @@ def test_the_price_of_robustness_is_paired_by_repeat_and_said_in_a_sentence(
 def test_one_repeat_cannot_tell_a_trend_from_chance(cells: list[ScaleCell]) -> None:
     (price,) = prices([m for m in cells if m.point.repeat == 0])
 
-    assert "chance cannot be told from a trend" in price.sentence
+    assert "1 repeat cannot tell a trend from chance" in price.sentence
 
 
 def test_a_gain_is_called_one_and_one_size_of_data_is_told_once() -> None:
     price = Price(model="net", mode="fused", by_images={1000: [-0.02, -0.01]}, trend=None)
 
     assert price.sentence == (
-        "net: of clean AUROC, fused gained 0.015 on 1000 images; one size of data says nothing "
-        "about a trend."
+        "net: in clean AUROC, fused gained 0.015 on 1000 images; one size of data shows no trend."
     )
 
 

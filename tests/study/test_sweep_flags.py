@@ -92,8 +92,7 @@ def test_a_network_that_answers_the_same_to_all_is_not_said_to_have_gained() -> 
     cells = [cell("standard", auroc=0.7), cell("fused", 1.0, 0, DEAD, auroc=0.8)]
 
     assert sweep(*cells).sentences == [
-        "net: what fused costs in clean AUROC is not known. ⚠ 1 of 2 networks are flagged and left "
-        "out."
+        "net: the cost of fused in clean AUROC is unknown. ⚠ Flagged and left out: 1 of 2 networks."
     ]
 
 
@@ -106,7 +105,7 @@ def test_a_plain_network_that_is_flagged_is_no_baseline_either() -> None:
     (price,) = prices(cells)
 
     assert {n: pytest.approx(v) for n, v in price.by_images.items()} == {1000: [0.1]}
-    assert price.sentence.endswith("⚠ 1 of 4 networks are flagged and left out.")
+    assert price.sentence.endswith("⚠ Flagged and left out: 1 of 4 networks.")
 
 
 def test_flags_of_attacks_leave_clean_figures_in_and_are_said() -> None:
@@ -114,7 +113,7 @@ def test_flags_of_attacks_leave_clean_figures_in_and_are_said() -> None:
 
     assert list(price.by_images) == [1000]
     assert price.sentence.endswith(
-        "⚠ 1 of 2 networks are flagged for their figures under attack, on which this says nothing."
+        "⚠ Flagged for figures under attack, which this comparison does not use: 1 of 2 networks."
     )
 
 

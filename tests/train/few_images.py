@@ -1,7 +1,8 @@
 """Run by four processes for test_few_images.py, with three images per step.
 
 Writes to FOLDER, for every rank: the gradient of a step by mode, the batch-norm statistics of
-three steps, the tensors of elastic exact; and trains until everything stops at one step.
+three steps, the tensors of elastic exact; and the losses of a training in which all ranks stop at
+one step.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class StopError(Exception):
 
 
 class Losses(ranks.Losses):
-    """Keeps the loss of every step, and may end the process that reports one of them."""
+    """Records the loss of every step; may end the process at one of them."""
 
     def __init__(self, stop_at: int | None = None) -> None:
         super().__init__()
@@ -57,7 +58,7 @@ class Losses(ranks.Losses):
 def engine_for(
     world: World, *, frozen: bool = False, method: str | None = None, **chosen: Any
 ) -> Engine:
-    """Return an engine around the tiny network, taught by another one where a method is given."""
+    """Return an engine for the tiny network; with a method, another network teaches it."""
     network, rule = build_tiny().eval(), None
     network.batch_norm_frozen = frozen
     if method is not None:
@@ -69,7 +70,7 @@ def engine_for(
 
 
 def gradient(world: World, **chosen: Any) -> dict[str, Tensor]:
-    """Return what the first update learns from three images, by parameter."""
+    """Return the gradients of the first update from three images, by parameter."""
     engine, kept = engine_for(world, **{"frozen": True} | chosen), {}
 
     def keep(*_: object) -> None:
@@ -82,7 +83,7 @@ def gradient(world: World, **chosen: Any) -> dict[str, Tensor]:
 
 
 def statistics(world: World, **chosen: Any) -> dict[str, Tensor]:
-    """Return the batch-norm statistics after three steps, each rank's own and what is kept."""
+    """Return the batch-norm statistics after three steps: of each rank, and the kept ones."""
     engine = engine_for(world, mode="fused", **chosen)
     for step in range(3):
         engine.step(ranks.batch_for(world, size=IMAGES), step)

@@ -27,7 +27,7 @@ from medspark.train.world import World, join
 
 
 class Losses:
-    """Keeps the loss of every step."""
+    """Records the loss of every step."""
 
     def __init__(self) -> None:
         self.by_step: dict[int, float] = {}

@@ -15,14 +15,13 @@ from array_shards import write_arrays
 from medspark.data.source import Source
 from medspark.errors import UsageError
 from medspark.evaluate.calibrate import best_temperature
-from medspark.evaluate.metrics import Metrics
+from medspark.evaluate.result import ConditionFigures
 from medspark.models.card import read_card
 from medspark.models.checkpoint import load_classifier
 from medspark.train import loop
 from medspark.train.config import FitConfig
 from medspark.train.loop import fit
 from medspark.train.monitor import Accuracies
-from medspark.train.validate import Validation
 from medspark.train.world import World
 
 ALONE = World(0, 0, 1, torch.device("cpu"))
@@ -76,13 +75,8 @@ def scored(monkeypatch: pytest.MonkeyPatch, *scores: tuple[float, float]) -> Non
     """Make validation return these balanced accuracies, clean and attacked, per epoch."""
     left = iter(scores)
 
-    def figures(value: float) -> Metrics:
-        rest = dict.fromkeys(("accuracy", "auroc", "sensitivity", "specificity"), 0.0)
-        return Metrics(balanced_accuracy=value, **rest)
-
-    def found(*_: object, **__: object) -> Validation:
-        clean, attacked = next(left)
-        return Validation(figures(clean), figures(attacked))
+    def found(*_: object, **__: object) -> tuple[ConditionFigures, ...]:
+        return tuple(ConditionFigures(balanced_accuracy=score) for score in next(left))
 
     monkeypatch.setattr(loop, "validate", found)
 

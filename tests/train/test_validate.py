@@ -16,25 +16,38 @@ from medspark.attacks.threat import ThreatModel
 from medspark.data.config import DataConfig
 from medspark.data.native import MappedSplit
 from medspark.data.source import open_source
-from medspark.evaluate.metrics import Metrics
-from medspark.train.validate import Validation, slices, validate
+from medspark.evaluate.result import ConditionFigures
+from medspark.train.result import ValidationResult
+from medspark.train.validate import slices, validate
 from medspark.train.world import World
 
 WriteShards = Callable[..., Path]
 CPU = torch.device("cpu")
 
 
-def figures(accuracy: float, balanced: float | None) -> Metrics:
-    return Metrics(
-        accuracy=accuracy, balanced_accuracy=balanced, auroc=0.5, sensitivity=0.1, specificity=0.2
+def scores(clean: float | None, attacked: float | None) -> list[float]:
+    """Return the scores of a plain and of a robust training by balanced accuracy."""
+    figures = (
+        ConditionFigures(accuracy=0.9, balanced_accuracy=balanced, auroc=0.5)
+        for balanced in (clean, attacked)
     )
+    clean_figures, pgd = figures
+    return [
+        ValidationResult.of(1, clean_figures, pgd, robust=robust).score for robust in (False, True)
+    ]
 
 
 def test_epochs_are_compared_by_balanced_accuracy_under_attack_where_that_is_trained_for() -> None:
-    found = Validation(figures(0.9, 0.8), figures(0.7, 0.6))
+    assert scores(0.8, 0.6) == [0.8, 0.6]
+    assert scores(None, None) == [0, 0]
 
-    assert (found.score(robust=False), found.score(robust=True)) == (0.8, 0.6)
-    assert Validation(figures(0.9, None), figures(0.7, None)).score(robust=True) == 0
+
+def test_a_validation_is_logged_by_condition_and_without_undefined_metrics() -> None:
+    clean, pgd = ConditionFigures(accuracy=0.75, auroc=None), ConditionFigures(accuracy=0.5)
+
+    assert ValidationResult.of(2, clean, pgd, robust=True).metrics() == {
+        "val/epoch": 2, "val/score": 0, "val/clean/accuracy": 0.75, "val/pgd/accuracy": 0.5,
+    }  # fmt: skip
 
 
 class Rows(MappedSplit):

@@ -18,7 +18,7 @@ def test_a_cell_of_an_earlier_version_is_kept_with_its_budget_as_a_fraction(
     table = PaperTableConfig.model_validate(
         {"datasets": {"cxr": write_shards()}, "folder": tmp_path, "evaluate": {"eps": ["2/255"]}}
     )
-    found = _Table(table, None, "")  # type: ignore[arg-type]  # only synthetic data need Spark
+    found = _Table(table, None)  # type: ignore[arg-type]  # only synthetic data need Spark
     network = next(networks(table, found._datasets))
     write_before(table, fingerprint(table, network))
 
@@ -37,9 +37,23 @@ def test_a_cell_that_failed_in_an_earlier_version_is_not_kept(
     table = PaperTableConfig.model_validate(
         {"datasets": {"cxr": write_shards()}, "folder": tmp_path, "evaluate": {"eps": ["2/255"]}}
     )
-    found = _Table(table, None, "")  # type: ignore[arg-type]
+    found = _Table(table, None)  # type: ignore[arg-type]
     network = next(networks(table, found._datasets))
     write_before(table, fingerprint(table, network), **changes)
+
+    assert found.cells[0].kept() is None
+
+
+def test_a_cell_that_attacked_the_first_images_is_not_kept_for_drawn_ones(
+    write_shards, tmp_path: Path
+) -> None:
+    evaluate = {"eps": ["2/255"], "images": 5}
+    table = PaperTableConfig.model_validate(
+        {"datasets": {"cxr": write_shards()}, "folder": tmp_path, "evaluate": evaluate}
+    )
+    found = _Table(table, None)  # type: ignore[arg-type]
+    network = next(networks(table, found._datasets))
+    write_before(table, fingerprint(table, network))
 
     assert found.cells[0].kept() is None
 

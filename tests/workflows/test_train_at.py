@@ -20,7 +20,7 @@ OTHER = {
     ("settings", "run", "asked"),
     [
         (
-            {"evaluate": {"sanity_images": 128}},  # the default of that time
+            {"evaluate": {"sanity_images": 128}},  # the default of those versions
             "6e997279c962513ea4b16b4e3c815706ae55ea6fb1bfde1bb245cf5974209ca9",
             "b76f70cffe3d060fd55f5d0c01f4eb2ad1022ac9541ba3e20fdd1ad648fc55ba",
         ),
@@ -35,6 +35,16 @@ def test_results_that_earlier_versions_kept_are_recognised(
     settings: dict[str, Any], run: str, asked: str
 ) -> None:
     assert _digests(TrainAtConfig.model_validate(settings)) == {"run": run, "asked": asked}
+
+
+def test_a_result_of_128_probed_images_is_not_taken_for_one_of_the_default() -> None:
+    now, before = (
+        _digests(TrainAtConfig.model_validate({"evaluate": evaluate}))
+        for evaluate in ({}, {"sanity_images": 128})
+    )
+
+    assert now["run"] == before["run"]
+    assert now["asked"] != before["asked"]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Bulyan: Krum's choice again and again, then the values nearest to the median (El Mhamdi 2018)."""
+"""Bulyan: repeat Krum's choice, then average the values near the median (El Mhamdi et al. 2018)."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ __all__ = ["Bulyan"]
 
 
 class Bulyan(Rule):
-    """Of n - 2f updates that Krum picks one by one, each weight's n - 4f values near the median."""
+    """Krum picks n - 2f updates; each weight is the mean of the n - 4f values near the median."""
 
     needs: ClassVar[Needs] = "products"
 
-    adversaries: int = Field(1, ge=0, description="most clients of a round that lie (f)")
+    adversaries: int = Field(1, ge=0, description="largest number of malicious clients (f)")
 
     @property
     def least(self) -> int:
-        """4f + 3."""
+        """The fewest clients: 4f + 3."""
         return 4 * self.adversaries + 3
 
     def weigh(self, seen: Measured) -> Weighing:
-        """Pick n - 2f updates; each time Krum looks at those alone that are left.
+        """Pick n - 2f updates, one at a time; Krum scores only the updates not yet picked.
 
-        Of equal scores, which two clients have that are each other's nearest, the first is picked.
+        Two clients that are each other's nearest have equal scores; the first one is picked.
         """
         clients, distances = len(seen.clients), seen.distances
         left = np.arange(clients)
         for _ in range(clients - 2 * self.adversaries):
-            # Of m that are left m - f - 2 neighbours count, and one where there would be none.
+            # Of m remaining updates, m - f - 2 neighbours count, but at least one.
             neighbours = max(1, len(left) - self.adversaries - 2)
             scores = krum_scores(distances[np.ix_(left, left)], neighbours)
             left = np.delete(left, int(scores.argmin()))
@@ -46,7 +46,7 @@ class Bulyan(Rule):
         ranked = np.sort(block[weighing.factors > 0], axis=0)
         near = len(block) - 4 * self.adversaries
         low, high = ranked[(len(ranked) - 1) // 2], ranked[len(ranked) // 2]
-        # The values nearest to the median follow one another; find the run's first one.
+        # The values nearest to the median are neighbours in the sorted column: find the first.
         middle = low + (high - low) / 2
         runs = len(ranked) - near + 1
         reach = [np.maximum(middle - ranked[i], ranked[i + near - 1] - middle) for i in range(runs)]

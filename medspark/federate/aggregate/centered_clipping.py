@@ -14,19 +14,19 @@ __all__ = ["CenteredClipping"]
 
 
 class CenteredClipping(Rule):
-    """From the last round's change, move by the mean of the clipped ways to the buckets.
+    """Start at the previous round's change; move by the mean of the clipped distances to buckets.
 
-    v = v + mean_i (x_i - v) min(1, radius / |x_i - v|), where x_i is a bucket's mean. The reference
-    ``centre`` is what the last round's aggregation gave; no liar moves the outcome further than
-    radius x iterations from it.
+    v = v + mean_i (x_i - v) min(1, radius / |x_i - v|), where x_i is the mean of a bucket. The
+    reference ``centre`` is the outcome of the previous round. Malicious clients move the outcome by
+    at most radius x iterations.
     """
 
     needs: ClassVar[Needs] = "products"
     references: ClassVar[tuple[str, ...]] = ("centre",)
 
     radius: float = Field(10.0, gt=0, description="longest step of one bucket (tau)")
-    iterations: int = Field(1, ge=1, description="steps from the last round's change")
-    bucket: int = Field(2, ge=1, description="updates in a bucket; 1 clips each by itself")
+    iterations: int = Field(1, ge=1, description="number of steps from the centre")
+    bucket: int = Field(2, ge=1, description="updates in a bucket; 1 clips each update")
 
     def weigh(self, seen: Measured) -> Weighing:
         """Return the factors of the updates and of the centre."""

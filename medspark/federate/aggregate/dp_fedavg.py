@@ -13,26 +13,28 @@ __all__ = ["DPFedAvg"]
 
 
 class DPFedAvg(Rule):
-    """The sum of clipped updates over the number of clients expected, with noise for privacy.
+    """The sum of clipped updates over the expected number of clients, with noise for privacy.
 
-    No client moves the sum by more than the bound, and the noise on the sum has a standard
-    deviation of ``multiplier`` bounds. Images do not count: their number would be private too. A
-    round that nobody was drawn for is all noise.
+    No client moves the sum by more than the bound. The noise on the sum has a standard deviation of
+    ``multiplier`` bounds. Numbers of images do not count, because they are private too. The outcome
+    of a round without clients is noise only.
     """
 
     needs: ClassVar[Needs] = "norms"
     separable: ClassVar[bool] = True
 
-    bound: float = Field(1.0, gt=0, description="greatest Euclidean norm of an update")
-    multiplier: float = Field(1.0, ge=0, description="noise on the sum, in units of the bound (z)")
-    expected: float = Field(10.0, gt=0, description="clients that take part in a round on average")
+    bound: float = Field(1.0, gt=0, description="largest Euclidean norm of an update")
+    multiplier: float = Field(
+        1.0, ge=0, description="standard deviation of the noise on the sum, in bounds (z)"
+    )
+    expected: float = Field(10.0, gt=0, description="mean number of clients in a round")
 
     @property
     def least(self) -> int:
-        """Zero: how many were drawn is private."""
+        """The fewest clients: 0, because the number of clients in a round is private."""
         return 0
 
     def weigh(self, seen: Measured) -> Weighing:
-        """Clip, and ask for noise on the mean."""
+        """Return the clipping factors, and the noise on the mean."""
         noise = self.multiplier * self.bound / self.expected
         return Weighing(clipped(seen.norms, self.bound), self.expected, noise=noise)

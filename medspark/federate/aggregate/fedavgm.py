@@ -17,10 +17,10 @@ class FedAvgM(Rule):
 
     separable: ClassVar[bool] = True
 
-    momentum: float = Field(0.9, ge=0, lt=1, description="part of the last change that goes on")
-    rate: float = Field(1.0, gt=0, description="of the server's step")
+    momentum: float = Field(0.9, ge=0, lt=1, description="decay of the velocity")
+    rate: float = Field(1.0, gt=0, description="learning rate of the server")
 
     def step(self, change: Vector, state: State) -> tuple[Vector, State]:
-        """Return the change with momentum."""
+        """Return the change (c,) with momentum, and the velocity."""
         velocity = self.momentum * state.get("velocity", np.zeros_like(change)) + change
         return self.rate * velocity, {"velocity": velocity}

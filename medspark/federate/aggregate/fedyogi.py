@@ -1,4 +1,4 @@
-"""FedYogi: Yogi on the server, its gradient the mean update (Reddi et al. 2021, algorithm 2)."""
+"""FedYogi: Yogi on the server, with the mean update as its gradient (Reddi et al. 2021, alg. 2)."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ __all__ = ["FedYogi"]
 
 
 class FedYogi(FedAdam):
-    """FedAdam whose memory of squares moves by the size of the square alone, up or down."""
+    """FedAdam, but the memory of squares moves up or down by the square times (1 - beta2)."""
 
     def remembered(self, second: Vector, square: Vector) -> Vector:
-        """Return the memory of squares (c,) after one more."""
+        """Return the memory of squares (c,) after ``square``."""
         moved: Vector = second - (1 - self.beta2) * square * np.sign(second - square)
         return moved

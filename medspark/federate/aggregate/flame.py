@@ -1,8 +1,8 @@
 """FLAME: keep the tight majority, clip to the median norm, add noise (Nguyen et al. 2022).
 
-The paper clusters with HDBSCAN: a cluster is more than half of the clients, one neighbour is
-enough, a single cluster is allowed. With these settings HDBSCAN does no more than to join the
-closest pairs until one group holds more than half of all clients, for there cannot be two of those.
+The paper clusters with HDBSCAN: a cluster holds more than half of the clients, one neighbour is
+enough, and a single cluster is allowed. With these settings HDBSCAN joins the closest pairs until
+one group holds more than half of all clients; there cannot be two such groups.
 """
 
 from __future__ import annotations
@@ -29,13 +29,15 @@ class Flame(Rule):
     needs: ClassVar[Needs] = "products"
     references: ClassVar[tuple[str, ...]] = ("weights",)
 
-    noise: float = Field(0.001, ge=0, description="on each weight, in units of the median norm")
+    noise: float = Field(
+        0.001, ge=0, description="standard deviation of the noise on a weight, in median norms"
+    )
     angles: Literal["models", "updates"] = Field(
-        "models", description="what the angles are between; in the paper the clients' whole models"
+        "models", description="vectors whose angles are compared; the paper compares models"
     )
 
     def weigh(self, seen: Measured) -> Weighing:
-        """Admit the tight majority and clip it."""
+        """Return the clipping factors of the tight majority, 0 for other clients."""
         admitted = tight_majority(1 - self._cosines(seen))
         bound = float(np.median(seen.norms))
         return Weighing(
@@ -48,14 +50,14 @@ class Flame(Rule):
     def _cosines(self, seen: Measured) -> Matrix:
         clients = len(seen.clients)
         if self.angles == "models":
-            # A model is an update and the round's weights.
+            # A model is the sum of an update and the round's weights.
             sums = np.hstack([np.eye(clients), np.ones((clients, 1))])
             seen = replace(seen, products=sums @ seen.products @ sums.T)
         return seen.cosines[:clients, :clients]
 
 
 def tight_majority(distances: Matrix) -> npt.NDArray[np.bool_]:
-    """Return who (n,) is in the first group of more than half that the closest pairs join up to."""
+    """Return the members (n,) of the first group of more than half, joining the closest pairs."""
     clients = len(distances)
     rows, columns = np.triu_indices(clients, 1)
     apart = distances[rows, columns]
@@ -66,7 +68,7 @@ def tight_majority(distances: Matrix) -> npt.NDArray[np.bool_]:
             break
         group[group == group[columns[pair]]] = group[rows[pair]]
         if np.bincount(group).max() > clients // 2:
-            # Pairs that are just as close belong to it too.
+            # Pairs at the same distance join too.
             reach = min(reach, apart[pair])
     admitted: npt.NDArray[np.bool_] = group == np.bincount(group).argmax()
     return admitted

@@ -1,4 +1,4 @@
-"""FLTrust: trust an update as far as it points where the server's own does (Cao et al. 2021)."""
+"""FLTrust: weigh each update by its cosine with the server's own update (Cao et al. 2021)."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ __all__ = ["FLTrust"]
 
 
 class FLTrust(Rule):
-    """The mean of the updates, brought to the length of the server's own and weighted by trust.
+    """The mean of the updates, scaled to the length of the server's update and weighted by trust.
 
-    Trust is the cosine with the reference ``root``, the update that the server makes from images of
-    its own, or 0 where it is negative. If nobody is trusted the weights stay.
+    Trust is the cosine with the reference ``root``, the update that the server makes from its own
+    images; a negative cosine counts as 0. If no client is trusted, the weights do not change.
     """
 
     needs: ClassVar[Needs] = "products"
     references: ClassVar[tuple[str, ...]] = ("root",)
 
     def weigh(self, seen: Measured) -> Weighing:
-        """Count trust, times the length of the root update over the client's own."""
+        """Return trust times the length of the root update over that of the client's update."""
         trust = np.maximum(seen.cosines[:-1, -1], 0.0)
         length = np.sqrt(seen.products[-1, -1])
         scale = np.divide(length, seen.norms, out=np.zeros_like(trust), where=seen.norms > 0)

@@ -12,17 +12,17 @@ __all__ = ["FoolsGold"]
 
 
 class FoolsGold(Rule):
-    """The sum of the updates, each times how unlike its history is to all others', over n.
+    """The mean of the updates, each weighted by how much its history differs from all others.
 
-    Clients that have always agreed are taken for one person's and do not count at all: of equal
-    updates the outcome is zero, as published.
+    Clients with the same history count as copies of one attacker and get weight 0. So the outcome
+    of equal updates is zero, as published.
     """
 
     needs: ClassVar[Needs] = "products"
     remembers: ClassVar[bool] = True
 
     def weigh(self, seen: Measured) -> Weighing:
-        """Count how unlike the others a client is."""
+        """Return the difference of each client from the others, in [0, 1]."""
         unlike = _unlike(seen.cosines)
         return Weighing(unlike, float(len(unlike)), rejected=unlike == 0)
 
@@ -30,8 +30,8 @@ class FoolsGold(Rule):
 def _unlike(cosines: Matrix) -> Vector:
     alike = cosines - np.diag(np.full(len(cosines), np.inf))
     closest = alike.max(axis=1)
-    # Pardon who is like somebody that is even more like a third: honest clients are not punished
-    # for the likeness of sybils. Nobody is like anybody by less than nothing.
+    # Pardoning: lower the similarity to a client that is even more similar to a third one, so that
+    # honest clients are not punished for the similarity of sybils.
     ratio = np.divide(
         closest[:, None], closest[None, :], out=np.ones_like(alike), where=closest[None, :] > 0
     )

@@ -1,4 +1,4 @@
-"""Aggregate updates that fit into memory, with the same steps that executors take on files."""
+"""Aggregate updates that fit into memory, with the same steps as for updates in files."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from medspark.errors import RunError
-from medspark.federate.aggregate.exact import LARGEST
+from medspark.federate.aggregate.exact import fault
 from medspark.federate.aggregate.measure import chunks, measure, total
 from medspark.federate.aggregate.noise import gaussian
 from medspark.federate.aggregate.rule import Matrix, Measured, Rule, State, Vector, Weighing
 
-__all__ = ["Aggregate", "aggregate", "fault"]
+__all__ = ["Aggregate", "aggregate"]
 
 Floats = npt.NDArray[np.floating[Any]]
 
@@ -24,10 +24,10 @@ Floats = npt.NDArray[np.floating[Any]]
 class Aggregate:
     """The outcome of one aggregation.
 
-    ``change`` (d,) is to be added to the weights. ``left_out`` maps each client with an unusable
-    update to the reason. ``factors`` are the weights of the other clients, 1 on average;
-    coordinate-wise rules do not set them. ``rejected`` are the clients that a detecting rule
-    rejects, None for other rules.
+    ``change`` (d,) is added to the weights. ``left_out`` maps each client with an unusable update
+    to the reason. ``factors`` are the weights of the other clients, 1 on average; coordinate-wise
+    rules ignore them. ``rejected`` are the clients that a detecting rule rejects; it is None for
+    other rules. ``state`` is the next state of the server optimiser.
     """
 
     change: Vector
@@ -35,15 +35,6 @@ class Aggregate:
     rejected: frozenset[int] | None
     left_out: dict[int, str]
     state: dict[str, Vector] = field(default_factory=dict)
-
-
-def fault(update: Floats) -> str | None:
-    """Return why no rule can use the update (d,), or None if it is fine."""
-    if not np.isfinite(update).all():
-        return "the update holds numbers that are not finite"
-    if len(update) and max(update.max(), -update.min()) > LARGEST:
-        return f"the update moves a weight by more than {LARGEST:g}"
-    return None
 
 
 def aggregate(
@@ -58,20 +49,20 @@ def aggregate(
     seed: int = 0,
     round: int = 0,
 ) -> Aggregate:
-    """Aggregate ``updates`` (n, d) by ``rule``.
+    """Aggregate ``updates`` (n, d) by ``rule``; the order of the rows changes nothing.
 
-    ``counts`` (n,) are the clients' images, equal by default, and ``clients`` their numbers, 0 to
-    n - 1 by default; the order of the rows changes nothing. ``references`` are the vectors (d,)
-    that the rule names, zero by default; ``history`` (n, d) is what each client sent in earlier
-    rounds, summed up; ``state`` is what the last round's aggregate left.
-    Raises RunError where no update can be used, UsageError where they are too few for the rule.
+    ``counts`` (n,) are the clients' numbers of images, equal by default. ``clients`` are the
+    clients' own numbers, 0 to n - 1 by default. ``references`` are the vectors (d,) that the rule
+    names, zero by default. ``history`` (n, d) is the sum of each client's earlier updates.
+    ``state`` is the state after the previous round. Raises RunError if no update is usable, and
+    UsageError if the usable ones are too few for the rule.
     """
     numbers = list(range(len(updates))) if clients is None else list(clients)
     faults = {number: fault(row) for number, row in zip(numbers, updates, strict=True)}
     order = [i for i in np.argsort(numbers) if faults[numbers[i]] is None]
     left_out = {number: reason for number, reason in sorted(faults.items()) if reason is not None}
     if not order and rule.least > 0:
-        raise RunError("No client sent an update that can be used.")
+        raise RunError("No client sent a usable update.")
     rule.check(len(order))
     rows = _Rows(rule, updates, history, references or {}, order)
     seen = _look(
@@ -103,7 +94,7 @@ def aggregate(
 
 @dataclass(frozen=True)
 class _Rows:
-    """The rows of one aggregation in the order of the clients, a chunk at a time in float64."""
+    """The rows of one aggregation in the order of the clients, read as float64 chunks."""
 
     rule: Rule
     all_updates: Floats

@@ -1,9 +1,9 @@
-"""Krum and Multi-Krum: trust the updates that have the closest neighbours (Blanchard et al. 2017).
+"""Krum and Multi-Krum: keep the updates with the closest neighbours (Blanchard et al. 2017).
 
-Two conventions are published, and pick different clients. ``blanchard`` adds up the squared
-distances to the n - f - 2 nearest others, as the paper and Flower do, and Multi-Krum keeps as many;
-``allouah`` takes the n - f nearest with the update itself among them, n - f - 1 others, and keeps
-n - f (Allouah et al. 2023, ByzFL).
+Two published conventions pick different clients. ``blanchard``, of the paper and Flower, adds up
+the squared distances to the n - f - 2 nearest others, and Multi-Krum keeps n - f - 2 updates.
+``allouah`` adds up those to the n - f - 1 nearest others and keeps n - f updates (Allouah et al.
+2023, ByzFL).
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ def krum_scores(distances: Matrix, neighbours: int) -> Vector:
 
 
 class Krum(Rule):
-    """The one update whose nearest neighbours are the closest."""
+    """The single update with the closest neighbours."""
 
     needs: ClassVar[Needs] = "products"
 
-    adversaries: int = Field(1, ge=0, description="most clients of a round that lie (f)")
+    adversaries: int = Field(1, ge=0, description="largest number of malicious clients (f)")
     convention: Convention = Field(
-        "blanchard", description="neighbours that count: n - f - 2 others, or n - f - 1 in allouah"
+        "blanchard", description="blanchard scores n - f - 2 neighbours, allouah n - f - 1"
     )
 
     @property
     def least(self) -> int:
-        """2f + 3 (Blanchard et al. 2017), or the smallest majority of honest clients."""
+        """The fewest clients: 2f + 3 (Blanchard et al. 2017), or 2f + 2 in allouah."""
         return 2 * self.adversaries + (3 if self.convention == "blanchard" else 2)
 
     def neighbours(self, clients: int) -> int:
@@ -52,7 +52,7 @@ class Krum(Rule):
         return 1
 
     def weigh(self, seen: Measured) -> Weighing:
-        """Count the updates of the smallest scores alike, and the others not at all."""
+        """Return weight 1 for the updates with the smallest scores, and 0 for the others."""
         clients = len(seen.clients)
         scores = krum_scores(seen.distances, self.neighbours(clients))
         kept = np.zeros(clients, dtype=bool)
@@ -61,10 +61,10 @@ class Krum(Rule):
 
 
 class MultiKrum(Krum):
-    """The plain mean of the updates whose nearest neighbours are the closest."""
+    """The plain mean of the updates with the closest neighbours."""
 
     keep: int | None = Field(
-        None, ge=1, description="updates that are kept; n - f - 2 by default, n - f in allouah"
+        None, ge=1, description="number of kept updates; default: n - f - 2, or n - f in allouah"
     )
 
     def keeps(self, clients: int) -> int:

@@ -1,8 +1,8 @@
 """Measure norms and inner products of all updates, one coordinate chunk at a time.
 
-Chunks have a fixed length and are added in the order of their coordinates, clients are in the order
-of their numbers: a floating-point sum has the same bits on the same kind of processor then, however
-many machines measured, and at no cost.
+Chunks have a fixed length and are added in the order of their coordinates. Clients are in the order
+of their numbers. So the floating-point sums have the same bits for any number of machines with the
+same kind of processor, at no cost.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from medspark.federate.aggregate.rule import Matrix, Needs, Vector
 
 __all__ = ["CHUNK", "Part", "chunks", "measure", "total"]
 
-# Coordinates that are looked at together: 100 clients' are 50 MB.
+# Coordinates in a chunk; a chunk of 100 clients takes 50 MB.
 CHUNK = 1 << 16
 
 
 @dataclass(frozen=True)
 class Part:
-    """What one chunk adds to ``squares`` (n,) and ``products`` (m, m); empty if not needed."""
+    """The terms of one chunk in ``squares`` (n,) and ``products`` (m, m); empty if not needed."""
 
     squares: Vector
     products: Matrix
@@ -35,7 +35,7 @@ def chunks(length: int) -> Iterator[slice]:
 
 
 def measure(block: Matrix, references: Matrix, needs: Needs) -> Part:
-    """Return what the updates (n, c) and reference vectors (r, c) of one chunk add."""
+    """Return the terms of one chunk: of updates (n, c) and reference vectors (r, c)."""
     if needs == "nothing":
         return Part(np.empty(0), np.empty((0, 0)))
     squares = np.square(block).sum(axis=1)
@@ -46,7 +46,7 @@ def measure(block: Matrix, references: Matrix, needs: Needs) -> Part:
 
 
 def total(parts: list[Part]) -> Part:
-    """Return the sum of all chunks' parts, which are given in the order of their coordinates."""
+    """Return the sum of ``parts``, the parts of all chunks in the order of their coordinates."""
     squares, products = parts[0].squares.copy(), parts[0].products.copy()
     for part in parts[1:]:
         squares += part.squares

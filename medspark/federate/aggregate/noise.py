@@ -13,8 +13,8 @@ __all__ = ["gaussian"]
 def gaussian(seed: int, round: int, coordinates: slice) -> Vector:
     """Return standard normal noise (c,) for ``coordinates`` (Box and Muller 1958).
 
-    It follows from the seed: who knows the seed can take it off again, so that privacy asks for a
-    seed that stays secret.
+    The seed determines the noise. Whoever knows the seed can subtract the noise, so privacy needs a
+    secret seed.
     """
     index = np.arange(coordinates.start, coordinates.stop, dtype=np.uint64)
     radius = uniform(derive(seed, "aggregate noise", "radius", round), index)

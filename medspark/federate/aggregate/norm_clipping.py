@@ -1,4 +1,4 @@
-"""Norm clipping: no update is longer than a bound, then the mean (Sun et al. 2019; NDC)."""
+"""Norm clipping (NDC): shorten updates to a bound, then take the mean (Sun et al. 2019)."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ __all__ = ["NormClipping", "clipped"]
 
 
 def clipped(norms: Vector, bound: float) -> Vector:
-    """Return the factors (n,) that bring vectors of these norms to at most ``bound``."""
+    """Return the factors (n,) that shorten vectors with these ``norms`` to at most ``bound``."""
     return np.minimum(1.0, bound / np.maximum(norms, np.finfo(np.float64).tiny))
 
 
 class NormClipping(Rule):
-    """The mean of the updates, none longer than the bound, weighted by the clients' images."""
+    """The mean of the updates, shortened to the bound, weighted by the clients' images."""
 
     needs: ClassVar[Needs] = "norms"
     separable: ClassVar[bool] = True
 
-    bound: float = Field(2.0, gt=0, description="greatest Euclidean norm of an update")
+    bound: float = Field(2.0, gt=0, description="largest Euclidean norm of an update")
 
     def weigh(self, seen: Measured) -> Weighing:
-        """Count a client by its images, less where its update is too long."""
+        """Return each client's number of images times its clipping factor."""
         total = float(seen.counts.sum())
         return Weighing(seen.counts * clipped(seen.norms, self.bound), total)

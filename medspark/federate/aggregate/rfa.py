@@ -1,8 +1,8 @@
 """RFA: the geometric median by the smoothed Weiszfeld algorithm (Pillutla et al. 2022).
 
-The median is a mean with weights that are found, so that every step of the search is arithmetic
-on the n x n squared distances D of the updates: of v = sum l_i u_i with sum l_i = 1,
-|v - u_j|^2 = (D l)_j - l D l / 2. The search costs no further pass over the updates.
+The geometric median is a weighted mean v = sum l_i u_i with sum l_i = 1. The search for the weights
+l needs only the n x n squared distances D of the updates, because
+|v - u_j|^2 = (D l)_j - l D l / 2. So it needs no further pass over the updates.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from medspark.federate.aggregate.rule import Matrix, Measured, Needs, Rule, Vect
 
 __all__ = ["GeometricMedian"]
 
-# Steps after which the search ends in any case, and the change of a weight that ends it.
+# The search ends after this many steps, or if no weight changes by this much.
 _MOST_STEPS = 20_000
 _SETTLED = 1e-13
 
 
 class GeometricMedian(Rule):
-    """The point of the least sum of distances, where each client counts by its images.
+    """The point with the smallest sum of distances, weighted by the clients' images.
 
-    It stays near the honest updates while liars hold less than half of all images.
+    It stays near the honest updates if malicious clients hold less than half of all images.
     """
 
     needs: ClassVar[Needs] = "products"
 
     smoothing: float = Field(
-        1e-6, gt=0, description="distance below which an update draws no harder (nu)"
+        1e-6, gt=0, description="smallest distance that the weights are divided by (nu)"
     )
 
     def weigh(self, seen: Measured) -> Weighing:
@@ -48,7 +48,7 @@ class GeometricMedian(Rule):
 
 
 def _away(weights: Vector, distances: Matrix) -> Vector:
-    """Return how far (n,) each update is from the mean that has ``weights``."""
+    """Return the distance (n,) of each update from the mean with ``weights``."""
     towards = distances @ weights
     away: Vector = np.sqrt(np.maximum(towards - weights @ towards / 2, 0.0))
     return away

@@ -1,14 +1,14 @@
 """The interface of an aggregation rule: up to four methods that never need all updates at once.
 
 Updates are the rows of a matrix (n clients, d weights): trained weights minus the round's weights.
-A rule states what it ``needs``, and its caller
+A rule states which measurements it ``needs``, and its caller
 
-1. measures that, coordinate chunk by chunk (``measure.py``): norms, or all inner products;
+1. measures them, coordinate chunk by chunk (``measure.py``): norms, or all inner products;
 2. calls ``weigh``, which maps n or n x n numbers to one weight per client;
 3. calls ``combine`` on each chunk (n, c), which returns the outcome (c,) of these coordinates;
 4. calls ``step`` on each chunk of the outcome: the server optimiser.
 
-So the same rule runs in memory (``in_memory.py``) and on updates that fit into no memory.
+So the same rule runs in memory (``in_memory.py``) and on updates that do not fit into memory.
 """
 
 from __future__ import annotations
@@ -37,9 +37,10 @@ State = Mapping[str, Vector]
 class Measured:
     """The measurements of all updates from which a rule weighs the clients.
 
-    ``counts`` (n,) are the clients' images; ``squares`` (n,) their updates' squared norms;
-    ``products`` (n + r, n + r) the inner products of the n updates and the r reference vectors that
-    the rule names. What the rule does not need is empty. ``seed`` and ``round`` key every choice.
+    ``counts`` (n,) are the clients' numbers of images, ``squares`` (n,) the squared norms of their
+    updates, and ``products`` (n + r, n + r) the inner products of the n updates and the r reference
+    vectors that the rule names. Measurements that the rule does not need are empty. ``seed`` and
+    ``round`` key every random choice.
     """
 
     clients: tuple[int, ...]
@@ -57,7 +58,7 @@ class Measured:
 
     @property
     def distances(self) -> Matrix:
-        """The squared distances of all updates and references from one another."""
+        """The squared distances (n + r, n + r) between all updates and references."""
         squares = np.diagonal(self.products)
         apart = squares[:, None] + squares[None, :] - 2 * self.products
         np.fill_diagonal(apart, 0.0)
@@ -66,7 +67,7 @@ class Measured:
 
     @property
     def cosines(self) -> Matrix:
-        """The cosines of all updates and references with one another; 0 with a zero vector."""
+        """The cosines (n + r, n + r) between all updates and references; 0 with a zero vector."""
         norms = np.sqrt(np.diagonal(self.products))
         scale = norms[:, None] * norms[None, :]
         cosines = np.divide(self.products, scale, out=np.zeros_like(scale), where=scale > 0)
@@ -90,18 +91,18 @@ class Weighing:
 
 
 class Rule(Config):
-    """Base of all rules. Its own outcome is the mean weighted by the clients' images.
+    """The base of all rules, which itself is FedAvg (McMahan et al. 2017).
 
-    That is FedAvg (McMahan et al. 2017).
+    The outcome of FedAvg is the mean of the updates, weighted by the clients' numbers of images.
     """
 
     needs: ClassVar[Needs] = "nothing"
     # Reference vectors (d,) that ``products`` also holds, after the clients, by name.
     references: ClassVar[tuple[str, ...]] = ()
-    # Whether ``products`` are those of the sums of all updates that each client has sent so far.
+    # Whether ``products`` are of each client's sum of all updates so far, not of its last update.
     remembers: ClassVar[bool] = False
     # Whether the outcome is a weighted sum in which each factor depends on its own client alone.
-    # Then the tasks that train the clients can add up their updates.
+    # Then the tasks that train the clients can add up the updates.
     separable: ClassVar[bool] = False
 
     @property
@@ -110,19 +111,19 @@ class Rule(Config):
         return 1
 
     def check(self, clients: int) -> None:
-        """Raise UsageError where ``clients`` are too few for the rule's settings."""
+        """Raise UsageError if ``clients`` are too few for the rule's settings."""
         if clients < self.least:
             raise UsageError(
                 f"{type(self).__name__} needs at least {self.least} clients with these settings, "
-                f"and {clients} sent an update that can be used."
+                f"but only {clients} sent a usable update."
             )
 
     def weigh(self, seen: Measured) -> Weighing:
-        """Return how much each client counts."""
+        """Return the weight of each client."""
         return Weighing(seen.counts, float(seen.counts.sum()))
 
     def combine(self, block: Matrix, weighing: Weighing, references: Matrix) -> Vector:
-        """Return the outcome (c,) for some coordinates, given updates (n, c), references (r, c)."""
+        """Return the outcome (c,) of one chunk of updates (n, c) and references (r, c)."""
         factors = weighing.factors
         if weighing.references is not None:
             block = np.concatenate([block, references])
@@ -130,5 +131,5 @@ class Rule(Config):
         return weighted_sum(block, factors) / weighing.divisor
 
     def step(self, change: Vector, state: State) -> tuple[Vector, State]:
-        """Return the change of the weights and the next state; the first ``state`` is {}."""
+        """Return the change (c,) of the weights and the next state; the first ``state`` is {}."""
         return change, state

@@ -1,4 +1,4 @@
-"""The mean of every weight without its largest and smallest values (Yin et al. 2018)."""
+"""The coordinate-wise trimmed mean (Yin et al. 2018)."""
 
 from __future__ import annotations
 
@@ -11,17 +11,20 @@ __all__ = ["TrimmedMean"]
 
 
 class TrimmedMean(Rule):
-    """The coordinate-wise trimmed mean; it withstands as many liars as it cuts off at each end."""
+    """The mean of every weight without its largest and smallest values.
 
-    trim: float = Field(0.2, ge=0, lt=0.5, description="share of the values cut off at each end")
+    It withstands as many malicious clients as it cuts off values at each end.
+    """
+
+    trim: float = Field(0.2, ge=0, lt=0.5, description="share of values cut off at each end")
 
     def cut(self, clients: int) -> int:
-        """Return how many of so many values are cut off at each end."""
-        # Shares such as .29 are no binary fractions: .29 x 100 is 28.999999999999996.
+        """Return how many of ``clients`` values are cut off at each end."""
+        # .29 is not a binary fraction: .29 x 100 is 28.999999999999996.
         return int(self.trim * clients + 1e-9)
 
     def combine(self, block: Matrix, weighing: Weighing, references: Matrix) -> Vector:  # noqa: ARG002
-        """Return the trimmed mean (c,) of each column, summed from the smallest value up."""
+        """Return the trimmed mean (c,) of each column, summed in order of size."""
         cut = self.cut(len(block))
         kept = np.sort(block, axis=0)[cut : len(block) - cut]
         mean: Vector = kept.mean(axis=0)

@@ -1,4 +1,4 @@
-"""Weak differential privacy: norm clipping and a little noise on the outcome (Sun et al. 2019)."""
+"""Weak differential privacy: norm clipping and a little noise on the mean (Sun et al. 2019)."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["WeakDP"]
 
 
 class WeakDP(NormClipping):
-    """Norm clipping, and Gaussian noise on every weight: too little of it to protect privacy."""
+    """Norm clipping with Gaussian noise on every weight, too little noise to protect privacy."""
 
     sigma: float = Field(0.025, ge=0, description="standard deviation of the noise on a weight")
 
     def weigh(self, seen: Measured) -> Weighing:
-        """Count as norm clipping does, and ask for noise."""
+        """Return the weighing of norm clipping, with noise."""
         return replace(super().weigh(seen), noise=self.sigma)
