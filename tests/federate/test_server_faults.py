@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,7 @@ def test_as_many_answers_as_asked_for_are_enough(shards: Path, tmp_path: Path):
 def test_a_server_that_cannot_train_for_fltrust_says_so(shards: Path, tmp_path: Path):
     found = Rounds(shards, tmp_path, train=broken("raises", {200}), aggregate="fltrust")
 
-    with pytest.raises(RunError, match="The server could not train .*: ZeroDivisionError"):
+    with pytest.raises(RunError, match=r"The server could not train .*: ZeroDivisionError"):
         found.run()
 
 
@@ -213,10 +214,8 @@ def test_a_federation_killed_at_any_write_goes_on_to_the_same_bits(
             return replace(self, target)
 
         patch.setattr(Path, "replace", killed)
-        try:
+        with suppress(KeyboardInterrupt):
             Rounds(shards, place, clients=SOME, parts=parts[0], **mode).run(2)
-        except KeyboardInterrupt:
-            pass
 
     found = Rounds(shards, place, clients=SOME, parts=parts[1], **mode)
     found.run(2 - len(found.records))

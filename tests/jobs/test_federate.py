@@ -202,7 +202,8 @@ def test_a_mistake_is_one_sentence_and_status_2_before_spark_starts(
 
     said = capsys.readouterr().err.strip()
     assert (status, len(said.splitlines())) == (2, 1), said
-    assert said.startswith(f"federate: {sentence}")
+    assert said.startswith("federate: ")
+    assert sentence in said
 
 
 @pytest.mark.spark

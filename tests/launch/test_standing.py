@@ -1,4 +1,4 @@
-"""Tasks that stay: answers in order, state between steps, and what happens when one of them dies."""
+"""Tasks that stay: answers in order, state between steps, and what happens when one dies."""
 
 from __future__ import annotations
 
@@ -142,7 +142,8 @@ def test_a_job_that_fails_twice_at_a_step_fails_with_the_cause(
 @pytest.mark.spark
 def test_files_of_others_stay_and_files_of_steps_do_not(spark: Any, tmp_path: Path):
     theirs = [tmp_path / "tasks" / name for name in ("notes.txt", "step-1.json", "answer.json")]
-    ours = [tmp_path / "tasks" / "step-00000007.json", tmp_path / "tasks" / "answer-00000007-00001.json"]  # fmt: skip
+    names = ("step-00000007.json", "answer-00000007-00001.json")
+    ours = [tmp_path / "tasks" / name for name in names]
     ours[0].parent.mkdir()
     for path in theirs + ours:
         path.write_text('{"kind": "end"}')

@@ -14,9 +14,10 @@ task on any machine, or a resumed run, finds the same. The simulation of a round
         answers[client] = train_client(..., liar=liars.get(client))
     answers |= forged(liars, weights, answers, images)
 
-``last_change`` is the change of the weights in the round before, which the adversary only gets if it
-needs it. ``pattern`` is the trigger that the malicious client of the smallest number prepared in
-the last round that gave one; a resumed run has to restore both. Clients that are not in ``liars`` are honest and without edge images.
+``last_change`` is the change of the weights in the round before, which the adversary only gets if
+it needs it. ``pattern`` is the trigger that the malicious client of the smallest number prepared in
+the last round that gave one; a resumed run has to restore both. Clients that are not in ``liars``
+are honest and without edge images.
 """
 
 from __future__ import annotations
