@@ -149,6 +149,20 @@ def test_a_client_gets_its_own_memory_of_the_last_round_that_counted_it(
     assert min(times.values()) >= 3
 
 
+def test_twins_of_an_earlier_round_are_still_rejected_by_foolsgold(shards: Path, tmp_path: Path):
+    twins = {first_of(Rounds(shards, tmp_path / "look").rows(c)) for c in (1, 6)}
+
+    def train(network: Any, rows: Any, task: Any, config: Any, **given: Any) -> Answer:
+        answer = pretend(network, rows, task, config, **given)
+        if task.round == 0 and first_of(rows) in twins:
+            return Answer(task.weights + 1, len(rows), 1, 0.0, Memory())
+        return answer
+
+    found = Rounds(shards, tmp_path / "f", train=train, aggregate="foolsgold", parts=2)
+
+    assert [record.rejected for record in found.run(2)] == [(1, 6), (1, 6)]
+
+
 def test_slack_lets_the_smallest_losses_count_more(shards: Path, tmp_path: Path):
     found = Rounds(shards, tmp_path, sfat={"slack": 0.25, "enhanced": 2})
     base = found.weights

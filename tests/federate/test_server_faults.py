@@ -230,6 +230,22 @@ def files_of(place: Path) -> set[str]:
     return {re.sub(r"-\d{5}\.(npy|txt)$", r".\1", name) for name in names}
 
 
+def test_parts_of_an_interrupted_attempt_are_not_joined_to_those_of_the_next(
+    shards: Path, tmp_path: Path
+):
+    whole = Rounds(shards, tmp_path / "whole", aggregate="fedadam")
+    whole.run()
+    found = Rounds(shards, tmp_path / "f", aggregate="fedadam")
+    for name in ("weights", "statefirst"):
+        found.folder.round(0).mkdir(exist_ok=True)
+        found.folder.write(0, name, 2, np.ones(256, dtype=np.float32))
+
+    found.run()
+
+    assert found.weights.tobytes() == whole.weights.tobytes()
+    assert found.folder.read(0, "statefirst").shape == found.weights.shape
+
+
 def test_who_was_left_out_stays_left_out_when_the_round_is_done_again(shards: Path, tmp_path: Path):
     who = {first_of(Rounds(shards, tmp_path / "look").rows(2))}
     first = Rounds(shards, tmp_path / "f", train=broken("nan", who))
