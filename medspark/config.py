@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
@@ -112,9 +112,19 @@ def dotted_keys(cls: type[BaseModel], prefix: str = "") -> list[str]:
     keys: list[str] = []
     for name, field in cls.model_fields.items():
         keys.append(prefix + name)
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            keys += dotted_keys(field.annotation, f"{prefix}{name}.")
+        if section := _section(field.annotation):
+            keys += dotted_keys(section, f"{prefix}{name}.")
     return keys
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    """Return the model of a field that is a section of keys, required or not."""
+    kinds = get_args(annotation)
+    if type(None) in kinds:
+        return next((found for kind in kinds if (found := _section(kind))), None)
+    return (
+        annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+    )
 
 
 def _keys_of(cls: type[BaseModel], *kinds: type, prefix: str = "") -> list[str]:
@@ -123,8 +133,8 @@ def _keys_of(cls: type[BaseModel], *kinds: type, prefix: str = "") -> list[str]:
     for name, field in cls.model_fields.items():
         if (get_origin(field.annotation) or field.annotation) in kinds:
             found.append(prefix + name)
-        elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            found += _keys_of(field.annotation, *kinds, prefix=f"{prefix}{name}.")
+        elif section := _section(field.annotation):
+            found += _keys_of(section, *kinds, prefix=f"{prefix}{name}.")
     return found
 
 

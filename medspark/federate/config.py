@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from medspark.config import Config, TrainingConfig
 from medspark.data.config import AugmentConfig
@@ -69,7 +69,12 @@ class FederationConfig(LocalConfig, TrainingConfig):
     def _has_a_rule(self) -> FederationConfig:
         if self.aggregate not in RULES:
             raise ValueError(f"aggregate: there is no rule '{self.aggregate}'; see --help")
-        RULES[self.aggregate].model_validate(self.rule)
+        try:
+            RULES[self.aggregate].model_validate(self.rule)
+        except ValidationError as error:
+            wrong = error.errors()[0]
+            name = ".".join(str(part) for part in wrong["loc"])
+            raise ValueError(f"rule.{name} of {self.aggregate}: {wrong['msg'].lower()}") from None
         if self.privacy is not None and (self.rule or self.aggregate != "fedavg"):
             raise ValueError("privacy has its own aggregation rule: leave aggregate and rule out")
         if self.privacy is not None and self.sfat.slack:

@@ -1,5 +1,6 @@
 """The files of a federation, in one folder that all workers share.
 
+    settings.json                 the digest of what decides the weights
     clients.npz                   the rows of each client
     edge.npz                      tail images, if an attack has them
     start/weights-00000.npy       the first weights, in parts; so are all vectors
@@ -37,12 +38,13 @@ _DRAFT = r"(\.[0-9a-f]{8}\.partial)?"
 # The names of all files that a federation writes below its folder. No other file is removed.
 FEDERATION_FILES = (
     rf"\.?(clients|edge)\.npz{_DRAFT}",
+    rf"\.?settings\.json{_DRAFT}",
     rf"(start|round-\d{{5}})/\.?(weights|change|state[a-z0-9]*|control)-\d{{5}}\.npy{_DRAFT}",
     rf"round-\d{{5}}/\.?(update|history|pattern)-(root|\d{{6}})(-\d{{5}})?\.npy{_DRAFT}",
     rf"round-\d{{5}}/\.?(sum|controls)-\d{{5}}\.npy{_DRAFT}",
     rf"round-\d{{5}}/\.?(plan|result|figures)\.json{_DRAFT}",
     r"round-\d{5}/progress-\d{5}\.txt",
-    rf"round-\d{{5}}/left-out/\.?\d+\.json{_DRAFT}",
+    rf"round-\d{{5}}/left-out/\.?-?\d+\.json{_DRAFT}",
     r"round-\d{5}/(model|pieces)/",
     r"pieces/",
     rf"report/\.?(report\.(md|html)|rounds\.(png|csv)){_DRAFT}",
@@ -104,8 +106,11 @@ class FederationFolder:
         write_whole(file, json.dumps({"reason": reason}))
 
     def left_out(self, number: int) -> dict[int, str]:
-        """Return the clients that are left out of round ``number``, each with the reason."""
-        files = (self.round(number) / "left-out").glob("[0-9]*.json")
+        """Return the clients that are left out of round ``number``, each with the reason.
+
+        The server's own training counts as client -1.
+        """
+        files = (self.round(number) / "left-out").glob("*.json")
         found = {int(file.stem): json.loads(file.read_text())["reason"] for file in files}
         return dict(sorted(found.items()))
 
@@ -115,6 +120,16 @@ class FederationFolder:
         while (self.round(number) / "result.json").exists():
             number += 1
         return number
+
+    def clear(self, number: int) -> None:
+        """Remove what an interrupted attempt at a round left, but for who is left out.
+
+        The next attempt may divide clients and coordinates into other parts, so that parts of both
+        would be joined. And clients that were trained when the driver ended did not end it.
+        """
+        for pattern in ("*.npy", "progress-*.txt"):
+            for path in self.round(number).glob(pattern):
+                path.unlink(missing_ok=True)
 
     def forget_validation(self, number: int) -> None:
         """Remove the network and the answers of a round's validation, whose figures are kept."""

@@ -90,24 +90,27 @@ class Server:
         self._own = Worker(setting)
         self._rule: Rule = self._config.rule_for(len(self._holders))
         self._memory: dict[int, int] = {}
-        self._length = len(self._folder.read(-1, "weights"))
+        self._length = len(self._folder.read(self._folder.finished() - 1, "weights"))
 
     def resume(self) -> list[RoundRecord]:
         """Return the records of the finished rounds."""
         numbers = range(self._folder.finished())
         records = [self._record(number) for number in numbers]
-        for record in records:
+        for record in records[:-1]:
             self._memory |= dict.fromkeys(record.clients, record.round)
+        if records:
+            self._tidy(records[-1])
         return records
 
     def run(self, number: int) -> RoundRecord:
         """Run round ``number``, which follows the finished ones.
 
-        Raises RunError if too few clients answer.
+        Raises RunError if too few clients answer, or if the server's own training fails.
         """
         began = time.monotonic()
         folder = self._folder.round(number)
         folder.mkdir(parents=True, exist_ok=True)
+        self._folder.clear(number)
         asked = self._cohort(number)
         step, answers = self._train(number, asked)
         left_out = self._folder.left_out(number)
@@ -129,7 +132,7 @@ class Server:
             images=images,
             steps=sum(int(each["steps"]) for each in figures),
             loss=weighted / max(images, 1),
-            change=math.sqrt(sum(part["square"] for part in parts)),
+            change=math.sqrt(math.fsum(square for part in parts for square in part["squares"])),
             epsilon=self._epsilon(number),
             seconds=time.monotonic() - began,
             aggregation_seconds=time.monotonic() - trained,
@@ -208,6 +211,8 @@ class Server:
         return None
 
     def _check(self, number: int, counted: Sequence[int], left_out: Mapping[int, str]) -> None:
+        if ROOT in left_out:
+            raise RunError(f"The server could not train on its images: {left_out[ROOT]}.")
         least = 0 if self._rule.least == 0 else self._config.clients.least
         if len(counted) < least:
             client = min(left_out, default=None)

@@ -36,7 +36,7 @@ def begin(
         folder.path.mkdir(parents=True, exist_ok=True)
         with replacing(file) as draft, draft.open("wb") as stream:
             np.savez(stream, rows=np.concatenate(rows), starts=starts)
-    if not folder.has(-1, "weights"):
+    if not folder.finished() and not folder.has(-1, "weights"):
         folder.round(-1).mkdir(exist_ok=True)
         folder.write(-1, "weights", 0, pack(new_network(config, manifest), config.batch_norm))
 

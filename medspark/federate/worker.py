@@ -310,7 +310,7 @@ class Worker:
         weights = np.empty(stop - start, dtype=np.float32)
         changes = np.empty(stop - start)
         kept: dict[str, Vector] = {}
-        squared = 0.0
+        squares: list[float] = []
         for here in chunks_within((start, stop)):
             local = slice(here.start - start, here.stop - start)
             if step["adds_up"]:
@@ -322,7 +322,7 @@ class Worker:
             changes[local] = change
             before = {name: values[local] for name, values in states.items()}
             change, after = rule.step(change, before)
-            squared += float(np.square(change).sum())
+            squares.append(float(np.square(change).sum()))
             weights[local] = apply(base[local], change)
             for name, values in after.items():
                 kept.setdefault(name, np.empty(stop - start))[local] = values
@@ -335,7 +335,7 @@ class Worker:
             self._move_control(step, part, rows)
         if rule.remembers:
             rows.remember(step["slices"][part], part)
-        return {"square": squared}
+        return {"squares": squares}
 
     def _move_control(self, step: Step, part: int, rows: StoredUpdates) -> None:
         number, (start, stop) = int(step["round"]), step["slices"][part]

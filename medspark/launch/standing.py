@@ -162,33 +162,40 @@ def _serve(folder: Path, part: int, make: Callable[[], PartWorker], threads: int
     torch.set_num_threads(threads)
     try:
         worker = make()
-        number = _current(folder)
-        while (step := _await(folder, number)) != _END:
+        for number, step in _steps(folder):
             answer = folder / f"answer-{number:08d}-{part:05d}.json"
             if part < step["parts"] and not answer.exists():
                 done = json.dumps(worker.do(step, part))
                 with suppress(FileNotFoundError):  # the driver has ended, and removed the folder
                     write_whole(answer, done)
-            number += 1
     finally:
         torch.set_num_threads(before)
 
 
-def _current(folder: Path) -> int:
-    return max((int(path.stem.split("-")[1]) for path in folder.glob("step-*.json")), default=0)
+def _steps(folder: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the newest step and its number, again and again, until the driver ends or has gone.
 
-
-def _await(folder: Path, number: int) -> dict[str, Any]:
-    """Return step ``number``, or the end if the driver has gone."""
-    path, parent = folder / f"step-{number:08d}.json", os.getppid()
-    for pause in _pauses():
+    Steps in which a task has no part may be over before it looks, so they can be missing.
+    """
+    parent, done = os.getppid(), -1
+    while True:
+        for pause in _pauses():
+            newest = _newest(folder)
+            if newest > done:
+                break
+            if os.getppid() != parent or not folder.is_dir():
+                return
+            time.sleep(pause)
         with suppress(FileNotFoundError):
-            step: dict[str, Any] = json.loads(path.read_text())
-            return step
-        if os.getppid() != parent or not folder.is_dir():
-            break
-        time.sleep(pause)
-    return _END
+            step = json.loads((folder / f"step-{newest:08d}.json").read_text())
+            if step == _END:
+                return
+            yield newest, step
+            done = newest
+
+
+def _newest(folder: Path) -> int:
+    return max((int(path.stem.split("-")[1]) for path in folder.glob("step-*.json")), default=-1)
 
 
 def _pauses() -> Iterator[float]:

@@ -96,6 +96,8 @@ def _cause(text: str) -> str:
     errors = re.findall(r"^((?:[A-Za-z_]\w*\.)*\w*(?:Error|Exception)): (.+)$", text, re.MULTILINE)
     python = [(name, message) for name, message in errors if not name.startswith(("java.", "org."))]
     if not python:
+        if "Python worker exited unexpectedly" in text:
+            return "a Python worker ended unexpectedly; it may have run out of memory."
         return next((line.strip() for line in text.splitlines() if line.strip()), "no reason given")
     name, message = python[-1]
     return str(message) if name.endswith("RunError") else f"{name.rpartition('.')[2]}: {message}"

@@ -154,6 +154,7 @@ def _state(folder: Path) -> Literal["empty", "unfinished", "finished"]:
     network = (folder / "model" / "model.json").exists()
     places = (folder / "checkpoints", folder / "plain" / "checkpoints")
     checkpoint = any(path for place in places for path in place.glob("step-*"))
+    checkpoint |= any(folder.glob("round-*/result.json"))
     stopped = any(known and _status(known) != "FAILED" for known in (record, plain))
     return "unfinished" if network or checkpoint or stopped else "empty"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from medspark.errors import UsageError
 from medspark.federate.folder import FEDERATION_FILES
 from medspark.federate.privacy import check_privacy
 from medspark.federate.result import FederationResult
-from medspark.files import json_digest
+from medspark.files import json_digest, write_whole
 from medspark.models.card import columns_of
 from medspark.models.config import check_model, check_weights
 from medspark.shards.manifest import Manifest, read_manifest, verify
@@ -56,6 +57,7 @@ def federate(config: FederateConfig) -> FederationResult:
             kept = kept_result(folder, **digests)
             if kept is not None:
                 return FederationResult.model_validate(kept)
+        _keep_settings(folder, digests["run"])
         # Spark's own bar would show one stage from the first round to the last.
         quiet = {"spark.ui.showConsoleProgress": "false"} | config.spark.settings
         spark_config = config.spark.model_copy(update={"settings": quiet})
@@ -109,6 +111,20 @@ def run_federation(
             patience_seconds=config.track.patience_seconds,
         )
     return result.model_copy(update={"mlflow": run.reference})
+
+
+def _keep_settings(folder: Path, digest: str) -> None:
+    """Store the digest of what decides the weights.
+
+    Raises UsageError if an unfinished federation in ``folder`` has another one.
+    """
+    file = folder / "settings.json"
+    if file.exists() and json.loads(file.read_text())["run"] != digest:
+        raise UsageError(
+            f"{folder} holds a federation with other data or another configuration: use another "
+            "--run_dir, or --overwrite to start again there."
+        )
+    write_whole(file, json.dumps({"run": digest}))
 
 
 def _digests(config: FederateConfig, manifest: Manifest) -> dict[str, str]:

@@ -31,7 +31,7 @@ from medspark.launch.standing import standing_tasks
 from medspark.models.config import PRETRAINED
 from medspark.shards.manifest import Manifest
 from medspark.spark.slots import wait_for
-from medspark.track.journal import Journal
+from medspark.track.journal import Journal, JournalReader
 from medspark.track.runs import TrackedRun
 from medspark.train.final_test import calibrate_on
 from medspark.workflows.federate_config import FederateConfig
@@ -141,6 +141,10 @@ class Federation:
             Journal(self._run.spool.journal) as journal,
             tqdm(total=total, initial=len(found), unit="round", desc="federation") as bar,
         ):
+            known = {record.step for record in JournalReader(self._run.spool.journal).poll()}
+            for each in found:
+                if each.round + 1 not in known:  # killed before its metrics reached the disk
+                    journal.record(each.round + 1, _metrics(each))
             for number in range(len(found), total):
                 figures_of_round = self._with_figures(server, server.run(number))
                 found.append(figures_of_round)

@@ -21,10 +21,9 @@ import torch
 from federation import SETTINGS
 
 from medspark.data.native import MappedSplit
-from medspark.federate.aggregate import RULES
+from medspark.federate.aggregate import RULES, aggregate
 from medspark.federate.client import Task, train_client
-from medspark.federate.round import finish_round
-from medspark.federate.weights import pack
+from medspark.federate.weights import apply, difference, pack
 from medspark.shards.manifest import read_manifest
 
 pytest.importorskip("flwr", reason="flwr is not installed here")
@@ -43,16 +42,18 @@ def ours(setting: str, folder: Path, bounds: tuple[int, ...]) -> np.ndarray:
     config = SETTINGS[setting].local().model_copy(update={"lr": RATE})
     weights = pack(model, config.batch_norm)
     for round in range(ROUNDS):
-        answers = {
-            client: train_client(
+        answers = [
+            train_client(
                 model,
                 split.subset(np.arange(*bounds[client : client + 2])),
                 Task(weights, round=round, seed=SEED),
                 config,
             )
             for client in range(len(SIZES))
-        }
-        weights = finish_round(weights, answers, RULES["fedavg"](), least=4, round=round).weights
+        ]
+        updates = np.stack([difference(answer.weights, weights) for answer in answers])
+        counts = [answer.images for answer in answers]
+        weights = apply(weights, aggregate(RULES["fedavg"](), updates, counts=counts).change)
     return weights
 
 

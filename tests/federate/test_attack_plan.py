@@ -24,7 +24,6 @@ from medspark.federate.adversary.edge_holder import EdgeHolder
 from medspark.federate.adversary.plan import (
     forged,
     holders,
-    latest_pattern,
     malicious,
     plan_liars,
     selected,
@@ -273,4 +272,3 @@ def test_the_trigger_that_a_liar_prepares_comes_with_its_answer(tmp_path: Path):
 
     assert found.pattern is not None
     assert found.pattern.shape == (1, 3, 3)
-    assert latest_pattern({4: found, 2: small.train(folder, weights, small.local())}) is not None

@@ -92,6 +92,11 @@ def test_a_local_task_that_dies_is_tried_again_as_on_a_cluster(master, retrying)
     [
         (FAILED, "The part p has been damaged."),
         (FAILED.replace("medspark.errors.RunError", "OSError"), "OSError: The part p"),
+        (
+            "An error occurred while calling z:x.runJob.\n: org.apache.spark.SparkException: Job "
+            "aborted: Python worker exited unexpectedly (crashed)\nCaused by: java.io.EOFException",
+            "a Python worker ended unexpectedly",
+        ),
         ("java.io.IOException: No space left on device\n\tat x", "No space left on device"),
     ],
 )

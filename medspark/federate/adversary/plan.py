@@ -14,9 +14,10 @@ task on any machine, or a resumed run, finds the same. The simulation of a round
         answers[client] = train_client(..., liar=liars.get(client))
     answers |= forged(liars, weights, answers, images)
 
-``last_change`` is ``RoundResult.change`` of the round before, which the adversary only gets if it
-needs it. ``pattern`` is ``latest_pattern(answers)`` of the last round that gave one; a resumed run
-has to restore both. Clients that are not in ``liars`` are honest and without edge images.
+``last_change`` is the change of the weights in the round before, which the adversary only gets if
+it needs it. ``pattern`` is the trigger that the malicious client of the smallest number prepared in
+the last round that gave one; a resumed run has to restore both. Clients that are not in ``liars``
+are honest and without edge images.
 """
 
 from __future__ import annotations
@@ -38,8 +39,7 @@ from medspark.federate.weights import Weights, apply, difference
 from medspark.seeding import derive
 
 __all__ = [
-    "forged", "holders", "latest_pattern", "malicious", "plan_liars", "selected",
-    "waits",
+    "forged", "holders", "malicious", "plan_liars", "selected", "waits",
 ]  # fmt: skip
 
 
@@ -156,9 +156,3 @@ def forged(
         )
         for client, liar in waiting.items()
     }
-
-
-def latest_pattern(answers: Mapping[int, Answer]) -> Tensor | None:
-    """Return the trigger that the malicious client of the smallest number prepared, if one did."""
-    patterns = [answer.pattern for _, answer in sorted(answers.items())]
-    return next((pattern for pattern in patterns if pattern is not None), None)
