@@ -254,7 +254,9 @@ class Table:
 def _settings(config: BackdoorTableConfig) -> list[str]:
     """Return the settings of the table's adversaries and rules that differ from the defaults."""
     changed = config.adversary.model_dump(mode="json", exclude_defaults=True)
-    shown = {name: changed[name] for name in config.adversaries if name in changed}
+    shown: dict[str, dict[str, Any]] = {
+        name: changed[name] for name in config.adversaries if name in changed
+    }
     shown |= {rule: config.settings_of(rule) for rule in config.rules}
     return [
         f"{name}.{key} {value}" for name, chosen in shown.items() for key, value in chosen.items()
