@@ -29,6 +29,7 @@ JOBS = {
     "train_at, on built-in data": "--demo.folder {demo} --demo.count 20 --track.uri {store}",
     "distill": f"{TRAIN} --distill.teacher {{model}}",
     "evaluate": "--model {model} --shards {shards} --folder {target} --track.uri {store}",
+    "export_edge": "--model {model} --shards {shards} --folder {target} --track.uri {store}",
     "scale_at": "--shards {shards} --folder {target} --grid.model resnet10t --repeats 1 "
     "--grid.processes 1 --train.batch_size 2 --model.name resnet10t --track.uri {store}",
     "backdoor_table": "--shards {shards} --folder {target} --model.name resnet10t "
