@@ -227,7 +227,8 @@ class Table:
     def _facts(self) -> Mapping[str, str]:
         config, manifest = self._config, self._manifest
         clients, attack, test = config.clients, config.adversary, config.evaluate
-        liars = f"{100 * attack.share:g} % of the clients"
+        named = f"clients {', '.join(map(str, attack.clients))}"
+        liars = named if attack.clients else f"{100 * attack.share:g} % of the clients"
         if attack.per_round is not None:
             liars += f", {attack.per_round} in every attacked round"
         return {
@@ -243,10 +244,23 @@ class Table:
             "training": f"{config.model.name}, {config.local.train.mode}, {config.local.epochs} "
             f"passes in batches of {config.local.batch_size}, {config.local.optimiser} at "
             f"{config.local.lr:g}",
+            "settings": "; ".join(_settings(config)) or "the defaults",
             "attacks on images": f"{', '.join(test.attacks)}; {test.norm}, {test.steps} steps, "
             f"{test.images or 'all'} test images",
             "seeds": ", ".join(map(str, config.seeds)),
         }
+
+
+def _settings(config: BackdoorTableConfig) -> list[str]:
+    """Return the settings of the table's adversaries and rules that differ from the defaults."""
+    changed = config.adversary.model_dump(mode="json", exclude_defaults=True)
+    shown: dict[str, dict[str, Any]] = {
+        name: changed[name] for name in config.adversaries if name in changed
+    }
+    shown |= {rule: config.settings_of(rule) for rule in config.rules}
+    return [
+        f"{name}.{key} {value}" for name, chosen in shown.items() for key, value in chosen.items()
+    ]
 
 
 def _figures(outcome: Outcome) -> dict[str, float | None]:

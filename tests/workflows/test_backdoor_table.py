@@ -182,7 +182,10 @@ def test_a_small_table_is_filled_and_never_twice(tmp_path: Path, monkeypatch):
     assert attacked.tpr in (0, 0.5, 1)
     assert attacked.fpr is not None
     assert cells[0].tpr is None
-    assert "| badnets | krum |" in Path(done["table_md"]).read_text()
+    page = Path(done["table_md"]).read_text()
+    assert "| badnets | krum |" in page
+    assert "malicious: clients 1, 4, 1 in every attacked round" in page
+    assert "- settings: badnets.poisoned 0.5" in page
     assert json.loads((tmp_path / "work/table/curves.json").read_text())["cells"]
     assert not any((tmp_path / "work" / "federation").glob("*"))
 
