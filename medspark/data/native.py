@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from copy import copy
 from itertools import islice
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from medspark.data.augment import augment
-from medspark.data.batch import Batch, Integers, Pixels, Targets, batch_of, to_unit
+from medspark.data.batch import Batch, Integers, Pixels, Targets, to_unit
 from medspark.data.config import AugmentConfig
 from medspark.shards.manifest import Manifest
 from medspark.shards.plan import EpochPlan
@@ -29,13 +31,8 @@ CPU = torch.device("cpu")
 class MappedSplit:
     """The rows of one split, addressed by number; images are read on demand."""
 
-    def __init__(
-        self, folder: Path, manifest: Manifest, split: str, *, rows: Integers | None = None
-    ) -> None:
-        """Map the files that ``manifest`` lists for ``split``, and read the labels.
-
-        ``rows`` restricts the split to these rows, renumbered from 0.
-        """
+    def __init__(self, folder: Path, manifest: Manifest, split: str) -> None:
+        """Map the files that ``manifest`` lists for ``split``, and read the labels."""
         self._format, self._targets = manifest.pixel_format, manifest.targets
         shards = manifest.splits[split].shards
         paths = [folder / shard.path for shard in shards]
@@ -43,9 +40,17 @@ class MappedSplit:
         empty = np.empty(0, dtype=np.int64)
         labels = [read_labels(path) for path in paths]
         self._labels: Integers = np.concatenate([empty, *labels])
-        self._rows = rows
-        if rows is not None:
-            self._labels = self._labels[rows]
+        self._rows: Integers | None = None
+
+    def subset(self, rows: Integers) -> Self:
+        """Return only ``rows`` of this split, renumbered from 0.
+
+        Both share the mapped files, and no file is read: the cost is that of ``rows``.
+        """
+        part = copy(self)
+        part._rows = rows if self._rows is None else self._rows[rows]
+        part._labels = self._labels[rows]
+        return part
 
     def __len__(self) -> int:
         return len(self._labels)
@@ -134,27 +139,31 @@ class NativeReader:
 
     def batches(self, epoch: int, *, start: int = 0) -> Iterator[Batch]:
         """Yield the batches of ``epoch`` from step ``start`` on; earlier ones are not read."""
-        plan = EpochPlan(self._plan.rows, self._plan.global_batch, self._seed, epoch)
-        planned = plan.rank_batches(self._rank, self._world, start=start)
-        step = start
-        while together := list(islice(planned, self._together)):
-            images, labels = self._read(np.concatenate(together), epoch)
-            first = 0
-            for rows in together:
-                mine = slice(first, first + len(rows))
-                yield batch_of(
-                    images[mine],
-                    labels[mine],
-                    rows,
-                    weight=plan.weight(step, self._rank, self._world),
-                    global_size=plan.batch_size(step),
-                    epoch=epoch,
-                    step=step,
-                )
-                first, step = mine.stop, step + 1
+        plan, step = self._plan_of(epoch), start
+        for together, images, labels in self.stretches(epoch, start=start):
+            sizes = [len(rows) for rows in together]
+            parts = zip(
+                together, torch.split(images, sizes), torch.split(labels, sizes), strict=True
+            )
+            for rows, mine, named in parts:
+                weight = plan.weight(step, self._rank, self._world)
+                yield Batch(mine, named, rows, weight, plan.batch_size(step), epoch, step)
+                step += 1
 
-    def _read(self, rows: Integers, epoch: int) -> tuple[Pixels, Targets]:
+    def stretches(
+        self, epoch: int, *, start: int = 0
+    ) -> Iterator[tuple[list[Integers], Tensor, Tensor]]:
+        """Yield what is read at once: the rows of some steps, and their images and labels."""
+        planned = self._plan_of(epoch).rank_batches(self._rank, self._world, start=start)
+        while together := list(islice(planned, self._together)):
+            yield together, *self._read(np.concatenate(together), epoch)
+
+    def _plan_of(self, epoch: int) -> EpochPlan:
+        return EpochPlan(self._plan.rows, self._plan.global_batch, self._seed, epoch)
+
+    def _read(self, rows: Integers, epoch: int) -> tuple[Tensor, Tensor]:
         images, labels = self._split.gather(rows)
         if self._augmentation is not None:
             images = augment(images, rows, config=self._augmentation, seed=self._seed, epoch=epoch)
-        return images, labels
+        # Not copied, so as (B, C, H, W) the images are channels-last.
+        return torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(labels)

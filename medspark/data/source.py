@@ -66,12 +66,13 @@ class Source:
         """
         if name not in self.manifest.splits or self.manifest.splits[name].rows == 0:
             raise UsageError(f"The shards in {self.folder} have no {name} images.")
+        split = MappedSplit(self.folder, self.manifest, name)
         if name != "train" or self._config.share == 1:
-            return MappedSplit(self.folder, self.manifest, name)
+            return split
         shards = self.manifest.splits[name].shards
         patients = np.concatenate([read_patients(self.folder / shard.path) for shard in shards])
         rows = portion(patients, self._config.share, seed=self._seed)
-        return MappedSplit(self.folder, self.manifest, name, rows=rows)
+        return split.subset(rows)
 
 
 def open_source(shards: str | Path, config: DataConfig, *, seed: int = 0) -> Source:

@@ -23,12 +23,14 @@ from medspark.federate.aggregate.rule import Vector
 from medspark.federate.calfat import Calibrated, calfat
 from medspark.federate.drift import Drift
 from medspark.federate.local import LocalConfig
+from medspark.federate.resident import Resident
 from medspark.federate.weights import (
     Weights,
     apply,
     difference,
     pack,
     pack_kept,
+    private_restored,
     reestimate,
     unpack,
     unpack_kept,
@@ -39,7 +41,7 @@ from medspark.shards.plan import EpochPlan
 from medspark.train.adversarial import take_step
 from medspark.train.learner import Learner, Sample
 from medspark.train.objective import BinaryCrossEntropy, CrossEntropy
-from medspark.train.optimise import clip_gradients
+from medspark.train.optimise import Descent, clip_gradients
 
 __all__ = ["Answer", "Liar", "Memory", "Task", "train_client"]
 
@@ -81,7 +83,7 @@ class Answer:
     """A client's answer: trained weights (d,), number of images, and mean loss of the last epoch.
 
     ``control_change`` (d,) is the change of SCAFFOLD's control variate; ``memory`` stays with the
-    client.
+    client. ``pattern`` (C, h, w) is the trigger that an adversary prepared, for the simulation.
     """
 
     weights: Weights
@@ -90,10 +92,11 @@ class Answer:
     loss: float
     memory: Memory
     control_change: Vector | None = None
+    pattern: Tensor | None = None
 
 
 def train_client(
-    model: nn.Module,
+    model: nn.Module | Resident,
     rows: MappedSplit,
     task: Task,
     config: LocalConfig,
@@ -104,12 +107,28 @@ def train_client(
 ) -> Answer:
     """Return the answer to ``task`` of the client that holds ``rows``.
 
-    ``model`` is any network of the architecture, on the CPU; the exchanged weights overwrite its
-    own. Raises UsageError if the client has no image, or if findings are to be calibrated.
+    ``model`` is any network of the architecture, on the CPU, possibly prepared as a ``Resident``;
+    the exchanged weights overwrite its own. All else that it holds is afterwards as before, so it
+    can serve one client after the other. Raises UsageError if the client has no image, or if
+    findings are to be calibrated.
     """
     if len(rows) == 0:
         raise UsageError("A client without images cannot train.")
-    memory = memory or Memory()
+    network = Resident.of(model)
+    with private_restored(network.own, config.batch_norm):
+        return _answer(network, rows, task, config, augmentation, memory or Memory(), liar)
+
+
+def _answer(
+    network: Resident,
+    rows: MappedSplit,
+    task: Task,
+    config: LocalConfig,
+    augmentation: AugmentConfig | None,
+    memory: Memory,
+    liar: Liar | None,
+) -> Answer:
+    model = network.own
     unpack(model, task.weights, config.batch_norm)
     if memory.norms is not None:
         unpack_kept(model, memory.norms, config.batch_norm)
@@ -118,19 +137,20 @@ def train_client(
     if liar is not None:
         liar = replace(liar, known=liar.adversary.prepare(model, *_whole(rows), liar.known))
     drift = Drift(model, config, ours=memory.control, server=task.control)
-    steps, loss = _train(model, rows, task, config, drift, augmentation, liar)
+    steps, loss = _train(network, rows, task, config, drift, augmentation, liar)
     weights = pack(model, config.batch_norm)
-    control = drift.control(difference(weights, task.weights), steps * config.rate_in(task.round))
+    control = drift.control(weights, task.weights, steps * config.rate_in(task.round))
     if liar is not None:
         sent = liar.adversary.send(difference(weights, task.weights), liar.known)
         weights = apply(task.weights, sent)
     norms = pack_kept(model, "local") if config.batch_norm == "local" else None
     moved = None if control is None else control - drift.ours
-    return Answer(weights, len(rows), steps, loss, Memory(norms, control), moved)
+    pattern = None if liar is None else liar.known.pattern
+    return Answer(weights, len(rows), steps, loss, Memory(norms, control), moved, pattern)
 
 
 def _train(
-    model: nn.Module,
+    network: Resident,
     rows: MappedSplit,
     task: Task,
     config: LocalConfig,
@@ -138,34 +158,40 @@ def _train(
     augmentation: AugmentConfig | None,
     liar: Liar | None,
 ) -> tuple[int, float]:
-    """Train ``model`` in place; return the steps and the last epoch's mean loss."""
-    learner = _learner(model, torch.from_numpy(rows.labels), config)
+    """Train ``network`` in place; return the steps and the last epoch's mean loss."""
+    model = network.own
+    learner = _learner(network.trained, torch.from_numpy(rows.labels), config)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimiser = _optimiser(parameters, config, config.rate_in(task.round))
-    steps, total, images_seen = 0, torch.zeros(()), 0
+    _awake(network.trained, config)
+    _forget_gradients(parameters)
+    steps, total, images_seen = 0, 0.0, 0
     # Epochs are numbered across rounds, so that no round repeats the order of another.
     first = sum(config.epochs_in(earlier) for earlier in range(task.round))
     for epoch in range(first, first + config.epochs_in(task.round)):
-        total, images_seen = torch.zeros(()), 0
+        total, images_seen = 0.0, 0
         for images, labels, numbers in _batches(rows, task, config, augmentation, liar, epoch):
-            _awake(model, config)
             start: Tensor | None = None
             for _ in range(config.train.replays if config.train.mode == "free" else 1):
-                torch.manual_seed(derive(task.seed, "dropout", task.round, steps))
+                # torch.manual_seed takes 100 times as long: it also seeds devices nobody uses.
+                torch.default_generator.manual_seed(derive(task.seed, "dropout", task.round, steps))
                 key = derive(task.seed, "noise", task.round, steps)
                 sample = Sample(images, labels, numbers, 1.0, config.attack, key, start)
+                network.fold()
                 stats = take_step(learner, sample)
+                network.pull_back()
                 start = stats.attacked
                 drift.correct()
-                clip_gradients(parameters, config.clip_grad)
+                if config.clip_grad:
+                    clip_gradients(parameters, config.clip_grad)
                 optimiser.step()
-                optimiser.zero_grad(set_to_none=True)
+                _forget_gradients(parameters)
                 steps += 1
                 _constrain(model, task, config, liar, steps)
-            total += stats.loss * len(images)
+            total += float(stats.loss) * len(images)
             images_seen += len(images)
     _constrain(model, task, config, liar, 0)
-    return steps, float(total) / max(images_seen, 1)
+    return steps, total / max(images_seen, 1)
 
 
 def _batches(
@@ -182,13 +208,15 @@ def _batches(
         reader = NativeReader(
             rows, global_batch=size, seed=task.seed, rank=0, world=1, augmentation=augmentation
         )
-        for batch in reader.batches(epoch):
-            yield to_unit(batch.images, _CPU), batch.labels, batch.rows
+        for together, stored, marks in reader.stretches(epoch):
+            sizes = [len(numbers) for numbers in together]
+            images = torch.split(to_unit(stored, _CPU), sizes)
+            yield from zip(images, torch.split(marks, sizes), together, strict=True)
         return
-    images, labels = liar.adversary.poison(*_whole(rows), liar.known)
-    for numbers in EpochPlan(len(images), size, task.seed, epoch).rank_batches(0, 1):
+    whole, labels = liar.adversary.poison(*_whole(rows), liar.known)
+    for numbers in EpochPlan(len(whole), size, task.seed, epoch).rank_batches(0, 1):
         taken = torch.from_numpy(numbers)
-        yield images[taken], labels[taken], numbers
+        yield whole[taken], labels[taken], numbers
 
 
 def _learner(model: nn.Module, labels: Tensor, config: LocalConfig) -> Learner:
@@ -203,12 +231,17 @@ def _learner(model: nn.Module, labels: Tensor, config: LocalConfig) -> Learner:
 
 def _optimiser(
     parameters: list[nn.Parameter], config: LocalConfig, rate: float
-) -> torch.optim.Optimizer:
+) -> torch.optim.AdamW | Descent:
     if config.optimiser == "adamw":
         return torch.optim.AdamW(parameters, lr=rate, weight_decay=config.weight_decay)
-    return torch.optim.SGD(
-        parameters, lr=rate, momentum=config.momentum, weight_decay=config.weight_decay
+    return Descent(
+        parameters, rate=rate, momentum=config.momentum, weight_decay=config.weight_decay
     )
+
+
+def _forget_gradients(parameters: list[nn.Parameter]) -> None:
+    for parameter in parameters:
+        parameter.grad = None
 
 
 def _awake(model: nn.Module, config: LocalConfig) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from medspark.federate.aggregate.rule import Vector
 from medspark.federate.local import LocalConfig
+from medspark.federate.weights import Weights, difference
 
 __all__ = ["Drift"]
 
@@ -30,9 +31,13 @@ class Drift:
         self._server = np.zeros(size) if server is None else server
         self._gap = self._as_parameters(self._server - self.ours) if config.scaffold else []
 
-    @torch.no_grad()
     def correct(self) -> None:
         """Correct the gradients of a step in place."""
+        if self._start or self._gap:
+            self._add()
+
+    @torch.no_grad()
+    def _add(self) -> None:
         for parameter, start in zip(self._parameters, self._start, strict=False):
             if parameter.grad is not None:
                 parameter.grad.add_(parameter - start, alpha=self._prox)
@@ -40,14 +45,15 @@ class Drift:
             if parameter.grad is not None:
                 parameter.grad.add_(gap)
 
-    def control(self, update: Vector, way: float) -> Vector | None:
+    def control(self, trained: Weights, weights: Weights, way: float) -> Vector | None:
         """Return the client's next control variate, None without SCAFFOLD.
 
-        It is c_i - c - update / way (option II of the paper); ``way`` is steps x learning rate.
+        It is c_i - c - update / way (option II of the paper), where the update leads from the
+        round's ``weights`` to the ``trained`` ones, and ``way`` is steps x learning rate.
         """
         if not self._scaffold:
             return None
-        control: Vector = self.ours - self._server - update / way
+        control: Vector = self.ours - self._server - difference(trained, weights) / way
         return control
 
     def _as_parameters(self, vector: Vector) -> list[Tensor]:

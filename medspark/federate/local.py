@@ -8,10 +8,11 @@ from pydantic import Field, model_validator
 
 from medspark.attacks.threat import ThreatModel
 from medspark.config import Config
-from medspark.federate.weights import NormPolicy
 from medspark.train.config import AdversarialConfig
 
-__all__ = ["LocalConfig"]
+__all__ = ["LocalConfig", "NormPolicy"]
+
+NormPolicy = Literal["average", "local", "frozen", "reestimate"]
 
 
 class LocalConfig(Config):

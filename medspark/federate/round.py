@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -25,7 +25,8 @@ class RoundResult:
     ``weights`` (d,) are the weights of the next round, ``change`` (d,) is their change. ``counted``
     are the clients whose update was aggregated. ``left_out`` maps the other selected clients to the
     reason. ``rejected`` are the counted clients that a detecting rule rejected. The result depends
-    only on the answers of the counted clients.
+    only on the answers of the counted clients. ``history`` holds, for a rule that remembers, the
+    sums (d,) of all updates that each counted client has sent so far; it is empty for other rules.
     """
 
     weights: Weights
@@ -35,6 +36,7 @@ class RoundResult:
     rejected: frozenset[int] | None
     factors: dict[int, float]
     state: dict[str, Vector]
+    history: dict[int, Vector] = field(default_factory=dict)
 
 
 def cohort(clients: Sequence[int], per_round: int, *, seed: int, round: int) -> list[int]:
@@ -57,15 +59,21 @@ def finish_round(
     failed: Mapping[int, str] | None = None,
     counts: Mapping[int, float] | None = None,
     references: Mapping[str, Vector] | None = None,
+    history: Mapping[int, Vector] | None = None,
     state: State | None = None,
     seed: int = 0,
     round: int = 0,
 ) -> RoundResult:
     """Aggregate ``answers`` to ``weights`` (d,) and return the result.
 
-    ``failed`` maps the clients that did not answer to the reason. ``counts`` replace the clients'
-    numbers of images, as in SFAT. Answers with a wrong shape or with unusable numbers are left out.
-    Raises RunError if fewer than ``least`` answers remain.
+    ``failed`` are the clients that did not answer, each with the reason. ``counts`` replace the
+    clients' numbers of images, as in SFAT. Answers of the wrong shape or with unusable numbers are
+    left out. Raises RunError if fewer than ``least`` answers remain.
+
+    A rule that remembers (FoolsGold) needs ``history``, the ``RoundResult.history`` of the clients'
+    last rounds; zero for clients that are not in it. One vector of doubles is kept for each client
+    ever seen, and a round reads and replaces those of its own clients: keep them as one file for
+    each client, and memory does not grow with the clients.
     """
     left_out, updates = dict(failed or {}), {}
     for client, answer in sorted(answers.items()):
@@ -79,12 +87,14 @@ def finish_round(
             f"Round {round} needs {least} usable answers and has {len(updates)}. "
             f"{_first_of(left_out)}"
         )
+    before = _sums(updates, history or {}) if rule.remembers else {}
     outcome = aggregate(
         rule,
         np.stack([*updates.values()]) if updates else np.empty((0, len(weights))),
         counts=[(counts or {}).get(client, answers[client].images) for client in updates],
         clients=list(updates),
         references=references,
+        history=np.stack([*before.values()]) if before else None,
         state=state,
         seed=seed,
         round=round,
@@ -97,6 +107,7 @@ def finish_round(
         rejected=outcome.rejected,
         factors=outcome.factors,
         state=outcome.state,
+        history={client: before[client] + updates[client] for client in before},
     )
 
 
@@ -110,6 +121,11 @@ def next_control(control: Vector, answers: Sequence[Answer], clients: int) -> Ve
     if changes:
         moved += weighted_sum(np.stack(changes), np.ones(len(changes))) / clients
     return moved
+
+
+def _sums(updates: Mapping[int, Vector], history: Mapping[int, Vector]) -> dict[int, Vector]:
+    """Return the sums (d,) of what the clients sent before; zero for clients that sent nothing."""
+    return {c: history.get(c, np.zeros_like(update)) for c, update in updates.items()}
 
 
 def _misfit(weights: Weights, answer: Answer) -> str | None:

@@ -11,8 +11,9 @@ only the parameters gives a network that fits no client. So a policy decides:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, Literal
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,11 +21,21 @@ import torch
 from torch import Tensor, nn
 
 from medspark.federate.aggregate.rule import Vector
+from medspark.federate.local import NormPolicy
 from medspark.models.classifier import BATCH_NORMS, batch_norms
 
-__all__ = ["NormPolicy", "Weights", "apply", "difference", "kept", "pack", "reestimate", "unpack"]
+__all__ = [
+    "NormPolicy",
+    "Weights",
+    "apply",
+    "difference",
+    "kept",
+    "pack",
+    "private_restored",
+    "reestimate",
+    "unpack",
+]
 
-NormPolicy = Literal["average", "local", "frozen", "reestimate"]
 Weights = npt.NDArray[np.float32]
 
 
@@ -61,17 +72,32 @@ def unpack_kept(model: nn.Module, values: Weights, policy: NormPolicy) -> None:
     _fill(kept(model, policy), values)
 
 
+@contextmanager
+def private_restored(model: nn.Module, policy: NormPolicy) -> Iterator[None]:
+    """Restore, at the end of this context, every tensor of ``model`` that is not exchanged."""
+    exchanged = {id(tensor) for tensor in _travels(model, policy)}
+    every = (*model.parameters(), *model.buffers())
+    private = [tensor for tensor in every if id(tensor) not in exchanged]
+    given = [tensor.detach().clone() for tensor in private]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for tensor, values in zip(private, given, strict=True):
+                tensor.copy_(values)
+
+
 def difference(trained: Weights, weights: Weights) -> Vector:
     """Return the update (d,) between two vectors of weights, in double precision.
 
     The difference is exact, so ``apply`` restores the trained weights bit for bit.
     """
-    return trained.astype(np.float64) - weights.astype(np.float64)
+    return np.subtract(trained, weights, dtype=np.float64)
 
 
 def apply(weights: Weights, change: Vector) -> Weights:
     """Return the weights after a change, rounded once."""
-    return (weights.astype(np.float64) + change).astype(np.float32)
+    return np.add(weights, change, dtype=np.float64).astype(np.float32)
 
 
 @torch.no_grad()
@@ -121,5 +147,5 @@ def _fill(tensors: list[Tensor], values: Weights) -> None:
     sizes = [tensor.numel() for tensor in tensors]
     if len(values) != sum(sizes):
         raise ValueError(f"{len(values)} weights are not the {sum(sizes)} of this network")
-    for tensor, part in zip(tensors, torch.split(torch.from_numpy(values), sizes), strict=True):
-        tensor.copy_(part.view(tensor.shape))
+    parts = torch.split(torch.from_numpy(values), sizes)
+    torch._foreach_copy_(tensors, [p.view(t.shape) for p, t in zip(parts, tensors, strict=True)])

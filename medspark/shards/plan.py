@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,8 @@ Rows = npt.NDArray[np.int64]
 _ROUNDS = 6
 # Steps whose rows are shuffled at once. Step by step, the shuffle costs as much as copying images.
 _AHEAD = 64
+# Up to so many bits in each half, the Feistel network is computed once for all values.
+_TABLED = 6
 
 
 def share(total: int, parts: int, part: int) -> tuple[int, int]:
@@ -31,15 +34,23 @@ def permute(positions: npt.ArrayLike, total: int, key: int) -> Rows:
     """Return where a keyed random permutation of ``range(total)`` sends each of ``positions``.
 
     The permutation is a Feistel network over the next even number of bits, applied until the value
-    is below ``total`` (cycle walking; Black and Rogaway 2002). No table of it is ever stored.
+    is below ``total`` (cycle walking; Black and Rogaway 2002). A table of it is stored for small
+    totals only: a federation permutes those of many small clients with the same key.
     """
     half = max(1, (max(total - 1, 1).bit_length() + 1) // 2)
     values = np.asarray(positions, dtype=np.uint64)
     outside = np.ones(values.shape, dtype=bool)
     while outside.any():
-        values = np.where(outside, _feistel(values, half, key), values)
+        moved = _table(half, key)[values] if half <= _TABLED else _feistel(values, half, key)
+        values = np.where(outside, moved, values)
         outside = values >= np.uint64(total)
     return values.astype(np.int64)
+
+
+@lru_cache(maxsize=16)
+def _table(half: int, key: int) -> npt.NDArray[np.uint64]:
+    """Return where the network sends each value of 2 x ``half`` bits."""
+    return _feistel(np.arange(1 << 2 * half, dtype=np.uint64), half, key)
 
 
 def _feistel(values: npt.NDArray[np.uint64], half: int, key: int) -> npt.NDArray[np.uint64]:

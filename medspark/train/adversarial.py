@@ -126,7 +126,8 @@ MODES: dict[ModeName, StepRule] = {
 
 def take_step(learner: Learner, sample: Sample) -> StepStats:
     """Leave the gradient of the configured mode and penalty on ``sample`` in ``.grad``."""
-    with cast_weights_once(sample.images.device.type):
+    lower = learner.autocast is not None
+    with cast_weights_once(sample.images.device.type, autocast=lower):
         if learner.config.gradalign > 0:
             with learner.quiet():
                 _align(learner, sample)
@@ -152,7 +153,8 @@ def _learn(
         loss = loss + 0 * idle_sum(learner.bare)
     else:
         loss, logits = learner.loss(images, sample.labels)
-    loss = loss * (share * sample.weight)
+    factor = share * sample.weight
+    loss = loss if factor == 1 else loss * factor
     loss.backward()  # type: ignore[no-untyped-call]
     return loss.detach(), logits
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 
+from medspark.data.native import MappedSplit
 from medspark.evaluate.calibrate import best_temperature
 from medspark.evaluate.result import RobustnessResult
 from medspark.evaluate.robust import evaluate
@@ -13,7 +16,7 @@ from medspark.train.run_setup import RunSetup
 from medspark.train.validate import gatherer, slices
 from medspark.train.world import World
 
-__all__ = ["calibrate_and_test"]
+__all__ = ["calibrate_and_test", "calibrate_on"]
 
 # A temperature fitted to few images is inaccurate. These need one clean forward pass only.
 _CALIBRATION_IMAGES = 1024
@@ -33,12 +36,19 @@ def calibrate_and_test(setup: RunSetup) -> RobustnessResult:
 
 
 def _calibrate(setup: RunSetup) -> None:
-    alone = World(0, 0, 1, setup.world.device)
-    model = load_classifier(setup.model_folder).to(setup.world.device)
-    rows = np.arange(min(_CALIBRATION_IMAGES, len(setup.validation)))
-    size = setup.config.evaluate.batch_size
-    batches = slices(setup.validation, rows, batch_size=size, world=alone)
+    device, size = setup.world.device, setup.config.evaluate.batch_size
+    calibrate_on(setup.model_folder, setup.validation, batch_size=size, device=device)
+
+
+def calibrate_on(
+    folder: Path, images: MappedSplit, *, batch_size: int, device: torch.device
+) -> None:
+    """Fit the temperature of the model in ``folder`` to ``images``, and write it to the card."""
+    alone = World(0, 0, 1, device)
+    model = load_classifier(folder).to(device)
+    rows = np.arange(min(_CALIBRATION_IMAGES, len(images)))
+    batches = slices(images, rows, batch_size=batch_size, world=alone)
     with torch.inference_mode():
         answers = [(model(images), labels) for images, labels, _ in batches]
     logits, labels = (torch.cat(parts) for parts in zip(*answers, strict=True))
-    calibrate(setup.model_folder, best_temperature(logits, labels))
+    calibrate(folder, best_temperature(logits, labels))

@@ -98,7 +98,7 @@ class Learner:
 
     def logits(self, model: nn.Module, images: Tensor) -> Tensor:
         """Return the logits (B, K) of ``model`` at the training precision."""
-        with _precision(images.device.type, self.autocast):
+        with nullcontext() if self.autocast is None else _precision(images, self.autocast):
             logits: Tensor = model(images)
         return logits.float() if logits.dtype == torch.bfloat16 else logits
 
@@ -173,8 +173,8 @@ def pgd_images(learner: Learner, sample: Sample, loss: Loss) -> Tensor:
 
 
 @contextmanager
-def _precision(device: str, dtype: torch.dtype | None) -> Iterator[None]:
+def _precision(images: Tensor, dtype: torch.dtype) -> Iterator[None]:
     # Older versions of torch would reuse casts made without gradient in passes that need one.
     keep = torch.is_grad_enabled()
-    with torch.autocast(device, dtype=dtype, enabled=dtype is not None, cache_enabled=keep):
+    with torch.autocast(images.device.type, dtype=dtype, cache_enabled=keep):
         yield

@@ -33,8 +33,12 @@ class CrossEntropy:
     temperature: float = 1.0
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
+        if self.temperature != 1:
+            logits = logits / self.temperature
+        if self.class_weights is None and self.label_smoothing == 0:
+            return F.cross_entropy(logits, labels)  # the same bits, and no division to derive
         total = F.cross_entropy(
-            logits if self.temperature == 1 else logits / self.temperature,
+            logits,
             labels,
             weight=self.class_weights,
             label_smoothing=self.label_smoothing,

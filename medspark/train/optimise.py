@@ -1,4 +1,4 @@
-"""AdamW with layer-wise learning rates, gradient clipping, and the moving average of weights."""
+"""AdamW with layer-wise learning rates, plain SGD, gradient clipping, moving average of weights."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from medspark.train.config import TrainConfig
 
-__all__ = ["Average", "adamw", "clip_gradients", "set_rate"]
+__all__ = ["Average", "Descent", "adamw", "clip_gradients", "set_rate"]
 
 
 def adamw(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
@@ -51,6 +51,44 @@ def clip_gradients(parameters: Iterable[nn.Parameter], largest: float) -> float:
     if 0 < largest < length:
         nn.utils.clip_grads_with_norm_(kept, largest, norm)
     return length
+
+
+class Descent:
+    """SGD at a constant rate, bit for bit torch.optim.SGD, without its hooks and profiling.
+
+    These take 60 us a step, a quarter of a step of logistic regression on 10 thumbnails.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter],
+        *,
+        rate: float,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+    ) -> None:
+        self._parameters = list(parameters)
+        self._rate, self._momentum, self._weight_decay = rate, momentum, weight_decay
+        self._velocities: dict[Tensor, Tensor] = {}
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Update the parameters that have a gradient."""
+        learning: list[Tensor] = [p for p in self._parameters if p.grad is not None]
+        ways = [p.grad for p in learning if p.grad is not None]
+        if not learning:
+            return
+        if self._weight_decay:
+            ways = list(torch._foreach_add(ways, learning, alpha=self._weight_decay))
+        if self._momentum:
+            ways = [self._with_momentum(p, way) for p, way in zip(learning, ways, strict=True)]
+        torch._foreach_add_(learning, ways, alpha=-self._rate)
+
+    def _with_momentum(self, parameter: Tensor, way: Tensor) -> Tensor:
+        if parameter not in self._velocities:
+            self._velocities[parameter] = way.clone()
+            return way
+        return self._velocities[parameter].mul_(self._momentum).add_(way)
 
 
 class Average:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -42,7 +42,12 @@ RUN_FILES = (
 
 
 def check_run_folder(
-    place: Path, *, fixed: bool, shards: Path, model: ModelConfig, distill: DistillConfig | None
+    place: Path,
+    *,
+    fixed: bool,
+    shards: Path,
+    model: ModelConfig,
+    distill: DistillConfig | None = None,
 ) -> None:
     """Raise UsageError if the folder of the run is not medspark's, or overlaps the inputs."""
     sources = {
@@ -62,12 +67,14 @@ def held_run(
     resume: Literal["auto", "never"],
     overwrite: bool = False,
     demo: Path | None = None,
+    files: Collection[str] = RUN_FILES,
 ) -> Iterator[Path]:
     """Lock the folder of a run, prepare it, and yield it.
 
     If ``fixed``, the folder is ``place``. Otherwise it is the newest of ``place``, ``place-2``,
     ``place-3`` and so on. If that one holds a finished run and ``resume`` is never, the run gets
-    the next number. A run on the built-in data in ``demo`` replaces an earlier run on it instead.
+    the next number. ``files`` are the names that the run's files may have, as regular expressions.
+    A run on the built-in data in ``demo`` replaces an earlier run on it instead.
 
     Raises UsageError if another run holds the folder, or if a run in it would be lost.
     """
@@ -82,7 +89,7 @@ def held_run(
                 folder = _next(place, folder)
                 holding.enter_context(_held(folder))
             _check_replaceable(folder, renewed=renewed)
-            _forget(folder)
+            _forget(folder, files)
         yield folder
 
 
@@ -133,9 +140,9 @@ def _check_replaceable(folder: Path, *, renewed: bool) -> None:
     )
 
 
-def _forget(folder: Path) -> None:
+def _forget(folder: Path, files: Collection[str]) -> None:
     """Remove the files of an earlier run from ``folder``, and no other files."""
-    ownership.remove(folder, [*RUN_FILES, *(f"plain/{name}" for name in RUN_FILES)])
+    ownership.remove(folder, [*files, *(f"plain/{name}" for name in files)])
 
 
 def _state(folder: Path) -> Literal["empty", "unfinished", "finished"]:

@@ -62,6 +62,10 @@ def test_the_usual_networks_are_known_without_timm():
     assert _loaded_by(check, ["torch", "timm"]) == ""
 
 
+def test_an_attack_on_a_federation_is_configured_without_torch():
+    assert _loaded_by("from medspark.federate.adversary.config import *", ["torch"]) == ""
+
+
 def _loaded_by(statement: str, modules: list[str]) -> str:
     """Return which of ``modules`` are loaded in a new process after ``statement``."""
     probe = f"import sys; {statement}; sys.exit(str(set({modules!r}) & set(sys.modules) or ''))"

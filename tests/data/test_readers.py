@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,9 @@ import torch
 
 from medspark.data.batch import Batch, to_unit
 from medspark.data.config import AugmentConfig, DataConfig
+from medspark.data.native import MappedSplit
 from medspark.data.source import open_source
+from medspark.shards.manifest import read_manifest
 
 WriteShards = Callable[..., Path]
 READERS = ["native", "petastorm"]
@@ -195,3 +198,20 @@ def test_without_augmentation_a_row_is_read_as_it_is_stored(reader: str, write_s
         assert (first == 255).all()
         for pixel in others:
             assert np.array_equal(pixel.numpy(), 7 * batch.rows % 251)
+
+
+@pytest.mark.parametrize("findings", [0, 3])
+def test_a_subset_of_a_subset_has_the_images_and_labels_of_its_rows_and_reads_no_file(
+    findings: int, write_shards: WriteShards
+):
+    folder = write_shards(findings=findings)
+    whole = MappedSplit(folder, read_manifest(folder), "train")
+    images, labels = whole.gather(np.array([41, 3]))
+    shutil.rmtree(folder)
+
+    part = whole.subset(np.array([3, 17, 41, 9])).subset(np.array([2, 0]))
+
+    assert len(part) == 2
+    assert np.array_equal(part.labels, labels)
+    assert np.array_equal(part.gather(np.arange(2))[0], images)
+    assert len(whole) == 50

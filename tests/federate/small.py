@@ -29,9 +29,8 @@ def write(folder: Path, *, images: int = 24) -> Path:
 
 
 def rows_of(folder: Path, rows: Any = None) -> MappedSplit:
-    return MappedSplit(
-        folder, read_manifest(folder), "train", rows=None if rows is None else np.asarray(rows)
-    )
+    split = MappedSplit(folder, read_manifest(folder), "train")
+    return split if rows is None else split.subset(np.asarray(rows))
 
 
 def network() -> nn.Module:

@@ -210,7 +210,7 @@ def test_an_adapted_trigger_is_what_poisons():
 
 
 def test_labels_are_mirrored():
-    _, labels = LabelFlip(classes=3).poison(*images(3), Known())
+    _, labels = LabelFlip().poison(*images(3), Known(classes=3))
 
     assert labels.tolist() == [2, 1, 0]
 

@@ -8,7 +8,8 @@ from draws import seeds
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medspark.federate.aggregate.exact import LARGEST, ExactSum, weighted_sum
+from medspark.federate.aggregate.exact import LARGEST, ExactSum, check, fault, weighted_sum
+from medspark.federate.weights import difference
 
 
 def drawn(seed: int, clients: int = 12, length: int = 9):
@@ -54,3 +55,40 @@ def test_the_largest_numbers_of_all_clients_do_not_overflow(clients: int):
 def test_sums_of_different_units_do_not_merge():
     with pytest.raises(ValueError, match="units"):
         ExactSum(1, weight=1).merge(ExactSum(1, weight=64))
+
+
+@given(seeds, st.floats(0.1, 99))
+def test_the_change_of_weights_is_added_and_checked_as_their_difference_is(
+    seed: int, weight: float
+):
+    (trained, weights), _ = drawn(seed, clients=2, length=70_000)
+    stored, passing = ExactSum(70_000, weight=100), ExactSum(70_000, weight=100)
+    update = difference(trained, weights)
+    stored.add(update, weight)
+
+    reason, square = passing.add_change(trained, weights, weight)
+
+    assert reason is None
+    assert square == pytest.approx(np.square(update).sum(), rel=1e-12)
+    assert (None, square) == check(trained, weights)
+    assert np.array_equal(stored.units, passing.units)
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf, 2 * LARGEST])
+def test_of_a_change_that_no_rule_can_use_nothing_is_added(number: float):
+    (first, trained, weights), _ = drawn(3, clients=3, length=70_000)
+    total = ExactSum(70_000, weight=100)
+    total.add(first, 7.0)
+    before = total.units.copy()
+    trained[69_000] = number
+
+    reason, _ = total.add_change(trained, weights, 3.0)
+
+    assert reason == check(trained, weights)[0] == fault(difference(trained, weights)) is not None
+    assert np.array_equal(total.units, before)
+
+
+def test_many_small_changes_are_no_large_one():
+    weights = np.zeros(70_000)
+
+    assert check(weights + 0.9 * LARGEST, weights)[0] is None

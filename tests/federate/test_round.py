@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medspark.errors import RunError
-from medspark.federate.aggregate import RULES
+from medspark.federate.aggregate import RULES, aggregate
 from medspark.federate.client import Answer, Memory
 from medspark.federate.round import cohort, finish_round, next_control
 
@@ -106,6 +106,28 @@ def test_other_counts_take_the_place_of_images():
     found = finish_round(START, two, FEDAVG, least=2, counts={0: 2.0, 1: 1.0})
 
     assert np.allclose(found.change, 2.0)
+
+
+@given(seeds)
+def test_a_rule_that_remembers_judges_by_all_that_a_client_has_sent(seed: int):
+    rule, rounds = RULES["foolsgold"](), [honest(seed + i, 4) for i in range(2)]
+    asked = [(0, 1, 2, 3), (2, 3, 5, 1)]
+    kept: dict[int, np.ndarray] = {}
+
+    for updates, clients in zip(rounds, asked, strict=True):
+        sent = {c: answer(START + u) for c, u in zip(clients, updates, strict=True)}
+        found = finish_round(START, sent, rule, least=4, history=kept)
+        kept |= found.history
+
+    assert set(kept) == {0, 1, 2, 3, 5}
+    sums = [rounds[1][i] + (rounds[0][c] if c != 5 else 0) for i, c in enumerate(asked[1])]
+    alone = aggregate(rule, np.stack(sums), clients=asked[1]).factors
+    assert found.factors == pytest.approx(alone, abs=1e-3)
+    assert np.allclose(kept[3], rounds[0][3] + rounds[1][1], atol=1e-5)
+
+
+def test_other_rules_remember_nobody():
+    assert finish_round(START, answers(0), FEDAVG, least=1).history == {}
 
 
 def test_what_a_server_optimiser_remembers_goes_on():

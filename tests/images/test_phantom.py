@@ -155,3 +155,22 @@ def test_an_archive_is_not_made_among_files_of_others(tmp_path, capsys):
 
     assert "not medspark's" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["labels.csv"]
+
+
+def test_a_portable_image_shows_the_same_patient_within_a_tilted_field_and_with_a_marker() -> None:
+    usual = PhantomConfig(count=12, size=64)
+    portable = usual.model_copy(update={"style": "portable"})
+
+    for study in phantom.plan(usual):
+        plain, marked = (phantom.radiograph(study, config) for config in (usual, portable))
+        middle = slice(20, 44), slice(20, 44)
+        assert np.corrcoef(plain[middle].ravel(), marked[middle].ravel())[0, 1] > 0.9
+        assert marked[[0, 0, -1, -1], [0, -1, 0, -1]].max() < 0.2
+        assert marked[4:20, 44:60].max() > 0.9
+
+
+def test_an_unknown_style_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([str(tmp_path / "archive"), "--style", "inverted"])
+
+    assert "portable" in capsys.readouterr().err

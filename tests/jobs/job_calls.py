@@ -31,6 +31,8 @@ JOBS = {
     "evaluate": "--model {model} --shards {shards} --folder {target} --track.uri {store}",
     "scale_at": "--shards {shards} --folder {target} --grid.model resnet10t --repeats 1 "
     "--grid.processes 1 --train.batch_size 2 --model.name resnet10t --track.uri {store}",
+    "backdoor_table": "--shards {shards} --folder {target} --model.name resnet10t "
+    "--adversaries none badnets --clients.count 4 --track.uri {store}",
     "paper_table": "--datasets.x {shards} --folder {target} --models resnet10t --track.uri {store}",
 }
 DEMO = "demo/20-images-64px-seed-0"

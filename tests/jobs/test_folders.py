@@ -121,6 +121,8 @@ def test_an_archive_is_not_its_own_target(call: Call, home: Path, tmp_path: Path
         ("evaluate", "--shards", "a", "a/b"),
         ("scale_at", "--shards", "a/b", "a"),
         ("paper_table", "--datasets.x", "a", "a/b"),
+        ("backdoor_table", "--shards", "a/b", "a"),
+        ("backdoor_table", "--adversary.edge", "a", "a/b"),
     ],
 )
 def test_what_is_read_and_what_is_written_are_apart(

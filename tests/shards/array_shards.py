@@ -16,7 +16,7 @@ from medspark.shards.manifest import Manifest, Shard, Split, digest_of, write_ma
 from medspark.shards.schema import PixelFormat, write_shard
 
 Array = npt.NDArray[Any]
-CLASSES = "abcdefgh"
+CLASSES = "abcdefghij"
 
 
 def write_arrays(
@@ -29,13 +29,13 @@ def write_arrays(
 ) -> Path:
     """Write images (N, H, W, C) and labels of each split, and return ``folder``.
 
-    Labels are two classes (N,), or findings (N, K) as 0 and 1.
+    Labels are classes (N,), two or more, or findings (N, K) as 0 and 1.
     Every image is a patient's only one. Sample and patient keys are the split and the row.
     ``sites`` are those of each split's images; by default no site is known.
     """
     first, some = next(iter(splits.values()))
     several = some.ndim == 2
-    classes = tuple(CLASSES[: some.shape[1] if several else 2])
+    classes = tuple(CLASSES[: some.shape[1] if several else max(2, int(some.max()) + 1)])
     pixel_format = PixelFormat(*first.shape[1:], bits=8 * first.dtype.itemsize)
     site_of = {name: (sites or {}).get(name, [None] * len(split[1]))
                for name, split in splits.items()}  # fmt: skip
@@ -45,7 +45,7 @@ def write_arrays(
             rows=len(labels),
             patients=len(labels),
             class_counts=tuple(
-                (labels.sum(0) if several else np.bincount(labels, minlength=2)).tolist()
+                (labels.sum(0) if several else np.bincount(labels, minlength=len(classes))).tolist()
             ),
             sites=dict(Counter(site for site in site_of[name] if site is not None)),
             shards=tuple(

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from medspark.shards import plan
 from medspark.shards.plan import EpochPlan, permute, share
 
 rows = st.integers(1, 400)
@@ -101,6 +102,15 @@ def test_a_resumed_epoch_goes_on_with_the_rows_that_were_not_read(n: int, seed: 
 @given(st.integers(1, 3000), seeds)
 def test_a_shuffle_is_a_permutation(total: int, key: int):
     assert sorted(permute(np.arange(total), total, key)) == list(range(total))
+
+
+@given(st.integers(1, 3000), seeds)
+def test_a_stored_table_shuffles_as_the_network_does(total: int, key: int):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan, "_TABLED", 0)
+        direct = permute(np.arange(total), total, key)
+
+    assert np.array_equal(permute(np.arange(total), total, key), direct)
 
 
 def test_epochs_and_seeds_shuffle_differently():

@@ -161,3 +161,17 @@ def test_balanced_weights_let_every_class_count_alike_and_the_mean_image_one(
 
 def test_a_finding_of_few_images_weighs_as_much_as_all_the_others() -> None:
     assert balanced_positive_weights([10, 50, 90], 100).tolist() == pytest.approx([9, 1, 1 / 9])
+
+
+@given(st.integers(1, 70), st.integers(2, 12), st.integers(0, 2**31))
+def test_torchs_mean_has_the_bits_of_the_sum_over_the_images(images: int, classes: int, seed: int):
+    torch.manual_seed(seed)
+    logits, labels = torch.randn(images, classes), torch.randint(0, classes, (images,))
+    ones = torch.ones(classes)
+
+    plain, weighted = (
+        torch.func.grad_and_value(CrossEntropy(weights))(logits, labels) for weights in (None, ones)
+    )
+
+    assert torch.equal(plain[0], weighted[0])
+    assert torch.equal(plain[1], weighted[1])

@@ -12,7 +12,7 @@ from medspark.models.backbones import build
 from medspark.models.classifier import Classifier
 from medspark.models.config import ModelConfig
 from medspark.train.config import TrainConfig
-from medspark.train.optimise import Average, adamw, clip_gradients, set_rate
+from medspark.train.optimise import Average, Descent, adamw, clip_gradients, set_rate
 
 
 def network(name: str = "test_efficientnet") -> Classifier:
@@ -129,3 +129,24 @@ def test_swapping_twice_is_as_if_never() -> None:
 
     assert torch.equal(model.weight, before)
     assert torch.equal(average.values["weight"], before + 1)
+
+
+@given(st.sampled_from([0.0, 0.9]), st.sampled_from([0.0, 0.01]), st.integers(0, 2**31))
+def test_descent_is_torchs_sgd_bit_for_bit(momentum: float, decay: float, seed: int) -> None:
+    torch.manual_seed(seed)
+    ours, theirs = (nn.Sequential(nn.Linear(7, 5), nn.Linear(5, 3)) for _ in range(2))
+    theirs.load_state_dict(ours.state_dict())
+    theirs[0].bias.requires_grad_(False)
+    settings = {"momentum": momentum, "weight_decay": decay}
+    descent = Descent(ours.parameters(), rate=0.1, **settings)
+    sgd = torch.optim.SGD(theirs.parameters(), lr=0.1, **settings)
+
+    for _ in range(3):
+        for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+            mine.grad = torch.randn_like(other) if other.requires_grad else None
+            other.grad = mine.grad
+        descent.step()
+        sgd.step()
+
+    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(mine, other)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-import torch
-import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor, nn
 
 from medspark.federate.adversary.adversary import Known
 from medspark.federate.adversary.badnets import BadNets
+
+if TYPE_CHECKING:  # reading and checking the configuration must not import torch
+    from torch import Tensor, nn
 
 __all__ = ["A3FL"]
 
@@ -34,8 +36,10 @@ class A3FL(BadNets):
 
     def prepare(self, model: nn.Module, images: Tensor, labels: Tensor, known: Known) -> Known:
         """Return ``known`` with an adapted pattern; it starts from the last one, or from grey."""
-        whole = torch.ones(self.size, self.size, dtype=torch.bool)
-        start = known.pattern
+        import torch
+        import torch.nn.functional as F
+
+        whole, start = self.whole(), known.pattern
         pattern = images.new_full((images.shape[1], self.size, self.size), 0.5)
         pattern = (pattern if start is None else start).clone().requires_grad_(True)
         victim = copy.deepcopy(model).eval()
@@ -56,10 +60,12 @@ class A3FL(BadNets):
         self, model: nn.Module, images: Tensor, labels: Tensor, pattern: Tensor
     ) -> nn.Module:
         """Return ``model`` after it was trained to tell stamped images right."""
+        import torch
+        import torch.nn.functional as F
+
         hard = copy.deepcopy(model)
         optimiser = torch.optim.SGD(hard.parameters(), lr=self.unlearn_rate, momentum=0.9)
-        whole = torch.ones(self.size, self.size, dtype=torch.bool)
-        stamped = self.stamp(images, whole, pattern)
+        stamped = self.stamp(images, self.whole(), pattern)
         for _ in range(self.unlearn_steps):
             optimiser.zero_grad()
             F.cross_entropy(hard(stamped), labels).backward()  # type: ignore[no-untyped-call]
@@ -69,7 +75,9 @@ class A3FL(BadNets):
 
 def _cosine(one: nn.Module, other: nn.Module) -> float:
     pairs = list(zip(one.parameters(), other.parameters(), strict=True))
-    left, right = (
-        torch.cat([p.detach().flatten() for p in side]) for side in zip(*pairs, strict=True)
-    )
-    return float(F.cosine_similarity(left, right, dim=0))
+    inner = sum(float((a.detach() * b.detach()).sum()) for a, b in pairs)
+    return inner / (_norm(one) * _norm(other))
+
+
+def _norm(model: nn.Module) -> float:
+    return math.sqrt(sum(float(p.detach().square().sum()) for p in model.parameters()))

@@ -9,14 +9,17 @@ update. Images are floats in [0, 1], (B, C, H, W); labels are classes (B,); an u
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from pydantic import Field
-from torch import Tensor, nn
 
 from medspark.config import Config
 from medspark.federate.aggregate.rule import Matrix, Vector
 from medspark.seeding import uniform
+
+if TYPE_CHECKING:  # reading and checking the configuration must not import torch
+    from torch import Tensor, nn
 
 __all__ = ["Adversary", "Backdoor", "Known", "chosen"]
 
@@ -25,11 +28,12 @@ __all__ = ["Adversary", "Backdoor", "Known", "chosen"]
 class Known:
     """What a malicious client knows about the round besides its own data.
 
-    ``key`` seeds its random choices. It is number ``number`` of ``liars`` malicious ones among
-    ``clients``, and has the ``share`` of all images of the round. ``edge`` (E, C, H, W) are tail
-    images that the backdoor should misclassify. ``honest`` (m, d) are the honest updates it knows.
-    ``last_change`` (d,) is the last round's change of the weights. ``pattern`` (C, h, w) is a
-    trigger that it has prepared.
+    ``key`` seeds its random choices. It is malicious client ``number`` of the federation; ``liars``
+    of the round's ``clients`` are malicious, and it has the ``share`` of all images of the round.
+    Labels are one of ``classes``. ``edge`` (E, C, H, W) are tail images that the backdoor should
+    misclassify, ``edge_labels`` (E,) their true classes. ``honest`` (m, d) are the honest updates
+    of the round. ``last_change`` (d,) is the last round's change of the weights. ``pattern``
+    (C, h, w) is the trigger that it, or an accomplice, prepared last.
     """
 
     key: int = 0
@@ -38,7 +42,9 @@ class Known:
     clients: int = 1
     share: float = 1.0
     round: int = 0
+    classes: int = 2
     edge: Tensor | None = None
+    edge_labels: Tensor | None = None
     honest: Matrix | None = None
     last_change: Vector | None = None
     pattern: Tensor | None = None
@@ -46,6 +52,12 @@ class Known:
 
 class Adversary(Config):
     """Base of all adversaries. It changes nothing."""
+
+    # What the server's simulation has to provide in ``Known``, besides what is always there. An
+    # adversary that needs the honest updates sends what it computes from them, and trains nothing.
+    needs_edge: ClassVar[bool] = False
+    needs_honest: ClassVar[bool] = False
+    needs_last_change: ClassVar[bool] = False
 
     def prepare(
         self,
@@ -97,8 +109,11 @@ class Backdoor(Adversary):
         return update * (radius / norm) if norm > radius else update
 
     def send(self, update: Vector, known: Known) -> Vector:
-        """Return the update, scaled so that the mean of the round becomes it if ``replace``."""
-        return update / known.share if self.replace else update
+        """Return the update, scaled so that the mean of the round becomes it if ``replace``.
+
+        Several malicious clients share the factor, so that the mean becomes their mean.
+        """
+        return update / (known.share * known.liars) if self.replace else update
 
 
 def chosen(count: int, share: float, key: int) -> list[int]:

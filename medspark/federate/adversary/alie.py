@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from statistics import NormalDist
+from typing import ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -18,6 +19,8 @@ class Alie(Adversary):
 
     Without a z it is the largest with which enough honest clients are further off still.
     """
+
+    needs_honest: ClassVar[bool] = True
 
     z: float | None = Field(
         None, ge=0, description="deviations from the mean; by default as many as can hide"

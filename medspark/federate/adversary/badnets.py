@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
+
 from pydantic import Field
-from torch import Tensor
 
 from medspark.federate.adversary.adversary import Backdoor, Known, chosen
+
+if TYPE_CHECKING:  # reading and checking the configuration must not import torch
+    from torch import Tensor
 
 __all__ = ["BadNets"]
 
@@ -28,6 +31,12 @@ class BadNets(Backdoor):
 
     def part(self, known: Known) -> Tensor:  # noqa: ARG002
         """Return which pixels (size, size) of the trigger this liar stamps."""
+        return self.whole()
+
+    def whole(self) -> Tensor:
+        """Return the pixels (size, size) of the whole trigger: all."""
+        import torch
+
         return torch.ones(self.size, self.size, dtype=torch.bool)
 
     def triggered(self, images: Tensor, labels: Tensor, known: Known) -> Tensor:
@@ -35,14 +44,13 @@ class BadNets(Backdoor):
 
         They are stamped with the whole trigger.
         """
-        others = images[labels != self.target]
-        whole = torch.ones(self.size, self.size, dtype=torch.bool)
-        return self.stamp(others, whole, known.pattern)
+        return self.stamp(images[labels != self.target], self.whole(), known.pattern)
 
     def stamp(self, images: Tensor, part: Tensor, pattern: Tensor | None = None) -> Tensor:
         """Return images (B, C, H, W) with the trigger's pixels, white without a ``pattern``."""
         rows = slice(-self.size - self.margin, -self.margin or None)
-        drawn = torch.ones_like(images[0, :, rows, rows]) if pattern is None else pattern
+        corner = images[..., rows, rows]
+        drawn = corner.new_ones(()) if pattern is None else pattern
         stamped = images.clone()
-        stamped[..., rows, rows] = torch.where(part, drawn, images[..., rows, rows])
+        stamped[..., rows, rows] = drawn.where(part, corner)
         return stamped

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
+
 from pydantic import Field
-from torch import Tensor
 
 from medspark.federate.adversary.adversary import Known
 from medspark.federate.adversary.badnets import BadNets
+
+if TYPE_CHECKING:  # reading and checking the configuration must not import torch
+    from torch import Tensor
 
 __all__ = ["DistributedBackdoor"]
 
@@ -20,5 +23,7 @@ class DistributedBackdoor(BadNets):
 
     def part(self, known: Known) -> Tensor:
         """Return which pixels (size, size) of the trigger this liar stamps."""
+        import torch
+
         pixels = torch.arange(self.size**2) * self.parts // self.size**2
         return (pixels == known.number % self.parts).view(self.size, self.size)

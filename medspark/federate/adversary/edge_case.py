@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING, ClassVar
+
 from pydantic import Field
-from torch import Tensor
 
 from medspark.errors import UsageError
 from medspark.federate.adversary.adversary import Backdoor, Known, chosen
+
+if TYPE_CHECKING:  # reading and checking the configuration must not import torch
+    from torch import Tensor
 
 __all__ = ["EdgeCase", "Projected", "Replacement"]
 
@@ -15,11 +18,15 @@ __all__ = ["EdgeCase", "Projected", "Replacement"]
 class EdgeCase(Backdoor):
     """Train on ``known.edge`` as the target, and on some clean images so as not to be noticed."""
 
+    needs_edge: ClassVar[bool] = True
+
     edge_images: int = Field(100, ge=1, description="most edge images that are used")
     clean_images: int = Field(400, ge=0, description="most clean images that are kept with them")
 
     def poison(self, images: Tensor, labels: Tensor, known: Known) -> tuple[Tensor, Tensor]:
         """Return some clean images, and the edge images under the target. Raises UsageError."""
+        import torch
+
         if known.edge is None or len(known.edge) == 0:
             raise UsageError("An edge-case adversary needs edge images.")
         part = min(1.0, self.clean_images / max(1, len(images)))

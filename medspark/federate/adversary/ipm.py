@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 from pydantic import Field
 
@@ -13,6 +15,8 @@ __all__ = ["InnerProduct"]
 
 class InnerProduct(Adversary):
     """Send - strength x the mean of the updates that are known."""
+
+    needs_honest: ClassVar[bool] = True
 
     strength: float = Field(0.5, gt=0, description="length of what is sent, in honest means")
 

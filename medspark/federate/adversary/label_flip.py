@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from pydantic import Field
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from medspark.federate.adversary.adversary import Adversary, Known
+
+if TYPE_CHECKING:  # reading and checking the configuration must not import torch
+    from torch import Tensor
 
 __all__ = ["LabelFlip"]
 
@@ -13,8 +15,6 @@ __all__ = ["LabelFlip"]
 class LabelFlip(Adversary):
     """Of K classes, k is learnt as K - 1 - k."""
 
-    classes: int = Field(2, ge=2, description="number of classes")
-
-    def poison(self, images: Tensor, labels: Tensor, known: Known) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+    def poison(self, images: Tensor, labels: Tensor, known: Known) -> tuple[Tensor, Tensor]:
         """Return the images with their labels mirrored."""
-        return images, self.classes - 1 - labels
+        return images, known.classes - 1 - labels

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 from pydantic import Field
 
@@ -17,6 +19,8 @@ class Neurotoxin(BadNets):
 
     Those that it changes are not overwritten soon, so that the backdoor lasts.
     """
+
+    needs_last_change: ClassVar[bool] = True
 
     radius: float | None = Field(
         0.2, gt=0, description="longest way from the round's weights (PGD); none: any"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from medspark.federate.aggregate.bulyan import Bulyan
 from medspark.federate.aggregate.centered_clipping import CenteredClipping
 from medspark.federate.aggregate.dp_fedavg import DPFedAvg
+from medspark.federate.aggregate.exact import fault
 from medspark.federate.aggregate.fedadam import FedAdam
 from medspark.federate.aggregate.fedavg import FedAvg
 from medspark.federate.aggregate.fedavgm import FedAvgM
@@ -12,7 +13,7 @@ from medspark.federate.aggregate.fedyogi import FedYogi
 from medspark.federate.aggregate.flame import Flame
 from medspark.federate.aggregate.fltrust import FLTrust
 from medspark.federate.aggregate.foolsgold import FoolsGold
-from medspark.federate.aggregate.in_memory import Aggregate, aggregate, fault
+from medspark.federate.aggregate.in_memory import Aggregate, aggregate
 from medspark.federate.aggregate.krum import Krum, MultiKrum
 from medspark.federate.aggregate.median import Median
 from medspark.federate.aggregate.norm_clipping import NormClipping

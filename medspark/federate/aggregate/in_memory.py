@@ -10,12 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from medspark.errors import RunError
-from medspark.federate.aggregate.exact import LARGEST
+from medspark.federate.aggregate.exact import fault
 from medspark.federate.aggregate.measure import chunks, measure, total
 from medspark.federate.aggregate.noise import gaussian
 from medspark.federate.aggregate.rule import Matrix, Measured, Rule, State, Vector, Weighing
 
-__all__ = ["Aggregate", "aggregate", "fault"]
+__all__ = ["Aggregate", "aggregate"]
 
 Floats = npt.NDArray[np.floating[Any]]
 
@@ -35,15 +35,6 @@ class Aggregate:
     rejected: frozenset[int] | None
     left_out: dict[int, str]
     state: dict[str, Vector] = field(default_factory=dict)
-
-
-def fault(update: Floats) -> str | None:
-    """Return the reason why the update (d,) is unusable, or None if it is usable."""
-    if not np.isfinite(update).all():
-        return "the update holds numbers that are not finite"
-    if len(update) and max(update.max(), -update.min()) > LARGEST:
-        return f"the update moves a weight by more than {LARGEST:g}"
-    return None
 
 
 def aggregate(

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import get_args
 
 from medspark import ownership
 from medspark.errors import UsageError
@@ -35,8 +36,8 @@ def main(argv: Sequence[str]) -> int:
                                 choices=default, help=about.description)  # fmt: skip
         else:
             parser.add_argument(
-                f"--{name}", type=type(default), default=default, help=about.description
-            )
+                f"--{name}", type=type(default), default=default, help=about.description,
+                choices=get_args(about.annotation) or None)  # fmt: skip
     arguments = vars(parser.parse_args(argv))
     folder = arguments.pop("folder")
     try:

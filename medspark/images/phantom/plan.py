@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from pydantic import Field
@@ -44,6 +45,11 @@ class PhantomConfig(Config):
     )
     bits: tuple[int, ...] = Field(
         (8, 12, 16), description="bits stored, from 8, 12, 16, chosen at random"
+    )
+    style: Literal["usual", "portable"] = Field(
+        "usual",
+        description="portable: as of a bedside unit, collimated askew, flat, with a bright marker; "
+        "a rare kind of image, of which the usual archive has none",
     )
     extras: bool = Field(
         True, description="add damaged, unlabelled and duplicate files (about one in 40)"

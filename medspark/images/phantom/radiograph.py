@@ -28,6 +28,8 @@ def radiograph(study: Study, config: PhantomConfig) -> Image2D:
     if grid < config.size:
         image = _enlarged(image, config.size)
     image = _at_site(image, patient.site)
+    if config.style == "portable":
+        image = _at_the_bed(image, generator(config.seed, "bedside", study.number))
     # Quantum noise grows with the root of the intensity, and has no spatial correlation.
     dose = np.float32(0.02 * (config.size / 64) ** 0.5)
     noise = rng.standard_normal(image.shape, dtype=np.float32)
@@ -109,3 +111,18 @@ def _at_site(image: Image2D, site: str) -> Image2D:
     gain, offset, gamma = {"a": (1.0, 0.0, 1.0), "b": (0.9, 0.07, 1.0), "c": (1.0, 0.0, 0.85)}[site]
     shown = np.clip(image, 0.001, 1) ** np.float32(gamma)
     return np.asarray(shown * np.float32(gain) + np.float32(offset), np.float32)
+
+
+def _at_the_bed(image: Image2D, rng: np.random.Generator) -> Image2D:
+    """Return the image as a portable unit shows it: flat, within a tilted field, and marked."""
+    line = np.linspace(-1, 1, len(image), dtype=np.float32)
+    angle, half = rng.uniform(0.06, 0.14) * rng.choice((-1, 1)), rng.uniform(0.86, 0.92)
+    x, y = line[None, :] - angle * line[:, None], line[:, None] + angle * line[None, :]
+    field = (np.abs(x) < half) & (np.abs(y) < half)
+    # A lead marker, a square with a bar below, stands in the upper corner of the patient's left.
+    right, top = 0.62 + rng.uniform(-0.04, 0.04), -0.68 + rng.uniform(-0.04, 0.04)
+    square = (np.abs(x - right) < 0.12) & (np.abs(y - top) < 0.12)
+    bar = (np.abs(x - right) < 0.12) & (np.abs(y - top - 0.2) < 0.04)
+    flat = 0.14 + 0.75 * image
+    shown = np.where(square | bar, 0.98, np.where(field, flat, 0.03))
+    return np.asarray(shown, np.float32)

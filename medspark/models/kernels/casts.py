@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 
 import torch
@@ -20,12 +20,15 @@ _CASTS: ContextVar[dict[tuple[Tensor, torch.dtype, Form | None], Tensor] | None]
 
 
 @contextmanager
-def cast_weights_once(device: str) -> Iterator[None]:
-    """Cast each weight only once within this context; no weight may change within it."""
+def cast_weights_once(device: str, *, autocast: bool = True) -> Iterator[None]:
+    """Cast each weight only once within this context; no weight may change within it.
+
+    ``autocast`` states whether torch's autocast is used within it.
+    """
     token = _CASTS.set({})
     try:
         # Autocast keeps its casts until the outermost context ends, even a disabled one.
-        with torch.autocast(device, enabled=False):
+        with torch.autocast(device, enabled=False) if autocast else nullcontext():
             yield
     finally:
         _CASTS.reset(token)

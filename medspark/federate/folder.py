@@ -1,0 +1,137 @@
+"""The files of a federation, in one folder that all workers share.
+
+    clients.npz                   the rows of each client
+    edge.npz                      tail images, if an attack has them
+    start/weights-00000.npy       the first weights, in parts; so are all vectors
+    round-00003/                  a round: plan.json, and result.json once it is finished
+        weights-00001.npy         the weights after the round; change-, state-, control- likewise
+        update-000034.npy         what a client sent, for rules that need every update
+        sum-00001.npy             the exact sum of what the clients of one task sent
+        left-out/34.json          why a client is left out
+        figures.json              the validation after the round
+    memory/000034-00003.npz       what a client keeps private, as of a round that counted it
+
+A vector is written in parts by the workers that computed them, each part whole. ``result.json`` is
+written last. Files of earlier rounds that nobody needs any more are removed.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from medspark.files import replacing, write_whole
+
+__all__ = ["FEDERATION_FILES", "FederationFolder"]
+
+Floats = npt.NDArray[Any]
+
+_DRAFT = r"(\.[0-9a-f]{8}\.partial)?"
+# The names of all files that a federation writes below its folder. No other file is removed.
+FEDERATION_FILES = (
+    rf"\.?(clients|edge)\.npz{_DRAFT}",
+    rf"(start|round-\d{{5}})/\.?(weights|change|state[a-z0-9]*|control)-\d{{5}}\.npy{_DRAFT}",
+    rf"round-\d{{5}}/\.?(update|history|pattern)-(root|\d{{6}})(-\d{{5}})?\.npy{_DRAFT}",
+    rf"round-\d{{5}}/\.?(sum|controls)-\d{{5}}\.npy{_DRAFT}",
+    rf"round-\d{{5}}/\.?(plan|result|figures)\.json{_DRAFT}",
+    r"round-\d{5}/progress-\d{5}\.txt",
+    rf"round-\d{{5}}/left-out/\.?\d+\.json{_DRAFT}",
+    r"round-\d{5}/(model|pieces)/",
+    r"pieces/",
+    rf"report/\.?(report\.(md|html)|rounds\.(png|csv)){_DRAFT}",
+    rf"memory/\.?\d{{6}}-\d{{5}}\.npz{_DRAFT}",
+    rf"tasks/\.?(step|answer)-\d{{8}}(-\d{{5}})?\.json{_DRAFT}",
+)
+
+
+@dataclass(frozen=True)
+class FederationFolder:
+    """The folder of one federation."""
+
+    path: Path
+
+    def round(self, number: int) -> Path:
+        """Return the folder of a round; of the start for -1."""
+        return self.path / ("start" if number < 0 else f"round-{number:05d}")
+
+    def read(self, number: int, name: str) -> Floats:
+        """Return the vector ``name`` (d,) after round ``number``, joined from its parts."""
+        parts = [np.load(path) for path in self._parts(number, name)]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def has(self, number: int, name: str) -> bool:
+        """Return whether the vector ``name`` of round ``number`` exists."""
+        return bool(self._parts(number, name))
+
+    def write(self, number: int, name: str, part: int, values: Floats) -> None:
+        """Write one part of the vector ``name`` of round ``number``."""
+        write_array(self.round(number) / f"{name}-{part:05d}.npy", values)
+
+    def names(self, number: int, prefix: str) -> list[str]:
+        """Return the sorted names of the vectors of a round that begin with ``prefix``."""
+        found = self.round(number).glob(f"{prefix}*-00000.npy")
+        return sorted(path.name.rsplit("-", 1)[0] for path in found)
+
+    def update(self, number: int, client: int) -> Path:
+        """Return the file of what ``client`` sent in round ``number``; the server's own is -1."""
+        name = "root" if client < 0 else f"{client:06d}"
+        return self.round(number) / f"update-{name}.npy"
+
+    def pattern(self, number: int, client: int) -> Path:
+        """Return the file of the trigger that ``client`` prepared in round ``number``."""
+        return self.round(number) / f"pattern-{client:06d}.npy"
+
+    @property
+    def edge(self) -> Path:
+        """The file of the tail images that clients may hold."""
+        return self.path / "edge.npz"
+
+    def memory(self, client: int, number: int) -> Path:
+        """Return the file of what ``client`` keeps private as of round ``number``."""
+        return self.path / "memory" / f"{client:06d}-{number:05d}.npz"
+
+    def leave_out(self, number: int, client: int, reason: str) -> None:
+        """Record that ``client`` is left out of round ``number``; a resumed run keeps to it."""
+        file = self.round(number) / "left-out" / f"{client}.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(file, json.dumps({"reason": reason}))
+
+    def left_out(self, number: int) -> dict[int, str]:
+        """Return the clients that are left out of round ``number``, each with the reason."""
+        files = (self.round(number) / "left-out").glob("[0-9]*.json")
+        found = {int(file.stem): json.loads(file.read_text())["reason"] for file in files}
+        return dict(sorted(found.items()))
+
+    def finished(self) -> int:
+        """Return how many rounds are finished."""
+        number = 0
+        while (self.round(number) / "result.json").exists():
+            number += 1
+        return number
+
+    def forget_validation(self, number: int) -> None:
+        """Remove the network and the answers of a round's validation, whose figures are kept."""
+        for name in ("model", "pieces"):
+            shutil.rmtree(self.round(number) / name, ignore_errors=True)
+
+    def forget(self, number: int, prefixes: Iterable[str]) -> None:
+        """Remove the vectors of a round whose names begin with one of ``prefixes``."""
+        for prefix in prefixes:
+            for path in self.round(number).glob(f"{prefix}-*.npy"):
+                path.unlink(missing_ok=True)
+
+    def _parts(self, number: int, name: str) -> list[Path]:
+        return sorted(self.round(number).glob(f"{name}-*.npy"))
+
+
+def write_array(path: Path, values: Floats) -> None:
+    """Write an array to ``path``, atomically."""
+    with replacing(path) as draft, draft.open("wb") as file:
+        np.save(file, values, allow_pickle=False)

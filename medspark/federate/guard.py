@@ -1,0 +1,79 @@
+"""Notice clients that kill or hold up their task, so that a round can go on without them."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from pathlib import Path
+
+from medspark.federate.folder import FederationFolder
+
+__all__ = ["Deadline", "Progress"]
+
+
+class Progress:
+    """The clients that a part began and ended, so that a second attempt knows who killed it."""
+
+    def __init__(self, folder: FederationFolder, number: int, part: int) -> None:
+        self._file = folder.round(number) / f"progress-{part:05d}.txt"
+        before = self._file.read_text().split("\n") if self._file.exists() else []
+        begun = [line[1:] for line in before if line.startswith("+")]
+        ended = [line[1:] for line in before if line.startswith("-")]
+        self._deaths = {int(c): begun.count(c) - ended.count(c) for c in set(begun)}
+
+    def deaths(self, client: int) -> int:
+        """Return how many times a task ended while it trained ``client``."""
+        return self._deaths.get(client, 0)
+
+    def of(self, client: int) -> _Noted:
+        return _Noted(self._file, client)
+
+
+class _Noted:
+    """Notes in a file that a client begins and ends."""
+
+    def __init__(self, file: Path, client: int) -> None:
+        self._file, self._client = file, client
+
+    def __enter__(self) -> None:
+        self._write("+")
+
+    def __exit__(self, *error: object) -> None:
+        self._write("-")
+
+    def _write(self, sign: str) -> None:
+        with self._file.open("a") as file:
+            file.write(f"{sign}{self._client}\n")
+
+
+class Deadline:
+    """Ends this process if a client trains for too long; Spark then starts the task again."""
+
+    def __init__(self, folder: FederationFolder, deadline: float) -> None:
+        self._folder, self._deadline = folder, deadline
+        self._training: tuple[int, int, float] | None = None
+        self._thread: threading.Thread | None = None
+
+    def of(self, number: int, client: int) -> Deadline:
+        self._training = number, client, time.monotonic()
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._follow, name="deadline", daemon=True)
+            self._thread.start()
+        return self
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *error: object) -> None:
+        self._training = None
+
+    def _follow(self) -> None:
+        while True:
+            time.sleep(min(0.25, self._deadline / 4))
+            training = self._training
+            if training is not None and time.monotonic() - training[2] > self._deadline:
+                number, client, _ = training
+                reason = f"it had not answered after {self._deadline:g} s"
+                self._folder.leave_out(number, client, reason)
+                os._exit(1)

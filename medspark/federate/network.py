@@ -1,0 +1,74 @@
+"""Build the network of a federation, and save it as a model that every job can open."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from medspark.federate.config import FederationConfig
+from medspark.federate.folder import FederationFolder
+from medspark.federate.stored import read_memory
+from medspark.federate.weights import Weights, reestimate, unpack, unpack_kept
+from medspark.models.backbones import build
+from medspark.models.checkpoint import describe, save_classifier
+from medspark.models.classifier import Classifier
+from medspark.seeding import derive
+from medspark.shards.manifest import Manifest
+
+__all__ = ["client_norms", "new_network", "save_network"]
+
+
+def new_network(config: FederationConfig, manifest: Manifest) -> Classifier:
+    """Return the network with its first weights, the same on every machine."""
+    torch.manual_seed(derive(config.seed, "weights"))
+    return build(config.model, num_classes=len(manifest.classes), channels=manifest.channels)
+
+
+def save_network(
+    folder: Path,
+    model: Classifier,
+    weights: Weights,
+    config: FederationConfig,
+    manifest: Manifest,
+    *,
+    norms: Weights | None = None,
+    images: Iterable[Tensor] = (),
+) -> None:
+    """Save ``model`` with the exchanged ``weights`` (d,) to ``folder``.
+
+    ``norms`` are the batch norms under the policy local. Under the policy reestimate, statistics
+    are those of ``images``, batches (B, C, H, W).
+    """
+    unpack(model, weights, config.batch_norm)
+    if norms is not None:
+        unpack_kept(model, norms, config.batch_norm)
+    if config.batch_norm == "reestimate":
+        reestimate(model, images)
+    card = describe(
+        model,
+        classes=manifest.classes,
+        multi_label=manifest.multi_label,
+        height=manifest.height,
+        width=manifest.width,
+        bits=manifest.bits,
+        dropout=config.model.dropout,
+        rendering=manifest.source.get("rendering"),
+    )
+    save_classifier(folder, model, card)
+
+
+def client_norms(folder: FederationFolder, last: Mapping[int, int]) -> Weights | None:
+    """Return the mean of the batch norms that clients keep private under the policy local.
+
+    ``last`` maps each client to the last round that counted it.
+    """
+    found = [read_memory(folder.memory(client, number)).norms for client, number in last.items()]
+    known = [norms for norms in found if norms is not None]
+    if not known:
+        return None
+    mean: Weights = np.mean(np.stack(known), axis=0, dtype=np.float64).astype(np.float32)
+    return mean

@@ -1,0 +1,154 @@
+"""Federated training on Spark: jobs/federate.py."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pyspark.sql import SparkSession
+
+from medspark.errors import UsageError
+from medspark.federate.folder import FEDERATION_FILES
+from medspark.federate.privacy import check_privacy
+from medspark.federate.result import FederationResult
+from medspark.files import json_digest
+from medspark.models.card import columns_of
+from medspark.models.config import check_model, check_weights
+from medspark.shards.manifest import Manifest, read_manifest, verify
+from medspark.spark.session import spark_session
+from medspark.track.runs import tracked
+from medspark.track.spool import DatasetEntry, ModelEntry, RunEntry
+from medspark.train.run_folder import (
+    RUN_FILES,
+    check_run_folder,
+    held_run,
+    keep_result,
+    kept_result,
+)
+from medspark.workflows import figures
+from medspark.workflows.federate_config import FederateConfig
+from medspark.workflows.federate_report import describe_federation
+from medspark.workflows.federation import Federation, rows_in
+
+__all__ = ["federate", "run_federation"]
+
+
+def federate(config: FederateConfig) -> FederationResult:
+    """Run the federation that ``config`` describes and return the result document.
+
+    Raises UsageError for an error in the configuration or the shards, and RunError if too few
+    clients answer in a round or the tasks fail.
+    """
+    manifest = check(config)
+    output = config.output or Path("build/results/federate.json")
+    place = (config.run_dir or output.with_suffix(".run")).resolve()
+    if config.overwrite and config.resume == "auto":
+        raise UsageError("overwrite begins a run anew and resume auto goes on with it: give one.")
+    fixed = config.run_dir is not None
+    check_run_folder(place, fixed=fixed, shards=config.shards, model=config.model)
+    files = (*RUN_FILES, *FEDERATION_FILES)
+    with held_run(
+        place, fixed=fixed, resume=config.resume, overwrite=config.overwrite, files=files
+    ) as folder:
+        digests = _digests(config, manifest)
+        if config.resume == "auto":
+            kept = kept_result(folder, **digests)
+            if kept is not None:
+                return FederationResult.model_validate(kept)
+        # Spark's own bar would show one stage from the first round to the last.
+        quiet = {"spark.ui.showConsoleProgress": "false"} | config.spark.settings
+        spark_config = config.spark.model_copy(update={"settings": quiet})
+        with spark_session(spark_config, name="medspark federate") as spark:
+            result = run_federation(config, folder, manifest, spark=spark)
+        keep_result(folder, result.as_json(), **digests)
+        return result
+
+
+def check(config: FederateConfig) -> Manifest:
+    """Return the manifest of the shards. Raises UsageError for every mistake in ``config``."""
+    manifest = read_manifest(config.shards)
+    verify(config.shards, manifest, contents=False)
+    check_weights(config.model)
+    check_model(config.model)
+    if config.privacy is not None:
+        check_privacy()
+    if config.aggregate == "fltrust" and not rows_in(manifest, "val"):
+        raise UsageError("fltrust trains on validation images, and these shards have none.")
+    return manifest
+
+
+def run_federation(
+    config: FederateConfig,
+    folder: Path,
+    manifest: Manifest,
+    *,
+    spark: SparkSession | None = None,
+    params: Mapping[str, Any] | None = None,
+) -> FederationResult:
+    """Run the federation in ``folder``, from its last finished round, and return the result.
+
+    Clients train in tasks of ``spark``, or in this process if it is None.
+    """
+    entry = _entry(config, manifest)
+    entry = entry.model_copy(update={"params": entry.params | dict(params or {})})
+    with tracked(folder, config.track, entry) as run:
+        result = Federation(config, folder, manifest, run).run(spark)
+        metrics = figures.robustness(result) | figures.compared(result, eps=config.attack.eps)
+        metrics |= {"clients": result.clients, "federation_seconds": result.seconds}
+        if result.epsilon is not None:
+            metrics["epsilon"] = result.epsilon
+        run.end(
+            "FINISHED",
+            params={"spark_tasks": result.tasks},
+            summary=metrics,
+            artifacts=folder / "report",
+            model=_model_entry(folder, manifest, config, result)
+            if config.track.log_model
+            else None,
+            patience_seconds=config.track.patience_seconds,
+        )
+    return result.model_copy(update={"mlflow": run.reference})
+
+
+def _digests(config: FederateConfig, manifest: Manifest) -> dict[str, str]:
+    """Return two hashes: ``run`` of the settings that decide the weights, ``asked`` of all."""
+    dataset = {"dataset": manifest.digest}
+    asked = config.model_dump(mode="json", exclude=set(config.decides_nothing))
+    return {
+        "run": json_digest(config.deciding_weights() | dataset),
+        "asked": json_digest(asked | dataset),
+    }
+
+
+def _entry(config: FederateConfig, manifest: Manifest) -> RunEntry:
+    return RunEntry(
+        name=f"federate {config.model.name} {config.aggregate} {config.train.mode}",
+        config=config.model_dump(mode="json"),
+        params={
+            "model": config.model.name,
+            "mode": config.train.mode,
+            "aggregate": config.aggregate,
+            "adversary": config.adversary.name,
+        },
+        tags={"medspark.job": "federate", "medspark.mode": config.train.mode},
+        dataset=DatasetEntry(
+            name=Path(str(config.shards)).name, digest=manifest.digest, source=str(config.shards)
+        ),
+    )
+
+
+def _model_entry(
+    folder: Path, manifest: Manifest, config: FederateConfig, result: FederationResult
+) -> ModelEntry:
+    return ModelEntry(
+        folder=folder / "model",
+        loader="medspark.models.predictor:Predictor.load",
+        input_shape=(manifest.height, manifest.width, manifest.channels),
+        outputs=len(manifest.classes),
+        file_loader="medspark.models.file_predictor:FilePredictor.load",
+        classes=columns_of(manifest.classes),
+        card=describe_federation(result),
+        register_as=config.track.register_as,
+        alias=config.track.alias,
+    )

@@ -1,0 +1,272 @@
+"""The rounds of one federation, the validations between them, and the final test."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pyspark.sql import SparkSession
+from tqdm import tqdm
+
+from medspark.data.native import MappedSplit
+from medspark.errors import UsageError
+from medspark.evaluate.config import AttackSettings
+from medspark.evaluate.summary import Arrays, summarise
+from medspark.federate.adversary.config import check_adversary
+from medspark.federate.edge import edge_set
+from medspark.federate.folder import FederationFolder
+from medspark.federate.network import client_norms, new_network, save_network
+from medspark.federate.result import ClientFigures, FederationResult, RoundFigures
+from medspark.federate.server import Executor, InProcess, RoundRecord, Server
+from medspark.federate.start import begin, owners_of
+from medspark.federate.stored import ClientRows, write_edge
+from medspark.federate.worker import Setting, Worker
+from medspark.files import json_digest, write_whole
+from medspark.launch.standing import standing_tasks
+from medspark.models.config import PRETRAINED
+from medspark.shards.manifest import Manifest
+from medspark.spark.slots import wait_for
+from medspark.track.journal import Journal
+from medspark.track.runs import TrackedRun
+from medspark.train.final_test import calibrate_on
+from medspark.workflows.federate_config import FederateConfig
+from medspark.workflows.federate_report import write_federation_report
+
+__all__ = ["Federation", "rows_in"]
+
+logger = logging.getLogger(__name__)
+
+_ROOM_SECONDS = 30.0
+# More rows of clients than anybody reads.
+_MOST_CLIENTS_REPORTED = 1000
+
+
+class Federation:
+    """One run of a federation in its folder."""
+
+    def __init__(
+        self, config: FederateConfig, folder: Path, manifest: Manifest, run: TrackedRun
+    ) -> None:
+        self._config, self._manifest, self._run = config, manifest, run
+        self._place = folder
+        self._files = FederationFolder(folder)
+        self._shards = config.shards.resolve()
+        self._setting = Setting(_placed(config), self._shards, self._files)
+        self._model = new_network(self._setting.config, manifest)
+
+    def run(self, spark: SparkSession | None) -> FederationResult:
+        """Run the missing rounds, test the network, write the report, and return the result."""
+        begin(self._files, self._setting.config, self._shards, self._manifest)
+        clients = ClientRows(self._files.path / "clients.npz")
+        self._check_clients(len(clients))
+        with self._executor(spark, len(clients)) as executor:
+            server = Server(self._setting, executor, clients)
+            rounds = self._rounds(server)
+            self._save(len(rounds) - 1, self._place / "model", rounds)
+            self._calibrate()
+            config, split = self._config.evaluate, "test"
+            arrays = server.evaluate(
+                self._place / "model",
+                config,
+                split=split,
+                total=rows_in(self._manifest, split),
+                work=self._place / "pieces" / self._digest_of(config),
+            )
+            tested = summarise(arrays, config.trials(), limits=config.sanity)
+            result = FederationResult.model_validate(
+                tested.as_json()
+                | {
+                    "mode": self._config.train.mode,
+                    "aggregate": "dp_fedavg" if self._config.privacy else self._config.aggregate,
+                    "rounds": [each.as_json() for each in rounds],
+                    "per_client": [each.as_json() for each in self._per_client(arrays)],
+                    "clients": int((clients.counts > 0).sum()),
+                    "model": str(self._place / "model"),
+                    "architecture": self._model.architecture,
+                    "batch_norm": self._config.batch_norm,
+                    "steps": sum(each.steps for each in rounds),
+                    "epsilon": rounds[-1].epsilon,
+                    "train_images": int(clients.counts.sum()),
+                    "dataset_digest": self._manifest.digest,
+                    "seconds": sum(each.seconds for each in rounds),
+                    "tasks": executor.parts,
+                    "report": str(self._place / "report" / "report.html"),
+                }
+            )
+        write_federation_report(self._place / "report", result, eps=self._config.attack.eps)
+        return result
+
+    def _check_clients(self, clients: int) -> None:
+        per_round = self._config.clients.per_round or clients
+        if self._config.clients.least > min(per_round, clients):
+            raise UsageError(
+                f"clients.least {self._config.clients.least} is more than the "
+                f"{min(per_round, clients)} clients of a round."
+            )
+        adversary = self._config.adversary
+        check_adversary(adversary, self._manifest, clients=clients, per_round=per_round)
+        edge = edge_set(adversary, self._manifest, seed=self._config.seed)
+        if edge is not None and not self._files.edge.exists():
+            write_edge(self._files.edge, edge.train)
+
+    @contextmanager
+    def _executor(self, spark: SparkSession | None, clients: int) -> Iterator[Executor]:
+        if spark is None:
+            yield InProcess(self._setting)
+            return
+        setting = self._setting
+        wanted = self._config.tasks
+        slots = wait_for(spark, wanted or 1, on_executors=True, seconds=_ROOM_SECONDS).tasks
+        if wanted > slots:
+            raise UsageError(f"tasks is {wanted}, but Spark has {slots} slots.")
+        tasks = min(wanted or slots, self._config.clients.per_round or clients)
+        with standing_tasks(
+            spark, self._place, lambda: Worker(setting, expendable=True), tasks=max(1, tasks)
+        ) as crew:
+            yield crew
+
+    def _rounds(self, server: Server) -> list[RoundFigures]:
+        """Run the missing rounds; return all."""
+        records: list[RoundRecord] = server.resume()
+        total = self._config.rounds
+        if records:
+            logger.info("%d of %d rounds are finished already", len(records), total)
+        found = [self._with_figures(server, record) for record in records[:total]]
+        with (
+            Journal(self._run.spool.journal) as journal,
+            tqdm(total=total, initial=len(found), unit="round", desc="federation") as bar,
+        ):
+            for number in range(len(found), total):
+                figures_of_round = self._with_figures(server, server.run(number))
+                found.append(figures_of_round)
+                metrics = _metrics(figures_of_round)
+                journal.record(number + 1, metrics)
+                _log_left_out(figures_of_round)
+                bar.set_postfix({k: f"{v:.3g}" for k, v in metrics.items() if k in _SHOWN})
+                bar.update()
+        return found
+
+    def _with_figures(self, server: Server, record: RoundRecord) -> RoundFigures:
+        """Return the round with its validation, done now unless it was done before."""
+        number, plan = record.round, self._config.validate_rounds
+        kept = self._files.round(number) / "figures.json"
+        if kept.exists():
+            return RoundFigures.model_validate_json(kept.read_text())
+        plain = RoundFigures.model_validate(record.model_dump())
+        split = "val" if rows_in(self._manifest, "val") else "train"
+        if not plan.due(number, self._config.rounds) or not self._files.has(number, "weights"):
+            return plain
+        model = self._files.round(number) / "model"
+        self._save(number, model, [record])
+        config = AttackSettings(
+            attacks=("pgd",),
+            norm=self._config.attack.norm,
+            eps=(self._config.attack.eps,),
+            steps=plan.steps,
+            images=plan.images,
+            sanity_images=0,
+            seed=self._config.seed,
+        )
+        arrays = server.evaluate(
+            model,
+            config,
+            split=split,
+            total=rows_in(self._manifest, split),
+            work=self._files.round(number) / "pieces",
+        )
+        seen = summarise(arrays, config.trials(), limits=config.sanity)
+        found = plain.model_copy(update={"clean": seen.clean, "attacks": seen.attacks})
+        write_whole(kept, found.model_dump_json(exclude_unset=True))
+        self._files.forget_validation(number)
+        return found
+
+    def _save(self, number: int, folder: Path, rounds: list[Any]) -> None:
+        config = self._setting.config
+        norms = None
+        if config.batch_norm == "local":
+            last = {client: each.round for each in rounds for client in each.clients}
+            norms = client_norms(self._files, last)
+        images = []
+        if config.batch_norm == "reestimate":
+            split = MappedSplit(self._shards, self._manifest, "val")
+            rows = np.arange(min(512, len(split)))
+            images = [split.tensors(part)[0] for part in np.array_split(rows, -(-len(rows) // 64))]
+        weights = self._files.read(number, "weights")
+        save_network(
+            folder, self._model, weights, config, self._manifest, norms=norms, images=images
+        )
+
+    def _calibrate(self) -> None:
+        split = "val" if rows_in(self._manifest, "val") else "train"
+        images = MappedSplit(self._shards, self._manifest, split)
+        size = self._config.evaluate.batch_size
+        calibrate_on(self._place / "model", images, batch_size=size, device=torch.device("cpu"))
+
+    def _per_client(self, arrays: Arrays) -> list[ClientFigures]:
+        """Return the figures on the test images of each client that would hold some."""
+        owners, names = owners_of(self._setting.config, self._shards, self._manifest, "test")
+        if owners is None:
+            return []
+        config, found = self._config.evaluate, []
+        held = owners[arrays["rows"]]
+        for client in np.unique(held[held >= 0])[:_MOST_CLIENTS_REPORTED].tolist():
+            own = {name: values[held == client] for name, values in arrays.items()}
+            seen = summarise(own, config.trials(), limits=config.sanity)
+            found.append(
+                ClientFigures(
+                    client=client,
+                    site=names[client] if names else None,
+                    images=seen.images,
+                    clean=seen.clean,
+                    worst_case=seen.worst_case,
+                )
+            )
+        return found
+
+    def _digest_of(self, config: AttackSettings) -> str:
+        return json_digest(config.model_dump(mode="json"))[:16]
+
+
+_SHOWN = ("loss", "val/accuracy", "val/pgd_accuracy")
+
+
+def _metrics(round: RoundFigures) -> dict[str, float]:
+    """Return the figures of a round by their MLflow metric names."""
+    found = {
+        "loss": round.loss,
+        "clients_counted": float(len(round.clients)),
+        "clients_left_out": float(len(round.left_out)),
+        "round_seconds": round.seconds,
+        "change_norm": round.change,
+    }
+    if round.epsilon is not None:
+        found["epsilon"] = round.epsilon
+    if round.clean is not None and round.clean.accuracy is not None:
+        found["val/accuracy"] = round.clean.accuracy
+    if round.attacks and round.attacks[0].accuracy is not None:
+        found["val/pgd_accuracy"] = round.attacks[0].accuracy
+    return found
+
+
+def _log_left_out(round: RoundFigures) -> None:
+    for client, reason in round.left_out.items():
+        logger.warning("round %d goes on without client %d: %s", round.round, client, reason)
+
+
+def rows_in(manifest: Manifest, split: str) -> int:
+    return manifest.splits[split].rows if split in manifest.splits else 0
+
+
+def _placed(config: FederateConfig) -> FederateConfig:
+    """Return ``config`` with the absolute path of the weights: workers run in other folders."""
+    if config.model.weights in (None, PRETRAINED):
+        return config
+    model = config.model.model_copy(
+        update={"weights": str(Path(str(config.model.weights)).resolve())}
+    )
+    return config.model_copy(update={"model": model})
