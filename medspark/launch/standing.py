@@ -195,7 +195,8 @@ def _steps(folder: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _newest(folder: Path) -> int:
-    return max((int(path.stem.split("-")[1]) for path in folder.glob("step-*.json")), default=-1)
+    steps = folder.glob("step-" + 8 * "[0-9]" + ".json")
+    return max((int(path.stem.split("-")[1]) for path in steps), default=-1)
 
 
 def _pauses() -> Iterator[float]:

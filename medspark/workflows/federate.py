@@ -9,6 +9,7 @@ from typing import Any
 
 from pyspark.sql import SparkSession
 
+from medspark import ownership
 from medspark.errors import UsageError
 from medspark.federate.folder import FEDERATION_FILES
 from medspark.federate.privacy import check_privacy
@@ -48,6 +49,9 @@ def federate(config: FederateConfig) -> FederationResult:
         raise UsageError("overwrite begins a run anew and resume auto goes on with it: give one.")
     fixed = config.run_dir is not None
     check_run_folder(place, fixed=fixed, shards=config.shards, model=config.model)
+    edge = config.adversary.edge
+    if edge is not None and Path(edge).is_dir():
+        ownership.apart({"adversary.edge": edge}, {"the folder of the run": place})
     files = (*RUN_FILES, *FEDERATION_FILES)
     with held_run(
         place, fixed=fixed, resume=config.resume, overwrite=config.overwrite, files=files

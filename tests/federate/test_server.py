@@ -41,6 +41,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     name: {"aggregate": name, "clients": SIX if name != "bulyan" else SIX | {"per_round": 7}}
     for name in RULES
 }
+SETTINGS["centered_clipping"]["rule"] = {"radius": 0.1}
 SETTINGS["clipped"] = {"aggregate": "norm_clipping", "rule": {"bound": 0.1}, "clients": SIX}
 SETTINGS["private"] = {"privacy": {"rate": 0.7, "bound": 0.1}}
 SETTINGS["scaffold"] = {"scaffold": True, "clients": SIX}

@@ -28,6 +28,9 @@ JOBS = {
     "train_at, going on": f"{TRAIN} --resume auto",
     "train_at, on built-in data": "--demo.folder {demo} --demo.count 20 --track.uri {store}",
     "distill": f"{TRAIN} --distill.teacher {{model}}",
+    "federate": f"{TRAIN} --model.name resnet10t",
+    "federate, over what is there": f"{TRAIN} --model.name resnet10t --overwrite",
+    "federate, going on": f"{TRAIN} --model.name resnet10t --resume auto",
     "evaluate": "--model {model} --shards {shards} --folder {target} --track.uri {store}",
     "export_edge": "--model {model} --shards {shards} --folder {target} --track.uri {store}",
     "scale_at": "--shards {shards} --folder {target} --grid.model resnet10t --repeats 1 "

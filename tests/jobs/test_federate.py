@@ -106,13 +106,13 @@ def test_the_result_has_every_round_and_the_robustness_of_the_network(by_site: d
     assert (by_site["clients"], by_site["train_images"], by_site["tasks"]) == (3, 42, 2)
     assert by_site["aggregate"] == "fedavg"
     assert by_site["clean"]["accuracy"] is not None
-    assert [attack["attack"] for attack in by_site["attacks"]] == ["pgd"]
+    assert [attack["name"] for attack in by_site["attacks"]] == ["pgd"]
     assert [each["round"] for each in by_site["rounds"]] == [0, 1]
     for each in by_site["rounds"]:
         assert each["clients"] == [0, 1, 2]
         assert each["left_out"] == {}
         assert each["clean"]["accuracy"] is not None
-        assert each["attacks"][0]["attack"] == "pgd"
+        assert each["attacks"][0]["name"] == "pgd"
         assert each["bytes_up"] == each["bytes_down"] > 3 * 4 * 100_000
         assert each["seconds"] > 0
 

@@ -22,6 +22,7 @@ from medspark.lock import locked
 from medspark.ownership import MARKER, claim
 from medspark.shards.manifest import read_manifest, verify
 from medspark.train.result import TrainResult
+from medspark.workflows import federate as federating
 from medspark.workflows import paper_table
 from medspark.workflows import scale_at as scaling
 from medspark.workflows import train_at as training
@@ -51,7 +52,7 @@ def no_spark(monkeypatch: pytest.MonkeyPatch, load_job: Callable[[str], ModuleTy
         raise AssertionError("Spark was started")
 
     jobs = [load_job(name) for name in ("ingest", "shard", "evaluate", "export_edge")]
-    for module in (training, scaling, paper_table, *jobs):
+    for module in (training, scaling, paper_table, federating, *jobs):
         monkeypatch.setattr(module, "spark_session", started)
 
 
@@ -122,6 +123,9 @@ def test_an_archive_is_not_its_own_target(call: Call, home: Path, tmp_path: Path
         ("export_edge", "--model", "a/b", "a"),
         ("export_edge", "--shards", "a", "a/b"),
         ("scale_at", "--shards", "a/b", "a"),
+        ("federate", "--shards", "a/b", "a"),
+        ("federate", "--shards", "a", "a/b"),
+        ("federate", "--adversary.edge", "a", "a/b"),
         ("paper_table", "--datasets.x", "a", "a/b"),
         ("backdoor_table", "--shards", "a/b", "a"),
         ("backdoor_table", "--adversary.edge", "a", "a/b"),
@@ -154,7 +158,8 @@ def test_what_is_read_and_what_is_written_are_apart(
 
 @pytest.mark.usefixtures("no_spark")
 @pytest.mark.parametrize("name", ["train_at", "train_at, going on", "train_at, over what is there",
-                                  "distill", "scale_at", "paper_table"])  # fmt: skip
+                                  "distill", "federate", "federate, going on", "scale_at",
+                                  "paper_table"])  # fmt: skip
 def test_a_folder_that_another_job_writes_is_refused_before_spark_and_its_holder_named(
     call: Call, name: str, tmp_path: Path, capsys
 ) -> None:
