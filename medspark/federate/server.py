@@ -204,11 +204,8 @@ class Server:
         """Return the file of the newest trigger that an adversary prepared."""
         if self._config.adversary.name == "none":
             return None
-        for earlier in range(number - 1, -1, -1):
-            files = sorted(self._folder.round(earlier).glob("pattern-*.npy"))
-            if files:
-                return str(files[0])
-        return None
+        newest = self._folder.newest_pattern(number - 1)
+        return None if newest is None else str(newest)
 
     def _check(self, number: int, counted: Sequence[int], left_out: Mapping[int, str]) -> None:
         if ROOT in left_out:
