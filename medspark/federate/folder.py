@@ -23,7 +23,7 @@ import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -68,7 +68,7 @@ class FederationFolder:
 
         Of its coordinates only those ``here`` are read, all by default.
         """
-        mode = None if here is None else "r"
+        mode: Literal["r"] | None = None if here is None else "r"
         parts = [np.load(path, mmap_mode=mode) for path in self._parts(number, name)]
         if here is not None:
             starts = np.cumsum([0, *(len(part) for part in parts)])
