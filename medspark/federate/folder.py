@@ -23,7 +23,7 @@ import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -63,9 +63,19 @@ class FederationFolder:
         """Return the folder of a round; of the start for -1."""
         return self.path / ("start" if number < 0 else f"round-{number:05d}")
 
-    def read(self, number: int, name: str) -> Floats:
-        """Return the vector ``name`` (d,) after round ``number``, joined from its parts."""
-        parts = [np.load(path) for path in self._parts(number, name)]
+    def read(self, number: int, name: str, here: slice | None = None) -> Floats:
+        """Return the vector ``name`` (d,) after round ``number``, joined from its parts.
+
+        Of its coordinates only those ``here`` are read, all by default.
+        """
+        mode: Literal["r"] | None = None if here is None else "r"
+        parts = [np.load(path, mmap_mode=mode) for path in self._parts(number, name)]
+        if here is not None:
+            starts = np.cumsum([0, *(len(part) for part in parts)])
+            parts = [
+                part[max(0, here.start - start) : max(0, here.stop - start)]
+                for part, start in zip(parts, starts, strict=False)
+            ]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def has(self, number: int, name: str) -> bool:

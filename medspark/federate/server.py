@@ -215,7 +215,7 @@ class Server:
             client = min(left_out, default=None)
             why = "" if client is None else f" Client {client} was left out: {left_out[client]}."
             raise RunError(
-                f"Round {number} has {len(counted)} of the {least} usable answers that it "
+                f"Round {number + 1} has {len(counted)} of the {least} usable answers that it "
                 f"needs.{why}"
             )
         self._rule.check(len(counted))

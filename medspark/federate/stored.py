@@ -67,7 +67,7 @@ class StoredUpdates:
         for row, client in zip(rows, self._step["counted"], strict=True):
             last = self._step["memory"].get(str(client))
             if last is not None:
-                row += self._folder.read(int(last), f"history-{client:06d}")[here]
+                row += self._folder.read(int(last), f"history-{client:06d}", here)
         return rows
 
     def remember(self, bounds: tuple[int, int], part: int) -> None:
@@ -92,7 +92,7 @@ class StoredUpdates:
     def _last_change(self, here: slice) -> Vector:
         if not self._folder.has(self._number - 1, "change"):
             return np.zeros(here.stop - here.start)
-        return self._folder.read(self._number - 1, "change")[here]
+        return self._folder.read(self._number - 1, "change", here)
 
     def summed(self, name: str, here: slice, *, weight: float) -> Vector:
         """Return the sum of all tasks' exact sums."""

@@ -302,9 +302,9 @@ class Worker:
         rule = self._rule(step)
         weighing = _weighing(step["weighing"])
         rows = StoredUpdates(self._folder, step, rule.references)
-        base = self._folder.read(number - 1, "weights")[start:stop]
+        base = self._folder.read(number - 1, "weights", slice(start, stop))
         states = {
-            name.removeprefix("state"): self._folder.read(number - 1, name)[start:stop]
+            name.removeprefix("state"): self._folder.read(number - 1, name, slice(start, stop))
             for name in self._folder.names(number - 1, "state")
         }
         weights = np.empty(stop - start, dtype=np.float32)

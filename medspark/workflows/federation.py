@@ -287,7 +287,7 @@ def _metrics(round: RoundFigures) -> dict[str, float]:
 
 def _log_left_out(round: RoundFigures) -> None:
     for client, reason in round.left_out.items():
-        logger.warning("round %d goes on without client %d: %s", round.round, client, reason)
+        logger.warning("round %d goes on without client %d: %s", round.round + 1, client, reason)
 
 
 def rows_in(manifest: Manifest, split: str) -> int:

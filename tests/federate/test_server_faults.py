@@ -91,7 +91,9 @@ def test_a_round_with_too_few_answers_fails_and_says_who_was_left_out(shards: Pa
         shards, tmp_path, train=broken("nan", everybody), clients=SKEWED | {"least": 2}
     )  # fmt: skip
 
-    with pytest.raises(RunError, match=r"0 of the 2 usable .* Client 0 was left out: .* finite\."):
+    with pytest.raises(
+        RunError, match=r"Round 1 has 0 of the 2 usable .* Client 0 was left out: .* finite\."
+    ):
         found.run()
 
 

@@ -284,7 +284,8 @@ def test_a_client_that_hangs_and_one_that_kills_its_worker_are_left_out_and_name
 def test_a_killed_federation_goes_on_in_its_run_to_the_same_weights(
     run: Run, shards: Path, tmp_path: Path
 ):
-    more = (*BY_SITE, "--rounds", 4, "--aggregate", "fedadam", "--resume", "auto")
+    more = (*BY_SITE, "--rounds", 4, "--aggregate", "fedadam", "--resume", "auto",
+            "--validate_rounds.every", 0)  # fmt: skip
     words = command(shards, tmp_path, *more, "--spark.master", "local[2]")
     job = subprocess.Popen(
         [sys.executable, ROOT / "jobs" / "federate.py", *words],

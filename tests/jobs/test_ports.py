@@ -130,6 +130,21 @@ def test_an_evaluation_listens_on_loopback_alone(folder: Path) -> None:
     assert seen.loopback != set()
 
 
+def test_a_federation_listens_on_loopback_alone(folder: Path) -> None:
+    (shards,) = folder.glob("build/demo/*/shards")
+
+    with watched() as seen:
+        _run(
+            folder, BIN / "spark-submit", ROOT / "jobs" / "federate.py", "--shards", shards,
+            "--model.name", "test_resnet", "--clients.by", "dirichlet", "--clients.count", 2,
+            "--rounds", 1, "--validate_rounds.every", 0, "--evaluate.attacks", "fgsm",
+            "--evaluate.sanity_images", 0, "--output", "federation.json",
+        )  # fmt: skip
+
+    assert seen.outside == set()
+    assert seen.loopback != set()
+
+
 def test_a_served_model_listens_on_loopback_alone(folder: Path) -> None:
     reference = json.loads((folder / "r.json").read_text())["mlflow"]
     server = subprocess.Popen(

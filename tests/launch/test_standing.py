@@ -115,6 +115,7 @@ def test_a_task_that_dies_is_started_again_and_the_other_goes_on(spark: Any, tmp
 
 
 @pytest.mark.spark
+@pytest.mark.slow
 def test_a_job_that_fails_is_started_again_at_its_step(spark: Any, tmp_path: Path):
     with two_tasks(spark, tmp_path) as crew:
         crew.do({}, 2)
@@ -126,6 +127,7 @@ def test_a_job_that_fails_is_started_again_at_its_step(spark: Any, tmp_path: Pat
 
 
 @pytest.mark.spark
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "said"),
     [("raises", "This part cannot be done."), ("dies", "a Python worker ended unexpectedly")],
