@@ -30,6 +30,7 @@ def small(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     chosen = {
         "folder": folder, "key_file": folder / "key", "count": 60, "image_size": 32,
         "processes": 1, "shares": "1.0",
+        "clients": 3, "rounds": 2, "aggregate": "median",
         "epochs": 1, "images": 12, "steps": 2, "tracking_uri": f"sqlite:///{folder / 'mlflow.db'}",
     }  # fmt: skip
     for name, value in chosen.items():
@@ -38,8 +39,8 @@ def small(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_there_are_the_three_notebooks() -> None:
-    assert [path.name[:3] for path in NOTEBOOKS][:3] == ["01_", "02_", "03_"]
+def test_there_are_the_four_notebooks() -> None:
+    assert [path.name[:3] for path in NOTEBOOKS] == ["01_", "02_", "03_", "04_"]
 
 
 @pytest.mark.slow
