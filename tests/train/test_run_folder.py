@@ -107,6 +107,16 @@ def test_a_run_that_failed_before_it_had_anything_is_no_obstacle(tmp_path, left)
         assert {path.name for path in contents(folder)} == {MARKER}
 
 
+def test_the_rounds_of_a_federation_that_failed_are_not_lost(tmp_path):
+    a_run(tmp_path, {"run.json": record("FAILED"), "round-00000/result.json": {}})
+
+    with (
+        pytest.raises(UsageError, match="an unfinished run"),
+        held_run(tmp_path, fixed=True, resume="never"),
+    ):
+        pass
+
+
 def test_by_default_each_finished_run_keeps_its_folder_and_the_next_gets_another(tmp_path):
     seen = []
     for _ in range(12):
