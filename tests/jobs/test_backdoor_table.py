@@ -11,7 +11,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 FEW = (
-    "--adversaries none replacement --rules fedavg krum --clients.by dirichlet --clients.count 5 "
+    "--adversaries none replacement --rules fedavg krum --clients.by dirichlet --clients.count 6 "
     "--clients.per_round 5 --adversary.clients 1,2 --adversary.per_round 1 --warm_up 1 --rounds 1 "
     "--later 1 --local.train.mode standard --model.name test_efficientnet_gn "
     "--evaluate.attacks pgd --evaluate.steps 1 --evaluate.eps 2/255 --evaluate.sanity_images 0 "
