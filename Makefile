@@ -6,6 +6,7 @@
 # make bench   benchmarks, medspark and the reference in turn (ONLY=name for one)
 # make readme  write the figures of every README from the records in tests/claims
 # make claims  measure the records again and check them against their intervals (ONLY=name for one)
+# make edge     build build/edge/medspark_edge-….whl, which predicts on devices without torch
 # make chaos   kill processes while they work, and check that nothing is lost (ONLY=row for one)
 # make hosts   train across hosts in network namespaces, disconnect one (ONLY=row for one; root)
 
@@ -18,7 +19,7 @@ export SPARK_CONF_DIR := $(CURDIR)/conf
 export PYTHON
 export LOCKED
 
-.PHONY: demo test ui check bench readme claims chaos hosts setup clean
+.PHONY: demo test ui check bench readme claims edge chaos hosts setup clean
 
 setup: .venv/.ready$(if $(LOCKED),-locked)
 
@@ -51,6 +52,9 @@ readme: setup
 
 claims: setup
 	python tests/claims/measure.py again $(if $(ONLY),--only $(ONLY))
+
+edge: setup
+	python conf/edge.py build/edge
 
 chaos: setup
 	python tests/chaos/run.py $(if $(ONLY),--only $(ONLY))

@@ -2,7 +2,7 @@
 
 Reads   pyproject.toml, conf/constraints.txt, and the package index through uv (pip install uv)
 Writes  conf/lock/build.txt      what builds and installs packages
-        conf/lock/libraries.txt  what medspark needs with its extras petastorm, onnx and dev
+        conf/lock/libraries.txt  what medspark needs with the extras that setup installs
         conf/lock/cuda.txt       torch as the index serves it for Linux, and what that needs besides
         conf/lock/cpu.txt        torch as the WHEEL has it: the build for CPUs, which the index does
                                  not serve; the file stays as it is where no WHEEL is given
@@ -23,7 +23,7 @@ from pathlib import Path
 CONF = Path(__file__).resolve().parent
 CONSTRAINTS, LOCK = CONF / "constraints.txt", CONF / "lock"
 BUILD_TOOLS = ("pip", "setuptools", "wheel")
-EXTRAS = ("petastorm", "onnx", "dev")
+EXTRAS = ("petastorm", "edge", "openvino", "privacy", "dev")
 
 Hashes = dict[str, list[str]]  # "torch==2.13.0" -> ["sha256:…", …]
 

@@ -8,14 +8,16 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
-from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict, SettingsError
 
-from medspark.documents import parse_yaml
 from medspark.errors import UsageError
 from medspark.redact import HIDDEN, is_secret, redacted, safe_text
+
+# Only commands need pydantic-settings and a YAML library; a device that predicts has neither.
+if TYPE_CHECKING:
+    from pydantic_settings import CliSettingsSource
 
 
 class Config(BaseModel):
@@ -79,6 +81,8 @@ def load_config(cls: type[C], argv: Sequence[str], *, description: str = "") -> 
     (``--weights.resnet50 FILE``). Raises UsageError that names the unknown or invalid key.
     ``--help`` prints every key with its default and exits.
     """
+    from pydantic_settings import SettingsError
+
     parser = _Parser(
         usage="spark-submit jobs/JOB.py [--config FILE] [--profile FILE] [--KEY VALUE ...]",
         description=description,
@@ -184,6 +188,8 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 def _parse(
     cls: type[Config], parser: _Parser, argv: list[str]
 ) -> tuple[CliSettingsSource[Any], argparse.Namespace]:
+    from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
+
     settings = type(
         cls.__name__,
         (cls, BaseSettings),
@@ -234,6 +240,8 @@ def first_problem(error: ValidationError, *, below: str = "") -> str:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
+    from medspark.yaml_documents import parse_yaml
+
     try:
         with path.open("rb") as file:
             content = file.read(_LARGEST_YAML + 1)

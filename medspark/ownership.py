@@ -30,8 +30,9 @@ __all__ = ["MARKER", "Kind", "apart", "check", "claim", "place_of", "remove"]
 MARKER = ".medspark.json"
 
 Kind = Literal[
-    "samples", "shards", "run", "evaluation", "study", "demo data", "shard cache", "phantom archive"
-]
+    "samples", "shards", "run", "evaluation", "study", "exports", "demo data", "shard cache",
+    "phantom archive",
+]  # fmt: skip
 
 # Keys that medspark's own documents always have.
 _SAMPLES = {"generation", "digest", "rendering", "key_check", "parts", "ledger", "quarantine"}
@@ -45,6 +46,7 @@ _EVIDENCE: Mapping[Kind, Mapping[str, set[str]]] = {
     "run": {"run.json": _RUN, "plain/run.json": _RUN, "model/model.json": _CARD},
     "evaluation": {"*/mlflow/run.json": _RUN},
     "study": {"sweep/run.json": _RUN, "mlflow/run.json": _RUN},
+    "exports": {},
     "demo data": {"samples/manifest.json": _SAMPLES},
     "shard cache": {"*/manifest.json": _SHARDS},
     "phantom archive": {},

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medspark.config import Config, load_config
-from medspark.documents import parse_json, parse_yaml, read_regular
+from medspark.documents import parse_json, read_regular
 from medspark.errors import UsageError
+from medspark.yaml_documents import parse_yaml
 
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
 DOCUMENTS = st.recursive(

@@ -74,6 +74,13 @@ def test_everything_that_pyproject_asks_for_is_locked_in_a_version_that_it_admit
         assert requirement.specifier.contains(locked[lock.normalised(requirement.name)])
 
 
+def test_setup_installs_the_extras_that_are_locked() -> None:
+    installed = re.search(r"--editable '\.\[(.*)\]'", (ROOT / "conf" / "setup.sh").read_text())
+
+    assert installed is not None
+    assert tuple(installed[1].split(",")) == lock.EXTRAS
+
+
 @pytest.mark.parametrize("pin", TESTED)
 def test_what_a_locked_package_needs_is_locked_too(pin: str) -> None:
     ((name, version),) = _pins([pin]).items()

@@ -31,23 +31,27 @@ from medspark.models.onnx import OnnxClassifier
 from medspark.shards.manifest import read_manifest
 
 
-@dataclass(frozen=True)
-class Job:
-    """All settings that a worker needs to evaluate any piece."""
+class SplitPieces:
+    """Work on images of a split in pieces, each a file of arrays with one row per image."""
 
-    model: Path  # a folder with model.safetensors, or an .onnx file
-    surrogates: tuple[Path, ...]
     shards: Path
     split: str
-    config: AttackSettings
-    total: int  # images of the split; ``config.images`` of them are attacked
     piece: int  # images per piece
     work: Path
 
     @property
     def rows(self) -> Array:
-        """The sorted rows of the images to attack, those that a training's report attacks."""
-        return self.config.rows(self.total)
+        """The sorted rows of the images."""
+        raise NotImplementedError
+
+    @property
+    def batch_size(self) -> int:
+        """The number of images per batch."""
+        raise NotImplementedError
+
+    def piece_arrays(self, batches: Iterator[Batch]) -> Arrays:
+        """Return the arrays of the images of one piece; ``rows`` is one of them."""
+        raise NotImplementedError
 
     @property
     def pieces(self) -> int:
@@ -63,22 +67,14 @@ class Job:
         return [number for number in range(self.pieces) if not self._is_whole(number)]
 
     def done(self) -> int:
-        """Return how many images have been attacked, judging by the existing files."""
+        """Return how many images are done, judging by the existing files."""
         existing = sum(self.file(number).exists() for number in range(self.pieces))
         return min(existing * self.piece, len(self.rows))
 
     def do(self, number: int) -> None:
-        """Attack the images of piece ``number`` and store the arrays, unless already done."""
-        if self._is_whole(number):
-            return
-        arrays = attack_all(
-            _network(self.model),
-            self._batches(number),
-            self.config,
-            surrogates=[_network(path) for path in self.surrogates],
-            probed_below=self.config.probed_below(self.rows),
-        )
-        _write(self.file(number), arrays)
+        """Work on the images of piece ``number`` and store the arrays, unless already done."""
+        if not self._is_whole(number):
+            _write(self.file(number), self.piece_arrays(self._batches(number)))
 
     def arrays(self) -> Arrays:
         """Return the arrays of all images; every piece must be done."""
@@ -97,9 +93,43 @@ class Job:
     def _batches(self, number: int) -> Iterator[Batch]:
         split = MappedSplit(self.shards, read_manifest(self.shards), self.split)
         rows = self._rows(number)
-        for begin in range(0, len(rows), self.config.batch_size):
-            chosen = rows[begin : begin + self.config.batch_size]
+        for begin in range(0, len(rows), self.batch_size):
+            chosen = rows[begin : begin + self.batch_size]
             yield *split.tensors(chosen), torch.from_numpy(chosen)
+
+
+@dataclass(frozen=True)
+class Job(SplitPieces):
+    """All settings that a worker needs to evaluate any piece."""
+
+    model: Path  # a folder with model.safetensors, or an .onnx file
+    surrogates: tuple[Path, ...]
+    shards: Path
+    split: str
+    config: AttackSettings
+    total: int  # images of the split; ``config.images`` of them are attacked
+    piece: int
+    work: Path
+
+    @property
+    def rows(self) -> Array:
+        """The sorted rows of the images to attack, those that a training's report attacks."""
+        return self.config.rows(self.total)
+
+    @property
+    def batch_size(self) -> int:
+        """The number of images per batch."""
+        return self.config.batch_size
+
+    def piece_arrays(self, batches: Iterator[Batch]) -> Arrays:
+        """Return the arrays of the images under attack."""
+        return attack_all(
+            network_of(self.model),
+            batches,
+            self.config,
+            surrogates=[network_of(path) for path in self.surrogates],
+            probed_below=self.config.probed_below(self.rows),
+        )
 
 
 def fingerprint(job: Job, *, dataset_digest: str) -> str:
@@ -117,7 +147,8 @@ def fingerprint(job: Job, *, dataset_digest: str) -> str:
 
 # Cached, because a worker evaluates many pieces with the same networks.
 @lru_cache(maxsize=8)
-def _network(path: Path) -> nn.Module:
+def network_of(path: Path) -> nn.Module:
+    """Return the network in a folder or an .onnx file."""
     return OnnxClassifier(path) if path.suffix == ".onnx" else load_classifier(path)
 
 

@@ -18,18 +18,7 @@ from medspark.evaluate.plots import accuracy_curves, image_grid, reliability_dia
 from medspark.evaluate.result import AttackFigures, ConditionFigures, RobustnessResult
 from medspark.evaluate.sanity import SIGN, Flag
 from medspark.evaluate.summary import Predictions
-
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;
-       color: #1c1c1c }
-table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums }
-th, td { padding: .25rem .7rem; border-bottom: 1px solid #ddd; text-align: right }
-th:first-child, td:first-child { text-align: left }
-td small { color: #777 }
-.flagged { background: #fdecea; border-left: 4px solid #c62828; padding: .6rem 1rem }
-.fine { background: #edf7ed; border-left: 4px solid #2e7d32; padding: .6rem 1rem }
-img { max-width: 100% }
-"""
+from medspark.evaluate.tables import STYLE, html_table, piped_table
 
 
 def write_report(
@@ -120,10 +109,10 @@ def markdown(
         *(f"- {reason}" for reason in flagged),
         "",
     ]
-    lines += [*_piped_table(table(result)), ""]
+    lines += [*piped_table(table(result)), ""]
     if result.clean.classes:
         named = [[*row[:2], in_markdown(row[2]), *row[3:]] for row in class_table(result)]
-        lines += ["## Classes", "", *_piped_table(named), ""]
+        lines += ["## Classes", "", *piped_table(named), ""]
     lines += [f"- {name}: {in_markdown(value)}" for name, value in facts.items()]
     lines += ["", "## Sanity checks", "", *(_check(flag) for flag in result.flags), ""]
     lines += [f"![{name}]({name}.png)" for name in pictures]
@@ -139,7 +128,7 @@ def _page(
 ) -> str:
     first, *flagged = verdict(result)
     reasons = "".join(f"<li>{html.escape(reason)}</li>" for reason in flagged)
-    classes = f"<h2>Classes</h2>{_html_table(class_table(result))}" if result.clean.classes else ""
+    classes = f"<h2>Classes</h2>{html_table(class_table(result))}" if result.clean.classes else ""
     checks = "".join(f"<li>{html.escape(_check(flag)[2:])}</li>" for flag in result.flags)
     images = "".join(
         f'<h2>{name}</h2><img alt="{name}" '
@@ -152,10 +141,10 @@ def _page(
     )
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        f"<style>{_STYLE}</style><h1>{html.escape(title)}</h1>"
+        f"<style>{STYLE}</style><h1>{html.escape(title)}</h1>"
         f'<div class="{"flagged" if flagged else "fine"}">{html.escape(first)}'
         f"<ul>{reasons}</ul></div>"
-        f"{_html_table(table(result))}{images}{classes}"
+        f"{html_table(table(result))}{images}{classes}"
         f"<h2>Sanity checks</h2><ul>{checks}</ul><table>{settings}</table></html>\n"
     )
 
@@ -185,25 +174,6 @@ def _check(flag: Flag) -> str:
 
 def _reason(flag: Flag) -> str:
     return f"{flag.name.replace('_', ' ')}: {flag.sentence}."
-
-
-def _piped(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
-def _piped_table(rows: Sequence[Sequence[str]]) -> list[str]:
-    head, *body = rows
-    return [_piped(head), _piped(["---", *["---:"] * (len(head) - 1)]), *map(_piped, body)]
-
-
-def _html_table(rows: Sequence[Sequence[str]]) -> str:
-    head, *body = rows
-    lines = "".join(f"<tr>{_cells(row, 'td')}</tr>" for row in body)
-    return f"<table><tr>{_cells(head, 'th')}</tr>{lines}</table>"
-
-
-def _cells(cells: Sequence[str], tag: str) -> str:
-    return "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells)
 
 
 def _png(figure: Figure) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -97,10 +98,16 @@ def detection(rounds: Iterable[tuple[RoundOfAttack, Iterable[int]]]) -> Detectio
     return Detection(tpr=rates[True], fpr=rates[False])
 
 
-def lasting(successes: Mapping[int, float | None], stopped: int, rounds: int) -> float | None:
+def lasting(
+    successes: Mapping[int, float | None], stopped: int, rounds: int, *, over: int = 1
+) -> float | None:
     """Return the success ``rounds`` rounds after the attack stopped, None if not measured.
 
     ``successes`` are measured after each round; ``stopped`` is the first round without the attack,
-    so after 0 rounds it is the success at the attack's end.
+    so after 0 rounds it is the success at the attack's end. It is the mean ``over`` the last rounds
+    until then: from round to round, success jumps with the clients that take part.
     """
-    return successes.get(stopped - 1 + rounds)
+    last = stopped - 1 + rounds
+    found = [successes.get(round) for round in range(max(0, last - over + 1), last + 1)]
+    known = [value for value in found if value is not None]
+    return statistics.fmean(known) if known and successes.get(last) is not None else None

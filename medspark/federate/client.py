@@ -168,7 +168,10 @@ def _train(
     steps, total, images_seen = 0, 0.0, 0
     # Epochs are numbered across rounds, so that no round repeats the order of another.
     first = sum(config.epochs_in(earlier) for earlier in range(task.round))
-    for epoch in range(first, first + config.epochs_in(task.round)):
+    passes = config.epochs_in(task.round)
+    passes = passes if liar is None else liar.adversary.passes(passes)
+    strength = config.strength_in(task.round)
+    for epoch in range(first, first + passes):
         total, images_seen = 0.0, 0
         for images, labels, numbers in _batches(rows, task, config, augmentation, liar, epoch):
             start: Tensor | None = None
@@ -176,7 +179,7 @@ def _train(
                 # torch.manual_seed takes 100 times as long: it also seeds devices nobody uses.
                 torch.default_generator.manual_seed(derive(task.seed, "dropout", task.round, steps))
                 key = derive(task.seed, "noise", task.round, steps)
-                sample = Sample(images, labels, numbers, 1.0, config.attack, key, start)
+                sample = Sample(images, labels, numbers, strength, config.attack, key, start)
                 network.fold()
                 stats = take_step(learner, sample)
                 network.pull_back()

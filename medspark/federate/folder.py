@@ -100,6 +100,17 @@ class FederationFolder:
         """Return the file of the trigger that ``client`` prepared in round ``number``."""
         return self.round(number) / f"pattern-{client:06d}.npy"
 
+    def newest_pattern(self, number: int) -> Path | None:
+        """Return the file of the newest trigger that was prepared in round ``number`` or before.
+
+        Of several clients' triggers it is the one of the smallest number.
+        """
+        for earlier in range(number, -1, -1):
+            files = sorted(self.round(earlier).glob("pattern-*.npy"))
+            if files:
+                return files[0]
+        return None
+
     @property
     def edge(self) -> Path:
         """The file of the tail images that clients may hold."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import threading
 import time
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from medspark.federate.folder import FederationFolder
 
@@ -16,8 +17,11 @@ class Progress:
     """The clients that a part began and ended, so that a second attempt knows who killed it."""
 
     def __init__(self, folder: FederationFolder, number: int, part: int) -> None:
-        self._file = folder.round(number) / f"progress-{part:05d}.txt"
-        before = self._file.read_text().split("\n") if self._file.exists() else []
+        file = folder.round(number) / f"progress-{part:05d}.txt"
+        # Opened once: a client of a small network takes little longer than opening a file.
+        self._file = file.open("a+", buffering=1)
+        self._file.seek(0)
+        before = self._file.read().split("\n")
         begun = [line[1:] for line in before if line.startswith("+")]
         ended = [line[1:] for line in before if line.startswith("-")]
         self._deaths = {int(c): begun.count(c) - ended.count(c) for c in set(begun)}
@@ -26,25 +30,18 @@ class Progress:
         """Return how many times a task ended while it trained ``client``."""
         return self._deaths.get(client, 0)
 
-    def of(self, client: int) -> _Noted:
-        return _Noted(self._file, client)
+    @contextmanager
+    def of(self, client: int) -> Iterator[None]:
+        """Note that ``client`` begins and ends. An end is noted after an exception as well."""
+        self._file.write(f"+{client}\n")
+        try:
+            yield
+        finally:
+            self._file.write(f"-{client}\n")
 
-
-class _Noted:
-    """Notes in a file that a client begins and ends."""
-
-    def __init__(self, file: Path, client: int) -> None:
-        self._file, self._client = file, client
-
-    def __enter__(self) -> None:
-        self._write("+")
-
-    def __exit__(self, *error: object) -> None:
-        self._write("-")
-
-    def _write(self, sign: str) -> None:
-        with self._file.open("a") as file:
-            file.write(f"{sign}{self._client}\n")
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
 
 
 class Deadline:

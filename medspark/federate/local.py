@@ -31,6 +31,9 @@ class LocalConfig(Config):
     )
     lr: float = Field(0.01, gt=0, description="learning rate, constant in a round")
     lr_decay: float = Field(1.0, gt=0, le=1, description="factor on the learning rate per round")
+    warmup_rounds: int = Field(
+        0, ge=0, description="first rounds in which eps and the learning rate rise to their values"
+    )
     momentum: float = Field(0.0, ge=0, lt=1, description="momentum of sgd")
     weight_decay: float = Field(0.0, ge=0, description="weight decay of the optimiser")
     clip_grad: float = Field(5.0, ge=0, description="largest norm of the gradient; 0 for no limit")
@@ -68,4 +71,8 @@ class LocalConfig(Config):
 
     def rate_in(self, round: int) -> float:
         """Return the learning rate in a round."""
-        return self.lr * self.lr_decay**round
+        return self.lr * self.lr_decay**round * self.strength_in(round)
+
+    def strength_in(self, round: int) -> float:
+        """Return the share of eps, and of the learning rate, that a round has: at last 1."""
+        return min(1.0, (round + 1) / (self.warmup_rounds + 1))

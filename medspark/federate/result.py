@@ -18,6 +18,11 @@ class RoundFigures(RoundRecord, Result):
 
     clean: ConditionFigures | None = None
     attacks: tuple[AttackFigures, ...] = ()
+    backdoor: float | None = Field(
+        None,
+        description="backdoor success: share of the tail or triggered images of other "
+        "classes that get the attacker's class",
+    )
 
 
 class ClientFigures(Result):

@@ -204,11 +204,8 @@ class Server:
         """Return the file of the newest trigger that an adversary prepared."""
         if self._config.adversary.name == "none":
             return None
-        for earlier in range(number - 1, -1, -1):
-            files = sorted(self._folder.round(earlier).glob("pattern-*.npy"))
-            if files:
-                return str(files[0])
-        return None
+        newest = self._folder.newest_pattern(number - 1)
+        return None if newest is None else str(newest)
 
     def _check(self, number: int, counted: Sequence[int], left_out: Mapping[int, str]) -> None:
         if ROOT in left_out:
@@ -269,10 +266,12 @@ class Server:
         number = record.round
         self._folder.forget(number, ("update", "sum", "controls"))
         self._folder.forget(number - 1, ("weights", "change", "state*", "control"))
+        keeps = self._config.scaffold or self._config.batch_norm == "local"
         for client in record.clients:
-            if client in self._memory:
-                last = self._memory[client]
+            last = self._memory.get(client)
+            if last is not None and keeps:
                 self._folder.memory(client, last).unlink(missing_ok=True)
+            if last is not None and self._rule.remembers:
                 self._folder.forget(last, (f"history-{client:06d}",))
             self._memory[client] = number
 

@@ -20,7 +20,7 @@ from medspark.files import replacing
 
 __all__ = [
     "ROOT", "ClientRows", "StoredUpdates", "chunks_within", "read_edge", "read_memory",
-    "write_edge", "write_memory",
+    "read_pattern", "write_edge", "write_memory",
 ]  # fmt: skip
 
 # The number of the server's own client, which trains on validation images for FLTrust.
@@ -145,3 +145,9 @@ def read_edge(path: Path) -> EdgeImages | None:
         return None
     with np.load(path, allow_pickle=False) as stored:
         return EdgeImages(torch.from_numpy(stored["images"]), torch.from_numpy(stored["labels"]))
+
+
+def read_pattern(folder: FederationFolder, number: int) -> torch.Tensor | None:
+    """Return the newest trigger that was prepared in round ``number`` or before, if one was."""
+    newest = folder.newest_pattern(number)
+    return None if newest is None else torch.from_numpy(np.load(newest, allow_pickle=False))

@@ -127,6 +127,7 @@ class Worker:
                 self._folder.leave_out(number, client, kept)
             else:
                 trained[str(client)] = kept
+        progress.close()
         if sums is not None:
             write_array(self._folder.round(number) / f"sum-{part:05d}.npy", sums.units)
         if controls is not None:

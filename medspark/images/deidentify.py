@@ -17,9 +17,8 @@ import re
 import secrets
 from datetime import date
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from cryptography.hazmat.primitives.ciphers.aead import AESSIV
 from pydantic import Field
 from pydicom._uid_dict import UID_dictionary
 from pydicom.dataset import Dataset
@@ -29,6 +28,9 @@ from medspark.errors import UsageError
 from medspark.images.header import clean, coded, numbers, text, texts
 from medspark.images.reasons import Reason, Unreadable
 from medspark.images.secret import KEY_BYTES, check_readers, check_strength
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.ciphers.aead import AESSIV
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -145,6 +147,9 @@ class Pseudonyms:
 
 @functools.lru_cache(maxsize=1)
 def _cipher(key: bytes) -> AESSIV:
+    # Only ingest seals values; a device that predicts has no cryptography.
+    from cryptography.hazmat.primitives.ciphers.aead import AESSIV
+
     # A separate derived key, so that sealed values and pseudonyms are unrelated.
     return AESSIV(hmac.digest(key, b"medspark seals", "sha512"))
 

@@ -17,8 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from medspark.job import run_job
-from medspark.redact import redacted_command
+from medspark.job import command_line, run_job
 from medspark.workflows.backdoor_plan import BackdoorTableConfig
 
 
@@ -32,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
     def work(config: BackdoorTableJob) -> dict[str, Any]:
         from medspark.workflows.backdoor_table import backdoor_table  # torch: not for --help
 
-        command = redacted_command(["spark-submit", "jobs/backdoor_table.py", *argv])
+        command = command_line()
         result = backdoor_table(config, command=command)
         print(Path(result["table_md"]).read_text(encoding="utf-8"))
         return result

@@ -1,11 +1,11 @@
-"""The model card model.json: all that is needed to use the weights beside it."""
+"""The model card model.json: all that is needed to use the weights or the graph beside it."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -14,9 +14,14 @@ from medspark.config import Config, first_problem
 from medspark.documents import parse_json, read_regular
 from medspark.errors import UsageError
 from medspark.files import write_whole
-from medspark.shards.manifest import Manifest
 
-__all__ = ["CARD", "WEIGHTS", "ModelCard", "columns_of", "read_card", "write_card"]
+if TYPE_CHECKING:  # reading a card, on a device too, must not need pyarrow
+    from medspark.shards.manifest import Manifest
+
+__all__ = [
+    "CARD", "WEIGHTS", "ExportedGraph", "Kind", "ModelCard", "columns_of", "read_card",
+    "write_card",
+]  # fmt: skip
 
 WEIGHTS, CARD = "model.safetensors", "model.json"
 # The other columns of a prediction: no class may take their names.
@@ -30,13 +35,27 @@ ClassName = Annotated[str, Field(min_length=1, max_length=1000)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Side = Annotated[int, Field(ge=1, le=8192)]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+# Only these names: a card must not name a file outside its folder.
+GraphFile = Literal["model.onnx", "model.xml", "model.bin"]
+Kind = Literal["classifier", "onnx", "openvino"]
+
+
+class ExportedGraph(Config):
+    """The graph of an exported model: its files, and how it stores numbers."""
+
+    precision: Literal["fp32", "int8"]
+    files: dict[GraphFile, Sha256] = Field(min_length=1, description="SHA-256 of each file")
+    opset: int = Field(ge=1, description="version of the ONNX operators")
+    numbers: str = Field(description="format of weights and activations", max_length=200)
+    twin: Sha256 = Field(description="SHA-256 of the weights that the graph was made from")
 
 
 class ModelCard(Config):
     """The description of a model's weights. The card may come from an untrusted source."""
 
     schema_version: Literal[1, 2] = Field(2, description="version of the format; 1 had no kind")
-    kind: Literal["classifier"] = Field("classifier", description="kind of network")
+    kind: Kind = Field("classifier", description="network with weights, or the graph's format")
     architecture: str = Field(description="timm model name", max_length=200)
     classes: tuple[ClassName, ...] = Field(min_length=2, max_length=10_000)
     multi_label: bool = Field(
@@ -52,6 +71,7 @@ class ModelCard(Config):
     temperature: Positive = Field(1.0, description="divides the logits for calibrated probability")
     rendering: dict[str, Any] = Field({}, description="how files were rendered for training")
     medspark: str = Field("", description="version of medspark that wrote the files")
+    exported: ExportedGraph | None = Field(None, description="the graph of an exported model")
 
     @model_validator(mode="after")
     def _is_consistent(self) -> ModelCard:
@@ -62,6 +82,8 @@ class ModelCard(Config):
             )
         if len(set(self.classes)) < len(self.classes):
             raise ValueError("a class is named twice")
+        if (self.kind == "classifier") != (self.exported is None):
+            raise ValueError(f"kind {self.kind} does not fit the description of the graph")
         return self
 
     def misfit(self, manifest: Manifest) -> str:
@@ -72,6 +94,7 @@ class ModelCard(Config):
 
 _FORMATS: tuple[int, ...] = get_args(ModelCard.model_fields["schema_version"].annotation)
 _KINDS: tuple[str, ...] = get_args(ModelCard.model_fields["kind"].annotation)
+_CLASSIFIERS: tuple[Kind, ...] = ("classifier",)
 _VERSION = re.compile(r"\d[\w.+-]{0,30}")
 
 
@@ -94,8 +117,8 @@ def _task(of: ModelCard | Manifest) -> str:
     return f"{kind} {', '.join(of.classes)} in images of {of.channels} channel(s)"
 
 
-def read_card(folder: Path) -> ModelCard:
-    """Return the card of the model in ``folder``.
+def read_card(folder: Path, *, kinds: Collection[Kind] = _CLASSIFIERS) -> ModelCard:
+    """Return the card of the model in ``folder``, which has to be of one of ``kinds``.
 
     Raises UsageError if it is missing or invalid, or has an unknown kind or format version; then
     the message names the version of medspark that wrote it.
@@ -123,10 +146,16 @@ def read_card(folder: Path) -> ModelCard:
     except ValidationError as error:
         problem = first_problem(error, below="rendering")
         raise UsageError(f"'{path}' is not valid: {problem}.") from error
-    if not (folder / WEIGHTS).is_file():  # reading a device would never end
+    if card.kind not in kinds:
         raise UsageError(
-            f"'{folder}' is not a medspark model: its {WEIGHTS} is missing or no file."
+            f"'{folder}' holds a model of kind {card.kind}; this takes one of kind "
+            f"{' or '.join(kinds)}."
         )
+    for name in (WEIGHTS,) if card.exported is None else card.exported.files:
+        if not (folder / name).is_file():  # reading a device would never end
+            raise UsageError(
+                f"'{folder}' is not a medspark model: its {name} is missing or no file."
+            )
     return card
 
 
@@ -156,4 +185,5 @@ def _check_known(path: Path, content: bytes) -> None:
 def write_card(folder: Path, card: ModelCard) -> None:
     """Write ``card`` to ``folder`` atomically, in the newest format."""
     card = card.model_copy(update={"schema_version": _FORMATS[-1]})
-    write_whole(folder / CARD, card.model_dump_json(indent=2) + "\n")
+    # Without empty fields, a classifier's card can be read by medspark before graphs were exported.
+    write_whole(folder / CARD, card.model_dump_json(indent=2, exclude_none=True) + "\n")

@@ -17,8 +17,7 @@ from medspark.errors import RunError, UsageError
 from medspark.images.limits import Limits
 from medspark.images.pool import Busy, DecoderPool, Turn, Turns
 from medspark.images.reasons import Unreadable
-from medspark.images.rendering import Rendering
-from medspark.models.card import columns_of
+from medspark.models.prediction import answer_of, as_pixels, rendering_of
 from medspark.models.predictor import Predictor
 
 __all__ = ["SERVING", "FilePredictor", "serving_limits"]
@@ -46,13 +45,8 @@ class FilePredictor:
     def __init__(
         self, predictor: Predictor, *, limits: Limits = SERVING, turns: Turns | None = None
     ) -> None:
-        card = predictor.card
         self._predictor = predictor
-        colour = "grey" if card.channels == 1 else "rgb"
-        settings = card.rendering | {
-            "size": card.height, "bits": card.bits, "colour": colour, "frames": "middle",
-        }  # fmt: skip
-        rendering = Rendering.model_validate(settings)
+        rendering = rendering_of(predictor.card)
         self._limits = limits
         self._pool = DecoderPool(rendering=rendering, limits=limits, turns=turns or Turns())
 
@@ -68,9 +62,7 @@ class FilePredictor:
     def __call__(self, files: Sequence[str]) -> list[dict[str, Any]]:
         """Return for each of ``files`` the most probable class and the probability of every class.
 
-        For findings, the label joins all with a probability above 0.5: ``a|b``. Of several frames,
-        the middle one is used. A file that cannot be classified gets an ``error`` instead, a
-        sentence with the reason.
+        A file that cannot be classified gets an ``error`` instead, a sentence with the reason.
         """
         answers: list[dict[str, Any]] = []
         try:
@@ -90,19 +82,11 @@ class FilePredictor:
         images = [found for found in decoded if not isinstance(found, str)]
         rows = iter(self._predictor(np.stack(images)) if images else ())
         for found in decoded:
-            yield _error(found) if isinstance(found, str) else self._answer(next(rows))
-
-    def _answer(self, row: npt.NDArray[np.float32]) -> dict[str, Any]:
-        named = zip(columns_of(self._predictor.card.classes), row, strict=True)
-        return {"label": self._label(row), "probability": float(row.max())} | {
-            name: float(value) for name, value in named
-        }
-
-    def _label(self, row: npt.NDArray[np.float32]) -> str:
-        card = self._predictor.card
-        if not card.multi_label:
-            return card.classes[int(row.argmax())]
-        return "|".join(name for name, p in zip(card.classes, row, strict=True) if p > 0.5)
+            yield (
+                _error(found)
+                if isinstance(found, str)
+                else answer_of(next(rows), self._predictor.card)
+            )
 
     def _pixels(self, text: object, turn: Turn) -> npt.NDArray[np.generic] | str:
         """Return the pixels (H, W, C) of a file in base64, or a sentence with the error."""
@@ -114,8 +98,7 @@ class FilePredictor:
             return f"The image cannot be read: {error.message}."
         except (Busy, RunError) as error:
             return str(error) or _BUSY
-        pixels = np.asarray(frame.pixels)
-        return pixels[..., None] if pixels.ndim == 2 else pixels
+        return as_pixels(frame.pixels)
 
     def _content(self, text: object) -> bytes:
         if not isinstance(text, str):

@@ -12,6 +12,7 @@ from medspark.errors import UsageError
 from medspark.models.card import ModelCard, read_card
 from medspark.models.checkpoint import load_classifier
 from medspark.models.classifier import Classifier
+from medspark.models.prediction import unit_floats
 
 
 class Predictor:
@@ -57,7 +58,7 @@ class Predictor:
                 f"images should be (N, H, W, {self.card.channels}), not {images.shape}."
             )
         if images.dtype.kind == "u":
-            return images.astype(np.float32) / np.float32(2**self.card.bits - 1)
+            return unit_floats(images, self.card)
         if images.dtype.kind != "f":
             raise UsageError(f"images should be unsigned integers or floats, not {images.dtype}.")
         pixels = images.astype(np.float32)

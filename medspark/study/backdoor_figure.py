@@ -7,8 +7,9 @@ import statistics
 from collections.abc import Sequence
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-from medspark.study.backdoor_report import BackdoorCell, Row, rows
+from medspark.study.backdoor_report import NOBODY, BackdoorCell, Row, rows
 
 __all__ = ["ablation_figure", "success_figure"]
 
@@ -40,7 +41,10 @@ def success_figure(cells: Sequence[BackdoorCell], *, stopped: int) -> Figure:
                 label=row.first.rule,
             )
         axes.axvline(stopped, color="grey", ls="--", lw=1)
-        axes.set(title=name, ylim=(-3, 103), xlabel="rounds")
+        title = "no attack" if name == NOBODY else name
+        axes.set(title=title, ylim=(-3, 103), xlabel="rounds")
+        axes.tick_params(labelbottom=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.spines[["top", "right"]].set_visible(False)
     for axes in panels[len(names) :]:
         axes.set_axis_off()
@@ -97,6 +101,6 @@ def _legend(figure: Figure) -> None:
             list(named.values()),
             list(named),
             loc="outside lower center",
-            ncols=4,
+            ncols=max(1, int(figure.get_figwidth() / 2.2)),
             fontsize=8,
         )

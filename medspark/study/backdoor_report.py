@@ -20,8 +20,8 @@ from medspark.evaluate.sanity import SIGN, SIGN_MEANS, Flag
 from medspark.study.cells import CellRecord
 
 __all__ = [
-    "COLUMNS", "BackdoorCell", "Column", "Point", "Row", "csv_text", "differs", "markdown", "page",
-    "rows",
+    "COLUMNS", "NOBODY", "BackdoorCell", "Column", "Point", "Row", "csv_text", "differs",
+    "markdown", "page", "rows",
 ]  # fmt: skip
 
 NOBODY = "none"  # the adversary's name in rows without an attack
@@ -152,17 +152,19 @@ def rows(cells: Iterable[BackdoorCell]) -> list[Row]:
 
 
 def differs(cell: BackdoorCell, cells: Iterable[BackdoorCell], *, margin: float) -> bool:
-    """Return whether an attack makes a difference of ``margin`` or more to its rule, in accuracy.
+    """Return whether an attack makes a difference of ``margin`` or more to its rule.
 
-    The main accuracy is compared with that of the same rule and seed without an attack, success
-    with 0. Cells without an attack, failed cells and cells without a comparison differ.
+    Main accuracy and success are compared with those of the same rule and seed without an attack.
+    Cells without an attack, failed cells and cells without a comparison differ.
     """
     twin = (NOBODY, cell.rule, cell.honest_edge, cell.seed)
     calm = [c for c in cells if (*c.row, c.seed) == twin and c.main is not None]
     if cell.adversary == NOBODY or cell.main is None or not calm:
         return True
-    changed = abs(cell.main - (calm[0].main or 0.0))
-    return max(changed, cell.success or 0.0, cell.lasting or 0.0) >= margin
+    pairs = [
+        (cell.main, calm[0].main), (cell.success, calm[0].success), (cell.lasting, calm[0].lasting)
+    ]  # fmt: skip
+    return any(abs(here - (there or 0.0)) >= margin for here, there in pairs if here is not None)
 
 
 class _Notes:
@@ -205,15 +207,15 @@ def _text(row: Row, column: Column, notes: _Notes) -> str:
     return text
 
 
-def _legend(cells: Sequence[BackdoorCell], later: int) -> str:
+def _legend(cells: Sequence[BackdoorCell], later: int, averaged: int) -> str:
     seeds = sorted({cell.seed for cell in cells})
     spread = "" if len(seeds) < 2 else " Means over the seeds, in brackets from lowest to highest."
     return (
         "Figures in %, when the attack ended. Success: share of tail images of other classes, or "
         "of images with the trigger on them, that get the attacker's class; later: "
-        f"{later} rounds after the attack stopped. TPR and FPR: shares of the malicious and of the "
-        f"honest updates that the rule rejected.{spread}"
-        + (f" {SIGN_MEANS}" if any(cell.flagged for cell in cells) else "")
+        f"{later} rounds after the attack stopped; both as the mean of {averaged} rounds. TPR and "
+        "FPR: shares of the malicious and of the honest updates that the rule rejected."
+        f"{spread}" + (f" {SIGN_MEANS}" if any(cell.flagged for cell in cells) else "")
     )
 
 
@@ -221,13 +223,15 @@ def markdown(
     tables: Mapping[str, Sequence[BackdoorCell]],
     *,
     later: int,
+    averaged: int,
     title: str,
     facts: Mapping[str, str],
     pictures: Sequence[str] = (),
 ) -> str:
     """Return the ``tables`` by heading as Markdown, with footnotes, pictures and facts.
 
-    ``later`` is the number of rounds after which success is measured again.
+    ``later`` is the number of rounds after which success is measured again, ``averaged`` the number
+    of rounds that it is the mean of.
     """
     notes, lines = _Notes(), [f"# {title}", ""]
     for heading, cells in tables.items():
@@ -235,7 +239,7 @@ def markdown(
         rule = ["---" if name in ("adversary", "rule") else "---:" for name in head]
         lines += [f"## {heading}", "", *map(_piped, [head, rule, *body]), ""]
     every = [cell for cells in tables.values() for cell in cells]
-    lines += [_legend(every, later), ""]
+    lines += [_legend(every, later, averaged), ""]
     lines += [line for n, text in enumerate(notes.texts, 1) for line in (f"[{n}] {text}", "")]
     lines += [f"![{picture}]({picture})" for picture in pictures]
     lines += ["", *(f"- {name}: {value}" for name, value in facts.items())]
@@ -259,6 +263,7 @@ def page(
     tables: Mapping[str, Sequence[BackdoorCell]],
     *,
     later: int,
+    averaged: int,
     title: str,
     facts: Mapping[str, str],
     pictures: Sequence[str] = (),
@@ -270,7 +275,7 @@ def page(
         lines = [_html_row(head, "th"), *(_html_row(line, "td") for line in body)]
         parts += [f"<h2>{html.escape(heading)}</h2><table>{''.join(lines)}</table>"]
     every = [cell for cells in tables.values() for cell in cells]
-    parts += [f"<p>{html.escape(_legend(every, later))}</p>"]
+    parts += [f"<p>{html.escape(_legend(every, later, averaged))}</p>"]
     parts += [f"<p>[{n}] {html.escape(text)}</p>" for n, text in enumerate(notes.texts, 1)]
     parts += [f'<img alt="{picture}" src="{picture}">' for picture in pictures]
     listed = (f"<li>{html.escape(f'{name}: {value}')}</li>" for name, value in facts.items())

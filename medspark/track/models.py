@@ -46,7 +46,7 @@ def log_model(model: ModelEntry, *, run_id: str, uri: str) -> str:
         ),
         # A synthetic example: one from the data would publish a patient's image.
         input_example=np.linspace(0, 1, int(np.prod(rows)), dtype="f4").reshape(rows),
-        pip_requirements=_requirements(),
+        pip_requirements=_requirements(*model.packages),
     )
     return str(info.model_uri)
 
@@ -68,7 +68,7 @@ def register_model(model: ModelEntry, name: str, *, run_id: str, uri: str) -> st
             Schema([ColSpec(DataType.string, "image")]),
             Schema([*texts, *probabilities]),
         ),
-        pip_requirements=_requirements(*_READ_FILES),
+        pip_requirements=_requirements(*model.packages, *_READ_FILES),
         registered_model_name=name,
         await_registration_for=60,
     )
@@ -143,9 +143,9 @@ def _model_of_run(client: MlflowClient, run_id: str, name: str) -> LoggedModel:
 
 
 def _requirements(*more: str) -> list[str]:
-    names = ("mlflow", "torch", "timm", "safetensors", "numpy", "pydantic", "pydantic-settings")
+    names = ("mlflow", "numpy", "pydantic", "pydantic-settings", "pyyaml")
     found = []
-    for name in (*names, "pyyaml", *more):
+    for name in (*names, *more):
         with suppress(PackageNotFoundError):
             found.append(f"{name}=={version(name).split('+')[0]}")
     return found

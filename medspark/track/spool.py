@@ -54,6 +54,9 @@ class ModelEntry(Config):
     card: str = Field("", description="the model card, as Markdown")
     register_as: str | None = Field(None, description="name in the model registry")
     alias: str = Field("candidate", description="alias of the registered version")
+    packages: tuple[str, ...] = Field(
+        ("torch", "timm", "safetensors"), description="what its loader needs besides the usual"
+    )
 
 
 class RunEntry(Config):

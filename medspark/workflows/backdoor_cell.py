@@ -25,7 +25,7 @@ from medspark.federate.folder import FEDERATION_FILES, FederationFolder
 from medspark.federate.network import new_network
 from medspark.federate.server import InProcess, RoundRecord, Server
 from medspark.federate.start import begin
-from medspark.federate.stored import ClientRows, write_edge
+from medspark.federate.stored import ClientRows, read_pattern, write_edge
 from medspark.federate.weights import Weights, unpack
 from medspark.federate.worker import Setting
 from medspark.models.classifier import Classifier, evaluating
@@ -83,13 +83,15 @@ def run_federation(
     work: Path,
     *,
     first: Weights | None,
+    averaged: int = 1,
     seen: Callable[[Point], object] = lambda _: None,
 ) -> Outcome:
     """Run the rounds of ``config`` from the weights ``first``, and return what was measured.
 
-    The attack stops in round ``config.adversary.until_round``. ``work`` holds the files of the
-    federation meanwhile. ``seen`` gets the figures of every round, measured on the test images that
-    ``attacks`` chooses. Raises MedsparkError.
+    The attack stops in round ``config.adversary.until_round``. Success is the mean over the last
+    ``averaged`` rounds. ``work`` holds the files of the federation meanwhile. ``seen`` gets the
+    figures of every round, measured on the test images that ``attacks`` chooses. Raises
+    MedsparkError.
     """
     stopped = config.adversary.until_round or config.rounds
     model = new_network(config, images.manifest)
@@ -104,7 +106,7 @@ def run_federation(
         for number in range(config.rounds):
             record = server.run(number)
             unpack(model, folder.read(number, "weights"), config.batch_norm)
-            pattern = _pattern(folder, record)
+            pattern = read_pattern(folder, number)
             probed = probe(config.adversary, *tested, edge=edge, pattern=pattern)
             curve.append(_point(record, model, tested, probed))
             seen(curve[-1])
@@ -115,8 +117,8 @@ def run_federation(
     successes = {point.round: point.success for point in curve}
     return Outcome(
         report=report,
-        success=lasting(successes, stopped, 0),
-        later=lasting(successes, stopped, config.rounds - stopped),
+        success=lasting(successes, stopped, 0, over=averaged),
+        later=lasting(successes, stopped, config.rounds - stopped, over=averaged),
         detection=detection(rounds),
         aggregation_seconds=seconds / config.rounds,
         curve=tuple(curve),
@@ -163,15 +165,6 @@ def _point(
         success=None if probed is None else probed.success(model),
         main=_accuracy(model, *tested),
     )
-
-
-def _pattern(folder: FederationFolder, record: RoundRecord) -> Tensor | None:
-    """Return the newest trigger that an adversary prepared."""
-    for number in range(record.round, -1, -1):
-        files = sorted(folder.round(number).glob("pattern-*.npy"))
-        if files:
-            return torch.from_numpy(np.load(files[0]))
-    return None
 
 
 @torch.no_grad()

@@ -75,11 +75,11 @@ class BackdoorTableConfig(JobConfig):
         (0,), min_length=1, description="random seeds, separated by commas"
     )
     margin: float = Field(
-        0.05,
+        0.1,
         ge=0,
         le=1,
-        description="seeds after the first are run for rows in which the attack changes the main "
-        "accuracy, or succeeds, by this much; 0: for all rows",
+        description="seeds after the first are run for rows whose main accuracy or success is this "
+        "far from that of the same rule without an attack; 0: for all rows",
     )
     ablation: AblationConfig = AblationConfig()
     warm_up: int = Field(
@@ -87,6 +87,7 @@ class BackdoorTableConfig(JobConfig):
     )
     rounds: int = Field(10, ge=1, description="attacked rounds")
     later: int = Field(10, ge=0, description="rounds after the attack has stopped")
+    averaged: int = Field(3, ge=1, description="last rounds that a success is the mean of")
     adversary: AdversaryConfig = AdversaryConfig()
     clients: CohortConfig = CohortConfig()
     local: LocalConfig = LocalConfig()
@@ -216,7 +217,7 @@ def fingerprint(config: BackdoorTableConfig, one: Federation, manifest: Manifest
         {
             "federation": _deciding(federation_of(config, one)),
             "warm_up": warm_up_name(config, one.seed, manifest),
-            "rounds": [config.rounds, config.later],
+            "rounds": [config.rounds, config.later, config.averaged],
             "evaluate": config.evaluate.model_dump(mode="json"),
             "edge": _contents_of(config.adversary.edge),
         }

@@ -88,12 +88,13 @@ class Table:
         The first seed's cells tell which rows the other seeds are run for.
         """
         config = self._config
-        first = list(table(config, config.seeds[0]))
-        more = list(ablation(config))
-        if len(config.seeds) == 1:
-            return self._study(first, more)
-        self._study(first, more)
-        seen = [self._records[one] for one in first]
+        first, more = list(table(config, config.seeds[0])), list(ablation(config))
+        known = [self._cell(one).kept() for one in first]
+        if len(config.seeds) == 1 or None in known:
+            done = self._study(first, more)
+            if len(config.seeds) == 1:
+                return done
+        seen = [kept or self._records[one] for one, kept in zip(first, known, strict=True)]
         again = [
             one
             for one, cell in zip(first, seen, strict=True)
@@ -158,6 +159,7 @@ class Table:
                     self._config.evaluate,
                     self._folder / "federation",
                     first=self._first(one.seed),
+                    averaged=self._config.averaged,
                     seen=seen,
                 )
             found = _figures(outcome)
@@ -208,6 +210,7 @@ class Table:
             pictures.append("ablation.png")
         about: dict[str, Any] = {
             "later": self._config.later,
+            "averaged": self._config.averaged,
             "title": TITLE,
             "facts": self._facts(),
             "pictures": pictures,
@@ -224,7 +227,8 @@ class Table:
     def _facts(self) -> Mapping[str, str]:
         config, manifest = self._config, self._manifest
         clients, attack, test = config.clients, config.adversary, config.evaluate
-        liars = f"{100 * attack.share:g} % of the clients"
+        named = f"clients {', '.join(map(str, attack.clients))}"
+        liars = named if attack.clients else f"{100 * attack.share:g} % of the clients"
         if attack.per_round is not None:
             liars += f", {attack.per_round} in every attacked round"
         return {
@@ -240,10 +244,23 @@ class Table:
             "training": f"{config.model.name}, {config.local.train.mode}, {config.local.epochs} "
             f"passes in batches of {config.local.batch_size}, {config.local.optimiser} at "
             f"{config.local.lr:g}",
+            "settings": "; ".join(_settings(config)) or "the defaults",
             "attacks on images": f"{', '.join(test.attacks)}; {test.norm}, {test.steps} steps, "
             f"{test.images or 'all'} test images",
             "seeds": ", ".join(map(str, config.seeds)),
         }
+
+
+def _settings(config: BackdoorTableConfig) -> list[str]:
+    """Return the settings of the table's adversaries and rules that differ from the defaults."""
+    changed = config.adversary.model_dump(mode="json", exclude_defaults=True)
+    shown: dict[str, dict[str, Any]] = {
+        name: changed[name] for name in config.adversaries if name in changed
+    }
+    shown |= {rule: config.settings_of(rule) for rule in config.rules}
+    return [
+        f"{name}.{key} {value}" for name, chosen in shown.items() for key, value in chosen.items()
+    ]
 
 
 def _figures(outcome: Outcome) -> dict[str, float | None]:

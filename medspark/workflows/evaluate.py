@@ -26,7 +26,7 @@ from medspark.shards.manifest import Manifest, read_manifest, verify
 from medspark.track.models import fetch_model
 from medspark.track.runs import tracked
 from medspark.track.spool import DatasetEntry, RunEntry
-from medspark.workflows.evaluate_config import EvaluationConfig, positive_class
+from medspark.workflows.evaluate_config import AttackedShards, EvaluationConfig, positive_class
 
 _OF_FINDINGS = (
     "the share of images with every finding right, at a probability of one half; label accuracy "
@@ -119,7 +119,7 @@ class Evaluation:
             limits=self.job.config.sanity,
             positive=self.positive,
             detail=Detail(
-                groups=self._patients(arrays["rows"]),
+                groups=patients_of(self.config, self.manifest, arrays["rows"]),
                 samples=self.config.bootstrap,
                 classes=classes,
                 seed=self.config.seed,
@@ -167,17 +167,18 @@ class Evaluation:
         threat = self.job.config.threat(eps)
         return exhibits(load_classifier(self.job.model), images, truth, threat=threat)
 
-    def _patients(self, rows: Array) -> Array:
-        shards = self.manifest.splits[self.config.split].shards
-        keys = [
-            pq.read_table(self.config.shards / shard.path, columns=["patient_key"])["patient_key"]
-            for shard in shards
-        ]
-        patients: Array = np.concatenate([column.to_numpy() for column in keys])
-        return patients[rows].astype(str)
-
     def _split_rows(self) -> int:
         return self.manifest.splits[self.config.split].rows
+
+
+def patients_of(config: AttackedShards, manifest: Manifest, rows: Array) -> Array:
+    """Return the patient of each of ``rows`` of the split (N,), for the intervals."""
+    keys = [
+        pq.read_table(config.shards / shard.path, columns=["patient_key"])["patient_key"]
+        for shard in manifest.splits[config.split].shards
+    ]
+    patients: Array = np.concatenate([column.to_numpy() for column in keys])
+    return patients[rows].astype(str)
 
 
 def resolve_model(name: str, *, uri: str | None) -> Path:

@@ -16,17 +16,15 @@ from medspark.evaluate.config import AttackSettings
 from medspark.evaluate.sanity import PROBED_IMAGES
 from medspark.track.config import TrackConfig
 
-__all__ = ["EvaluationConfig", "EvaluationSettings", "positive_class"]
+__all__ = [
+    "AttackedShards", "AttackedSplit", "EvaluationConfig", "EvaluationSettings", "positive_class",
+]  # fmt: skip
 
 
-class EvaluationSettings(Config):
-    """The settings that do not depend on the model: images, attacks and the report."""
+class AttackedSplit(Config):
+    """The images of a split, and how hard they are attacked."""
 
     split: Literal["train", "val", "test"] = Field("test", description="split to evaluate on")
-    attacks: tuple[AttackName, ...] = Field(
-        ("fgsm", "pgd", "pgd_margin", "autoattack"),
-        description="names of the attacks, separated by commas",
-    )
     norm: Norm = Field("linf", description="norm that limits a perturbation")
     eps: tuple[Eps, ...] = Field(
         (1 / 255, 2 / 255, 4 / 255),
@@ -53,17 +51,14 @@ class EvaluationSettings(Config):
     )
     piece: int = Field(64, ge=1, description="images per Spark task")
     batch_size: int = Field(64, ge=1, description="images per batch of an attack")
-    gallery: int = Field(
-        6, ge=0, description="patient images shown in the report, and so in MLflow; 0 for none"
-    )
     seed: int = Field(
         0, ge=0, description="seed of the random starts, the resamples and the choice of images"
     )
 
-    def attack_settings(self) -> AttackSettings:
-        """Return the settings of the attacks on each piece."""
+    def settings_of(self, attacks: tuple[AttackName, ...]) -> AttackSettings:
+        """Return the settings of ``attacks`` on each piece."""
         return AttackSettings(
-            attacks=self.attacks,
+            attacks=attacks,
             norm=self.norm,
             eps=self.eps,
             steps=self.steps,
@@ -76,14 +71,35 @@ class EvaluationSettings(Config):
         )
 
 
-class EvaluationConfig(EvaluationSettings):
+class AttackedShards(AttackedSplit):
+    """The images of a split of one folder of shards."""
+
+    shards: Path = Field(description="folder that jobs/shard.py wrote")
+
+
+class EvaluationSettings(AttackedSplit):
+    """The settings that do not depend on the model: images, attacks and the report."""
+
+    attacks: tuple[AttackName, ...] = Field(
+        ("fgsm", "pgd", "pgd_margin", "autoattack"),
+        description="names of the attacks, separated by commas",
+    )
+    gallery: int = Field(
+        6, ge=0, description="patient images shown in the report, and so in MLflow; 0 for none"
+    )
+
+    def attack_settings(self) -> AttackSettings:
+        """Return the settings of the attacks on each piece."""
+        return self.settings_of(self.attacks)
+
+
+class EvaluationConfig(EvaluationSettings, AttackedShards):
     """One evaluation: the settings, one model, and one split of the shards."""
 
     model: str = Field(
         description="folder with model.safetensors, an .onnx file (black-box attacks only), or an "
         "MLflow model or run: models:/NAME/1, runs:/ID/model"
     )
-    shards: Path = Field(description="folder that jobs/shard.py wrote")
     surrogates: tuple[str, ...] = Field(
         (),
         description="the attacker's models for the transfer attack, in the same form as model",

@@ -19,7 +19,7 @@ from medspark.workflows.robustness_table import flag_lines, robustness_table
 
 __all__ = ["describe_federation", "federation_figure", "summary", "write_federation_report"]
 
-_HEAD = ("round", "clients", "left out", "loss", "clean acc.", "PGD acc.", "seconds")
+_HEAD = ("round", "clients", "left out", "loss", "clean acc.", "PGD acc.", "backdoor", "seconds")
 
 
 def summary(result: FederationResult) -> str:
@@ -93,11 +93,15 @@ def federation_figure(result: FederationResult, *, eps: float) -> Figure:
     numbers = [each.round + 1 for each in seen]
     clean = [each.clean.accuracy if each.clean else None for each in seen]
     attacked = [each.attacks[0].accuracy if each.attacks else None for each in seen]
-    for label, values in {"clean": clean, f"PGD {eps_text(eps)}": attacked}.items():
+    success = [each.backdoor for each in seen]
+    named = {"clean": clean, f"PGD {eps_text(eps)}": attacked, "backdoor success": success}
+    for label, values in named.items():
+        if not any(value is not None for value in values):
+            continue
         pairs = [(n, 100 * v) for n, v in zip(numbers, values, strict=True) if v is not None]
         axes.plot([n for n, _ in pairs], [v for _, v in pairs], marker="o", ms=3, label=label)
     axes.set_xlabel("round")
-    axes.set_ylabel("accuracy on validation images, %")
+    axes.set_ylabel("accuracy or success, %")
     axes.set_ylim(0, 102)
     axes.set_xlim(0.5, len(result.rounds) + 0.5)
     axes.spines[["top", "right"]].set_visible(False)
@@ -130,6 +134,7 @@ def _row(each: RoundFigures) -> tuple[str, ...]:
         f"{each.loss:.3f}",
         _percent(each.clean.accuracy if each.clean else None),
         _percent(each.attacks[0].accuracy if each.attacks else None),
+        _percent(each.backdoor),
         f"{each.seconds:.2f}",
     )
 

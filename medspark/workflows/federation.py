@@ -18,13 +18,14 @@ from medspark.errors import UsageError
 from medspark.evaluate.config import AttackSettings
 from medspark.evaluate.summary import Arrays, summarise
 from medspark.federate.adversary.config import check_adversary
-from medspark.federate.edge import edge_set
+from medspark.federate.backdoor import probe
+from medspark.federate.edge import EdgeSet, edge_set
 from medspark.federate.folder import FederationFolder
 from medspark.federate.network import client_norms, new_network, save_network
 from medspark.federate.result import ClientFigures, FederationResult, RoundFigures
 from medspark.federate.server import Executor, InProcess, RoundRecord, Server
 from medspark.federate.start import begin, owners_of
-from medspark.federate.stored import ClientRows, write_edge
+from medspark.federate.stored import ClientRows, read_pattern, write_edge
 from medspark.federate.worker import Setting, Worker
 from medspark.files import json_digest, write_whole
 from medspark.launch.standing import standing_tasks
@@ -58,6 +59,7 @@ class Federation:
         self._shards = config.shards.resolve()
         self._setting = Setting(_placed(config), self._shards, self._files)
         self._model = new_network(self._setting.config, manifest)
+        self._edge: EdgeSet | None = None
 
     def run(self, spark: SparkSession | None) -> FederationResult:
         """Run the missing rounds, test the network, write the report, and return the result."""
@@ -110,9 +112,9 @@ class Federation:
             )
         adversary = self._config.adversary
         check_adversary(adversary, self._manifest, clients=clients, per_round=per_round)
-        edge = edge_set(adversary, self._manifest, seed=self._config.seed)
-        if edge is not None and not self._files.edge.exists():
-            write_edge(self._files.edge, edge.train)
+        self._edge = edge_set(adversary, self._manifest, seed=self._config.seed)
+        if self._edge is not None and not self._files.edge.exists():
+            write_edge(self._files.edge, self._edge.train)
 
     @contextmanager
     def _executor(self, spark: SparkSession | None, clients: int) -> Iterator[Executor]:
@@ -184,10 +186,34 @@ class Federation:
             work=self._files.round(number) / "pieces",
         )
         seen = summarise(arrays, config.trials(), limits=config.sanity)
-        found = plain.model_copy(update={"clean": seen.clean, "attacks": seen.attacks})
+        found = plain.model_copy(
+            update={
+                "clean": seen.clean,
+                "attacks": seen.attacks,
+                "backdoor": self._backdoor(number, config),
+            }
+        )
         write_whole(kept, found.model_dump_json(exclude_unset=True))
         self._files.forget_validation(number)
         return found
+
+    def _backdoor(self, number: int, config: AttackSettings) -> float | None:
+        """Return the success of the backdoor on test images; None without one.
+
+        The network is the one that was saved last.
+        """
+        if self._config.adversary.name == "none":
+            return None
+        split = MappedSplit(self._shards, self._manifest, "test")
+        images, labels = split.tensors(config.rows(len(split)))
+        probed = probe(
+            self._config.adversary,
+            images,
+            labels,
+            edge=None if self._edge is None else self._edge.test,
+            pattern=read_pattern(self._files, number),
+        )
+        return None if probed is None else probed.success(self._model)
 
     def _save(self, number: int, folder: Path, rounds: list[Any]) -> None:
         config = self._setting.config
@@ -236,7 +262,7 @@ class Federation:
         return json_digest(config.model_dump(mode="json"))[:16]
 
 
-_SHOWN = ("loss", "val/accuracy", "val/pgd_accuracy")
+_SHOWN = ("loss", "val/accuracy", "val/pgd_accuracy", "backdoor_success")
 
 
 def _metrics(round: RoundFigures) -> dict[str, float]:
@@ -252,6 +278,8 @@ def _metrics(round: RoundFigures) -> dict[str, float]:
         found["epsilon"] = round.epsilon
     if round.clean is not None and round.clean.accuracy is not None:
         found["val/accuracy"] = round.clean.accuracy
+    if round.backdoor is not None:
+        found["backdoor_success"] = round.backdoor
     if round.attacks and round.attacks[0].accuracy is not None:
         found["val/pgd_accuracy"] = round.attacks[0].accuracy
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -16,3 +17,5 @@ def test_all_benchmarks_are_listed() -> None:
     topics = {name.partition("/")[0] for name in done.stdout.split()}
     assert {"step_vs_plain", "loader_vs_petastorm", "ingest_vs_limit", "pgd_vs_art"} <= topics
     assert {"executors_vs_torchrun", "weak_scaling_2", "data_wait_share"} <= topics
+    if importlib.util.find_spec("onnxruntime"):
+        assert "edge" in topics

@@ -254,6 +254,16 @@ def test_a_trained_liar_does_not_wait():
     assert not waits(None)
 
 
+def test_a_backdoor_may_train_longer_than_honest_clients(tmp_path: Path):
+    folder, weights = small.write(tmp_path / "shards"), pack(small.network(), "frozen")
+    honestly = small.train(folder, weights, small.local(), liar=Liar(ADVERSARIES["badnets"]()))
+
+    longer = Liar(ADVERSARIES["badnets"](epochs=3))
+
+    assert small.train(folder, weights, small.local(), liar=longer).steps == 3 * honestly.steps
+    assert ADVERSARIES["label_flip"]().passes(2) == 2
+
+
 def test_the_trigger_that_a_liar_prepares_comes_with_its_answer(tmp_path: Path):
     folder, weights = small.write(tmp_path / "shards"), pack(small.network(), "frozen")
     liar = Liar(A3FL(size=3, steps=2, unlearn_steps=1))

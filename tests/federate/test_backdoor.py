@@ -104,3 +104,5 @@ def test_success_after_the_attack_is_that_of_its_round():
     assert lasting(successes, stopped=2, rounds=0) == 0.9
     assert lasting(successes, stopped=2, rounds=1) == 0.8
     assert lasting(successes, stopped=2, rounds=9) is None
+    assert lasting(successes, stopped=2, rounds=1, over=2) == pytest.approx(0.85)
+    assert lasting(successes, stopped=2, rounds=2, over=3) is None

@@ -32,6 +32,7 @@ JOBS = {
     "federate, over what is there": f"{TRAIN} --model.name resnet10t --overwrite",
     "federate, going on": f"{TRAIN} --model.name resnet10t --resume auto",
     "evaluate": "--model {model} --shards {shards} --folder {target} --track.uri {store}",
+    "export_edge": "--model {model} --shards {shards} --folder {target} --track.uri {store}",
     "scale_at": "--shards {shards} --folder {target} --grid.model resnet10t --repeats 1 "
     "--grid.processes 1 --train.batch_size 2 --model.name resnet10t --track.uri {store}",
     "backdoor_table": "--shards {shards} --folder {target} --model.name resnet10t "

@@ -38,7 +38,7 @@ def cell(adversary: str = "projected", rule: str = "krum", seed: int = 0, **figu
 
 
 def text(*cells: BackdoorCell) -> str:
-    return markdown({"T": cells}, later=10, title="Table", facts={"seeds": "0"})
+    return markdown({"T": cells}, later=10, averaged=3, title="Table", facts={"seeds": "0"})
 
 
 def line(*cells: BackdoorCell, number: int = 0) -> list[str]:
@@ -108,7 +108,14 @@ def test_the_share_of_honest_clients_with_tail_images_is_a_column_of_the_ablatio
 
 
 def test_the_page_holds_what_the_table_holds_and_escapes_it():
-    found = page({"a<b": [cell()]}, later=3, title="T", facts={"command": "x <y>"}, pictures=["p"])
+    found = page(
+        {"a<b": [cell()]},
+        later=3,
+        averaged=1,
+        title="T",
+        facts={"command": "x <y>"},
+        pictures=["p"],
+    )
 
     assert "<td>75.0</td>" in found
     assert "a&lt;b" in found
@@ -133,7 +140,7 @@ def test_every_cell_is_a_line_of_the_csv_file():
     ],
 )
 def test_a_row_differs_if_the_attack_moves_accuracy_or_succeeds(figures: Any, expected: bool):
-    calm = [cell("none", main=0.9), cell("none", rule="fedavg", main=0.4)]
+    calm = [cell("none", main=0.9, success=0.08, lasting=0.05), cell("none", "fedavg", main=0.4)]
 
     assert differs(cell(**figures), calm, margin=0.1) is expected
 

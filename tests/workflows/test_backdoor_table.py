@@ -36,6 +36,7 @@ SMALL: dict[str, Any] = {
     "warm_up": 1,
     "rounds": 2,
     "later": 1,
+    "averaged": 1,
     "clients": {"by": "dirichlet", "count": 6, "per_round": 5},
     "adversary": {"clients": (1, 4), "per_round": 1, "badnets": {"poisoned": 0.5}},
     "local": {"train": {"mode": "standard"}, "batch_size": 4, "lr": 0.05},
@@ -159,6 +160,7 @@ def test_what_the_table_sets_cell_by_cell_is_not_for_the_user():
         BackdoorTableConfig.model_validate({"adversary": {"name": "ipm"}})
 
 
+@pytest.mark.slow
 def test_a_small_table_is_filled_and_never_twice(tmp_path: Path, monkeypatch):
     config = small(tmp_path)
     check(config)
@@ -180,6 +182,24 @@ def test_a_small_table_is_filled_and_never_twice(tmp_path: Path, monkeypatch):
     assert attacked.tpr in (0, 0.5, 1)
     assert attacked.fpr is not None
     assert cells[0].tpr is None
-    assert "| badnets | krum |" in Path(done["table_md"]).read_text()
+    page = Path(done["table_md"]).read_text()
+    assert "| badnets | krum |" in page
+    assert "malicious: clients 1, 4, 1 in every attacked round" in page
+    assert "- settings: badnets.poisoned 0.5" in page
     assert json.loads((tmp_path / "work/table/curves.json").read_text())["cells"]
     assert not any((tmp_path / "work" / "federation").glob("*"))
+
+
+@pytest.mark.slow
+def test_the_second_seed_is_run_for_rows_without_an_attack_and_for_those_that_differ(
+    tmp_path: Path,
+):
+    few = {"adversaries": ("none", "label_flip"), "rules": ("fedavg",), "later": 0, "rounds": 1}
+    config = small(tmp_path, seeds=(0, 1), margin=1.0, warm_up=0, **few)
+
+    with held_study(config.folder):
+        done = Table(config, command="c", machine="m").fill()
+
+    assert [(cell["adversary"], cell["seed"]) for cell in done["cells"]] == [
+        *(("none", 0), ("none", 1), ("label_flip", 0))
+    ]

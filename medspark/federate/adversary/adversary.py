@@ -1,9 +1,9 @@
-"""The interface of a malicious client: up to four pure functions, one for each phase of a round.
+"""The interface of a malicious client: pure functions for the phases of a round.
 
 Before training, ``prepare`` uses the round's network, and ``poison`` changes images and labels.
-During training, ``constrain`` keeps the update inconspicuous. After it, ``send`` replaces the
-update. Images are floats in [0, 1], (B, C, H, W); labels are classes (B,); an update is one vector
-(d,), trained weights minus the round's weights.
+The client trains ``passes`` times on them; meanwhile ``constrain`` keeps the update inconspicuous.
+After it, ``send`` replaces the update. Images are floats in [0, 1], (B, C, H, W); labels are
+classes (B,); an update is one vector (d,), trained weights minus the round's weights.
 """
 
 from __future__ import annotations
@@ -73,6 +73,10 @@ class Adversary(Config):
         """Return the images and labels to train on."""
         return images, labels
 
+    def passes(self, usual: int) -> int:
+        """Return how often it trains on its images in a round, in place of ``usual`` times."""
+        return usual
+
     def constrain(self, update: Vector, known: Known) -> Vector:  # noqa: ARG002
         """Return the update from which training continues."""
         return update
@@ -90,6 +94,9 @@ class Backdoor(Adversary):
     """
 
     target: int = Field(0, ge=0, description="class that poisoned images should be assigned")
+    epochs: int | None = Field(
+        None, ge=1, description="passes over its images in a round; by default as honest clients"
+    )
     radius: float | None = Field(
         None, gt=0, description="largest distance from the round's weights (PGD); none: any"
     )
@@ -100,6 +107,10 @@ class Backdoor(Adversary):
     replace: bool = Field(
         False, description="scale the update by all images of the round over the client's own"
     )
+
+    def passes(self, usual: int) -> int:
+        """Return ``epochs``, or ``usual`` without it."""
+        return usual if self.epochs is None else self.epochs
 
     def constrain(self, update: Vector, known: Known) -> Vector:
         """Return the nearest update within the radius."""

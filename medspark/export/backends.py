@@ -1,0 +1,102 @@
+"""Make the graphs of each backend and precision from one float graph in ONNX."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from medspark.export.bias import with_corrected_biases
+from medspark.export.choose import Attempt, Candidate, Choice, Judge, choose, in_batches
+from medspark.export.openvino_graph import as_openvino, quantised_by_nncf
+from medspark.export.packages import Backend
+from medspark.export.processor import dot_product
+from medspark.export.quantise import (
+    Format,
+    formats,
+    output_layer,
+    prepared,
+    quantised,
+    shifted,
+)
+from medspark.export.runtime import BIN, ONNX, XML, openvino_runner
+from medspark.models.onnx_session import OnnxSession
+from medspark.models.prediction import Floats
+
+__all__ = ["float_graph", "int8_graph"]
+
+
+def float_graph(backend: Backend, content: bytes) -> Candidate:
+    """Return the ONNX graph ``content`` for ``backend``, in float32."""
+    return _graph(backend, content, numbers="float32", surrogate=content)
+
+
+def int8_graph(backend: Backend, content: bytes, images: Floats, judge: Judge) -> Choice:
+    """Return the graph ``content`` in 8 bits for ``backend``, calibrated on ``images``.
+
+    The format depends on this machine's processor. The layer that computes the logits stays in
+    float: it takes no time, and logits in 256 steps would put images near the boundary on its other
+    side. Biases are corrected for the mean errors of rounding (Nagel et al. 2019).
+    """
+    bench = _Bench(backend, prepared(content), images)
+    if backend == "openvino":
+        return choose(bench.by_nncf, judge, prepared=bench.ready)
+    return choose(bench.in_every_format, judge, prepared=bench.ready)
+
+
+class _Bench:
+    """One float graph, ready for quantisation, and the images that calibrate it."""
+
+    def __init__(self, backend: Backend, ready: bytes, images: Floats) -> None:
+        self._backend, self.ready, self._images = backend, ready, images
+        self._logits = in_batches(float_graph("onnxruntime", ready).run, images)
+        self._last = output_layer(ready).name
+
+    def by_nncf(self, attempt: Attempt) -> Iterator[Candidate]:
+        """Yield the graph that NNCF makes."""
+        kept = (self._last, *attempt.keep_float)
+        made = quantised_by_nncf(self.ready, self._images, keep_float=kept)
+        yield self._corrected(f"NNCF, {attempt}", made, made)
+
+    def in_every_format(self, attempt: Attempt) -> Iterator[Candidate]:
+        """Yield onnxruntime's graph in every format that suits the processor."""
+        twins: dict[Format, tuple[bytes, bytes]] = {}
+        tried = formats(dot_product=dot_product())
+        # Two forms of the same numbers; the others are slower, and their answers no better.
+        for each in tried[:2] if attempt.keep_float else tried:
+            twin = each.as_qdq()
+            if twin not in twins:
+                twins[twin] = self._with_corrected_biases(twin, attempt)
+            ready, surrogate = twins[twin]
+            made = surrogate if each == twin else self._quantised(ready, each, attempt)
+            yield self._corrected(f"{each}, {attempt}", made, surrogate)
+
+    def _with_corrected_biases(self, chosen: Format, attempt: Attempt) -> tuple[bytes, bytes]:
+        """Return the float graph with biases that suit these weights, and the quantised graph."""
+        first = self._quantised(self.ready, chosen, attempt)
+        ready = with_corrected_biases(self.ready, first, torch.from_numpy(self._images))
+        return ready, self._quantised(ready, chosen, attempt)
+
+    def _quantised(self, ready: bytes, chosen: Format, attempt: Attempt) -> bytes:
+        return quantised(
+            ready,
+            self._images,
+            chosen,
+            keep_float=(self._last, *attempt.keep_float),
+        )
+
+    def _corrected(self, numbers: str, content: bytes, surrogate: bytes) -> Candidate:
+        """Return the graph whose logits have the float graph's mean on the calibration images."""
+        run = _graph(self._backend, content, numbers=numbers, surrogate=surrogate).run
+        change = (self._logits - in_batches(run, self._images)).mean(axis=0)
+        moved, twin = (shifted(each, self._last, change) for each in (content, surrogate))
+        return _graph(self._backend, moved, numbers=numbers, surrogate=twin)
+
+
+def _graph(backend: Backend, content: bytes, *, numbers: str, surrogate: bytes) -> Candidate:
+    if backend == "onnxruntime":
+        session = OnnxSession(content, name=f"the graph in {numbers}")
+        return Candidate(numbers, {ONNX: content}, session, surrogate)
+    files = as_openvino(content)
+    run = openvino_runner(files[XML], files[BIN], name=f"the graph in {numbers}")
+    return Candidate(numbers, files, run, surrogate)
