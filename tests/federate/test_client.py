@@ -333,3 +333,22 @@ def test_a_sign_flipper_sends_the_opposite(folder: Path, start: np.ndarray):
 def test_settings_that_contradict_one_another_are_refused(settings: dict[str, Any]):
     with pytest.raises(ValidationError):
         LocalConfig(**settings)
+
+
+def test_eps_and_the_learning_rate_rise_over_the_first_rounds():
+    config = small.local(warmup_rounds=3, lr=0.1, lr_decay=0.5)
+
+    assert [config.strength_in(round) for round in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert [config.rate_in(round) for round in (0, 3)] == [0.1 * 0.25, 0.1 * 0.125]
+    assert small.local().strength_in(0) == 1.0
+
+
+def test_a_round_of_warm_up_attacks_with_less(folder: Path):
+    start = pack(small.network(), "frozen")
+    config = small.local("fused_noise", attack=ThreatModel(eps=8 / 255))
+
+    full = small.train(folder, start, config).weights
+    warming = config.model_copy(update={"warmup_rounds": 1, "lr": 2 * config.lr})
+
+    assert warming.rate_in(0) == config.rate_in(0)
+    assert not np.array_equal(small.train(folder, start, warming).weights, full)
