@@ -105,7 +105,10 @@ def federation_figure(result: FederationResult, *, eps: float) -> Figure:
     axes.set_ylim(0, 102)
     axes.set_xlim(0.5, len(result.rounds) + 0.5)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
+    if axes.lines:
+        axes.legend(frameon=False)
+    else:
+        axes.text(0.5, 0.5, "no round was validated", ha="center", transform=axes.transAxes)
     return figure
 
 
