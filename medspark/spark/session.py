@@ -67,6 +67,8 @@ def spark_session(config: SparkConfig, *, name: str = "medspark") -> Iterator[Sp
     starts is stopped at the end. Raises UsageError if the session is not encrypted although
     ``config`` requires it.
     """
+    # A thread that is new to the JVM has no active session, although its process has one.
+    alone = SparkContext._active_spark_context is None
     running = SparkSession.getActiveSession()
     spark = running or _start(config, name)
     try:
@@ -77,7 +79,7 @@ def spark_session(config: SparkConfig, *, name: str = "medspark") -> Iterator[Sp
             spark.sparkContext.addPyFile(str(package_file()))
         yield spark
     finally:
-        if running is None:
+        if running is None and alone:
             spark.stop()
 
 
