@@ -15,12 +15,11 @@ from medspark.federate.folder import FEDERATION_FILES
 from medspark.federate.privacy import check_privacy
 from medspark.federate.result import FederationResult
 from medspark.files import json_digest, write_whole
-from medspark.models.card import columns_of
 from medspark.models.config import check_model, check_weights
 from medspark.shards.manifest import Manifest, read_manifest, verify
 from medspark.spark.session import spark_session
 from medspark.track.runs import tracked
-from medspark.track.spool import DatasetEntry, ModelEntry, RunEntry
+from medspark.track.spool import DatasetEntry, RunEntry
 from medspark.train.run_folder import (
     RUN_FILES,
     check_run_folder,
@@ -32,6 +31,7 @@ from medspark.workflows import figures
 from medspark.workflows.federate_config import FederateConfig
 from medspark.workflows.federate_report import describe_federation
 from medspark.workflows.federation import Federation, rows_in
+from medspark.workflows.model_description import model_entry
 
 __all__ = ["federate", "run_federation"]
 
@@ -109,7 +109,9 @@ def run_federation(
             params={"spark_tasks": result.tasks},
             summary=metrics,
             artifacts=folder / "report",
-            model=_model_entry(folder, manifest, config, result)
+            model=model_entry(
+                folder / "model", manifest, config.track, card=describe_federation(result)
+            )
             if config.track.log_model
             else None,
             patience_seconds=config.track.patience_seconds,
@@ -155,20 +157,4 @@ def _entry(config: FederateConfig, manifest: Manifest) -> RunEntry:
         dataset=DatasetEntry(
             name=Path(str(config.shards)).name, digest=manifest.digest, source=str(config.shards)
         ),
-    )
-
-
-def _model_entry(
-    folder: Path, manifest: Manifest, config: FederateConfig, result: FederationResult
-) -> ModelEntry:
-    return ModelEntry(
-        folder=folder / "model",
-        loader="medspark.models.predictor:Predictor.load",
-        input_shape=(manifest.height, manifest.width, manifest.channels),
-        outputs=len(manifest.classes),
-        file_loader="medspark.models.file_predictor:FilePredictor.load",
-        classes=columns_of(manifest.classes),
-        card=describe_federation(result),
-        register_as=config.track.register_as,
-        alias=config.track.alias,
     )

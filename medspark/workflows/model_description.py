@@ -1,17 +1,20 @@
-"""Describe a model in words: purpose, training data, figures, use and limits."""
+"""Describe a model in words, and to MLflow: purpose, training data, figures, use, limits."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 from medspark.evaluate.names import in_markdown, short
 from medspark.evaluate.sanity import SIGN
-from medspark.models.card import ModelCard
+from medspark.models.card import ModelCard, columns_of
 from medspark.shards.manifest import Manifest
+from medspark.track.config import TrackConfig
+from medspark.track.spool import ModelEntry
 from medspark.train.result import TrainResult
 from medspark.workflows.robustness_table import robustness_table
 
-__all__ = ["describe_model"]
+__all__ = ["describe_model", "model_entry"]
 
 _LIMITS = """## What it is not
 
@@ -56,6 +59,21 @@ with logits divided by {card.temperature:.3g}, which fits the validation images 
 scaling).
 
 {_LIMITS}"""
+
+
+def model_entry(folder: Path, manifest: Manifest, track: TrackConfig, *, card: str) -> ModelEntry:
+    """Return how MLflow keeps the network in ``folder``, described by ``card`` in Markdown."""
+    return ModelEntry(
+        folder=folder,
+        loader="medspark.models.predictor:Predictor.load",
+        input_shape=(manifest.height, manifest.width, manifest.channels),
+        outputs=len(manifest.classes),
+        file_loader="medspark.models.file_predictor:FilePredictor.load",
+        classes=columns_of(manifest.classes),
+        card=card,
+        register_as=track.register_as,
+        alias=track.alias,
+    )
 
 
 def _purpose(card: ModelCard) -> str:

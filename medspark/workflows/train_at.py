@@ -21,20 +21,20 @@ from medspark.launch.distributor import (
     check_room,
     run_ddp,
 )
-from medspark.models.card import columns_of, read_card
+from medspark.models.card import read_card
 from medspark.models.config import PRETRAINED, check_model, check_weights
 from medspark.shards.manifest import Manifest, read_manifest, verify
 from medspark.shards.plan import EpochPlan
 from medspark.spark.session import spark_session
 from medspark.track.runs import tracked
-from medspark.track.spool import DatasetEntry, ModelEntry, RunEntry
+from medspark.track.spool import DatasetEntry, RunEntry
 from medspark.train.config import FitConfig, TrainingSettings, check_ranks
 from medspark.train.result import TrainResult
 from medspark.train.run_folder import check_run_folder, held_run, keep_result, kept_result
 from medspark.workflows import figures
 from medspark.workflows.demo import DemoConfig, check_demo, demo_folder, demo_shards, ingest_sum
 from medspark.workflows.job_settings import SparkTrainingConfig
-from medspark.workflows.model_description import describe_model
+from medspark.workflows.model_description import describe_model, model_entry
 from medspark.workflows.progress import progress
 from medspark.workflows.robustness_table import flag_lines, robustness_table
 
@@ -281,7 +281,14 @@ def train_once(
             params={"world_size": launched.processes, "threads_per_rank": launched.threads},
             summary=metrics | dict(measure(result) if measure else {}),
             artifacts=None if timed_only else _write_report(folder, result, manifest),
-            model=_model_entry(folder, manifest, config, result) if keep_model else None,
+            model=model_entry(
+                folder / "model",
+                manifest,
+                config.track,
+                card=describe_model(result, manifest, read_card(folder / "model")),
+            )
+            if keep_model
+            else None,
             patience_seconds=config.track.patience_seconds,
         )
     return result.model_copy(update={"launch": launched.model_dump(), "mlflow": run.reference})
@@ -314,22 +321,6 @@ def _entry(config: TrainAtConfig, manifest: Manifest) -> RunEntry:
         dataset=DatasetEntry(
             name=Path(str(config.shards)).name, digest=manifest.digest, source=str(config.shards)
         ),
-    )
-
-
-def _model_entry(
-    folder: Path, manifest: Manifest, config: TrainAtConfig, result: TrainResult
-) -> ModelEntry:
-    return ModelEntry(
-        folder=folder / "model",
-        loader="medspark.models.predictor:Predictor.load",
-        input_shape=(manifest.height, manifest.width, manifest.channels),
-        outputs=len(manifest.classes),
-        file_loader="medspark.models.file_predictor:FilePredictor.load",
-        classes=columns_of(manifest.classes),
-        card=describe_model(result, manifest, read_card(folder / "model")),
-        register_as=config.track.register_as,
-        alias=config.track.alias,
     )
 
 
