@@ -28,14 +28,10 @@ from medspark.federate.weights import (
     Weights,
     apply,
     difference,
-    pack,
     pack_kept,
-    private_restored,
     reestimate,
-    unpack,
     unpack_kept,
 )
-from medspark.models.classifier import batch_norms
 from medspark.seeding import derive
 from medspark.shards.plan import EpochPlan
 from medspark.train.adversarial import take_step
@@ -115,7 +111,7 @@ def train_client(
     if len(rows) == 0:
         raise UsageError("A client without images cannot train.")
     network = Resident.of(model)
-    with private_restored(network.own, config.batch_norm):
+    with network.tensors(config.batch_norm).private_restored():
         return _answer(network, rows, task, config, augmentation, memory or Memory(), liar)
 
 
@@ -128,8 +124,8 @@ def _answer(
     memory: Memory,
     liar: Liar | None,
 ) -> Answer:
-    model = network.own
-    unpack(model, task.weights, config.batch_norm)
+    model, tensors = network.own, network.tensors(config.batch_norm)
+    tensors.unpack(task.weights)
     if memory.norms is not None:
         unpack_kept(model, memory.norms, config.batch_norm)
     if config.batch_norm == "reestimate":
@@ -138,7 +134,7 @@ def _answer(
         liar = replace(liar, known=liar.adversary.prepare(model, *_whole(rows), liar.known))
     drift = Drift(model, config, ours=memory.control, server=task.control)
     steps, loss = _train(network, rows, task, config, drift, augmentation, liar)
-    weights = pack(model, config.batch_norm)
+    weights = tensors.pack()
     control = drift.control(weights, task.weights, steps * config.rate_in(task.round))
     if liar is not None:
         sent = liar.adversary.send(difference(weights, task.weights), liar.known)
@@ -159,11 +155,10 @@ def _train(
     liar: Liar | None,
 ) -> tuple[int, float]:
     """Train ``network`` in place; return the steps and the last epoch's mean loss."""
-    model = network.own
     learner = _learner(network.trained, torch.from_numpy(rows.labels), config)
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    parameters = network.learning
     optimiser = _optimiser(parameters, config, config.rate_in(task.round))
-    _awake(network.trained, config)
+    _awake(network, config)
     _forget_gradients(parameters)
     steps, total, images_seen = 0, 0.0, 0
     # Epochs are numbered across rounds, so that no round repeats the order of another.
@@ -190,10 +185,10 @@ def _train(
                 optimiser.step()
                 _forget_gradients(parameters)
                 steps += 1
-                _constrain(model, task, config, liar, steps)
+                _constrain(network, task, config, liar, steps)
             total += float(stats.loss) * len(images)
             images_seen += len(images)
-    _constrain(model, task, config, liar, 0)
+    _constrain(network, task, config, liar, 0)
     return steps, total / max(images_seen, 1)
 
 
@@ -247,24 +242,25 @@ def _forget_gradients(parameters: list[nn.Parameter]) -> None:
         parameter.grad = None
 
 
-def _awake(model: nn.Module, config: LocalConfig) -> None:
+def _awake(network: Resident, config: LocalConfig) -> None:
     """Set training mode; batch norms update their statistics only under average and local."""
-    model.train()
-    for layer in batch_norms(model):
+    network.trained.train()
+    for layer in network.norms:
         layer.train(config.batch_norm in ("average", "local"))
 
 
 def _constrain(
-    model: nn.Module, task: Task, config: LocalConfig, liar: Liar | None, steps: int
+    network: Resident, task: Task, config: LocalConfig, liar: Liar | None, steps: int
 ) -> None:
     """Let a backdoor adversary project its network back within bounds, every ``every`` steps."""
     adversary = None if liar is None else liar.adversary
     if liar is None or not isinstance(adversary, Backdoor) or steps % adversary.every:
         return
-    update = difference(pack(model, config.batch_norm), task.weights)
+    tensors = network.tensors(config.batch_norm)
+    update = difference(tensors.pack(), task.weights)
     nearer = adversary.constrain(update, liar.known)
     if nearer is not update:
-        unpack(model, apply(task.weights, nearer), config.batch_norm)
+        tensors.unpack(apply(task.weights, nearer))
 
 
 def _whole(rows: MappedSplit) -> tuple[Tensor, Tensor]:

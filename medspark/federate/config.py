@@ -94,6 +94,11 @@ class FederationConfig(LocalConfig, TrainingConfig):
         return self.rule_for(1).separable and not needs_each
 
     @property
+    def keeps_memory(self) -> bool:
+        """Whether clients keep anything private between rounds."""
+        return self.scaffold or self.batch_norm == "local"
+
+    @property
     def keeps_change(self) -> bool:
         """Whether the next round needs the change of the weights in this one."""
         centre = "centre" in self.rule_for(1).references

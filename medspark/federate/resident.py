@@ -14,13 +14,16 @@ unfolded network but for rounding. All other parameters, and the statistics, are
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from medspark.federate.local import LocalConfig
+from medspark.federate.weights import NormPolicy, Tensors
+from medspark.models.classifier import batch_norms
 from medspark.models.kernels.fold_norm import Pairs, folded_copy
 from medspark.models.kernels.lower import lower
 
@@ -41,6 +44,23 @@ class Resident:
     own: nn.Module
     trained: nn.Module
     folded: tuple[tuple[Any, Any, Any], ...] = ()
+    _tensors: dict[NormPolicy, Tensors] = field(default_factory=dict, compare=False, repr=False)
+
+    def tensors(self, policy: NormPolicy) -> Tensors:
+        """Return the tensors of ``own`` that clients exchange, and the others."""
+        if policy not in self._tensors:
+            self._tensors[policy] = Tensors.of(self.own, policy)
+        return self._tensors[policy]
+
+    @cached_property
+    def learning(self) -> list[nn.Parameter]:
+        """The parameters of ``own`` that are trained."""
+        return [p for p in self.own.parameters() if p.requires_grad]
+
+    @cached_property
+    def norms(self) -> list[nn.Module]:
+        """The batch norms of ``trained``."""
+        return list(batch_norms(self.trained))
 
     @classmethod
     def of(cls, model: nn.Module | Self) -> Self:

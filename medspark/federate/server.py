@@ -266,10 +266,9 @@ class Server:
         number = record.round
         self._folder.forget(number, ("update", "sum", "controls"))
         self._folder.forget(number - 1, ("weights", "change", "state*", "control"))
-        keeps = self._config.scaffold or self._config.batch_norm == "local"
         for client in record.clients:
             last = self._memory.get(client)
-            if last is not None and keeps:
+            if last is not None and self._config.keeps_memory:
                 self._folder.memory(client, last).unlink(missing_ok=True)
             if last is not None and self._rule.remembers:
                 self._folder.forget(last, (f"history-{client:06d}",))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +55,13 @@ class StoredUpdates:
     ) -> None:
         self._folder, self._step, self._names = folder, step, references
         self._number = int(step["round"])
-        self._base = folder.read(self._number - 1, "weights")
+        self._sums: dict[str, list[Any]] = {}
         self._files = [] if step["adds_up"] else [self._open(c) for c in step["counted"]]
+
+    @cached_property
+    def _base(self) -> Weights:
+        base: Weights = self._folder.read(self._number - 1, "weights")
+        return base
 
     def updates(self, here: slice) -> Matrix:
         base = self._base[here].astype(np.float64)
@@ -96,10 +102,13 @@ class StoredUpdates:
 
     def summed(self, name: str, here: slice, *, weight: float) -> Vector:
         """Return the sum of all tasks' exact sums."""
+        if name not in self._sums:
+            place = self._folder.round(self._number)
+            paths = [place / f"{name}-{part:05d}.npy" for part in range(self._step["trainers"])]
+            self._sums[name] = [np.load(path, mmap_mode="r") for path in paths]
         whole = ExactSum(here.stop - here.start, weight=weight)
-        for part in range(self._step["trainers"]):
-            path = self._folder.round(self._number) / f"{name}-{part:05d}.npy"
-            whole.units += np.load(path, mmap_mode="r")[here]
+        for units in self._sums[name]:
+            whole.units += units[here]
         return whole.value()
 
     def _open(self, client: int) -> Weights:

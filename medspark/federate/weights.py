@@ -13,7 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -26,12 +27,12 @@ from medspark.models.classifier import BATCH_NORMS, batch_norms
 
 __all__ = [
     "NormPolicy",
+    "Tensors",
     "Weights",
     "apply",
     "difference",
     "kept",
     "pack",
-    "private_restored",
     "reestimate",
     "unpack",
 ]
@@ -39,15 +40,53 @@ __all__ = [
 Weights = npt.NDArray[np.float32]
 
 
+@dataclass(frozen=True)
+class Tensors:
+    """The tensors of a network under a policy: those that are exchanged, and all others.
+
+    Finding them takes longer than copying those of a small network, so they are found once.
+    """
+
+    exchanged: list[Tensor]
+    private: list[Tensor]
+
+    @classmethod
+    def of(cls, model: nn.Module, policy: NormPolicy) -> Self:
+        """Return the tensors of ``model``."""
+        exchanged = _travels(model, policy)
+        known = {id(tensor) for tensor in exchanged}
+        every = (*model.parameters(), *model.buffers())
+        return cls(exchanged, [tensor for tensor in every if id(tensor) not in known])
+
+    def pack(self) -> Weights:
+        """Return the exchanged tensors as one vector (d,)."""
+        return _vector(self.exchanged)
+
+    @torch.no_grad()
+    def unpack(self, weights: Weights) -> None:
+        """Set the exchanged tensors. Raises ValueError if ``weights`` do not fit them."""
+        _fill(self.exchanged, weights)
+
+    @contextmanager
+    def private_restored(self) -> Iterator[None]:
+        """Restore, at the end of this context, every tensor that is not exchanged."""
+        given = [tensor.detach().clone() for tensor in self.private]
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for tensor, values in zip(self.private, given, strict=True):
+                    tensor.copy_(values)
+
+
 def pack(model: nn.Module, policy: NormPolicy) -> Weights:
     """Return the exchanged tensors of ``model`` as one vector (d,)."""
-    return _vector(_travels(model, policy))
+    return Tensors.of(model, policy).pack()
 
 
-@torch.no_grad()
 def unpack(model: nn.Module, weights: Weights, policy: NormPolicy) -> None:
     """Set the exchanged tensors of ``model``. Raises ValueError if ``weights`` do not fit it."""
-    _fill(_travels(model, policy), weights)
+    Tensors.of(model, policy).unpack(weights)
 
 
 def kept(model: nn.Module, policy: NormPolicy) -> list[Tensor]:
@@ -70,21 +109,6 @@ def pack_kept(model: nn.Module, policy: NormPolicy) -> Weights:
 def unpack_kept(model: nn.Module, values: Weights, policy: NormPolicy) -> None:
     """Set the private tensors of ``model`` to ``values`` from ``pack_kept``."""
     _fill(kept(model, policy), values)
-
-
-@contextmanager
-def private_restored(model: nn.Module, policy: NormPolicy) -> Iterator[None]:
-    """Restore, at the end of this context, every tensor of ``model`` that is not exchanged."""
-    exchanged = {id(tensor) for tensor in _travels(model, policy)}
-    every = (*model.parameters(), *model.buffers())
-    private = [tensor for tensor in every if id(tensor) not in exchanged]
-    given = [tensor.detach().clone() for tensor in private]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for tensor, values in zip(private, given, strict=True):
-                tensor.copy_(values)
 
 
 def difference(trained: Weights, weights: Weights) -> Vector:

@@ -227,7 +227,8 @@ class Worker:
             sums.add_change(answer.weights, base, self._factor(step, client, answer, square))
         if controls is not None and answer.control_change is not None:
             controls.add(answer.control_change, 1.0)
-        write_memory(self._folder.memory(client, number), answer.memory)
+        if self._config.keeps_memory:
+            write_memory(self._folder.memory(client, number), answer.memory)
         if answer.pattern is not None:
             write_array(self._folder.pattern(number, client), answer.pattern.numpy())
         return {
@@ -251,6 +252,8 @@ class Worker:
         return self._folder.read(number - 1, "control")
 
     def _memory(self, client: int, step: Step) -> Memory | None:
+        if not self._config.keeps_memory:
+            return None
         last = step["memory"].get(str(client))
         return None if last is None else read_memory(self._folder.memory(client, int(last)))
 
@@ -308,7 +311,7 @@ class Worker:
             for name in self._folder.names(number - 1, "state")
         }
         weights = np.empty(stop - start, dtype=np.float32)
-        changes = np.empty(stop - start)
+        changes = np.empty(stop - start if self._config.keeps_change else 0)
         kept: dict[str, Vector] = {}
         squares: list[float] = []
         for here in chunks_within((start, stop)):
@@ -319,7 +322,8 @@ class Worker:
                 change = rule.combine(rows.updates(here), weighing, rows.references(here))
             if weighing.noise > 0:
                 change = change + weighing.noise * gaussian(self._config.seed, number, here)
-            changes[local] = change
+            if self._config.keeps_change:
+                changes[local] = change
             before = {name: values[local] for name, values in states.items()}
             change, after = rule.step(change, before)
             squares.append(float(np.square(change).sum()))
