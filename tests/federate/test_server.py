@@ -142,8 +142,8 @@ def test_a_client_gets_its_own_memory_of_the_last_round_that_counted_it(
         kept[me] = np.full(3, 100 * task.round + me, dtype=np.float32)
         return Answer(task.weights, len(rows), 1, 0.0, Memory(norms=kept[me]))
 
-    Rounds(shards, tmp_path, train=train, clients=SIX).run(3)
-    Rounds(shards, tmp_path, train=train, clients=SIX).run(3)
+    Rounds(shards, tmp_path, train=train, batch_norm="local", clients=SIX).run(3)
+    Rounds(shards, tmp_path, train=train, batch_norm="local", clients=SIX).run(3)
 
     assert wrong == []
     assert len(kept) == CLIENTS
