@@ -25,7 +25,12 @@ __all__ = ["client_norms", "new_network", "save_network"]
 def new_network(config: FederationConfig, manifest: Manifest) -> Classifier:
     """Return the network with its first weights, the same on every machine."""
     torch.manual_seed(derive(config.seed, "weights"))
-    return build(config.model, num_classes=len(manifest.classes), channels=manifest.channels)
+    return build(
+        config.model,
+        num_classes=len(manifest.classes),
+        channels=manifest.channels,
+        size=(manifest.height, manifest.width),
+    )
 
 
 def save_network(

@@ -1,4 +1,7 @@
-"""Build any timm network as a Classifier: random, pretrained or from a safetensors file."""
+"""Build any timm network as a Classifier: random, pretrained or from a safetensors file.
+
+Networks such as vision transformers are made for one size of images, which timm takes as an option.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from medspark.errors import UsageError
@@ -13,21 +17,54 @@ from medspark.models.classifier import Classifier
 from medspark.models.config import PRETRAINED, ModelConfig, check_model, tensor_names, timm_name
 from medspark.models.torchvision_ops import import_timm
 
+Size = tuple[int, int]
+
 _LOGGER = logging.getLogger(__name__)
 
 
-def build(config: ModelConfig, *, num_classes: int, channels: int) -> Classifier:
+def build(
+    config: ModelConfig, *, num_classes: int, channels: int, size: Size | None = None
+) -> Classifier:
     """Return the classifier that ``config`` describes, for ``channels`` image channels.
 
-    timm adapts pretrained stems to the channels (summed for greyscale). The head is new if the
-    number of classes differs.
+    timm adapts pretrained stems to the channels (summed for greyscale), and pretrained position
+    embeddings to ``size``, the (height, width) of images in pixels; without it, networks that are
+    made for one size have timm's. The head is new if the number of classes differs.
 
-    Raises UsageError for a model that timm does not have, or weights that do not fit it.
+    Raises UsageError for a model that timm does not have, weights that do not fit it, or a network
+    that cannot be made for ``size``.
     """
     check_model(config)
     architecture = timm_name(config.name)
-    backbone = _create(architecture, config, num_classes=num_classes, channels=channels)
+    options: dict[str, Any] = {"num_classes": num_classes, "in_chans": channels}
+    options |= _made_for(architecture, size)
+    try:
+        backbone = _create(architecture, config, options)
+    except TypeError as error:
+        if "img_size" not in str(error):
+            raise
+        raise UsageError(f"model.name: {config.name} takes images of one size only.") from error
     return wrap(backbone, architecture=architecture, channels=channels)
+
+
+def check_size(config: ModelConfig, *, channels: int, size: Size) -> None:
+    """Raise UsageError if the network cannot take images of ``size`` (height, width) in pixels.
+
+    A pass without memory or computation (torch's device "meta") shows it, at any size.
+    """
+    untrained = config.model_copy(update={"weights": None})
+    try:
+        with torch.device("meta"), torch.no_grad():
+            model = build(untrained, num_classes=2, channels=channels, size=size)
+            model.eval()(torch.zeros(2, channels, *size))
+    except NotImplementedError:
+        return  # an operator that "meta" does not have; ranks will see
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0].rstrip(".")
+        raise UsageError(
+            f"model.name: {config.name} cannot take images of {size[0]} x {size[1]} pixels: "
+            f"{reason}."
+        ) from error
 
 
 def wrap(backbone: nn.Module, *, architecture: str, channels: int) -> Classifier:
@@ -40,11 +77,16 @@ def wrap(backbone: nn.Module, *, architecture: str, channels: int) -> Classifier
     return Classifier(backbone, architecture=architecture, mean=list(mean), std=list(std))
 
 
-def _create(
-    architecture: str, config: ModelConfig, *, num_classes: int, channels: int
-) -> nn.Module:
+def _made_for(architecture: str, size: Size | None) -> dict[str, Size]:
+    """Return timm's option for a network that is made for one size of images."""
+    cfg = import_timm().get_pretrained_cfg(architecture)
+    if size is None or cfg is None or not cfg.fixed_input_size or size == cfg.input_size[1:]:
+        return {}
+    return {"img_size": size}
+
+
+def _create(architecture: str, config: ModelConfig, options: dict[str, Any]) -> nn.Module:
     timm = import_timm()
-    options: dict[str, Any] = {"num_classes": num_classes, "in_chans": channels}
     if config.dropout > 0:  # not every network accepts the argument
         options["drop_rate"] = config.dropout
     if config.weights is None:

@@ -73,7 +73,12 @@ def load_classifier(folder: Path) -> Classifier:
     """
     card = read_card(folder)
     config = ModelConfig(name=card.architecture, dropout=card.dropout)
-    model = build(config, num_classes=len(card.classes), channels=card.channels)
+    model = build(
+        config,
+        num_classes=len(card.classes),
+        channels=card.channels,
+        size=(card.height, card.width),
+    )
     model.normalise = Normalise(card.mean, card.std)
     path = folder / WEIGHTS
     try:

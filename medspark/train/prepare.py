@@ -43,7 +43,12 @@ def make_network(config: FitConfig, source: Source, world: World) -> Classifier:
     """
     manifest = source.manifest
     torch.manual_seed(derive(config.seed, "weights"))
-    model = build(config.model, num_classes=len(manifest.classes), channels=manifest.channels)
+    model = build(
+        config.model,
+        num_classes=len(manifest.classes),
+        channels=manifest.channels,
+        size=(manifest.height, manifest.width),
+    )
     given = config.model.weights is not None and not config.train.dual_bn
     frozen = config.train.batch_norm == "frozen" or (
         config.train.batch_norm == "auto" and given and config.attacks

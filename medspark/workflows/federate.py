@@ -15,7 +15,7 @@ from medspark.federate.folder import FEDERATION_FILES
 from medspark.federate.privacy import check_privacy
 from medspark.federate.result import FederationResult
 from medspark.files import json_digest, write_whole
-from medspark.models.config import check_model, check_weights
+from medspark.models.config import check_images, check_model, check_weights
 from medspark.shards.manifest import Manifest, read_manifest, verify
 from medspark.spark.session import spark_session
 from medspark.track.runs import tracked
@@ -77,6 +77,7 @@ def check(config: FederateConfig) -> Manifest:
     verify(config.shards, manifest, contents=False)
     check_weights(config.model)
     check_model(config.model)
+    check_images(config.model, manifest)
     if config.privacy is not None:
         check_privacy()
     if config.aggregate == "fltrust" and not rows_in(manifest, "val"):

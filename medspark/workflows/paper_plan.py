@@ -19,7 +19,7 @@ from medspark.errors import UsageError
 from medspark.evaluate.config import AttackSettings, check_attacks
 from medspark.files import sha256_of
 from medspark.launch.distributor import check_room
-from medspark.models.config import PRETRAINED, ModelConfig, check_model
+from medspark.models.config import PRETRAINED, ModelConfig, check_images, check_model
 from medspark.shards.manifest import Manifest, read_manifest, verify
 from medspark.study.cells import digest
 from medspark.study.paper_report import MetricName
@@ -131,7 +131,10 @@ def check(config: PaperTableConfig) -> None:
                 f"weights.{name}: the models of this table are {', '.join(config.models)}."
             )
     for name in config.models:
-        check_model(ModelConfig(name=name, weights=config.weights.get(name)))
+        model = ModelConfig(name=name, weights=config.weights.get(name))
+        check_model(model)
+        for folder in config.datasets.values():
+            check_images(model, read_manifest(folder))
     attacked = {"adversarial", "robust_distillation"} & set(config.trainings)
     if attacked and not config.train.attacks:
         raise UsageError(f"train.mode: {config.train.mode} is no adversarial training.")

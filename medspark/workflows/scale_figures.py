@@ -28,7 +28,12 @@ def judged_figures(result: TrainResult) -> dict[str, float | None]:
 def gradient_bytes(config: ScaleAtConfig, name: str, manifest: Manifest) -> float:
     """Return the bytes of gradients that the ranks exchange per step of the network ``name``."""
     model = config.model.model_copy(update={"name": name, "weights": None})
-    network = build(model, num_classes=len(manifest.classes), channels=manifest.channels)
+    network = build(
+        model,
+        num_classes=len(manifest.classes),
+        channels=manifest.channels,
+        size=(manifest.height, manifest.width),
+    )
     return float(sum(4 * p.numel() for p in network.parameters() if p.requires_grad))
 
 

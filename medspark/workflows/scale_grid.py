@@ -17,7 +17,7 @@ from medspark.errors import UsageError
 from medspark.evaluate.config import AttackSettings
 from medspark.evaluate.sanity import PROBED_IMAGES
 from medspark.launch.distributor import LaunchConfig
-from medspark.models.config import ModelConfig, check_model
+from medspark.models.config import ModelConfig, check_images, check_model
 from medspark.shards.manifest import Manifest, read_manifest
 from medspark.spark.slots import local_slots, submitted_master
 from medspark.study.laws import Cluster
@@ -168,6 +168,8 @@ def check_grid(config: ScaleAtConfig) -> None:
             # The sweep's session has room for all processes, so check with one.
             check(cell.model_copy(update={"launch": LaunchConfig(processes=1)}))
             check_model(cell.model)
+            if config.shards is not None:
+                check_images(cell.model, read_manifest(config.shards))
             train = cell.train
             if train.dual_bn and train.mode not in ("naive", "fused", "fused_noise", "trades"):
                 raise UsageError(f"grid.mode: {mode} learns from one kind of image alone.")

@@ -22,7 +22,7 @@ from medspark.launch.distributor import (
     run_ddp,
 )
 from medspark.models.card import read_card
-from medspark.models.config import PRETRAINED, check_model, check_weights
+from medspark.models.config import PRETRAINED, check_images, check_model, check_weights
 from medspark.shards.manifest import Manifest, read_manifest, verify
 from medspark.shards.plan import EpochPlan
 from medspark.spark.session import spark_session
@@ -108,6 +108,8 @@ def _run(config: TrainAtConfig, folder: Path) -> TrainResult:
         # A resumed run was checked when it began.
         if not any((folder / "checkpoints").glob("step-*")):
             check_model(config.model)
+            if config.shards is not None:
+                check_images(config.model, read_manifest(config.shards))
 
     # Importing timm takes as long as starting Spark.
     with (

@@ -198,6 +198,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     monkeypatch.setattr(training, "train_once", train_once)
     monkeypatch.setattr(training, "spark_session", lambda *_, **__: contextlib.nullcontext())
     monkeypatch.setattr(training, "check_model", lambda _: None)
+    monkeypatch.setattr(training, "check_images", lambda *_: None)
     return seen
 
 

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from medspark.errors import UsageError
-from medspark.models.backbones import build
+from medspark.models.backbones import build, check_size
 from medspark.models.config import USUAL, ModelConfig, check_model
 from medspark.models.torchvision_ops import import_timm
 
@@ -19,6 +19,27 @@ def test_the_three_networks_classify_grayscale_and_colour(name: str, channels: i
 
     with torch.inference_mode():
         assert model(torch.rand(2, channels, 32, 32)).shape == (2, 2)
+
+
+def test_a_network_for_one_size_of_images_is_made_for_the_size_that_is_asked() -> None:
+    model = build(ModelConfig(name="test_vit"), num_classes=2, channels=1, size=(64, 32)).eval()
+
+    with torch.inference_mode():
+        assert model(torch.rand(2, 1, 64, 32)).shape == (2, 2)
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_resnet", "vit_tiny_patch16_224"])
+def test_a_network_that_takes_the_images_is_accepted(name: str) -> None:
+    check_size(ModelConfig(name=name), channels=1, size=(64, 64))
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [("test_vit", "divisible by patch size"), ("inception_v3", "Kernel size can't be greater")],
+)
+def test_a_network_that_cannot_take_the_images_is_refused_with_the_reason(name: str, why: str):
+    with pytest.raises(UsageError, match=rf"{name} cannot take images of 60 x 60 pixels: .*{why}"):
+        check_size(ModelConfig(name=name), channels=1, size=(60, 60))
 
 
 def test_an_unknown_model_is_named_with_what_was_probably_meant() -> None:

@@ -32,6 +32,13 @@ def test_a_model_comes_back_bit_for_bit(folder: Path, model: Classifier) -> None
     assert same_tensors(load_classifier(folder), model)
 
 
+def test_a_network_for_one_size_of_images_comes_back_for_the_same_size(tmp_path: Path) -> None:
+    model = build(ModelConfig(name="test_vit"), num_classes=2, channels=1, size=(32, 48))
+    save_classifier(tmp_path, model, describe(model, classes=("A", "B"), height=32, width=48))
+
+    assert same_tensors(load_classifier(tmp_path), model)
+
+
 def test_the_card_tells_what_the_weights_are(folder: Path) -> None:
     card = read_card(folder)
 

@@ -35,7 +35,7 @@ from medspark.train.world import World
 
 def network(synchronise: bool, *, rows: int = 50, ranks: int = 2) -> Classifier:
     """Return the network that is trained on so many images, in batches of at most 4."""
-    manifest = SimpleNamespace(classes=("a", "b"), channels=1)
+    manifest = SimpleNamespace(classes=("a", "b"), channels=1, height=32, width=32)
     source: Any = SimpleNamespace(manifest=manifest, split=lambda _: range(rows))
     train = {"mode": "standard", "sync_batch_norm": synchronise, "batch_size": 4}
     config = FitConfig.model_validate(
@@ -72,7 +72,9 @@ def made(monkeypatch: pytest.MonkeyPatch, **chosen: Any) -> Classifier:
         config.model_copy(update={"weights": None}), **sizes
     )
     monkeypatch.setattr(prepare, "build", untrained)
-    source: Any = SimpleNamespace(manifest=SimpleNamespace(classes=("a", "b"), channels=1))
+    source: Any = SimpleNamespace(
+        manifest=SimpleNamespace(classes=("a", "b"), channels=1, height=32, width=32)
+    )
     return make_network(fit_config(**chosen), source, World(0, 0, 1, torch.device("cpu")))
 
 
