@@ -18,6 +18,7 @@ from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking import MlflowClient
 
 from medspark.track.journal import JournalReader, Record
+from medspark.track.learnt import DIGEST_TAG
 from medspark.track.models import log_model, register_model
 from medspark.track.run_list import describe_experiment
 from medspark.track.spool import DatasetEntry, ModelEntry, Spool
@@ -113,7 +114,7 @@ class Publisher:
             self._client.log_batch(self._run_id, params=params[start : start + _PARAMS_PER_BATCH])
         if entry.dataset is not None:
             self._client.log_inputs(self._run_id, [_dataset_input(entry.dataset)])
-            self._client.set_tag(self._run_id, "medspark.dataset_digest", entry.dataset.digest)
+            self._client.set_tag(self._run_id, DIGEST_TAG, entry.dataset.digest)
         document = yaml.safe_dump(entry.config, sort_keys=False, allow_unicode=True)
         self._client.log_text(self._run_id, document, "config.yaml")
         self._client.log_dict(self._run_id, entry.versions, "versions.json")
