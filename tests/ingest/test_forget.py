@@ -39,7 +39,7 @@ def archive(folder: Path, rows: dict[str, tuple[str, str, int]]) -> Path:
     folder.mkdir(exist_ok=True)
     with (folder / "labels.csv").open("w", newline="") as file:
         table = csv.writer(file)
-        table.writerow(["path", "label", "patient"])
+        table.writerow(["path", "label", "patient_id"])
         for name, (patient, label, number) in rows.items():
             (folder / name).write_bytes(b"torn" if number < 0 else png(number))
             table.writerow([name, label, patient])
@@ -88,15 +88,17 @@ def test_nothing_of_a_forgotten_patient_is_left_on_disk(run, leave, key_file, tm
 
 @pytest.mark.spark
 def test_nobody_else_loses_anything(run, leave, tmp_path):
+    # More files than tasks, so that a part holds images of several patients.
+    more = {f"m{n}.png": (f"Dan {n % 2}", "well", 20 + n) for n in range(60)}
     samples = tmp_path / "samples"
-    ingest(run, archive(tmp_path / "in", ROWS), samples)
+    ingest(run, archive(tmp_path / "in", ROWS | more), samples)
     before, quarantined = live(samples), listed(samples).read_text()
 
     leave(samples, "Ada")
 
     others = {key: row for key, row in before.items() if row["pixels"][0] not in (1, 2)}
     assert live(samples) == others
-    assert len(others) == 2
+    assert len(others) == 2 + len(more)
     assert listed(samples).read_text() == quarantined
 
 
