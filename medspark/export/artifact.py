@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from medspark.evaluate.calibrate import best_temperature
-from medspark.export.choose import Candidate, Judge, in_batches
+from medspark.export.choose import Candidate
+from medspark.export.judge import Judge, in_batches
 from medspark.export.onnx import OPSET
 from medspark.export.packages import KINDS, Backend, Precision
 from medspark.files import replacing

@@ -9,7 +9,7 @@ from medspark.evaluate.answers import answers_of
 from medspark.evaluate.result import RobustnessResult
 from medspark.evaluate.sanity import Flag
 from medspark.evaluate.summary import Array
-from medspark.export.choose import LEAST_AGREEMENT
+from medspark.export.judge import LEAST_AGREEMENT
 from medspark.export.onnx import TOLERANCE
 from medspark.export.packages import Precision
 from medspark.export.result import Parity
