@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 
@@ -35,9 +36,10 @@ def float_graph(backend: Backend, content: bytes) -> Candidate:
 def int8_graph(backend: Backend, content: bytes, images: Floats, judges: Sequence[Judge]) -> Choice:
     """Return the graph ``content`` in 8 bits for ``backend``, calibrated on ``images``.
 
-    The format depends on this machine's processor. The layer that computes the logits stays in
-    float: it takes no time, and logits in 256 steps would put images near the boundary on its other
-    side. The other layers are fitted to the grid (medspark/export/fit.py).
+    The formats to try depend on this machine's processor. The layer that computes the logits stays
+    in float: that costs no time, and logits rounded to 256 steps would change the answers to images
+    near the decision boundary. The other layers are fitted to the 8-bit grid
+    (medspark/export/fit.py).
     """
     bench = _Bench(backend, prepared(content), images)
     make = bench.by_nncf if backend == "openvino" else bench.in_every_format
@@ -45,7 +47,7 @@ def int8_graph(backend: Backend, content: bytes, images: Floats, judges: Sequenc
 
 
 class _Bench:
-    """One float graph, ready for quantisation, and the images that calibrate it."""
+    """A float graph prepared for quantisation, and the calibration images."""
 
     def __init__(self, backend: Backend, ready: bytes, images: Floats) -> None:
         self._backend, self.ready, self._images = backend, ready, images
@@ -54,16 +56,18 @@ class _Bench:
 
     def by_nncf(self, attempt: Attempt) -> Iterator[Candidate]:
         """Yield the graph that NNCF makes."""
+        narrow = not dot_product()
         kept = (self._last, *attempt.keep_float)
-        first = quantised_by_nncf(self.ready, self._images, keep_float=kept)
-        made = quantised_by_nncf(self._fitted(first), self._images, keep_float=kept)
-        yield self._corrected(f"NNCF, {attempt}", made, made)
+        make = partial(quantised_by_nncf, images=self._images, reduce_range=narrow, keep_float=kept)
+        made = make(self._fitted(make(self.ready)))
+        bits = ", weights of 7 bits" if narrow else ""
+        yield self._corrected(f"NNCF{bits}, {attempt}", made, made)
 
     def in_every_format(self, attempt: Attempt) -> Iterator[Candidate]:
         """Yield onnxruntime's graph in every format that suits the processor."""
         twins: dict[Format, tuple[bytes, bytes]] = {}
         tried = formats(dot_product=dot_product())
-        # Two forms of the same numbers; the others are slower, and their answers no better.
+        # The first two store the same numbers. The others are slower and no more accurate.
         for each in tried[:2] if attempt.keep_float else tried:
             twin = each.as_qdq()
             if twin not in twins:
@@ -82,7 +86,7 @@ class _Bench:
         return quantised(ready, self._images, chosen, keep_float=kept)
 
     def _corrected(self, numbers: str, content: bytes, surrogate: bytes) -> Candidate:
-        """Return the graph whose logits have the float graph's mean on the calibration images."""
+        """Return the graph with the float graph's mean logits on the calibration images."""
         run = _graph(self._backend, content, numbers=numbers, surrogate=surrogate).run
         change = (self._logits - in_batches(run, self._images)).mean(axis=0)
         moved, twin = (shifted(each, self._last, change) for each in (content, surrogate))

@@ -1,8 +1,7 @@
-"""An exported model under attack: what an attacker can do to the graph that is deployed.
+"""Attack an exported model: the deployed graph itself, which has no gradients.
 
-The graph gives no gradient. The attacks are those that its owner's adversary has: images made
-against the float twin (transfer), PGD through a fake-quantised twin with straight-through
-gradients, and Square, which only asks the graph. The report takes the worst of them per image.
+Transfer makes the images against the float twin. Straight-through is PGD on a fake-quantised twin
+in torch. Square only queries the deployed graph. The worst case is the worst of them per image.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ class DeployedClassifier(nn.Module):
         self._model = model
 
     def __deepcopy__(self, _: dict[int, Any]) -> Self:
-        """Return the classifier itself: its graph cannot be copied and never changes."""
+        """Return the classifier itself: its graph cannot be copied, and nothing changes it."""
         return self
 
     def forward(self, images: Tensor) -> Tensor:
@@ -116,7 +115,7 @@ class DeployedJob(SplitPieces):
 
 @dataclass(frozen=True)
 class ComparedJob(SplitPieces):
-    """All settings that a worker needs to run any piece through a network and its exports."""
+    """All settings that a worker needs to get the logits of any piece from twin and exports."""
 
     twin: Path
     exports: tuple[Path, ...]

@@ -19,10 +19,10 @@ _MARK = "rounded/"  # before the names of the quantised graph's values
 def layer_errors(prepared: bytes, quantised: bytes, images: Tensor) -> dict[str, float]:
     """Return the error of each layer by the name of its node, the largest first.
 
-    Only this layer of the float graph ``prepared`` then computes with the 8-bit weights and inputs
-    of ``quantised``, which has the form QDQ. The error is the standard deviation of the change of
-    the logits over ``images`` (B, C, H, W), relative to that of the logits. The mean change does
-    not count, because the biases take it back.
+    For each layer, the float graph ``prepared`` runs with the 8-bit weights and inputs of this one
+    layer, as they are in ``quantised``, which has the form QDQ. The error is the standard deviation
+    of the change of the logits over ``images`` (B, C, H, W), relative to that of the logits. The
+    mean change does not count, because the biases take it back.
     """
     logits = StraightThrough(prepared)(images)
     spread = _deviation(logits).clamp_min(1e-12)

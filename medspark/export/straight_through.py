@@ -1,8 +1,8 @@
 """A quantised ONNX graph in torch, with straight-through gradients (Bengio et al. 2013).
 
-Rounding has no gradient, so an attack on a quantised graph needs a twin: forward it rounds as the
-graph does, backward it passes the gradient on where the value is inside the range, which is BPDA
-(Athalye et al. 2018). The graph has the form of ONNX's QDQ: float operators between
+Rounding has no gradient, so gradient attacks on a quantised graph need this twin. It rounds as the
+graph does in the forward pass. In the backward pass rounding has gradient 1 inside the range and 0
+outside, which is BPDA (Athalye et al. 2018). The graph has ONNX's form QDQ: float operators between
 QuantizeLinear and DequantizeLinear.
 """
 
@@ -59,7 +59,7 @@ class StraightThrough(nn.Module):
             if node.op_type not in _OPERATORS:
                 raise UsageError(
                     f"The quantised graph cannot be attacked by gradients: {node.op_type} has no "
-                    "counterpart in torch here."
+                    "counterpart in medspark's torch twin."
                 )
             attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
             step = Step(

@@ -37,7 +37,7 @@ _MOST_ATTACKED = 128
 
 
 class _Note(Config):
-    """What is known about an exported model besides its card."""
+    """Facts about an exported model that its card does not hold."""
 
     tried: tuple[str, ...] = ()
     layers: dict[str, float] = Field({})

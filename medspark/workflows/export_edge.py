@@ -1,4 +1,4 @@
-"""Export a model for devices without torch, and attack on Spark what arrives there."""
+"""Export a model for devices without torch, and attack the exported graphs on Spark."""
 
 from __future__ import annotations
 
