@@ -21,8 +21,7 @@ from medspark.attacks.losses import cross_entropy, margin
 from medspark.attacks.pgd import pgd
 from medspark.attacks.suite import Attack, one_after_another
 from medspark.attacks.threat import ThreatModel
-from medspark.evaluate.config import AttackSettings
-from medspark.evaluate.pieces import SplitPieces, network_of
+from medspark.evaluate.pieces import AttackPieces, SplitPieces, network_of
 from medspark.evaluate.robust import Batch, attack_all
 from medspark.evaluate.summary import Array, Arrays
 from medspark.export.runtime import DeployedModel
@@ -68,28 +67,11 @@ def straight_through(twin: nn.Module, *, steps: int) -> Attack:
 
 
 @dataclass(frozen=True)
-class DeployedJob(SplitPieces):
-    """All settings that a worker needs to attack any piece of an exported model's images."""
+class DeployedJob(AttackPieces):
+    """Attacks on the exported model in the folder ``model``."""
 
-    model: Path  # the exported model's folder
     twin: Path  # the folder of the torch network that it was made from
     surrogate: Path | None  # the fake-quantised graph in ONNX; None for a float graph
-    shards: Path
-    split: str
-    config: AttackSettings
-    total: int  # images of the split; ``config.images`` of them are attacked
-    piece: int
-    work: Path
-
-    @property
-    def rows(self) -> Array:
-        """The sorted rows of the images to attack, the same as of the torch network."""
-        return self.config.rows(self.total)
-
-    @property
-    def batch_size(self) -> int:
-        """The number of images per batch."""
-        return self.config.batch_size
 
     @property
     def own_attacks(self) -> tuple[str, ...]:

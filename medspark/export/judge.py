@@ -18,26 +18,38 @@ from medspark.evaluate.deploy import evaluation_copy
 from medspark.export.runtime import Run
 from medspark.models.prediction import Floats, probabilities_of
 
-__all__ = ["LEAST_AGREEMENT", "MOST_FALL", "Judge", "Verdict", "attacked", "in_batches"]
+__all__ = ["ATTACKED", "CLEAN", "Judge", "Limits", "Verdict", "attacked", "in_batches"]
 
-LEAST_AGREEMENT = 0.99  # share of images with the same answer as the float graph
-MOST_FALL = 0.005  # of the accuracy on them
 _BATCH = 32
 _ERRORS = 300  # at most
 _STEPS = 10  # of PGD
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """How far a graph's answers are from the float graph's."""
+class Limits:
+    """How far a graph's answers may be from the float graph's."""
 
-    agreement: float  # share of images with the same answer
-    fall: float  # of the accuracy
+    agreement: float  # share of images with the same answer, at least
+    fall: float  # of the accuracy, at most
+
+
+CLEAN = Limits(agreement=0.99, fall=0.005)
+# Attacked images lie near the boundary: MobileNet-V2 in bfloat16 kept .96 of its answers to X-rays.
+ATTACKED = Limits(agreement=0.98, fall=0.02)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How far a graph's answers are from the float graph's, and how far they may be."""
+
+    agreement: float
+    fall: float
+    limits: Limits
 
     @property
     def keeps_answers(self) -> bool:
         """Whether the graph answers as the float graph does."""
-        return self.agreement >= LEAST_AGREEMENT and self.fall <= MOST_FALL
+        return self.agreement >= self.limits.agreement and self.fall <= self.limits.fall
 
 
 @dataclass(frozen=True)
@@ -47,11 +59,14 @@ class Judge:
     images: Floats
     labels: npt.NDArray[np.generic]
     logits: Floats
+    limits: Limits = CLEAN
 
     @classmethod
-    def of(cls, images: Floats, labels: npt.NDArray[np.generic], run: Run) -> Judge:
-        """Return the judge of ``images``, whose float graph is ``run``."""
-        return cls(images, labels, in_batches(run, images))
+    def of(
+        cls, images: Floats, labels: npt.NDArray[np.generic], run: Run, limits: Limits = CLEAN
+    ) -> Judge:
+        """Return the judge of ``images``, to which ``run`` is the float graph."""
+        return cls(images, labels, in_batches(run, images), limits)
 
     def verdict(self, run: Run) -> Verdict:
         """Return how far the answers of ``run`` are from the float graph's.
@@ -66,7 +81,7 @@ class Judge:
             for error in (logits - self.logits)[:_ERRORS]
         ]
         fall = float(wanted.right.mean()) - float(found.right.mean())
-        return Verdict(float(np.mean(same)), fall)
+        return Verdict(float(np.mean(same)), fall, self.limits)
 
     def _answers(self, logits: Floats) -> Answers:
         multi_label = self.labels.ndim == 2

@@ -9,7 +9,7 @@ from medspark.evaluate.answers import answers_of
 from medspark.evaluate.result import RobustnessResult
 from medspark.evaluate.sanity import Flag
 from medspark.evaluate.summary import Array
-from medspark.export.judge import LEAST_AGREEMENT
+from medspark.export.judge import CLEAN
 from medspark.export.onnx import TOLERANCE
 from medspark.export.packages import Precision
 from medspark.export.result import Parity
@@ -58,9 +58,9 @@ def flags(
         value = 1 - found.same_answers
         answers = Flag(
             name="other_answers_than_twin",
-            triggered=value > 1 - LEAST_AGREEMENT,
+            triggered=value > 1 - CLEAN.agreement,
             value=value,
-            threshold=1 - LEAST_AGREEMENT,
+            threshold=1 - CLEAN.agreement,
             sentence=f"{value:.1%} of the images get another answer than from the torch network",
         )
     return [answers.measured_on(found.images), *_masking(twin, export)]

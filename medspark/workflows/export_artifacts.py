@@ -16,7 +16,7 @@ from medspark.errors import UsageError
 from medspark.export.artifact import write_artifact
 from medspark.export.backends import float_graph, int8_graph
 from medspark.export.choose import Candidate
-from medspark.export.judge import Judge, attacked
+from medspark.export.judge import ATTACKED, Judge, attacked
 from medspark.export.onnx import export_onnx
 from medspark.export.packages import Backend, Precision
 from medspark.export.runtime import read_graph
@@ -126,7 +126,7 @@ class _Workshop:
         """The judge of attacked images, at the largest budget of the configuration."""
         threat = self._config.settings_of(()).threat(max(self._config.eps, default=0.0))
         images = attacked(self._judge, self._network, threat, most=_MOST_ATTACKED)
-        return Judge.of(images, self._judge.labels[: len(images)], self._run)
+        return Judge.of(images, self._judge.labels[: len(images)], self._run, ATTACKED)
 
     def _write(self, backend: Backend, precision: Precision, graph: Candidate, note: _Note) -> Made:
         work = self._folder / "work"

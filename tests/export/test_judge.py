@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from networks import images, network
 
 from medspark.attacks.threat import ThreatModel
-from medspark.export.judge import Judge, Verdict, attacked
+from medspark.export.judge import CLEAN, Judge, Verdict, attacked
 from medspark.models.prediction import Floats
 
 LOGITS = np.stack([np.linspace(-1, 1, 100), np.zeros(100)], axis=1).astype(np.float32)
@@ -41,7 +41,7 @@ def test_answers_are_kept_only_if_nearly_all_are(wrong: int) -> None:
     [(0.99, 0.005, True), (0.98, 0, False), (1, 0.01, False), (1, -1, True)],
 )
 def test_a_graph_may_be_better_but_not_different(agreement, fall, kept: bool) -> None:
-    assert Verdict(agreement, fall).keeps_answers is kept
+    assert Verdict(agreement, fall, CLEAN).keeps_answers is kept
 
 
 def test_an_error_on_one_image_is_one_that_any_image_could_have() -> None:
