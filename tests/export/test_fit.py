@@ -22,6 +22,7 @@ READY = prepared(export_onnx(network(), height=SIDE, width=SIDE))
 LAST = (output_layer(READY).name,)
 BATCH = images(32)
 FORMAT = Format("U8", "S8", "QDQ")
+CONVOLUTIONS = {n.name for n in onnx.load_from_string(READY).graph.node if n.op_type == "Conv"}
 
 
 def _logits(graph: bytes) -> np.ndarray:
@@ -40,6 +41,23 @@ def test_the_errors_of_the_logits_are_smaller_and_their_mean_is_nearly_gone() ->
     before, after = (_logits(graph) - _logits(READY) for graph in (first, second))
     assert np.abs(after.mean(0)).max() < np.abs(before.mean(0)).max() / 2
     assert after.std(0).max() < before.std(0).max()
+
+
+def test_every_channel_has_nearly_the_mean_of_the_float_layer() -> None:
+    bright = 0.9 + 0.1 * BATCH  # means weigh more than differences
+
+    def means(graph: bytes) -> torch.Tensor:
+        walked = StraightThrough(graph).walk(bright)
+        found = {step.name: values[step.output].mean((0, 2, 3)) for step, values in walked
+                 if step.name in CONVOLUTIONS}  # fmt: skip
+        return torch.cat([found[name] for name in sorted(CONVOLUTIONS)])
+
+    first = quantised(READY, bright.numpy(), FORMAT, keep_float=LAST)
+    graph = fitted(READY, first, bright)
+    second = quantised(graph, bright.numpy(), FORMAT, keep_float=LAST)
+
+    before, after = (float((means(g) - means(READY)).abs().mean()) for g in (first, second))
+    assert after < before / 8
 
 
 @pytest.mark.parametrize(
