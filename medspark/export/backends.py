@@ -65,17 +65,18 @@ class _Bench:
 
     def in_every_format(self, attempt: Attempt) -> Iterator[Candidate]:
         """Yield onnxruntime's graph in every format that suits the processor."""
-        twins: dict[Format, tuple[bytes, bytes]] = {}
+        fits: dict[tuple[str, bool], bytes] = {}  # by the grid of the weights
+        twins: dict[Format, bytes] = {}
         tried = formats(dot_product=dot_product())
         # The first two store the same numbers. The others are slower and no more accurate.
         for each in tried[:2] if attempt.keep_float else tried:
-            twin = each.as_qdq()
+            twin, grid = each.as_qdq(), (each.weights, each.reduce_range)
+            if grid not in fits:
+                fits[grid] = self._fitted(self._quantised(self.ready, twin, attempt))
             if twin not in twins:
-                ready = self._fitted(self._quantised(self.ready, twin, attempt))
-                twins[twin] = ready, self._quantised(ready, twin, attempt)
-            ready, surrogate = twins[twin]
-            made = surrogate if each == twin else self._quantised(ready, each, attempt)
-            yield self._corrected(f"{each}, {attempt}", made, surrogate)
+                twins[twin] = self._quantised(fits[grid], twin, attempt)
+            made = twins[twin] if each == twin else self._quantised(fits[grid], each, attempt)
+            yield self._corrected(f"{each}, {attempt}", made, twins[twin])
 
     def _fitted(self, first: bytes) -> bytes:
         """Return the float graph with weights and biases that suit its 8-bit form ``first``."""
