@@ -1,4 +1,4 @@
-"""Export a model for devices without torch, and report how robust it arrives there.
+"""Export a model for devices without torch, and report how robust the export is.
 
 spark-submit jobs/export_edge.py --help
 """

@@ -99,11 +99,10 @@ class SplitPieces:
 
 
 @dataclass(frozen=True)
-class Job(SplitPieces):
-    """All settings that a worker needs to evaluate any piece."""
+class AttackPieces(SplitPieces):
+    """Attacks on one model, and the settings that a worker needs for any piece."""
 
-    model: Path  # a folder with model.safetensors, or an .onnx file
-    surrogates: tuple[Path, ...]
+    model: Path
     shards: Path
     split: str
     config: AttackSettings
@@ -120,6 +119,13 @@ class Job(SplitPieces):
     def batch_size(self) -> int:
         """The number of images per batch."""
         return self.config.batch_size
+
+
+@dataclass(frozen=True)
+class Job(AttackPieces):
+    """Attacks on a torch network (a folder) or an .onnx file, with surrogates for transfer."""
+
+    surrogates: tuple[Path, ...]
 
     def piece_arrays(self, batches: Iterator[Batch]) -> Arrays:
         """Return the arrays of the images under attack."""

@@ -1,1 +1,1 @@
-"""Models for devices without torch: export, quantise, judge what arrives there, and predict."""
+"""Models for devices without torch: export, quantise, attack the exported graph, predict."""

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from medspark.evaluate.calibrate import best_temperature
-from medspark.export.choose import Candidate, Judge, in_batches
+from medspark.export.choose import Candidate
+from medspark.export.judge import Judge, in_batches
 from medspark.export.onnx import OPSET
 from medspark.export.packages import KINDS, Backend, Precision
 from medspark.files import replacing
@@ -29,8 +30,8 @@ def write_artifact(
 ) -> ModelCard:
     """Write ``graph`` to ``folder``, the card last, and return its card.
 
-    ``card`` is that of the torch twin, whose weights have the SHA-256 ``twin``. An int8 graph gets
-    a temperature of its own, from the validation images.
+    ``card`` is the card of the torch twin, whose weights have the SHA-256 ``twin``. The temperature
+    of an int8 graph is fitted to its own logits of the validation images.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in graph.files.items():

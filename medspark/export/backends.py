@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 
-from medspark.export.bias import with_corrected_biases
-from medspark.export.choose import Attempt, Candidate, Choice, Judge, choose, in_batches
+from medspark.export.choose import Attempt, Candidate, Choice, choose
+from medspark.export.fit import fitted
+from medspark.export.judge import Judge, in_batches
 from medspark.export.openvino_graph import as_openvino, quantised_by_nncf
 from medspark.export.packages import Backend
 from medspark.export.processor import dot_product
@@ -31,21 +33,21 @@ def float_graph(backend: Backend, content: bytes) -> Candidate:
     return _graph(backend, content, numbers="float32", surrogate=content)
 
 
-def int8_graph(backend: Backend, content: bytes, images: Floats, judge: Judge) -> Choice:
+def int8_graph(backend: Backend, content: bytes, images: Floats, judges: Sequence[Judge]) -> Choice:
     """Return the graph ``content`` in 8 bits for ``backend``, calibrated on ``images``.
 
-    The format depends on this machine's processor. The layer that computes the logits stays in
-    float: it takes no time, and logits in 256 steps would put images near the boundary on its other
-    side. Biases are corrected for the mean errors of rounding (Nagel et al. 2019).
+    The formats to try depend on this machine's processor. The layer that computes the logits stays
+    in float: that costs no time, and logits rounded to 256 steps would change the answers to images
+    near the decision boundary. The other layers are fitted to the 8-bit grid
+    (medspark/export/fit.py).
     """
     bench = _Bench(backend, prepared(content), images)
-    if backend == "openvino":
-        return choose(bench.by_nncf, judge, prepared=bench.ready)
-    return choose(bench.in_every_format, judge, prepared=bench.ready)
+    make = bench.by_nncf if backend == "openvino" else bench.in_every_format
+    return choose(make, judges, prepared=bench.ready)
 
 
 class _Bench:
-    """One float graph, ready for quantisation, and the images that calibrate it."""
+    """A float graph prepared for quantisation, and the calibration images."""
 
     def __init__(self, backend: Backend, ready: bytes, images: Floats) -> None:
         self._backend, self.ready, self._images = backend, ready, images
@@ -54,39 +56,38 @@ class _Bench:
 
     def by_nncf(self, attempt: Attempt) -> Iterator[Candidate]:
         """Yield the graph that NNCF makes."""
+        narrow = not dot_product()
         kept = (self._last, *attempt.keep_float)
-        made = quantised_by_nncf(self.ready, self._images, keep_float=kept)
-        yield self._corrected(f"NNCF, {attempt}", made, made)
+        make = partial(quantised_by_nncf, images=self._images, reduce_range=narrow, keep_float=kept)
+        made = make(self._fitted(make(self.ready)))
+        bits = ", weights of 7 bits" if narrow else ""
+        yield self._corrected(f"NNCF{bits}, {attempt}", made, made)
 
     def in_every_format(self, attempt: Attempt) -> Iterator[Candidate]:
         """Yield onnxruntime's graph in every format that suits the processor."""
-        twins: dict[Format, tuple[bytes, bytes]] = {}
+        fits: dict[tuple[str, bool], bytes] = {}  # by the grid of the weights
+        twins: dict[Format, bytes] = {}
         tried = formats(dot_product=dot_product())
-        # Two forms of the same numbers; the others are slower, and their answers no better.
+        # The first two store the same numbers. The others are slower and no more accurate.
         for each in tried[:2] if attempt.keep_float else tried:
-            twin = each.as_qdq()
+            twin, grid = each.as_qdq(), (each.weights, each.reduce_range)
+            if grid not in fits:
+                fits[grid] = self._fitted(self._quantised(self.ready, twin, attempt))
             if twin not in twins:
-                twins[twin] = self._with_corrected_biases(twin, attempt)
-            ready, surrogate = twins[twin]
-            made = surrogate if each == twin else self._quantised(ready, each, attempt)
-            yield self._corrected(f"{each}, {attempt}", made, surrogate)
+                twins[twin] = self._quantised(fits[grid], twin, attempt)
+            made = twins[twin] if each == twin else self._quantised(fits[grid], each, attempt)
+            yield self._corrected(f"{each}, {attempt}", made, twins[twin])
 
-    def _with_corrected_biases(self, chosen: Format, attempt: Attempt) -> tuple[bytes, bytes]:
-        """Return the float graph with biases that suit these weights, and the quantised graph."""
-        first = self._quantised(self.ready, chosen, attempt)
-        ready = with_corrected_biases(self.ready, first, torch.from_numpy(self._images))
-        return ready, self._quantised(ready, chosen, attempt)
+    def _fitted(self, first: bytes) -> bytes:
+        """Return the float graph with weights and biases that suit its 8-bit form ``first``."""
+        return fitted(self.ready, first, torch.from_numpy(self._images))
 
     def _quantised(self, ready: bytes, chosen: Format, attempt: Attempt) -> bytes:
-        return quantised(
-            ready,
-            self._images,
-            chosen,
-            keep_float=(self._last, *attempt.keep_float),
-        )
+        kept = (self._last, *attempt.keep_float)
+        return quantised(ready, self._images, chosen, keep_float=kept)
 
     def _corrected(self, numbers: str, content: bytes, surrogate: bytes) -> Candidate:
-        """Return the graph whose logits have the float graph's mean on the calibration images."""
+        """Return the graph with the float graph's mean logits on the calibration images."""
         run = _graph(self._backend, content, numbers=numbers, surrogate=surrogate).run
         change = (self._logits - in_batches(run, self._images)).mean(axis=0)
         moved, twin = (shifted(each, self._last, change) for each in (content, surrogate))

@@ -8,27 +8,19 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
-from medspark.evaluate.answers import Answers, answers_of
+from medspark.export.judge import Judge, Verdict
 from medspark.export.layers import layer_errors
 from medspark.export.runtime import Run
 from medspark.models.card import GraphFile
-from medspark.models.prediction import Floats, probabilities_of
+from medspark.models.prediction import Floats
 
-__all__ = [
-    "LEAST_AGREEMENT", "MOST_FALL", "Attempt", "Candidate", "Choice", "Judge", "choose",
-    "in_batches",
-]  # fmt: skip
+__all__ = ["Attempt", "Candidate", "Choice", "choose"]
 
 _LOGGER = logging.getLogger(__name__)
 
-LEAST_AGREEMENT = 0.99  # share of images with the same answer as the float graph
-MOST_FALL = 0.005  # of the accuracy on them
-_TURNS, _BATCH = 30, 32
-_ERRORS = 300  # at most
+_TURNS = 30
 _DEBUG_IMAGES = 64
 # Layers that may stay in float, beginning with those that cause the largest error.
 _LAYERS_IN_FLOAT = (1, 2, 4, 8, 16)
@@ -56,19 +48,25 @@ class Candidate:
     files: dict[GraphFile, bytes]
     run: Run
     surrogate: bytes  # the same numbers in the form QDQ, for attacks by gradients
-    agreement: float = 0.0
-    fall: float = 1.0
+    verdicts: tuple[Verdict, ...] = ()  # of each judge
     milliseconds: float = float("nan")
 
     @property
     def keeps_answers(self) -> bool:
-        """Whether the graph answers as the float graph does, on validation images."""
-        return self.agreement >= LEAST_AGREEMENT and self.fall <= MOST_FALL
+        """Whether the graph answers as the float graph does, on every judge's images."""
+        return all(verdict.keeps_answers for verdict in self.verdicts)
+
+    @property
+    def agreement(self) -> float:
+        """The smallest share of images with the float graph's answer, of any judge."""
+        return min((verdict.agreement for verdict in self.verdicts), default=1.0)
 
     def __str__(self) -> str:
+        same = ", ".join(f"{verdict.agreement:.1%}" for verdict in self.verdicts)
+        fall = max((verdict.fall for verdict in self.verdicts), default=0.0)
         return (
-            f"{self.numbers}: {self.milliseconds:.2f} ms, {self.agreement:.1%} the same answers, "
-            f"accuracy {-self.fall:+.3f}"
+            f"{self.numbers}: {self.milliseconds:.2f} ms, the same answers to {same} of the "
+            f"validation images, accuracy {-fall:+.3f}"
         )
 
 
@@ -81,63 +79,36 @@ class Choice:
     layers: dict[str, float]
 
 
-@dataclass(frozen=True)
-class Judge:
-    """The validation images (N, C, H, W), their labels, and the float graph's logits (N, K)."""
-
-    images: Floats
-    labels: npt.NDArray[np.generic]
-    logits: Floats
-
-    def judged(self, candidate: Candidate) -> Candidate:
-        """Return ``candidate`` with its agreement with the float graph, and its fall.
-
-        The agreement is that of the logits of each image with the error of every image, so that a
-        few hundred images tell one percent.
-        """
-        logits = in_batches(candidate.run, self.images)
-        found, wanted = self._answers(logits), self._answers(self.logits)
-        same = [
-            (self._answers(self.logits + error).predicted == wanted.predicted).all(1).mean()
-            for error in (logits - self.logits)[:_ERRORS]
-        ]
-        fall = float(wanted.right.mean()) - float(found.right.mean())
-        return replace(candidate, agreement=float(np.mean(same)), fall=fall)
-
-    def _answers(self, logits: Floats) -> Answers:
-        multi_label = self.labels.ndim == 2
-        return answers_of(self.labels, probabilities_of(logits, multi_label=multi_label))
-
-
 # Yields the graphs of one attempt.
 Make = Callable[[Attempt], Iterator[Candidate]]
 
 
-def choose(make: Make, judge: Judge, *, prepared: bytes) -> Choice:
+def choose(make: Make, judges: Sequence[Judge], *, prepared: bytes) -> Choice:
     """Return the fastest graph that keeps the answers of ``prepared``, the float graph.
 
-    If none does, more and more layers stay in float: those with the largest errors. If still none
-    does, the graph with the most agreement is chosen.
+    Every judge has to find them kept. If that is so for no graph, more and more layers stay in
+    float: those with the largest errors. If still none does, the graph with the most agreement is
+    chosen.
     """
-    tried = _timed([judge.judged(each) for each in make(Attempt())], judge.images[:1])
+    images = judges[0].images
+
+    def tries(attempt: Attempt) -> list[Candidate]:
+        judged = [
+            replace(each, verdicts=tuple(judge.verdict(each.run) for judge in judges))
+            for each in make(attempt)
+        ]
+        return _timed(judged, images[:1])
+
+    tried = tries(Attempt())
     if found := _fastest(tried):
         return Choice(found, tuple(tried), {})
     closest = max(tried, key=lambda each: each.agreement)
-    layers = layer_errors(
-        prepared, closest.surrogate, torch.from_numpy(judge.images[:_DEBUG_IMAGES])
-    )
+    layers = layer_errors(prepared, closest.surrogate, torch.from_numpy(images[:_DEBUG_IMAGES]))
     for count in _LAYERS_IN_FLOAT:
-        attempt = Attempt(tuple(layers)[:count])
-        tried += _timed([judge.judged(each) for each in make(attempt)], judge.images[:1])
+        tried += tries(Attempt(tuple(layers)[:count]))
         if found := _fastest(tried):
             return Choice(found, tuple(tried), layers)
     return Choice(max(tried, key=lambda each: each.agreement), tuple(tried), layers)
-
-
-def in_batches(run: Run, images: Floats) -> Floats:
-    """Return the logits (N, K) of ``images`` (N, C, H, W), computed in batches."""
-    parts = [run(images[at : at + _BATCH]) for at in range(0, len(images), _BATCH)]
-    return np.concatenate(parts).astype(np.float32)
 
 
 def _fastest(tried: Sequence[Candidate]) -> Candidate | None:

@@ -1,8 +1,7 @@
-"""An exported model under attack: what an attacker can do to the graph that is deployed.
+"""Attack an exported model: the deployed graph itself, which has no gradients.
 
-The graph gives no gradient. The attacks are those that its owner's adversary has: images made
-against the float twin (transfer), PGD through a fake-quantised twin with straight-through
-gradients, and Square, which only asks the graph. The report takes the worst of them per image.
+Transfer makes the images against the float twin. Straight-through is PGD on a fake-quantised twin
+in torch. Square only queries the deployed graph. The worst case is the worst of them per image.
 """
 
 from __future__ import annotations
@@ -22,8 +21,7 @@ from medspark.attacks.losses import cross_entropy, margin
 from medspark.attacks.pgd import pgd
 from medspark.attacks.suite import Attack, one_after_another
 from medspark.attacks.threat import ThreatModel
-from medspark.evaluate.config import AttackSettings
-from medspark.evaluate.pieces import SplitPieces, network_of
+from medspark.evaluate.pieces import AttackPieces, SplitPieces, network_of
 from medspark.evaluate.robust import Batch, attack_all
 from medspark.evaluate.summary import Array, Arrays
 from medspark.export.runtime import DeployedModel
@@ -44,7 +42,7 @@ class DeployedClassifier(nn.Module):
         self._model = model
 
     def __deepcopy__(self, _: dict[int, Any]) -> Self:
-        """Return the classifier itself: its graph cannot be copied and never changes."""
+        """Return the classifier itself: its graph cannot be copied, and nothing changes it."""
         return self
 
     def forward(self, images: Tensor) -> Tensor:
@@ -69,28 +67,11 @@ def straight_through(twin: nn.Module, *, steps: int) -> Attack:
 
 
 @dataclass(frozen=True)
-class DeployedJob(SplitPieces):
-    """All settings that a worker needs to attack any piece of an exported model's images."""
+class DeployedJob(AttackPieces):
+    """Attacks on the exported model in the folder ``model``."""
 
-    model: Path  # the exported model's folder
     twin: Path  # the folder of the torch network that it was made from
     surrogate: Path | None  # the fake-quantised graph in ONNX; None for a float graph
-    shards: Path
-    split: str
-    config: AttackSettings
-    total: int  # images of the split; ``config.images`` of them are attacked
-    piece: int
-    work: Path
-
-    @property
-    def rows(self) -> Array:
-        """The sorted rows of the images to attack, the same as of the torch network."""
-        return self.config.rows(self.total)
-
-    @property
-    def batch_size(self) -> int:
-        """The number of images per batch."""
-        return self.config.batch_size
 
     @property
     def own_attacks(self) -> tuple[str, ...]:
@@ -116,7 +97,7 @@ class DeployedJob(SplitPieces):
 
 @dataclass(frozen=True)
 class ComparedJob(SplitPieces):
-    """All settings that a worker needs to run any piece through a network and its exports."""
+    """All settings that a worker needs to get the logits of any piece from twin and exports."""
 
     twin: Path
     exports: tuple[Path, ...]

@@ -1,8 +1,8 @@
-"""Measure an exported model: time of one image, and memory of the process; no torch.
+"""Measure the latency of an exported model for one image, and its peak memory; no torch.
 
     python -m medspark.export.latency MODEL_FOLDER [--threads 1] [--images 200]
 
-Prints one JSON object. Each measurement is a process of its own, so that its memory is the model's.
+Prints one JSON object. Each measurement is a new process, so that the peak memory is the model's.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def measure(folder: Path, *, threads: int, images: int) -> Measured:
         str(images),
     ]  # fmt: skip
     paths = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
-    # The graph's own threads are all: a library's pool beside them would take their time.
+    # The thread pool of another library would compete with the threads of the graph.
     environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": str(threads)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:
@@ -81,9 +81,9 @@ def _measure_here(folder: Path, threads: int, images: int) -> Measured:
 
 
 def _peak_bytes() -> int:
-    """Return the largest memory of this process, without that of the one that started it."""
+    """Return the peak memory of this process in bytes, without that of its parent."""
     status = Path("/proc/self/status")
-    if status.exists():  # getrusage counts the parent's memory, too, until exec
+    if status.exists():  # getrusage includes the parent's memory before exec
         found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text(encoding="ascii"))
         if found:
             return 1024 * int(found[1])
@@ -99,8 +99,8 @@ def main(argv: Sequence[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("model", type=Path, metavar="MODEL_FOLDER", help="an exported model")
-    parser.add_argument("--threads", type=int, default=1, help="of the graph; 1 by default")
-    parser.add_argument("--images", type=int, default=200, help="timed; 200 by default")
+    parser.add_argument("--threads", type=int, default=1, help="threads of the graph (1)")
+    parser.add_argument("--images", type=int, default=200, help="number of timed images (200)")
     asked = parser.parse_args(argv)
     try:
         found = _measure_here(asked.model, asked.threads, asked.images)

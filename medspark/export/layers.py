@@ -19,18 +19,24 @@ _MARK = "rounded/"  # before the names of the quantised graph's values
 def layer_errors(prepared: bytes, quantised: bytes, images: Tensor) -> dict[str, float]:
     """Return the error of each layer by the name of its node, the largest first.
 
-    Only this layer of the float graph ``prepared`` then computes with the 8-bit weights and inputs
-    of ``quantised``, which has the form QDQ. The error is the root mean square of the change of the
-    logits of ``images`` (B, C, H, W), over that of the centred logits.
+    For each layer, the float graph ``prepared`` runs with the 8-bit weights and inputs of this one
+    layer, as they are in ``quantised``, which has the form QDQ. The error is the standard deviation
+    of the change of the logits over ``images`` (B, C, H, W), relative to that of the logits. The
+    mean change does not count, because the biases take it back.
     """
     logits = StraightThrough(prepared)(images)
-    spread = (logits - logits.mean(0)).square().mean().sqrt().clamp_min(1e-12)
+    spread = _deviation(logits).clamp_min(1e-12)
     graph = onnx.load_from_string(quantised).graph
     errors = {}
     for name in [node.name for node in graph.node if node.op_type in LAYERS]:
         alone = StraightThrough(_alone(name, prepared, graph))
-        errors[name] = float((alone(images) - logits).square().mean().sqrt() / spread)
+        errors[name] = float(_deviation(alone(images) - logits) / spread)
     return dict(sorted(errors.items(), key=lambda item: -item[1]))
+
+
+def _deviation(values: Tensor) -> Tensor:
+    """Return the standard deviation of ``values`` (B, K) from the mean of each column."""
+    return (values - values.mean(0)).square().mean().sqrt()
 
 
 def _alone(layer: str, original: bytes, quantised: onnx.GraphProto) -> bytes:

@@ -18,14 +18,14 @@ __all__ = ["OPSET", "TOLERANCE", "export_onnx"]
 OPSET = 17  # the newest that onnxruntime 1.13 and OpenVINO 2022.3 read
 # Largest difference in probability between a float graph and its torch twin.
 TOLERANCE = 1e-4
-_BATCHES = (1, 3)  # a graph whose batch is fixed does not take both
+_BATCHES = (1, 3)  # a graph with a fixed batch size fails on one of them
 
 
 def export_onnx(model: Classifier, *, height: int, width: int) -> bytes:
     """Return ``model`` as an ONNX file: ``images`` (N, C, H, W) in [0, 1] to ``logits`` (N, K).
 
-    Raises UsageError that names the operator if ONNX has none for an operation of the network, and
-    for a network that answers differently in ONNX.
+    Raises UsageError if ONNX lacks an operator, which the message names, or if the ONNX graph's
+    probabilities differ from the network's.
     """
     images = torch.rand(
         1, model.channels, height, width, generator=torch.Generator().manual_seed(0)
@@ -38,7 +38,7 @@ def export_onnx(model: Classifier, *, height: int, width: int) -> bytes:
             torch.onnx.export(
                 model.eval(),
                 (images,),
-                cast(Any, file),  # a file in memory is taken, though not declared
+                cast(Any, file),  # a file in memory works, but is not declared
                 dynamo=False,
                 opset_version=OPSET,
                 input_names=["images"],
@@ -55,7 +55,7 @@ def export_onnx(model: Classifier, *, height: int, width: int) -> bytes:
 
 
 def _operator(error: Exception) -> str:
-    """Return which operator has no counterpart in ONNX, as far as the exporter says."""
+    """Return the operator that ONNX lacks, or else the exporter's message."""
     found = re.search(r"\b(?:aten|prim|torchvision|quantized)::\w+", str(error))
     if found is None:
         return " ".join(str(error).split())[:200].rstrip(".")

@@ -1,4 +1,4 @@
-"""Compare an exported model with its torch twin: answers, robustness, and what not to trust."""
+"""Compare an exported model with its torch twin: answers, robustness, and flags."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from medspark.evaluate.answers import answers_of
 from medspark.evaluate.result import RobustnessResult
 from medspark.evaluate.sanity import Flag
 from medspark.evaluate.summary import Array
-from medspark.export.choose import LEAST_AGREEMENT
+from medspark.export.judge import CLEAN
 from medspark.export.onnx import TOLERANCE
 from medspark.export.packages import Precision
 from medspark.export.result import Parity
@@ -17,8 +17,8 @@ from medspark.models.prediction import probabilities_of
 
 __all__ = ["MOST_GAIN", "flags", "parity"]
 
-# Quantisation adds noise to gradients and nothing to robustness (Bernhard et al. 2019), so a graph
-# that holds more often than its twin by more than this hides its gradients.
+# Quantisation masks gradients and does not make a network robust (Bernhard et al. 2019). A gain of
+# worst-case accuracy over the twin above this limit is flagged.
 MOST_GAIN = 0.02
 
 
@@ -58,9 +58,9 @@ def flags(
         value = 1 - found.same_answers
         answers = Flag(
             name="other_answers_than_twin",
-            triggered=value > 1 - LEAST_AGREEMENT,
+            triggered=value > 1 - CLEAN.agreement,
             value=value,
-            threshold=1 - LEAST_AGREEMENT,
+            threshold=1 - CLEAN.agreement,
             sentence=f"{value:.1%} of the images get another answer than from the torch network",
         )
     return [answers.measured_on(found.images), *_masking(twin, export)]
@@ -69,18 +69,18 @@ def flags(
 def _masking(twin: RobustnessResult, export: RobustnessResult) -> list[Flag]:
     """Flag budgets at which the export looks more robust than its twin."""
     flagged = []
-    for mine, theirs in zip(export.worst_case, twin.worst_case, strict=True):
-        held, wanted = mine.accuracy or 0.0, theirs.accuracy or 0.0
-        gain = held - wanted - max(0.0, _clean(export) - _clean(twin))
+    for figures, reference in zip(export.worst_case, twin.worst_case, strict=True):
+        held, expected = figures.accuracy or 0.0, reference.accuracy or 0.0
+        gain = held - expected - max(0.0, _clean(export) - _clean(twin))
         flagged.append(
             Flag(
-                name=f"more_robust_than_twin_at_{eps_text(mine.eps).replace('/', '_')}",
+                name=f"more_robust_than_twin_at_{eps_text(figures.eps).replace('/', '_')}",
                 triggered=gain > MOST_GAIN,
                 value=gain,
                 threshold=MOST_GAIN,
-                sentence=f"worst-case accuracy is {held:.3f}, and {wanted:.3f} of the torch "
-                "network: the graph hides its gradients, or the attacks are too weak",
-            ).measured_on(export.images, eps=mine.eps)
+                sentence=f"worst-case accuracy is {held:.3f}, but the torch network's is "
+                f"{expected:.3f}: the graph masks its gradients, or the attacks are too weak",
+            ).measured_on(export.images, eps=figures.eps)
         )
     return flagged
 

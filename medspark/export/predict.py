@@ -2,8 +2,9 @@
 
     python -m medspark.export.predict MODEL_FOLDER image.dcm [...]
 
-Prints a JSON list with an entry for each file: its calibrated probabilities, or one sentence on why
-it cannot be used. The exit status is 0, 1 if a file could not be used, 2 if the model could not.
+Prints a JSON list with an entry for each file: its calibrated probabilities, or one sentence that
+says why the file cannot be read. The exit status is 0, or 1 if a file cannot be read, or 2 if the
+model cannot be used.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from medspark.models.prediction import answer_of, as_pixels, rendering_of
 
 __all__ = ["main", "predictions"]
 
-# A decoder on a device: 4,096 x 5,120 pixels of 16 bits in JPEG 2000 fit.
+# Enough for 4,096 x 5,120 pixels of 16 bits in JPEG 2000, and fit for a small device.
 LIMITS = Limits(
     file_bytes=1 << 28,
     frame_pixels=1 << 25,
@@ -37,7 +38,7 @@ LIMITS = Limits(
 def predictions(model: DeployedModel, files: Sequence[Path]) -> Iterator[dict[str, Any]]:
     """Yield for each file its name, label and probabilities, or its name and an ``error``.
 
-    A process of its own decodes what needs native code. Of several frames, the middle one is used.
+    Native decoders run in a child process. The middle frame stands for a file of several frames.
     """
     with GuardedDecoder(rendering=rendering_of(model.card), limits=LIMITS) as decoder:
         for file in files:
@@ -64,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "files", type=Path, nargs="+", metavar="FILE", help="DICOM, PNG, JPEG, TIFF"
     )
-    parser.add_argument("--threads", type=int, default=1, help="of the graph; 1 by default")
+    parser.add_argument("--threads", type=int, default=1, help="threads of the graph (1)")
     asked = parser.parse_args(argv)
     try:
         found = list(

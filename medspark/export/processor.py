@@ -1,4 +1,4 @@
-"""What the processor can do with 8 bits, which decides the formats that are worth trying."""
+"""Detect the processor's instructions for 8-bit numbers, which decide the formats to try."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Quantise an ONNX graph to 8 bits for onnxruntime: static, per channel, in several formats.
 
-The ranges of the activations come from calibration images (Jacob et al. 2018). Which format is the
-fastest depends on the processor, and which keeps the answers on the network, so all are tried.
+The ranges of the activations come from calibration images (Jacob et al. 2018). Which format is
+fastest depends on the processor, and which one keeps the answers on the network: all are tried.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ def quantised(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence what the quantiser says about graphs that it prepared itself."""
+    """Silence the quantiser's warnings about graphs that it prepared itself."""
     root = logging.getLogger()
     level = root.level
     root.setLevel(logging.ERROR)

@@ -42,8 +42,8 @@ class DeployedModel:
     def load(cls, folder: Path, *, threads: int = 1) -> Self:
         """Open the model in ``folder``.
 
-        Raises UsageError if it is no exported model, if a file is not the one that was written, or
-        if the backend is missing.
+        Raises UsageError if it is not an exported model, if a file changed after the export, or if
+        the backend is not installed.
         """
         card = read_card(folder, kinds=("onnx", "openvino"))
         assert card.exported is not None, "the card was validated"
@@ -73,7 +73,7 @@ class DeployedModel:
 
 
 def read_graph(folder: Path, exported: ExportedGraph) -> dict[GraphFile, bytes]:
-    """Return the content of the graph's files. Raises UsageError for a file that was changed."""
+    """Return the content of the graph's files. Raises UsageError for a file that changed."""
     files: dict[GraphFile, bytes] = {}
     for name, wanted in exported.files.items():
         try:
@@ -91,7 +91,7 @@ def read_graph(folder: Path, exported: ExportedGraph) -> dict[GraphFile, bytes]:
 def openvino_runner(xml: bytes, weights: bytes, *, name: str, threads: int = 1) -> Run:
     """Return the function that runs an OpenVINO model given by the content of its files.
 
-    Raises UsageError if it is not one or openvino is missing.
+    Raises UsageError if OpenVINO cannot read the files, or is not installed.
     """
     try:
         import openvino
@@ -100,7 +100,7 @@ def openvino_runner(xml: bytes, weights: bytes, *, name: str, threads: int = 1) 
     settings = {
         "INFERENCE_NUM_THREADS": threads,
         "NUM_STREAMS": 1,
-        # Without it, OpenVINO computes in bf16 where the processor can, to three digits.
+        # The default is bf16 on processors that have it: three significant digits.
         "INFERENCE_PRECISION_HINT": "f32",
     }
     core = openvino.Core()

@@ -1,15 +1,15 @@
 """A quantised ONNX graph in torch, with straight-through gradients (Bengio et al. 2013).
 
-Rounding has no gradient, so an attack on a quantised graph needs a twin: forward it rounds as the
-graph does, backward it passes the gradient on where the value is inside the range, which is BPDA
-(Athalye et al. 2018). The graph has the form of ONNX's QDQ: float operators between
+Rounding has no gradient, so gradient attacks on a quantised graph need this twin. It rounds as the
+graph does in the forward pass. In the backward pass rounding has gradient 1 inside the range and 0
+outside, which is BPDA (Athalye et al. 2018). The graph has ONNX's form QDQ: float operators between
 QuantizeLinear and DequantizeLinear.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import onnx
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from medspark.errors import UsageError
 
-__all__ = ["StraightThrough"]
+__all__ = ["Attributes", "Step", "StraightThrough", "along", "padded"]
 
 Attributes = dict[str, Any]
 Operator = Callable[..., Any]
@@ -35,6 +35,7 @@ class Step:
     inputs: tuple[str, ...]
     output: str
     attributes: Attributes
+    last_of: tuple[str, ...] = ()  # values that no later step needs
 
     def do(self, values: dict[str, Any]) -> Any:
         """Return the output; an input without a name is left out."""
@@ -58,7 +59,7 @@ class StraightThrough(nn.Module):
             if node.op_type not in _OPERATORS:
                 raise UsageError(
                     f"The quantised graph cannot be attacked by gradients: {node.op_type} has no "
-                    "counterpart in torch here."
+                    "counterpart in medspark's torch twin."
                 )
             attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
             step = Step(
@@ -68,6 +69,7 @@ class StraightThrough(nn.Module):
                 self._values[step.output] = step.do(self._values)  # weights
             else:
                 self._steps.append(step)
+        self._steps = _freeing(self._steps)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits (B, K)."""
@@ -78,11 +80,27 @@ class StraightThrough(nn.Module):
         return logits
 
     def walk(self, images: Tensor) -> Iterator[tuple[Step, dict[str, Any]]]:
-        """Yield every step after it was done, and all values, which the caller may change."""
+        """Yield every step after it was done, and its values, which the caller may change.
+
+        A value is gone once no later step needs it.
+        """
         values = self._values | {self._input: images}
         for step in self._steps:
             values[step.output] = step.do(values)
             yield step, values
+            for name in step.last_of:
+                del values[name]
+
+
+def _freeing(steps: list[Step]) -> list[Step]:
+    """Return ``steps``, each with the names of the values that it is the last to need."""
+    needed: set[str] = set()
+    found = []
+    for step in reversed(steps):
+        names = set(step.inputs) - needed - {""}
+        found.append(replace(step, last_of=tuple(sorted(names))))
+        needed |= names
+    return found[::-1]
 
 
 def _needed(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
@@ -100,8 +118,8 @@ def _straight_through(exact: Tensor, rounded: Tensor) -> Tensor:
     return exact + (rounded - exact).detach()
 
 
-def _along(values: Tensor, x: Tensor, axis: int) -> Tensor:
-    """Return ``values``, one number or one per channel, in a shape that fits ``x``."""
+def along(values: Tensor, x: Tensor, axis: int) -> Tensor:
+    """Return ``values``, one number or one for each index of ``axis``, in a shape for ``x``."""
     if values.numel() == 1:
         return values.reshape(())
     return values.reshape([-1 if d == axis % x.ndim else 1 for d in range(x.ndim)])
@@ -109,7 +127,7 @@ def _along(values: Tensor, x: Tensor, axis: int) -> Tensor:
 
 def _quantize(a: Attributes, x: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
     limits, axis = torch.iinfo(zero.dtype), a.get("axis", 1)
-    exact = x / _along(scale, x, axis) + _along(zero.float(), x, axis)
+    exact = x / along(scale, x, axis) + along(zero.float(), x, axis)
     inside = exact.clamp(limits.min, limits.max)
     return _straight_through(inside, exact.round().clamp(limits.min, limits.max))
 
@@ -117,11 +135,12 @@ def _quantize(a: Attributes, x: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
 def _dequantize(a: Attributes, x: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
     axis, shifted = a.get("axis", 1), x.float()
     if zero is not None:
-        shifted = shifted - _along(zero.float(), x, axis)
-    return shifted * _along(scale, x, axis)
+        shifted = shifted - along(zero.float(), x, axis)
+    return shifted * along(scale, x, axis)
 
 
-def _padded(a: Attributes, x: Tensor, *, value: float = 0.0) -> Tensor:
+def padded(a: Attributes, x: Tensor, *, value: float = 0.0) -> Tensor:
+    """Return images (B, C, H, W) with the padding of a node's attributes around them."""
     pads = a.get("pads", [0, 0, 0, 0])
     top, left, bottom, right = pads
     return F.pad(x, (left, right, top, bottom), value=value) if any(pads) else x
@@ -129,7 +148,7 @@ def _padded(a: Attributes, x: Tensor, *, value: float = 0.0) -> Tensor:
 
 def _conv(a: Attributes, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return F.conv2d(
-        _padded(a, x), weight, bias, stride=tuple(a.get("strides", (1, 1))),
+        padded(a, x), weight, bias, stride=tuple(a.get("strides", (1, 1))),
         dilation=tuple(a.get("dilations", (1, 1))), groups=a.get("group", 1),
     )  # fmt: skip
 
@@ -153,9 +172,9 @@ def _clip(
 
 
 def _max_pool(a: Attributes, x: Tensor) -> Tensor:
-    padded = _padded(a, x, value=-torch.inf)
+    bordered = padded(a, x, value=-torch.inf)
     return F.max_pool2d(
-        padded, tuple(a["kernel_shape"]), tuple(a.get("strides", (1, 1))),
+        bordered, tuple(a["kernel_shape"]), tuple(a.get("strides", (1, 1))),
         ceil_mode=bool(a.get("ceil_mode", 0)),
     )  # fmt: skip
 

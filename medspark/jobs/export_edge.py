@@ -1,4 +1,4 @@
-"""Export a model for devices without torch, and report how robust it arrives there.
+"""Export a model for devices without torch, and report how robust the export is.
 
 Reads   a model (folder or MLflow URI) and the shards that jobs/shard.py wrote
 Writes  a folder for each backend and precision, a parity report, the result as JSON, MLflow runs

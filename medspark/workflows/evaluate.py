@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-import pyarrow.parquet as pq
 from pyspark.sql import SparkSession
 
 from medspark import ownership
@@ -16,17 +15,17 @@ from medspark.evaluate.gallery import Exhibit, exhibits, typical_rows
 from medspark.evaluate.pieces import Job, fingerprint
 from medspark.evaluate.report import write_report
 from medspark.evaluate.result import EvaluationResult, RobustnessResult, metrics_by_name
-from medspark.evaluate.summary import Array, Arrays, Detail, predictions, summarise
+from medspark.evaluate.summary import Arrays, predictions, summarise
 from medspark.launch.pieces import do_pieces
 from medspark.lock import locked
 from medspark.models.card import read_card
 from medspark.models.checkpoint import load_classifier
 from medspark.models.onnx import OnnxClassifier
-from medspark.shards.manifest import Manifest, read_manifest, verify
-from medspark.track.models import fetch_model
+from medspark.shards.manifest import Manifest
 from medspark.track.runs import tracked
-from medspark.track.spool import DatasetEntry, RunEntry
-from medspark.workflows.evaluate_config import AttackedShards, EvaluationConfig, positive_class
+from medspark.track.spool import RunEntry
+from medspark.workflows.attacked_data import AttackedData, resolve_model
+from medspark.workflows.evaluate_config import EvaluationConfig
 
 _OF_FINDINGS = (
     "the share of images with every finding right, at a probability of one half; label accuracy "
@@ -40,17 +39,13 @@ class Evaluation:
     def __init__(self, config: EvaluationConfig) -> None:
         """Find the model and the data. Raises UsageError if they are missing or do not fit."""
         self.config = config
-        self.manifest = read_manifest(config.shards)
-        verify(config.shards, self.manifest, contents=False)
-        if config.split not in self.manifest.splits or not self._split_rows():
-            raise UsageError(f"The shards in {config.shards} have no {config.split} images.")
+        self.data = AttackedData(config)
         model = resolve_model(config.model, uri=config.track.uri)
         surrogates = tuple(resolve_model(name, uri=config.track.uri) for name in config.surrogates)
         for path in (model, *surrogates):
-            _check_fit(path, self.manifest)
+            _check_fit(path, self.data.manifest)
         gradients = model.suffix != ".onnx"
         check_attacks(config.attacks, gradients=gradients, surrogates=len(surrogates))
-        self.positive = positive_class(config.positive, self.manifest.classes)
         others = {f"the surrogate {path}": path for path in surrogates}
         sources = {"the model": model, **others, "the shards": config.shards}
         ownership.apart(sources, {"the folder of evaluations": config.folder})
@@ -61,13 +56,13 @@ class Evaluation:
             shards=config.shards.resolve(),
             split=config.split,
             config=config.attack_settings(),
-            total=self._split_rows(),
+            total=self.data.rows,
             piece=config.piece,
             work=config.folder.resolve(),
         )
-        name = fingerprint(job, dataset_digest=self.manifest.digest)
+        name = fingerprint(job, dataset_digest=self.data.manifest.digest)
         self.folder = config.folder / name
-        self.job = Job(**(vars(job) | {"work": self.folder.resolve() / "pieces"}))
+        self.job = replace(job, work=self.folder.resolve() / "pieces")
 
     def run(self, spark: SparkSession) -> EvaluationResult:
         """Run the missing pieces, write the report, and return the result document."""
@@ -75,11 +70,7 @@ class Evaluation:
             name=f"evaluate {Path(self.config.model).name}",
             config=self.config.model_dump(mode="json"),
             tags={"medspark.job": "evaluate"},
-            dataset=DatasetEntry(
-                name=self.config.split,
-                digest=self.manifest.digest,
-                source=str(self.config.shards),
-            ),
+            dataset=self.data.entry,
         )
         ownership.claim(self.config.folder, "evaluation")
         self.folder.mkdir(exist_ok=True)
@@ -100,7 +91,7 @@ class Evaluation:
             result.as_json()
             | {
                 "model": self.config.model,
-                "dataset_digest": self.manifest.digest,
+                "dataset_digest": self.data.manifest.digest,
                 "split": self.config.split,
                 "norm": self.config.norm,
                 "report": str(self.folder / "report" / "report.html"),
@@ -112,18 +103,12 @@ class Evaluation:
     def _report(self) -> tuple[RobustnessResult, int]:
         """Write the report; return the result and the number of images that it shows."""
         arrays, trials = self.job.arrays(), self.job.config.trials()
-        classes = self.manifest.classes
         result = summarise(
             arrays,
             trials,
             limits=self.job.config.sanity,
-            positive=self.positive,
-            detail=Detail(
-                groups=patients_of(self.config, self.manifest, arrays["rows"]),
-                samples=self.config.bootstrap,
-                classes=classes,
-                seed=self.config.seed,
-            ),
+            positive=self.data.positive,
+            detail=self.data.detail(arrays["rows"]),
         )
         eps = max(self.config.eps, default=0.0)
         shown = self._exhibits(arrays, eps)
@@ -133,25 +118,20 @@ class Evaluation:
             predictions(arrays, trials),
             title=f"Robustness of {Path(self.config.model).name}",
             facts=self._facts(result),
-            classes=classes,
-            positive=self._drawn(),
+            classes=self.data.manifest.classes,
+            positive=self.data.drawn,
             shown=shown,
             shown_eps=eps,
         )
         return result, len(shown)
 
-    def _drawn(self) -> int | None:
-        """Return the class of the ROC curve; None draws one curve over all findings."""
-        if self.positive is None and not self.manifest.multi_label:
-            return len(self.manifest.classes) - 1
-        return self.positive
-
     def _facts(self, result: RobustnessResult) -> dict[str, str]:
-        patients = self.manifest.splits[self.config.split].patients
-        return ({"accuracy": _OF_FINDINGS} if self.manifest.multi_label else {}) | {
+        manifest = self.data.manifest
+        patients = manifest.splits[self.config.split].patients
+        return ({"accuracy": _OF_FINDINGS} if manifest.multi_label else {}) | {
             "model": self.config.model,
-            "shards": f"{self.config.shards}, digest {self.manifest.digest[:12]}",
-            "images": f"{result.images} of {self._split_rows()} {self.config.split} images, "
+            "shards": self.data.shards,
+            "images": f"{result.images} of {self.data.rows} {self.config.split} images, "
             f"{patients} patients in the split",
             "threat model": f"{self.config.norm}; eps is a fraction of [0, 1], after windowing",
             "intervals": f"95 %, {self.config.bootstrap} bootstrap resamples of the patients",
@@ -161,40 +141,11 @@ class Evaluation:
     def _exhibits(self, arrays: Arrays, eps: float) -> list[Exhibit]:
         if self.config.gallery == 0 or self.job.model.suffix == ".onnx":
             return []
-        split = MappedSplit(self.config.shards, self.manifest, self.config.split)
+        split = MappedSplit(self.config.shards, self.data.manifest, self.config.split)
         rows = arrays["rows"][typical_rows(arrays["labels"], self.config.gallery)]
         images, truth = split.tensors(rows)
         threat = self.job.config.threat(eps)
         return exhibits(load_classifier(self.job.model), images, truth, threat=threat)
-
-    def _split_rows(self) -> int:
-        return self.manifest.splits[self.config.split].rows
-
-
-def patients_of(config: AttackedShards, manifest: Manifest, rows: Array) -> Array:
-    """Return the patient of each of ``rows`` of the split (N,), for the intervals."""
-    keys = [
-        pq.read_table(config.shards / shard.path, columns=["patient_key"])["patient_key"]
-        for shard in manifest.splits[config.split].shards
-    ]
-    patients: Array = np.concatenate([column.to_numpy() for column in keys])
-    return patients[rows].astype(str)
-
-
-def resolve_model(name: str, *, uri: str | None) -> Path:
-    """Return the folder or file of the model ``name``, fetched from MLflow if it is an MLflow URI.
-
-    Raises UsageError for an ONNX file or a model folder that does not exist.
-    """
-    if name.startswith(("models:/", "runs:/")):
-        return fetch_model(name, uri=uri)
-    path = Path(name)
-    if path.suffix == ".onnx":
-        if not path.is_file():
-            raise UsageError(f"model: there is no file '{path}'.")
-        return path
-    read_card(path)
-    return path
 
 
 def _check_fit(path: Path, manifest: Manifest) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ from medspark.data.native import MappedSplit
 from medspark.errors import UsageError
 from medspark.export.artifact import write_artifact
 from medspark.export.backends import float_graph, int8_graph
-from medspark.export.choose import Candidate, Judge, in_batches
+from medspark.export.choose import Candidate
+from medspark.export.judge import ATTACKED, Judge, attacked
 from medspark.export.onnx import export_onnx
 from medspark.export.packages import Backend, Precision
 from medspark.export.runtime import read_graph
@@ -31,10 +33,11 @@ __all__ = ["Made", "make_artifacts"]
 _LOGGER = logging.getLogger(__name__)
 
 _MOST_JUDGED = 1000  # validation images
+_MOST_ATTACKED = 128
 
 
 class _Note(Config):
-    """What is known about an exported model besides its card."""
+    """Facts about an exported model that its card does not hold."""
 
     tried: tuple[str, ...] = ()
     layers: dict[str, float] = Field({})
@@ -99,13 +102,11 @@ class _Workshop:
     ) -> None:
         self._config, self._manifest, self._folder, self._twin = config, manifest, folder, twin
         self._card = read_card(model)
-        self._content = export_onnx(
-            load_classifier(model), height=manifest.height, width=manifest.width
-        )
-        run = float_graph("onnxruntime", self._content).run
+        self._network = load_classifier(model)
+        self._content = export_onnx(self._network, height=manifest.height, width=manifest.width)
+        self._run = float_graph("onnxruntime", self._content).run
         split = "val" if manifest.splits["val"].rows else "train"
-        images, labels = self._images(split, _MOST_JUDGED)
-        self._judge = Judge(images, labels, in_batches(run, images))
+        self._judge = Judge.of(*self._images(split, _MOST_JUDGED), self._run)
 
     def make(self, backend: Backend, precision: Precision) -> Made:
         """Return one export, written to its folder."""
@@ -113,11 +114,19 @@ class _Workshop:
             graph, note = float_graph(backend, self._content), _Note()
         else:
             calibration, _ = self._images("train", self._config.calibration_images)
-            choice = int8_graph(backend, self._content, calibration, self._judge)
+            judges = [self._judge, self._attacked]
+            choice = int8_graph(backend, self._content, calibration, judges)
             graph = choice.chosen
             note = _Note(tried=tuple(map(str, choice.tried)), layers=choice.layers)
         _LOGGER.info("%s %s: %s", backend, precision, graph.numbers)
         return self._write(backend, precision, graph, note)
+
+    @cached_property
+    def _attacked(self) -> Judge:
+        """The judge of attacked images, at the largest budget of the configuration."""
+        threat = self._config.settings_of(()).threat(max(self._config.eps, default=0.0))
+        images = attacked(self._judge, self._network, threat, most=_MOST_ATTACKED)
+        return Judge.of(images, self._judge.labels[: len(images)], self._run, ATTACKED)
 
     def _write(self, backend: Backend, precision: Precision, graph: Candidate, note: _Note) -> Made:
         work = self._folder / "work"

@@ -1,4 +1,4 @@
-"""Export a model for devices without torch, and attack on Spark what arrives there."""
+"""Export a model for devices without torch, and attack the exported graphs on Spark."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from medspark.evaluate.report import write_report
 from medspark.evaluate.result import RobustnessResult, metrics_by_name
 from medspark.evaluate.summary import (
     Arrays,
-    Detail,
     Predictions,
     Trial,
     predictions,
@@ -38,11 +37,9 @@ from medspark.launch.pieces import do_pieces
 from medspark.lock import locked
 from medspark.models.card import columns_of, read_card
 from medspark.models.checkpoint import load_classifier
-from medspark.shards.manifest import read_manifest, verify
 from medspark.track.runs import tracked
-from medspark.track.spool import DatasetEntry, ModelEntry, RunEntry
-from medspark.workflows.evaluate import patients_of, resolve_model
-from medspark.workflows.evaluate_config import positive_class
+from medspark.track.spool import ModelEntry, RunEntry
+from medspark.workflows.attacked_data import AttackedData, resolve_model
 from medspark.workflows.export_artifacts import Made, make_artifacts
 from medspark.workflows.export_edge_config import ExportEdgeConfig
 
@@ -59,34 +56,31 @@ class EdgeExport:
     def __init__(self, config: ExportEdgeConfig) -> None:
         """Find model, data and backends. Raises UsageError if one is missing or does not fit."""
         self.config = config
-        self.manifest = read_manifest(config.shards)
-        verify(config.shards, self.manifest, contents=False)
-        self._check_splits()
+        self.data = AttackedData(config)
+        self.data.check_split("train")  # it calibrates
         model = resolve_model(config.model, uri=config.track.uri)
         if model.suffix == ".onnx":
             raise UsageError(f"model: '{model}' is exported already; give the network's folder.")
         self.card = read_card(model)
-        if difference := self.card.misfit(self.manifest):
+        if difference := self.card.misfit(self.data.manifest):
             raise UsageError(f"The model '{model}' does not fit: {difference}.")
-        self.positive = positive_class(config.positive, self.manifest.classes)
         ownership.apart(
             {"the model": model, "the shards": config.shards},
             {"the folder of exports": config.folder},
         )
         ownership.check(config.folder, "exports")
-        rows = self.manifest.splits[config.split].rows
         self.twin = Job(
             model=model.resolve(),
             surrogates=(),
             shards=config.shards.resolve(),
             split=config.split,
             config=config.settings_of(_TWIN_ATTACKS),
-            total=rows,
+            total=self.data.rows,
             piece=config.piece,
             work=config.folder.resolve(),
         )
         asked = {
-            "twin": fingerprint(self.twin, dataset_digest=self.manifest.digest),
+            "twin": fingerprint(self.twin, dataset_digest=self.data.manifest.digest),
             "asked": [config.precision, config.backend, config.calibration_images],
             "processor": dot_product(),
         }
@@ -101,7 +95,7 @@ class EdgeExport:
             locked(self.folder),
             tracked(self.folder / "mlflow" / "export", self.config.track, self._entry()) as run,
         ):
-            made = make_artifacts(self.config, self.manifest, self.twin.model, self.folder)
+            made = make_artifacts(self.config, self.data.manifest, self.twin.model, self.folder)
             # Measured before the attacks, which use every core.
             twin_latency = self._twin_latency()
             measured = {each.name: self._measure(each) for each in made}
@@ -111,7 +105,7 @@ class EdgeExport:
             result = ExportResult(
                 model=self.config.model,
                 architecture=self.card.architecture,
-                dataset_digest=self.manifest.digest,
+                dataset_digest=self.data.manifest.digest,
                 split=self.config.split,
                 norm=self.config.norm,
                 processor=dot_product(),
@@ -133,21 +127,12 @@ class EdgeExport:
             self._log(each, parent=reference["run_id"])
         return result.model_copy(update={"mlflow": reference})
 
-    def _check_splits(self) -> None:
-        for split in ("train", self.config.split):
-            if split not in self.manifest.splits or not self.manifest.splits[split].rows:
-                raise UsageError(f"The shards in {self.config.shards} have no {split} images.")
-
     def _entry(self) -> RunEntry:
         return RunEntry(
             name=f"export {Path(self.config.model).name}",
             config=self.config.model_dump(mode="json"),
             tags={"medspark.job": "export_edge"},
-            dataset=DatasetEntry(
-                name=self.config.split,
-                digest=self.manifest.digest,
-                source=str(self.config.shards),
-            ),
+            dataset=self.data.entry,
         )
 
     def _twin_latency(self) -> Latency:
@@ -193,15 +178,13 @@ class EdgeExport:
     ) -> tuple[RobustnessResult, Predictions]:
         do_pieces(spark, job, total=len(job.rows), unit="image", doing=f"attacked {what}")
         arrays = job.arrays()
-        detail = Detail(
-            groups=patients_of(self.config, self.manifest, arrays["rows"]),
-            samples=self.config.bootstrap,
-            classes=self.manifest.classes,
-            seed=self.config.seed,
-        )
         trials: list[Trial] = job.config.trials(own)
         result = summarise(
-            arrays, trials, limits=job.config.sanity, positive=self.positive, detail=detail
+            arrays,
+            trials,
+            limits=job.config.sanity,
+            positive=self.data.positive,
+            detail=self.data.detail(arrays["rows"]),
         )
         return result, predictions(arrays, trials)
 
@@ -255,23 +238,17 @@ class EdgeExport:
             predicted,
             title=f"Robustness of {self.card.architecture}, {made.backend} {made.precision}",
             facts=self._facts(),
-            classes=self.manifest.classes,
-            positive=self._drawn(),
+            classes=self.data.manifest.classes,
+            positive=self.data.drawn,
         )
-
-    def _drawn(self) -> int | None:
-        """Return the class of the ROC curve; None draws one curve over all findings."""
-        if self.positive is None and not self.manifest.multi_label:
-            return len(self.manifest.classes) - 1
-        return self.positive
 
     def _facts(self) -> dict[str, str]:
         effort = self.config.settings_of(_DEPLOYED_ATTACKS).effort
         return {
             "model": self.config.model,
-            "shards": f"{self.config.shards}, digest {self.manifest.digest[:12]}",
-            "images": f"answers of all {self.manifest.splits[self.config.split].rows} "
-            f"{self.config.split} images, attacks on {len(self.twin.rows)}",
+            "shards": self.data.shards,
+            "images": f"answers of all {self.data.rows} {self.config.split} images, attacks on "
+            f"{len(self.twin.rows)}",
             "attacks on the torch network": f"PGD-{effort.steps} on the cross-entropy and on the "
             f"margin, Square with {effort.queries} queries, on the network itself",
             "attacks on an export": f"transfer (PGD-{effort.steps} on the torch network's margin), "
@@ -298,9 +275,13 @@ class EdgeExport:
         model = ModelEntry(
             folder=Path(each.path),
             loader="medspark.export.runtime:DeployedModel.load",
-            input_shape=(self.manifest.height, self.manifest.width, self.manifest.channels),
-            outputs=len(self.manifest.classes),
-            classes=columns_of(self.manifest.classes),
+            input_shape=(
+                self.data.manifest.height,
+                self.data.manifest.width,
+                self.data.manifest.channels,
+            ),
+            outputs=len(self.data.manifest.classes),
+            classes=columns_of(self.data.manifest.classes),
             packages=(each.backend, "pillow"),
         )
         with tracked(self.folder / "mlflow" / name, track, entry) as run:

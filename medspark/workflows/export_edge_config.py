@@ -15,7 +15,7 @@ __all__ = ["ExportEdgeConfig"]
 
 
 class ExportEdgeConfig(AttackedShards):
-    """Export one model, and compare what arrives with it, clean and under attack."""
+    """Export one model, and compare the exports with it, clean and under attack."""
 
     model: str = Field(
         description="folder with model.safetensors, or an MLflow model or run: models:/NAME/1, "

@@ -39,7 +39,7 @@ def job(model: Path, write_shards, tmp_path: Path) -> Job:
     config = AttackSettings(attacks=("square",), eps=(0.1,), queries=20, batch_size=4)
     work = tmp_path / "work"
     work.mkdir()
-    return Job(model, (), shards, "test", config, total=ROWS, piece=4, work=work)
+    return Job(model, shards, "test", config, total=ROWS, piece=4, work=work, surrogates=())
 
 
 def finished(job: Job) -> dict[str, np.ndarray]:

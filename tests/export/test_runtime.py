@@ -17,7 +17,7 @@ from networks import images
 from medspark.errors import UsageError
 from medspark.export.artifact import write_artifact
 from medspark.export.backends import float_graph
-from medspark.export.choose import Judge, in_batches
+from medspark.export.judge import Judge, in_batches
 from medspark.export.onnx import TOLERANCE, export_onnx
 from medspark.export.packages import Backend
 from medspark.export.runtime import DeployedModel
@@ -33,7 +33,7 @@ def export(folder: Path, model: Path, *, backend: Backend = "onnxruntime") -> Pa
     content = export_onnx(load_classifier(model), height=32, width=32)
     graph = float_graph(backend, content)
     batch = images(8).numpy()
-    judge = Judge(batch, np.arange(8) % 2, in_batches(graph.run, batch))
+    judge = Judge.of(batch, np.arange(8) % 2, graph.run)
     card = read_card(model).model_copy(update={"temperature": 1.5})
     write_artifact(
         folder, graph, card, backend=backend, precision="fp32", twin="0" * 64, judge=judge
@@ -144,7 +144,7 @@ def test_an_int8_export_has_a_temperature_of_its_own(model: Path, tmp_path: Path
     graph = float_graph("onnxruntime", content)
     batch = images(8).numpy()
     sure = in_batches(graph.run, batch).argmax(1)
-    judge = Judge(batch, sure, in_batches(graph.run, batch))
+    judge = Judge.of(batch, sure, graph.run)
 
     card = write_artifact(
         tmp_path / "x", graph, read_card(model), backend="onnxruntime", precision="int8",

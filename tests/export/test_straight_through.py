@@ -30,7 +30,8 @@ def test_a_float_graph_has_the_same_logits() -> None:
 
 @pytest.mark.parametrize("signs", [("U8", "S8"), ("S8", "S8")])
 def test_an_int8_graph_has_its_own_rounding_and_not_that_of_the_float_graph(signs) -> None:
-    graph = quantised(PREPARED, BATCH.numpy(), Format(*signs, "QDQ"))
+    # With weights of 7 bits no processor saturates.
+    graph = quantised(PREPARED, BATCH.numpy(), Format(*signs, "QDQ", reduce_range=True))
 
     deployed = OnnxSession(graph, name="test")(BATCH.numpy())
     twin = StraightThrough(graph)(BATCH).numpy()
