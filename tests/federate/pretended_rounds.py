@@ -92,7 +92,7 @@ class Rounds:
 
     def __init__(self, shards: Path, place: Path, *, parts: int = 1, train: Any = pretend,
                  **settings: Any) -> None:  # fmt: skip
-        settings = {"clients": SKEWED, "seed": SEED} | settings
+        settings = {"clients": SKEWED, "seed": SEED, "optimiser": "sgd"} | settings
         self.config = FederationConfig.model_validate(settings)
         self.folder, self.manifest = FederationFolder(place), read_manifest(shards)
         begin(self.folder, self.config, shards, self.manifest)
