@@ -49,7 +49,7 @@ class LocalConfig(Config):
         "frozen",
         description="average: statistics are averaged too; local: each client keeps its batch "
         "norms; frozen: statistics stay as given; reestimate: each client computes statistics from "
-        "its images",
+        "its images. Default of a federation: frozen with given weights, average with random ones",
     )
     prox: float = Field(
         0.0, ge=0, description="pull towards the round's weights (mu of FedProx, Li et al. 2020)"

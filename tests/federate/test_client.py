@@ -25,6 +25,7 @@ from medspark.federate.adversary.sign_flip import SignFlip
 from medspark.federate.aggregate import RULES, aggregate
 from medspark.federate.calfat import Calibrated, calfat
 from medspark.federate.client import Liar, Memory
+from medspark.federate.config import FederationConfig
 from medspark.federate.local import LocalConfig
 from medspark.federate.weights import NormPolicy, apply, difference, pack, reestimate, unpack
 from medspark.models.classifier import batch_norms
@@ -355,6 +356,20 @@ def test_one_client_follows_the_recipe_of_train_at(folder: Path, mode: Any):
     with engine.deployable() as alone:
         gap = np.abs(answer.weights - pack(alone, "average")).max()
     assert gap < 1e-4 < 0.01 < np.abs(answer.weights - pack(start, "average")).max()
+
+
+@pytest.mark.parametrize(
+    ("settings", "policy"),
+    [
+        ({}, "average"),
+        ({"model": {"weights": "given.safetensors"}}, "frozen"),
+        ({"batch_norm": "reestimate"}, "reestimate"),
+    ],
+)
+def test_a_federation_freezes_the_statistics_of_given_weights_alone(
+    settings: dict[str, Any], policy: str
+):
+    assert FederationConfig.model_validate(settings).batch_norm == policy
 
 
 def test_a_schedule_spans_all_rounds():
