@@ -29,11 +29,11 @@ class LocalConfig(Config):
         1.0, gt=0, le=1, description="factor on the passes every epochs_every rounds (FedDynAT)"
     )
     epochs_every: int = Field(1, ge=1, description="rounds between decays of the passes")
-    batch_size: int = Field(32, ge=1, description="images in a step of a client")
+    batch_size: int = Field(16, ge=1, description="images in a step of a client")
     optimiser: Literal["sgd", "adamw"] = Field(
         "adamw", description="optimiser of the client; its state restarts in every round"
     )
-    lr: float = Field(3e-4, gt=0, description="learning rate; its peak in schedule one_cycle")
+    lr: float = Field(5e-4, gt=0, description="learning rate; its peak in schedule one_cycle")
     schedule: Literal["one_cycle", "constant"] = Field(
         "one_cycle",
         description="of eps and the learning rate: one_cycle is train_at's over all rounds; both "

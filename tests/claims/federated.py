@@ -5,9 +5,9 @@
 The X-rays are divided among ten clients with skewed labels (Dirichlet, alpha .5). Of the malaria
 cells, every patient of the training split is a client. All methods start from the same weights and
 make the same passes over the training images, in batches of one size, against one budget. Central
-training follows jobs/train_at.py and keeps its best epoch on validation images. Clients follow the
-defaults of jobs/federate.py, and a federation keeps its last round. All work is done in this
-process; Spark would give a federation the same bits.
+training follows the defaults of jobs/train_at.py and keeps its best epoch on validation images.
+Clients follow the defaults of jobs/federate.py, and a federation keeps its last round. All work is
+done in this process; Spark would give a federation the same bits.
 
 Every (data, method, seed) that is done is a file in --folder; the same command does what is
 missing, and an interrupted federation goes on with its last round.
@@ -59,7 +59,7 @@ CLIENTS: dict[str, dict[str, Any]] = {
 }
 # SFAT favours one client of five, as in the paper (Zhu et al. 2023).
 FAVOURED = {"xrays": 2, "malaria": 4}
-METHODS = ("undefended", "fused_noise", "calfat", "sfat", "central")
+METHODS = ("fused_noise", "central", "sfat", "undefended", "calfat")
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Setup:
     @property
     def attacks(self) -> AttackSettings:
         """The attacks on the test images."""
-        return AttackSettings(eps=(EPS,), images=self.images, sanity_images=self.images)
+        return AttackSettings(eps=(EPS,), images=self.images, sanity_images=100)
 
 
 def federation(data: str, method: str, setup: Setup, seed: int) -> FederationConfig:
@@ -139,6 +139,7 @@ def central(setup: Setup, seed: int, shards: Path, work: Path) -> FitConfig:
             "batch_size": setup.batch_size,
             "validation_images": 128,
             "validation_steps": 5,
+            "monitor": {"action": "off"},
         },
         "evaluate": setup.attacks.model_dump(),
         "seed": seed,
@@ -234,7 +235,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--weights", help="first weights: a .safetensors file; random by default")
     parser.add_argument("--seeds", default="0,1,2", help="separated by commas")
     parser.add_argument("--methods", default=",".join(METHODS), help="separated by commas")
-    parser.add_argument("--rounds", type=int, default=8, help="and epochs of central training")
+    parser.add_argument("--rounds", type=int, default=6, help="and epochs of central training")
     parser.add_argument("--images", type=int, default=200, help="test images that are attacked")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--folder", type=Path, default=Path("build/federated"), help="of cells")
