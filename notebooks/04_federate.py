@@ -50,7 +50,7 @@ settings = {
     "rounds": chosen["rounds"],
     "model": {"name": chosen["model"]},
     "batch_size": 16,
-    "lr": 0.02,
+    "lr": 2e-3,
     "attack": {"eps": chosen["eps"]},
     "validate_rounds": {"images": chosen["images"], "steps": 5},
     "evaluate": {"images": chosen["images"], "eps": [chosen["eps"]], "steps": 10},

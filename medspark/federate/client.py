@@ -58,12 +58,16 @@ class Memory:
 
 @dataclass(frozen=True)
 class Task:
-    """The server's request: the round's weights (d,) and, in SCAFFOLD, the server control (d,)."""
+    """The server's request: the round's weights (d,) and, in SCAFFOLD, the server control (d,).
+
+    ``rounds`` is the number of rounds of the federation, over which a schedule goes.
+    """
 
     weights: Weights
     round: int = 0
     seed: int = 0
     control: Vector | None = None
+    rounds: int = 1
 
 
 @dataclass(frozen=True)
@@ -105,11 +109,15 @@ def train_client(
 
     ``model`` is any network of the architecture, on the CPU, possibly prepared as a ``Resident``;
     the exchanged weights overwrite its own. All else that it holds is afterwards as before, so it
-    can serve one client after the other. Raises UsageError if the client has no image, or if
-    findings are to be calibrated.
+    can serve one client after the other. Raises UsageError if the client has no image, if findings
+    are to be calibrated, or if the round comes after the schedule's last.
     """
     if len(rows) == 0:
         raise UsageError("A client without images cannot train.")
+    if config.schedule == "one_cycle" and task.round >= task.rounds:
+        raise UsageError(
+            f"The schedule ends after {task.rounds} rounds; this is round {task.round + 1}."
+        )
     network = Resident.of(model)
     with network.tensors(config.batch_norm).private_restored():
         return _answer(network, rows, task, config, augmentation, memory or Memory(), liar)
@@ -133,9 +141,9 @@ def _answer(
     if liar is not None:
         liar = replace(liar, known=liar.adversary.prepare(model, *_whole(rows), liar.known))
     drift = Drift(model, config, ours=memory.control, server=task.control)
-    steps, loss = _train(network, rows, task, config, drift, augmentation, liar)
+    steps, loss, way = _train(network, rows, task, config, drift, augmentation, liar)
     weights = tensors.pack()
-    control = drift.control(weights, task.weights, steps * config.rate_in(task.round))
+    control = drift.control(weights, task.weights, way)
     if liar is not None:
         sent = liar.adversary.send(difference(weights, task.weights), liar.known)
         weights = apply(task.weights, sent)
@@ -153,28 +161,32 @@ def _train(
     drift: Drift,
     augmentation: AugmentConfig | None,
     liar: Liar | None,
-) -> tuple[int, float]:
-    """Train ``network`` in place; return the steps and the last epoch's mean loss."""
+) -> tuple[int, float, float]:
+    """Train ``network`` in place; return steps, loss of the last epoch, and sum of the rates."""
     learner = _learner(network.trained, torch.from_numpy(rows.labels), config)
     parameters = network.learning
-    optimiser = _optimiser(parameters, config, config.rate_in(task.round))
+    optimiser = _optimiser(parameters, config)
     _awake(network, config)
     _forget_gradients(parameters)
-    steps, total, images_seen = 0, 0.0, 0
+    steps, way, total, images_seen = 0, 0.0, 0.0, 0
     # Epochs are numbered across rounds, so that no round repeats the order of another.
     first = sum(config.epochs_in(earlier) for earlier in range(task.round))
     passes = config.epochs_in(task.round)
     passes = passes if liar is None else liar.adversary.passes(passes)
-    strength = config.strength_in(task.round)
+    replays = config.train.replays if config.train.mode == "free" else 1
+    # A schedule takes all rounds to be as long as this one.
+    in_round = passes * replays * EpochPlan(len(rows), config.batch_size, task.seed).steps
     for epoch in range(first, first + passes):
         total, images_seen = 0.0, 0
         for images, labels, numbers in _batches(rows, task, config, augmentation, liar, epoch):
             start: Tensor | None = None
-            for _ in range(config.train.replays if config.train.mode == "free" else 1):
+            for _ in range(replays):
                 # torch.manual_seed takes 100 times as long: it also seeds devices nobody uses.
                 torch.default_generator.manual_seed(derive(task.seed, "dropout", task.round, steps))
                 key = derive(task.seed, "noise", task.round, steps)
-                sample = Sample(images, labels, numbers, strength, config.attack, key, start)
+                place = task.round * in_round + steps, task.rounds * in_round
+                rate, threat = config.rate_at(*place, round=task.round), config.threat_at(*place)
+                sample = Sample(images, labels, numbers, 1.0, threat, key, start)
                 network.fold()
                 stats = take_step(learner, sample)
                 network.pull_back()
@@ -182,14 +194,15 @@ def _train(
                 drift.correct()
                 if config.clip_grad:
                     clip_gradients(parameters, config.clip_grad)
+                _set_rate(optimiser, rate)
                 optimiser.step()
                 _forget_gradients(parameters)
-                steps += 1
+                steps, way = steps + 1, way + rate
                 _constrain(network, task, config, liar, steps)
             total += float(stats.loss) * len(images)
             images_seen += len(images)
     _constrain(network, task, config, liar, 0)
-    return steps, total / max(images_seen, 1)
+    return steps, total / max(images_seen, 1), way
 
 
 def _batches(
@@ -227,14 +240,22 @@ def _learner(model: nn.Module, labels: Tensor, config: LocalConfig) -> Learner:
     return Learner(model, Calibrated.to(labels), config.train, step_rule=rule)
 
 
-def _optimiser(
-    parameters: list[nn.Parameter], config: LocalConfig, rate: float
-) -> torch.optim.AdamW | Descent:
-    if config.optimiser == "adamw":
-        return torch.optim.AdamW(parameters, lr=rate, weight_decay=config.weight_decay)
-    return Descent(
-        parameters, rate=rate, momentum=config.momentum, weight_decay=config.weight_decay
-    )
+def _optimiser(parameters: list[nn.Parameter], config: LocalConfig) -> torch.optim.AdamW | Descent:
+    decay = config.weight_decay
+    if config.optimiser == "sgd":
+        return Descent(parameters, rate=config.lr, momentum=config.momentum, weight_decay=decay)
+    kernels = [p for p in parameters if p.ndim > 1]
+    others = [p for p in parameters if p.ndim <= 1]
+    groups = [{"params": kernels}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=config.lr, weight_decay=decay)
+
+
+def _set_rate(optimiser: torch.optim.AdamW | Descent, rate: float) -> None:
+    if isinstance(optimiser, Descent):
+        optimiser.rate = rate
+        return
+    for group in optimiser.param_groups:
+        group["lr"] = rate
 
 
 def _forget_gradients(parameters: list[nn.Parameter]) -> None:

@@ -65,6 +65,15 @@ class FederationConfig(LocalConfig, TrainingConfig):
     augment: AugmentConfig = AugmentConfig()
     seed: int = Field(0, ge=0, description="of the weights, the cohorts, the batches, all noise")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _norms_fit_the_first_weights(cls, given: Any) -> Any:
+        """Average the statistics of batch norm if the weights are random and no policy is given."""
+        if not isinstance(given, dict) or "batch_norm" in given:
+            return given
+        model = ModelConfig.model_validate(given.get("model", {}))
+        return given | {"batch_norm": "average" if model.weights is None else "frozen"}
+
     @model_validator(mode="after")
     def _has_a_rule(self) -> FederationConfig:
         if self.aggregate not in RULES:

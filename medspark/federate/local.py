@@ -9,8 +9,12 @@ from pydantic import Field, model_validator
 from medspark.attacks.threat import ThreatModel
 from medspark.config import Config
 from medspark.train.config import AdversarialConfig
+from medspark.train.schedule import one_cycle, ramp
 
 __all__ = ["LocalConfig", "NormPolicy"]
+
+# Share of all steps in which eps and the learning rate rise, as in train_at.
+_RISING = 0.3
 
 NormPolicy = Literal["average", "local", "frozen", "reestimate"]
 
@@ -25,23 +29,27 @@ class LocalConfig(Config):
         1.0, gt=0, le=1, description="factor on the passes every epochs_every rounds (FedDynAT)"
     )
     epochs_every: int = Field(1, ge=1, description="rounds between decays of the passes")
-    batch_size: int = Field(32, ge=1, description="images in a step of a client")
+    batch_size: int = Field(16, ge=1, description="images in a step of a client")
     optimiser: Literal["sgd", "adamw"] = Field(
-        "sgd", description="optimiser of the client; its state restarts in every round"
+        "adamw", description="optimiser of the client; its state restarts in every round"
     )
-    lr: float = Field(0.01, gt=0, description="learning rate, constant in a round")
+    lr: float = Field(5e-4, gt=0, description="learning rate; its peak in schedule one_cycle")
+    schedule: Literal["one_cycle", "constant"] = Field(
+        "one_cycle",
+        description="of eps and the learning rate: one_cycle is train_at's over all rounds; both "
+        "rise over the first 30 % of the steps, then the rate falls",
+    )
     lr_decay: float = Field(1.0, gt=0, le=1, description="factor on the learning rate per round")
-    warmup_rounds: int = Field(
-        0, ge=0, description="first rounds in which eps and the learning rate rise to their values"
-    )
     momentum: float = Field(0.0, ge=0, lt=1, description="momentum of sgd")
-    weight_decay: float = Field(0.0, ge=0, description="weight decay of the optimiser")
+    weight_decay: float = Field(
+        0.01, ge=0, description="weight decay; with adamw, norms and biases have none"
+    )
     clip_grad: float = Field(5.0, ge=0, description="largest norm of the gradient; 0 for no limit")
     batch_norm: NormPolicy = Field(
         "frozen",
         description="average: statistics are averaged too; local: each client keeps its batch "
         "norms; frozen: statistics stay as given; reestimate: each client computes statistics from "
-        "its images",
+        "its images. Default of a federation: frozen with given weights, average with random ones",
     )
     prox: float = Field(
         0.0, ge=0, description="pull towards the round's weights (mu of FedProx, Li et al. 2020)"
@@ -69,10 +77,16 @@ class LocalConfig(Config):
         """Return the number of passes in a round, which decays over the rounds to at least 1."""
         return max(1, int(self.epochs * self.epochs_decay ** (round // self.epochs_every) + 0.5))
 
-    def rate_in(self, round: int) -> float:
-        """Return the learning rate in a round."""
-        return self.lr * self.lr_decay**round * self.strength_in(round)
+    def rate_at(self, step: int, total: int, *, round: int) -> float:
+        """Return the learning rate of a step out of the ``total`` of all rounds."""
+        rate = self.lr * self.lr_decay**round
+        if self.schedule == "constant":
+            return rate
+        return one_cycle(step, total, peak=rate, rising=_RISING)
 
-    def strength_in(self, round: int) -> float:
-        """Return the share of eps, and of the learning rate, that a round has: at last 1."""
-        return min(1.0, (round + 1) / (self.warmup_rounds + 1))
+    def threat_at(self, step: int, total: int) -> ThreatModel:
+        """Return the attack of a step, out of the ``total`` of all rounds."""
+        if self.schedule == "constant":
+            return self.attack
+        eps = self.attack.eps * ramp(step, total, share=_RISING)
+        return self.attack.model_copy(update={"eps": eps})

@@ -115,7 +115,7 @@ class Worker:
                 reason = f"its task died {_DEATHS} times while training it"
                 self._folder.leave_out(number, client, reason)
                 continue
-            task = Task(base, number, self._config.seed, control)
+            task = Task(base, number, self._config.seed, control, self._config.rounds)
             with progress.of(client), self._limit(number, client):
                 answer = self._answer(task, client, step, liars.get(client))
             kept: dict[str, float] | str

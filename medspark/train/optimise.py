@@ -54,7 +54,7 @@ def clip_gradients(parameters: Iterable[nn.Parameter], largest: float) -> float:
 
 
 class Descent:
-    """SGD at a constant rate, bit for bit torch.optim.SGD, without its hooks and profiling.
+    """SGD, bit for bit torch.optim.SGD, without its hooks and profiling.
 
     These take 60 us a step, a quarter of a step of logistic regression on 10 thumbnails.
     """
@@ -68,7 +68,7 @@ class Descent:
         weight_decay: float = 0.0,
     ) -> None:
         self._parameters = list(parameters)
-        self._rate, self._momentum, self._weight_decay = rate, momentum, weight_decay
+        self.rate, self._momentum, self._weight_decay = rate, momentum, weight_decay
         self._velocities: dict[Tensor, Tensor] = {}
 
     @torch.no_grad()
@@ -82,7 +82,7 @@ class Descent:
             ways = list(torch._foreach_add(ways, learning, alpha=self._weight_decay))
         if self._momentum:
             ways = [self._with_momentum(p, way) for p, way in zip(learning, ways, strict=True)]
-        torch._foreach_add_(learning, ways, alpha=-self._rate)
+        torch._foreach_add_(learning, ways, alpha=-self.rate)
 
     def _with_momentum(self, parameter: Tensor, way: Tensor) -> Tensor:
         if parameter not in self._velocities:

@@ -53,6 +53,7 @@ def train(message: Message, context: Context) -> Message:
             message.content["arrays"]["weights"].numpy(),
             round=asked["server-round"] - 1,
             seed=asked["seed"],
+            rounds=asked["rounds"],
         ),
         LocalConfig.model_validate_json(asked["local"]),
     )

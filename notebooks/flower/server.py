@@ -35,7 +35,9 @@ def main(grid: Grid, context: Context) -> None:
         grid,
         ArrayRecord({"weights": Array(pack(model, policy))}),
         num_rounds=run["rounds"],
-        train_config=ConfigRecord({name: run[name] for name in ("model", "seed", "local")}),
+        train_config=ConfigRecord(
+            {name: run[name] for name in ("model", "seed", "local", "rounds")}
+        ),
     )
 
     unpack(model, result.arrays["weights"].numpy(), policy)

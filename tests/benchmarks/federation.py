@@ -46,7 +46,13 @@ class Setting:
     def local(self) -> LocalConfig:
         """Return the clients' configuration: plain SGD, as in the bare loop."""
         return LocalConfig(
-            train=AdversarialConfig(mode="standard"), batch_size=self.batch, lr=RATE, clip_grad=0
+            train=AdversarialConfig(mode="standard"),
+            batch_size=self.batch,
+            optimiser="sgd",
+            lr=RATE,
+            schedule="constant",
+            weight_decay=0,
+            clip_grad=0,
         )
 
     def write(self, folder: Path, clients: int) -> Path:

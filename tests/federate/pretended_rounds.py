@@ -77,6 +77,9 @@ def pretend(network: Any, rows: MappedSplit, task: Task, config: Any, **given: A
     return Answer(weights, len(rows), 2, loss, Memory(control=control), moved)
 
 
+PLAIN = {"optimiser": "sgd", "batch_norm": "frozen"}
+
+
 class Fails:
     """An executor that keeps the step that it is asked for, and fails."""
 
@@ -92,7 +95,7 @@ class Rounds:
 
     def __init__(self, shards: Path, place: Path, *, parts: int = 1, train: Any = pretend,
                  **settings: Any) -> None:  # fmt: skip
-        settings = {"clients": SKEWED, "seed": SEED} | settings
+        settings = {"clients": SKEWED, "seed": SEED} | PLAIN | settings
         self.config = FederationConfig.model_validate(settings)
         self.folder, self.manifest = FederationFolder(place), read_manifest(shards)
         begin(self.folder, self.config, shards, self.manifest)

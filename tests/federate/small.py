@@ -38,13 +38,15 @@ def network() -> nn.Module:
 
 
 def local(mode: Any = "standard", **settings: Any) -> LocalConfig:
+    """Return a configuration: SGD at a constant rate without decay, but for ``settings``."""
+    plain = {"optimiser": "sgd", "schedule": "constant", "weight_decay": 0.0, "lr": 0.1}
     return LocalConfig(
-        **{"batch_size": 8, "lr": 0.1, "train": AdversarialConfig(mode=mode)} | settings
+        **plain | {"batch_size": 8, "train": AdversarialConfig(mode=mode)} | settings
     )
 
 
 def train(folder: Path, weights: Any, config: LocalConfig, **settings: Any) -> Answer:
     """Return the answer of a client that holds all rows, or ``rows``."""
-    asked = {k: settings.pop(k) for k in ("round", "seed", "control") if k in settings}
+    asked = {k: settings.pop(k) for k in ("round", "rounds", "seed", "control") if k in settings}
     rows = rows_of(folder, settings.pop("rows", None))
     return train_client(network(), rows, Task(weights, **asked), config, **settings)

@@ -13,7 +13,8 @@ from mlflow.tracking import MlflowClient
 FEW = (
     "--adversaries none replacement --rules fedavg krum --clients.by dirichlet --clients.count 6 "
     "--clients.per_round 5 --adversary.clients 1,2 --adversary.per_round 1 --warm_up 1 --rounds 1 "
-    "--later 1 --local.train.mode standard --model.name test_efficientnet_gn "
+    "--later 1 --local.train.mode standard --local.schedule constant "
+    "--model.name test_efficientnet_gn "
     "--evaluate.attacks pgd --evaluate.steps 1 --evaluate.eps 2/255 --evaluate.sanity_images 0 "
     "--ablation.shares 0,0.5 --ablation.adversaries replacement --ablation.rules fedavg"
 )

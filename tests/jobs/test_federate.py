@@ -27,7 +27,8 @@ from medspark.workflows import federation
 ROOT = Path(__file__).parents[2]
 SITES, IMAGES = ("mercy", "north", "south"), (21, 7, 14)
 TINY = (
-    *("--model.name", "test_resnet", "--batch_size", 8, "--lr", 0.05, "--rounds", 2),
+    *("--model.name", "test_resnet", "--batch_size", 8, "--rounds", 2),
+    *("--optimiser", "sgd", "--lr", 0.05, "--schedule", "constant"),
     *("--evaluate.attacks", "pgd", "--evaluate.steps", 1, "--evaluate.eps", "2/255"),
     *("--evaluate.sanity_images", 0, "--validate_rounds.images", 8, "--validate_rounds.steps", 1),
     *("--track.system_metrics", "false", "--tasks", 2),

@@ -39,7 +39,13 @@ SMALL: dict[str, Any] = {
     "averaged": 1,
     "clients": {"by": "dirichlet", "count": 6, "per_round": 5},
     "adversary": {"clients": (1, 4), "per_round": 1, "badnets": {"poisoned": 0.5}},
-    "local": {"train": {"mode": "standard"}, "batch_size": 4, "lr": 0.05},
+    "local": {
+        "train": {"mode": "standard"},
+        "batch_size": 4,
+        "optimiser": "sgd",
+        "lr": 0.05,
+        "schedule": "constant",
+    },
     "model": {"name": "test_efficientnet_gn"},
     "evaluate": {"attacks": ("pgd",), "eps": (2 / 255,), "steps": 1, "sanity_images": 0},
 }
