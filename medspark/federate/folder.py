@@ -111,6 +111,13 @@ class FederationFolder:
                 return files[0]
         return None
 
+    def forget_patterns(self, number: int) -> None:
+        """Remove all triggers but the newest one as of round ``number``."""
+        newest = self.newest_pattern(number)
+        for path in self.path.glob("round-*/pattern-*.npy"):
+            if path != newest:
+                path.unlink(missing_ok=True)
+
     @property
     def edge(self) -> Path:
         """The file of the tail images that clients may hold."""
