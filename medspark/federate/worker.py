@@ -356,6 +356,7 @@ class Worker:
         job = evaluation(self._setting.shards, step["job"])
         clients = {client: step["clients"][client] for client in step["groups"][part]}
         for own in own_networks(self._folder, job, clients):
+            own.work.mkdir(parents=True, exist_ok=True)
             own.do(0)
         return {}
 

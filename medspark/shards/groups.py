@@ -9,7 +9,6 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
@@ -46,6 +45,6 @@ def _of_shard(path: Path, column: str) -> Groups:
         rows = pq.read_metadata(path).num_rows
         return Groups(np.array([""]), np.zeros(rows, dtype=np.int64))
     known = pc.fill_null(pq.read_table(path, columns=[column])[column], "")
-    coded = pa.chunked_array(known.dictionary_encode().chunks).combine_chunks()
+    coded = known.dictionary_encode().combine_chunks()
     keys = np.asarray(coded.dictionary.to_pylist(), dtype=np.str_)
     return Groups(keys, coded.indices.to_numpy().astype(np.int64))

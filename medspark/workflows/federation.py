@@ -18,12 +18,12 @@ from medspark.errors import UsageError
 from medspark.evaluate.config import AttackSettings
 from medspark.evaluate.summary import Arrays, summarise
 from medspark.federate.backdoor import probe
-from medspark.federate.edge import EdgeSet, edge_set
+from medspark.federate.edge import edge_set
 from medspark.federate.folder import FederationFolder
 from medspark.federate.network import client_norms, new_network, save_network
+from medspark.federate.partition import clients_of
 from medspark.federate.result import ClientFigures, FederationResult, RoundFigures
 from medspark.federate.server import Executor, InProcess, RoundRecord, Server
-from medspark.federate.partition import clients_of
 from medspark.federate.start import begin, owners_of
 from medspark.federate.stored import ClientRows, read_pattern, write_edge
 from medspark.federate.worker import Setting, Worker
