@@ -50,6 +50,7 @@ FEDERATION_FILES = (
     rf"report/\.?(report\.(md|html)|rounds\.(png|csv)){_DRAFT}",
     rf"memory/\.?\d{{6}}-\d{{5}}\.npz{_DRAFT}",
     rf"tasks/\.?(step|answer)-\d{{8}}(-\d{{5}})?\.json{_DRAFT}",
+    rf"tasks/[0-9a-f]{{8}}/\.?(step|answer)-\d{{8}}(-\d{{5}})?\.json{_DRAFT}",
 )
 
 

@@ -67,8 +67,6 @@ def test_clients_own_networks_are_named():
 def test_results_of_earlier_versions_have_a_report():
     earlier = {key: value for key, value in USUAL.items() if key != "clients_by"}
 
-    found = describe_federation(
-        FederationResult.model_validate(earlier | {"per_client": [CLIENT]})
-    )
+    found = describe_federation(FederationResult.model_validate(earlier | {"per_client": [CLIENT]}))
 
     assert "## Clients\n\n| client |" in found
