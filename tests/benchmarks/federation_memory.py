@@ -4,8 +4,6 @@ Each side is a job of its own, with logistic regression on 28 x 28 images, clien
 of them in each of 20 rounds; its peak is the largest resident memory that the kernel saw of the
 driver's Python process. The JVM beside it is logged, and is no part of the ratio: its heap grows up
 to its limit, whatever the job.
-
-    python tests/benchmarks/federation_memory.py 10000      prints both peaks of one job, in MB
 """
 
 from __future__ import annotations
@@ -62,6 +60,7 @@ def run(shards: Path, place: Path, clients: int) -> dict[str, float]:
         "rounds": ROUNDS,
         "model": {"name": "bench_lr"},
         "augment": {"flip": 0},
+        "validate_rounds": {"every": 10},
         "evaluate": {"attacks": ["fgsm"], "sanity_images": 0},
         "track": {"uri": f"sqlite:///{place / 'mlflow.db'}", "log_model": False},
     }
