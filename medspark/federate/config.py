@@ -8,6 +8,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from medspark.config import Config, TrainingConfig
 from medspark.data.config import AugmentConfig
+from medspark.errors import UsageError
 from medspark.federate.adversary.config import AdversaryConfig
 from medspark.federate.aggregate import RULES, Rule
 from medspark.federate.local import LocalConfig
@@ -28,6 +29,23 @@ class CohortConfig(ClientsConfig):
     deadline: float = Field(
         600.0, gt=0, description="seconds that a client may train in a round, then it is left out"
     )
+
+    def in_round(self, clients: int) -> int:
+        """Return how many of ``clients`` clients train in a round.
+
+        Raises UsageError if there are fewer than ``per_round``, or fewer train than ``least``.
+        """
+        per_round = clients if self.per_round is None else self.per_round
+        if per_round > clients:
+            raise UsageError(
+                f"clients.per_round {per_round} is more than the {clients} clients: without it, "
+                "all of them train in every round."
+            )
+        if self.least > per_round:
+            raise UsageError(
+                f"clients.least {self.least} is more than the {per_round} clients of a round."
+            )
+        return per_round
 
 
 class SlackConfig(Config):

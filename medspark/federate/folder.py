@@ -50,6 +50,7 @@ FEDERATION_FILES = (
     rf"report/\.?(report\.(md|html)|rounds\.(png|csv)){_DRAFT}",
     rf"memory/\.?\d{{6}}-\d{{5}}\.npz{_DRAFT}",
     rf"tasks/\.?(step|answer)-\d{{8}}(-\d{{5}})?\.json{_DRAFT}",
+    rf"tasks/[0-9a-f]{{8}}/\.?(step|answer)-\d{{8}}(-\d{{5}})?\.json{_DRAFT}",
 )
 
 
@@ -110,6 +111,13 @@ class FederationFolder:
             if files:
                 return files[0]
         return None
+
+    def forget_patterns(self, number: int) -> None:
+        """Remove all triggers but the newest one as of round ``number``."""
+        newest = self.newest_pattern(number)
+        for path in self.path.glob("round-*/pattern-*.npy"):
+            if path != newest:
+                path.unlink(missing_ok=True)
 
     @property
     def edge(self) -> Path:

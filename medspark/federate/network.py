@@ -83,9 +83,9 @@ def client_norms(folder: FederationFolder, last: Mapping[int, int]) -> Weights |
 
     ``last`` maps each client to the last round that counted it.
     """
-    found = [read_memory(folder.memory(client, number)).norms for client, number in last.items()]
-    known = [norms for norms in found if norms is not None]
-    if not known:
-        return None
-    mean: Weights = np.mean(np.stack(known), axis=0, dtype=np.float64).astype(np.float32)
-    return mean
+    total, clients = np.zeros(()), 0
+    for client, number in sorted(last.items()):
+        norms = read_memory(folder.memory(client, number)).norms
+        if norms is not None:
+            total, clients = np.add(total, norms, dtype=np.float64), clients + 1
+    return (total / clients).astype(np.float32) if clients else None

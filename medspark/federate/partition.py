@@ -7,6 +7,7 @@ two sites is at both clients.
 
 from __future__ import annotations
 
+import heapq
 from typing import Any, Literal
 
 import numpy as np
@@ -16,12 +17,18 @@ from pydantic import Field, model_validator
 from medspark.config import Config
 from medspark.errors import UsageError
 from medspark.seeding import derive
+from medspark.shards.groups import Groups
+from medspark.shards.manifest import Split
 
-__all__ = ["ClientsConfig", "Rows", "partition"]
+__all__ = ["NO_SITES", "ClientsConfig", "Rows", "clients_of", "partition"]
 
 Rows = npt.NDArray[np.int64]
 Labels = npt.NDArray[Any]
-Keys = npt.NDArray[np.str_]
+
+NO_SITES = (
+    "These shards name no sites: shard again with the site of each image, or choose clients.by "
+    "patient or dirichlet."
+)
 
 
 class ClientsConfig(Config):
@@ -49,27 +56,18 @@ class ClientsConfig(Config):
 
 
 def partition(
-    config: ClientsConfig, *, labels: Labels, patients: Keys, sites: Keys | None, seed: int
+    config: ClientsConfig, *, labels: Labels, patients: Groups, sites: Groups, seed: int
 ) -> list[Rows]:
     """Return the sorted rows of each client; every row belongs to exactly one client.
 
-    ``labels`` are classes (N,) or findings (N, K) as 0 and 1. ``patients`` and ``sites`` are the
-    keys (N,) of each row. Raises UsageError if the sites are unknown, or if there are fewer
-    patients than clients.
+    ``labels`` are classes (N,) or findings (N, K) as 0 and 1. Only ``site`` looks at ``sites``.
+    Raises UsageError if there are fewer patients than clients.
     """
     if config.by == "site":
-        if sites is None:
-            raise UsageError("These shards name no sites: choose clients.by patient or dirichlet.")
-        _, owner = np.unique(sites, return_inverse=True)
-        return _rows(owner, int(owner.max(initial=-1)) + 1)
-    keys, patient = np.unique(patients, return_inverse=True)
-    count = len(keys) if config.count is None else config.count
-    if count > len(keys):
-        raise UsageError(
-            f"clients.count {count} is more than the {len(keys)} patients; a patient belongs to "
-            "one client."
-        )
-    queue = np.argsort([derive(seed, "client", str(key)) for key in keys])
+        return _rows(sites.codes, len(sites.keys))
+    patient, count = patients.codes, _count(config, len(patients.keys))
+    drawn = (derive(seed, "client", str(key)) for key in patients.keys)
+    queue = np.argsort(np.fromiter(drawn, np.uint64, len(patients.keys)))
     if config.by == "patient":
         owners = _even(queue, np.bincount(patient), count)
     else:
@@ -77,8 +75,34 @@ def partition(
     return _rows(owners[patient], count)
 
 
+def clients_of(config: ClientsConfig, split: Split) -> int:
+    """Return how many clients ``partition`` divides the images of ``split`` among.
+
+    Raises UsageError as ``partition`` does.
+    """
+    if config.by != "site":
+        return _count(config, split.patients)
+    if not split.sites:
+        raise UsageError(NO_SITES)
+    # Images without a site are together at one client.
+    return len(split.sites) + int(sum(split.sites.values()) < split.rows)
+
+
+def _count(config: ClientsConfig, patients: int) -> int:
+    count = patients if config.count is None else config.count
+    if count > patients:
+        raise UsageError(
+            f"clients.count {count} is more than the {patients} patients; a patient belongs to "
+            "one client."
+        )
+    return count
+
+
 def _rows(owner: Rows, count: int) -> list[Rows]:
-    return [np.flatnonzero(owner == client).astype(np.int64) for client in range(count)]
+    # A stable sort keeps the rows of each client in order, at the cost of one pass for all.
+    rows = np.argsort(owner, kind="stable").astype(np.int64)
+    bounds = np.cumsum(np.bincount(owner, minlength=count))[:-1]
+    return np.split(rows, bounds)
 
 
 def _even(queue: Rows, images: Rows, count: int) -> Rows:
@@ -87,11 +111,11 @@ def _even(queue: Rows, images: Rows, count: int) -> Rows:
     Ties go to the client with the fewest patients, so that every client gets a patient.
     """
     owners = np.empty(len(queue), dtype=np.int64)
-    held = np.zeros((count, 2), dtype=np.int64)
+    held = [(0, 0, client) for client in range(count)]
     for patient in queue:
-        client = int(np.lexsort((held[:, 1], held[:, 0]))[0])
+        pictures, patients, client = held[0]
         owners[patient] = client
-        held[client] += images[patient], 1
+        heapq.heapreplace(held, (pictures + int(images[patient]), patients + 1, client))
     return owners
 
 
@@ -123,10 +147,11 @@ def _skewed(queue: Rows, classes: Rows, count: int, alpha: float, seed: int) -> 
         bounds = np.floor(np.cumsum(shares) * len(members) + 0.5).astype(np.int64)[:-1]
         for client, part in enumerate(np.split(members, bounds)):
             owners[part] = client
-    for client in range(count):
-        held = np.bincount(owners, minlength=count)
-        if held[client] == 0:
-            owners[queue[owners[queue] == held.argmax()][0]] = client
+    held = np.bincount(owners, minlength=count)
+    for client in np.flatnonzero(held == 0):
+        largest = int(held.argmax())
+        owners[queue[owners[queue] == largest][0]] = client
+        held[[largest, client]] += -1, 1
     return owners
 
 

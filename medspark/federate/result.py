@@ -26,11 +26,18 @@ class RoundFigures(RoundRecord, Result):
 
 
 class ClientFigures(Result):
-    """The network's metrics on the test images that one client would hold."""
+    """The network's metrics on the test images that one client would hold.
+
+    By patient, test patients are at no client. They are divided as the training patients are, and
+    ``client`` is the number of such a group.
+    """
 
     client: int
     site: str | None = Field(None, description="with clients.by site")
     images: int
+    own_network: bool = Field(
+        False, description="whether the network has the client's own batch norms (FedBN)"
+    )
     clean: ConditionFigures
     worst_case: tuple[AttackFigures, ...] = ()
 
@@ -43,6 +50,7 @@ class FederationResult(RobustnessResult):
     rounds: tuple[RoundFigures, ...] = ()
     per_client: tuple[ClientFigures, ...] = ()
     clients: int = Field(description="clients that hold training images")
+    clients_by: str = Field("", description="clients.by; empty in results of earlier versions")
     model: str = Field(description="folder of the network after the last round")
     architecture: str
     batch_norm: str

@@ -2,7 +2,8 @@
 
 Every round is: train the cohort, measure the updates if the rule needs it, weigh the clients, and
 combine the updates coordinate by coordinate. Workers do all of it but the weighing. The server
-holds numbers per client of the round and nothing per client of the federation but its row count.
+holds numbers per client of the round, no update, and nothing per client of the federation but its
+row count.
 
 A round's result depends on (data, seed, configuration, clients left out) alone: sums are exact, and
 chunks of coordinates have fixed bounds (``aggregate/exact.py``, ``aggregate/measure.py``).
@@ -24,13 +25,14 @@ from pydantic import Field
 from medspark.config import Config
 from medspark.errors import RunError
 from medspark.evaluate.config import AttackSettings
-from medspark.evaluate.summary import Arrays
+from medspark.evaluate.summary import Array, Arrays, joined
 from medspark.federate.adversary.plan import selected
 from medspark.federate.aggregate.measure import CHUNK, Part, total
 from medspark.federate.aggregate.rule import Measured, Rule, Weighing
+from medspark.federate.evaluation import evaluation, own_networks
 from medspark.federate.sfat import slack_counts
 from medspark.federate.stored import ROOT, ClientRows
-from medspark.federate.worker import Setting, Step, Worker, evaluation
+from medspark.federate.worker import Setting, Step, Worker
 from medspark.files import write_whole
 
 __all__ = ["Executor", "InProcess", "RoundRecord", "Server", "groups", "slices"]
@@ -150,22 +152,55 @@ class Server:
 
         Returns the arrays of all images (``evaluate/summary.py``). Pieces in ``work`` are kept.
         """
-        images = len(config.rows(total))
-        piece = max(1, min(-(-images // self._executor.parts), 4 * config.batch_size))
-        document = {
-            "model": str(model),
-            "config": config.model_dump(mode="json"),
-            "split": split,
-            "total": total,
-            "piece": piece,
-            "work": str(work),
-        }
+        document = self._test(model, config, split, total, work)
         job = evaluation(self._setting.shards, document)
         work.mkdir(parents=True, exist_ok=True)
         parts = min(self._executor.parts, job.pieces)
         pieces = [list(range(part, job.pieces, parts)) for part in range(parts)]
         self._executor.do({"kind": "evaluate", "job": document, "pieces": pieces}, parts)
         return job.arrays()
+
+    def evaluate_own(
+        self,
+        model: Path,
+        config: AttackSettings,
+        rows: Mapping[int, Array],
+        *,
+        split: str,
+        total: int,
+        work: Path,
+    ) -> Arrays:
+        """Attack the test ``rows`` of each client in the network with the client's batch norms.
+
+        All else is as in ``evaluate``, and so are the arrays, of these rows alone.
+        """
+        document = self._test(model, config, split, total, work)
+        clients = {str(c): [part.tolist(), self._memory.get(c)] for c, part in rows.items()}
+        shares = groups(
+            list(rows), {c: len(part) for c, part in rows.items()}, self._executor.parts
+        )
+        step: Step = {
+            "kind": "evaluate_own",
+            "job": document,
+            "clients": clients,
+            "groups": [[str(client) for client in share] for share in shares],
+        }
+        self._executor.do(step, len(shares))
+        job = evaluation(self._setting.shards, document)
+        return joined([each.arrays() for each in own_networks(self._folder, job, clients)])
+
+    def _test(
+        self, model: Path, config: AttackSettings, split: str, total: int, work: Path
+    ) -> dict[str, Any]:
+        images = len(config.rows(total))
+        return {
+            "model": str(model),
+            "config": config.model_dump(mode="json"),
+            "split": split,
+            "total": total,
+            "piece": max(1, min(-(-images // self._executor.parts), 4 * config.batch_size)),
+            "work": str(work),
+        }
 
     def _cohort(self, number: int) -> list[int]:
         privacy, seed = self._config.privacy, self._config.seed
@@ -197,7 +232,7 @@ class Server:
         if self._config.adversary.adversary.needs_honest:
             trained = [int(c) for part in answers for c in part["clients"]]
             honest = {"kind": "forge", "trained": sorted(set(trained) - {ROOT})}
-            answers.append(self._own.do(step | honest, 0))
+            answers += self._executor.do(step | honest, 1)
         return step, {int(c): each for part in answers for c, each in part["clients"].items()}
 
     def _pattern(self, number: int) -> str | None:
@@ -245,10 +280,10 @@ class Server:
         return self._rule.weigh(seen), seen
 
     def _spread(self, step: Step) -> list[dict[str, Any]]:
-        """Do a step by slices of coordinates; a single slice is done here."""
+        """Do a step by slices of coordinates; a single slice of sums is done here."""
         shares = slices(self._length, self._executor.parts)
         step = step | {"slices": shares}
-        if len(shares) == 1:
+        if len(shares) == 1 and step["adds_up"]:
             return [self._own.do(step, 0)]
         return self._executor.do(step, len(shares))
 
@@ -264,6 +299,8 @@ class Server:
     def _tidy(self, record: RoundRecord) -> None:
         """Remove what the next round does not need."""
         number = record.round
+        if self._config.adversary.name != "none":
+            self._folder.forget_patterns(number)
         self._folder.forget(number, ("update", "sum", "controls"))
         self._folder.forget(number - 1, ("weights", "change", "state*", "control"))
         for client in record.clients:

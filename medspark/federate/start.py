@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from medspark.data.native import MappedSplit
 from medspark.errors import UsageError
 from medspark.federate.config import FederationConfig
 from medspark.federate.folder import FederationFolder
 from medspark.federate.network import new_network
-from medspark.federate.partition import Rows, partition
+from medspark.federate.partition import NO_SITES, Rows, clients_of, partition
 from medspark.federate.weights import pack
 from medspark.files import replacing
+from medspark.shards.groups import Groups, read_groups
 from medspark.shards.manifest import Manifest
-from medspark.shards.schema import read_patients, read_sites
 
-__all__ = ["begin", "divide", "owners_of", "sites_of"]
+__all__ = ["MOST_GROUPS", "begin", "divide", "owners_of", "sites_of"]
+
+# Groups of test patients that a report has a line for.
+MOST_GROUPS = 50
 
 
 def begin(
@@ -44,21 +46,18 @@ def begin(
 def divide(config: FederationConfig, shards: Path, manifest: Manifest, split: str) -> list[Rows]:
     """Return the rows of ``split`` that each client holds, in the order of the clients."""
     labels = MappedSplit(shards, manifest, split).labels
-    patients = _column(shards, manifest, split, read_patients)
-    sites = sites_of(shards, manifest, split) if config.clients.by == "site" else None
+    patients = _groups(shards, manifest, split, "patient_key")
+    sites = sites_of(shards, manifest, split) if config.clients.by == "site" else patients
     return partition(
         config.clients, labels=labels, patients=patients, sites=sites, seed=config.seed
     )
 
 
-def sites_of(shards: Path, manifest: Manifest, split: str) -> npt.NDArray[np.str_]:
-    """Return the site of each row of ``split``. Raises UsageError if no row has one."""
-    sites = _column(shards, manifest, split, read_sites)
-    if not (sites != "").any():
-        raise UsageError(
-            "These shards name no sites: shard again with the site of each image, or choose "
-            "clients.by patient or dirichlet."
-        )
+def sites_of(shards: Path, manifest: Manifest, split: str) -> Groups:
+    """Return the rows of ``split`` by site. Raises UsageError if no row has one."""
+    sites = _groups(shards, manifest, split, "site")
+    if not (sites.keys != "").any():
+        raise UsageError(NO_SITES)
     return sites
 
 
@@ -68,16 +67,23 @@ def owners_of(
     """Return the client (N,) that would hold each row of ``split``, and the clients' sites.
 
     With sites, a client is the site of that name in the training split; -1 is none of them. With
-    dirichlet, images are drawn with the same shares of classes as in the training split. By
-    patient, or with fewer patients than clients, no image has an owner: the result is None.
+    dirichlet, images are drawn with the same shares of classes as in the training split; with
+    fewer patients than clients, no image has an owner, and the result is None. By patient, no
+    client has an image of ``split``, whose patients are others: they are divided as the training
+    patients are, into as many groups, but at most ``MOST_GROUPS``.
     """
     if config.clients.by == "site":
-        known = np.unique(sites_of(shards, manifest, "train"))
-        sites = sites_of(shards, manifest, split)
-        places = np.clip(np.searchsorted(known, sites), 0, len(known) - 1)
-        return np.where(known[places] == sites, places, -1), known.tolist()
-    if config.clients.by == "patient" or not manifest.splits[split].rows:
+        known, sites = sites_of(shards, manifest, "train").keys, sites_of(shards, manifest, split)
+        places = np.clip(np.searchsorted(known, sites.keys), 0, len(known) - 1)
+        found = np.where(known[places] == sites.keys, places, -1)
+        return found[sites.codes], known.tolist()
+    if not manifest.splits[split].rows:
         return None, []
+    if config.clients.by == "patient":
+        trained = clients_of(config.clients, manifest.splits["train"])
+        groups = min(trained, manifest.splits[split].patients, MOST_GROUPS)
+        clients = config.clients.model_copy(update={"count": groups})
+        config = config.model_copy(update={"clients": clients})
     try:
         rows = divide(config, shards, manifest, split)
     except UsageError:
@@ -88,6 +94,7 @@ def owners_of(
     return owners, []
 
 
-def _column(shards: Path, manifest: Manifest, split: str, read: Any) -> npt.NDArray[np.str_]:
-    columns = [read(shards / shard.path) for shard in manifest.splits[split].shards]
-    return np.concatenate(columns) if columns else np.empty(0, dtype=np.str_)
+def _groups(
+    shards: Path, manifest: Manifest, split: str, column: Literal["patient_key", "site"]
+) -> Groups:
+    return read_groups([shards / shard.path for shard in manifest.splits[split].shards], column)

@@ -29,11 +29,20 @@ ROOT = -1
 
 
 class ClientRows:
-    """The rows of every client, stored as one array; reading them takes no copy."""
+    """The rows of every client, stored as one array; reading them takes no copy.
+
+    Who asks for no rows, as the driver, does not load them.
+    """
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         with np.load(path, allow_pickle=False) as stored:
-            self._rows, self._starts = stored["rows"], stored["starts"]
+            self._starts = stored["starts"]
+
+    @cached_property
+    def _rows(self) -> Any:
+        with np.load(self._path, allow_pickle=False) as stored:
+            return stored["rows"]
 
     def __len__(self) -> int:
         return len(self._starts) - 1

@@ -19,8 +19,6 @@ import torch
 
 from medspark.data.native import MappedSplit
 from medspark.errors import MedsparkError
-from medspark.evaluate.config import AttackSettings
-from medspark.evaluate.pieces import Job
 from medspark.federate.adversary.plan import forged, plan_liars, waits
 from medspark.federate.aggregate.exact import ExactSum, check
 from medspark.federate.aggregate.measure import measure
@@ -29,6 +27,7 @@ from medspark.federate.aggregate.rule import Measured, Rule, Vector, Weighing
 from medspark.federate.client import Answer, Liar, Memory, Task, train_client
 from medspark.federate.config import FederationConfig
 from medspark.federate.edge import EdgeImages
+from medspark.federate.evaluation import evaluation, own_networks
 from medspark.federate.folder import FederationFolder, write_array
 from medspark.federate.guard import Deadline, Progress
 from medspark.federate.network import new_network
@@ -48,7 +47,7 @@ from medspark.seeding import derive
 from medspark.shards.manifest import Manifest, read_manifest
 from medspark.shards.plan import permute
 
-__all__ = ["Setting", "Step", "Worker", "evaluation"]
+__all__ = ["Setting", "Step", "Worker"]
 
 # A step of a round in the form of JSON: its ``kind``, its round, and what each part has to do.
 Step = dict[str, Any]
@@ -92,6 +91,7 @@ class Worker:
             "measure": self._measure,
             "combine": self._combine,
             "evaluate": self._evaluate,
+            "evaluate_own": self._evaluate_own,
         }
         return kinds[step["kind"]](step, part)
 
@@ -356,19 +356,13 @@ class Worker:
             job.do(piece)
         return {}
 
-
-def evaluation(shards: Path, document: Mapping[str, Any]) -> Job:
-    """Return the evaluation that a step of kind evaluate describes."""
-    return Job(
-        model=Path(document["model"]),
-        surrogates=(),
-        shards=shards,
-        split=document["split"],
-        config=AttackSettings.model_validate(document["config"]),
-        total=int(document["total"]),
-        piece=int(document["piece"]),
-        work=Path(document["work"]),
-    )
+    def _evaluate_own(self, step: Step, part: int) -> dict[str, Any]:
+        job = evaluation(self._setting.shards, step["job"])
+        clients = {client: step["clients"][client] for client in step["groups"][part]}
+        for own in own_networks(self._folder, job, clients):
+            own.work.mkdir(parents=True, exist_ok=True)
+            own.do(0)
+        return {}
 
 
 def _weighing(document: Mapping[str, Any]) -> Weighing:

@@ -1,15 +1,17 @@
 """Spark tasks that stay for many steps and keep their state, such as a network, between them.
 
 A Spark job costs about a tenth of a second, as much as several rounds of a small federation. So one
-job starts all tasks, and the driver hands them steps through files in a folder that all workers
-share:
+job starts all tasks, and the driver hands them steps through files in a folder of its own that all
+workers share:
 
     step-00000012.json          what to do, written by the driver
     answer-00000012-00003.json  the answer of part 3
 
 Part i of a step is done by task i. If a task fails, Spark starts it again, and it does its part of
 the current step again. If the whole job fails, it is started again, unless it failed at the same
-step before.
+step before. Tasks of a driver that was killed may live on for a while. They answer in their own
+folder, so the next driver does not take their answers for its tasks', and end when it removes that
+folder.
 """
 
 from __future__ import annotations
@@ -39,10 +41,12 @@ __all__ = ["PartWorker", "StandingTasks", "standing_tasks"]
 _LOGGER = logging.getLogger(__name__)
 
 _END = {"kind": "end"}
-_FILES = (rf"\.?(step-\d{{8}}|answer-\d{{8}}-\d{{5}})\.json({DRAFT})?",)
+_FILE = rf"\.?(step-\d{{8}}|answer-\d{{8}}-\d{{5}})\.json({DRAFT})?"
+_FILES = (_FILE, rf"[0-9a-f]{{8}}/{_FILE}")  # earlier versions had no folder for each driver
 _CLOSE_SECONDS = 10.0
 # Waiting costs at most a twentieth of what it waited for, and few wake-ups.
 _SHORTEST_WAIT, _LONGEST_WAIT = 0.0005, 0.05
+_WATCH_SECONDS = 0.25
 
 
 class PartWorker(Protocol):
@@ -139,19 +143,19 @@ def standing_tasks(
 ) -> Iterator[StandingTasks]:
     """Yield ``tasks`` tasks that each ``make`` their worker; they end with the block.
 
-    ``work`` is a folder that all workers share. The files of steps are in its subfolder ``tasks``,
-    and are removed before and after.
+    ``work`` is a folder that all workers share. The files of steps are below its subfolder
+    ``tasks``, and are removed before and after.
     """
-    folder = work / "tasks"
-    folder.mkdir(parents=True, exist_ok=True)
-    ownership.remove(folder, _FILES)
-    folder.mkdir(exist_ok=True)
+    everybody = work / "tasks"
+    ownership.remove(everybody, _FILES)
+    folder = everybody / secrets.token_hex(4)
+    folder.mkdir(parents=True)
     crew = StandingTasks(spark, folder, make, tasks=tasks)
     try:
         yield crew
     finally:
         crew.close()
-        ownership.remove(folder, _FILES)
+        ownership.remove(everybody, _FILES)
 
 
 def _serve(folder: Path, part: int, make: Callable[[], PartWorker], threads: int) -> None:
@@ -160,6 +164,8 @@ def _serve(folder: Path, part: int, make: Callable[[], PartWorker], threads: int
     # Spark reuses the worker for other work, so restore its number of threads.
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
+    over = threading.Event()
+    threading.Thread(target=_watch, args=(folder, over), name="watch", daemon=True).start()
     try:
         worker = make()
         for number, step in _steps(folder):
@@ -169,7 +175,15 @@ def _serve(folder: Path, part: int, make: Callable[[], PartWorker], threads: int
                 with suppress(FileNotFoundError):  # the driver has ended, and removed the folder
                     write_whole(answer, done)
     finally:
+        over.set()
         torch.set_num_threads(before)
+
+
+def _watch(folder: Path, over: threading.Event) -> None:
+    """End this process if the folder goes before the work is over: another driver is at work."""
+    while not over.wait(_WATCH_SECONDS):
+        if not folder.is_dir():
+            os._exit(1)
 
 
 def _steps(folder: Path) -> Iterator[tuple[int, dict[str, Any]]]:

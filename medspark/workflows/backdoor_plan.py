@@ -18,6 +18,7 @@ from medspark.federate.adversary.config import AdversaryConfig, AdversaryName, c
 from medspark.federate.aggregate import RULES
 from medspark.federate.config import CohortConfig, FederationConfig
 from medspark.federate.local import LocalConfig
+from medspark.federate.partition import clients_of
 from medspark.files import sha256_of
 from medspark.job import JobConfig
 from medspark.models.config import PRETRAINED, ModelConfig, check_model
@@ -30,7 +31,7 @@ from medspark.workflows.demo import DemoConfig, check_demo
 
 __all__ = [
     "BackdoorTableConfig", "Federation", "ablation", "check", "check_shards", "federation_of",
-    "fingerprint", "screened", "table", "warm_up", "warm_up_name",
+    "fingerprint", "screened", "table", "usable", "warm_up", "warm_up_name",
 ]  # fmt: skip
 
 # The keys of the attack that the table sets itself, cell by cell.
@@ -59,13 +60,13 @@ class BackdoorTableConfig(JobConfig):
     )
     demo: DemoConfig = DemoConfig()
     adversaries: tuple[AdversaryName, ...] = Field(
-        ("none", "edge_case", "projected", "replacement", "badnets", "neurotoxin", "label_flip",
-         "ipm"),
+        ("none", "edge_case", "projected", "replacement", "badnets", "dba", "neurotoxin", "a3fl",
+         "label_flip", "sign_flip", "alie", "ipm", "nan"),
         min_length=1, description="adversaries, separated by commas",
     )  # fmt: skip
     rules: tuple[str, ...] = Field(
-        ("fedavg", "median", "trimmed_mean", "krum", "multi_krum", "rfa", "centered_clipping",
-         "norm_clipping", "weak_dp", "rlr", "flame", "foolsgold"),
+        ("fedavg", "median", "trimmed_mean", "krum", "multi_krum", "bulyan", "rfa",
+         "centered_clipping", "norm_clipping", "weak_dp", "rlr", "flame", "fltrust", "foolsgold"),
         min_length=1, description="aggregation rules, separated by commas",
     )  # fmt: skip
     rule: dict[str, Any] = Field(
@@ -139,10 +140,14 @@ class Federation:
 
 
 def table(config: BackdoorTableConfig, seed: int) -> Iterator[Federation]:
-    """Yield the federations of the table for one seed, those without an attack first."""
+    """Yield the federations of the table for one seed, those without an attack first.
+
+    An adversary whose updates reach no rule has one cell, with the first rule.
+    """
     calm_first = sorted(config.adversaries, key=lambda name: name != NOBODY)
     for adversary in calm_first:
-        for rule in config.rules:
+        attack = config.adversary.model_copy(update={"name": adversary}).adversary
+        for rule in config.rules if attack.reaches_rules else config.rules[:1]:
             yield Federation(adversary, rule, seed)
 
 
@@ -297,24 +302,50 @@ def _check_federation(config: BackdoorTableConfig, one: Federation) -> None:
     except ValidationError as error:
         raise UsageError(f"{first_problem(error, below=f'rule.{one.rule}')}.") from None
     try:
-        chosen = federation_of(config, one)
+        federation_of(config, one)
     except ValidationError as error:
         raise UsageError(f"{one}: {first_problem(error)}.") from None
-    per_round = chosen.clients.per_round
-    if per_round is not None:
-        chosen.rule_for(per_round).check(per_round)
 
 
 def check_shards(config: BackdoorTableConfig, folder: Path) -> None:
     """Raise UsageError if the shards do not fit the table."""
     manifest = read_manifest(folder)
     verify(folder, manifest, contents=False)
-    needed = ["train", "test", *(["val"] if "fltrust" in config.rules else [])]
-    for split in needed:
-        if split not in manifest.splits or manifest.splits[split].rows == 0:
+    for split in ("train", "test"):
+        if not _images(manifest, split):
             raise UsageError(f"The shards in {folder} have no {split} images.")
-    clients = config.clients.count or len(manifest.splits["train"].sites)
-    per_round = config.clients.per_round or clients
+    clients = clients_of(config.clients, manifest.splits["train"])
+    per_round = config.clients.in_round(clients)
     for one in _every(config):
         adversary = federation_of(config, one).adversary
         check_adversary(adversary, manifest, clients=clients, per_round=per_round)
+    usable(config, manifest)
+
+
+def usable(
+    config: BackdoorTableConfig, manifest: Manifest
+) -> tuple[BackdoorTableConfig, dict[str, str]]:
+    """Return the table without the rules that cannot work on these shards, and why not, by rule.
+
+    Raises UsageError if no rule is left.
+    """
+    clients = clients_of(config.clients, manifest.splits["train"])
+    reasons: dict[str, str] = {}
+    for name in dict.fromkeys([*config.rules, *config.ablation.rules]):
+        rule = RULES[name].model_validate(config.settings_of(name))
+        try:
+            rule.check_round(config.clients.in_round(clients))
+        except UsageError as error:
+            reasons[name] = str(error)
+        if "root" in rule.references and not _images(manifest, "val"):
+            reasons[name] = f"{name} trains on validation images, and these shards have none."
+    rules = tuple(name for name in config.rules if name not in reasons)
+    if not rules:
+        raise UsageError(reasons[config.rules[0]])
+    shared = tuple(name for name in config.ablation.rules if name not in reasons)
+    ablation = config.ablation.model_copy(update={"rules": shared})
+    return config.model_copy(update={"rules": rules, "ablation": ablation}), reasons
+
+
+def _images(manifest: Manifest, split: str) -> int:
+    return manifest.splits[split].rows if split in manifest.splits else 0

@@ -43,6 +43,7 @@ from medspark.workflows.backdoor_plan import (
     fingerprint,
     screened,
     table,
+    usable,
     warm_up,
     warm_up_name,
 )
@@ -76,9 +77,10 @@ class Table:
 
     def __init__(self, config: BackdoorTableConfig, *, command: str, machine: str) -> None:
         assert config.shards is not None, "the shards are there"
-        self._config, self._command, self._machine = config, command, machine
+        self._command, self._machine = command, machine
         self._folder = config.folder.resolve()
         self._manifest = read_manifest(config.shards)
+        self._config, self._unusable = usable(config, self._manifest)
         self._images = cache(self._images_of)
         self._records: dict[Federation, BackdoorCell] = {}
 
@@ -245,10 +247,26 @@ class Table:
             f"passes in batches of {config.local.batch_size}, {config.local.optimiser} at "
             f"{config.local.lr:g}",
             "settings": "; ".join(_settings(config)) or "the defaults",
+            **self._left_out(),
             "attacks on images": f"{', '.join(test.attacks)}; {test.norm}, {test.steps} steps, "
             f"{test.images or 'all'} test images",
             "seeds": ", ".join(map(str, config.seeds)),
         }
+
+    def _left_out(self) -> dict[str, str]:
+        """Return the facts about rules and cells that the table does without."""
+        once = [
+            name
+            for name in self._config.adversaries
+            if not self._config.adversary.model_copy(update={"name": name}).adversary.reaches_rules
+        ]
+        told = {"rules left out": " ".join(self._unusable.values())}
+        if once:
+            told["one cell"] = (
+                f"{', '.join(once)} has a cell with one rule alone, because the server leaves such "
+                "updates out before any rule sees them"
+            )
+        return {name: text for name, text in told.items() if text}
 
 
 def _settings(config: BackdoorTableConfig) -> list[str]:

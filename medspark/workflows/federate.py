@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-from pyspark.sql import SparkSession
 
 from medspark import ownership
 from medspark.errors import UsageError
+from medspark.evaluate.config import check_attacks
+from medspark.federate.adversary.config import check_adversary
 from medspark.federate.folder import FEDERATION_FILES
+from medspark.federate.partition import clients_of
 from medspark.federate.privacy import check_privacy
 from medspark.federate.result import FederationResult
+from medspark.federate.server import Executor
 from medspark.files import json_digest, write_whole
 from medspark.models.config import check_images, check_model, check_weights
 from medspark.shards.manifest import Manifest, read_manifest, verify
@@ -61,12 +61,18 @@ def federate(config: FederateConfig) -> FederationResult:
             kept = kept_result(folder, **digests)
             if kept is not None:
                 return FederationResult.model_validate(kept)
-        _keep_settings(folder, digests["run"])
+        _check_settings(folder, digests["run"])
+        federation = Federation(config, folder, manifest)
+        write_whole(folder / "settings.json", json.dumps({"run": digests["run"]}))
+        federation.begin()
         # Spark's own bar would show one stage from the first round to the last.
         quiet = {"spark.ui.showConsoleProgress": "false"} | config.spark.settings
         spark_config = config.spark.model_copy(update={"settings": quiet})
-        with spark_session(spark_config, name="medspark federate") as spark:
-            result = run_federation(config, folder, manifest, spark=spark)
+        with (
+            spark_session(spark_config, name="medspark federate") as spark,
+            federation.executor(spark) as executor,
+        ):
+            result = run_federation(federation, executor)
         keep_result(folder, result.as_json(), **digests)
         return result
 
@@ -78,29 +84,46 @@ def check(config: FederateConfig) -> Manifest:
     check_weights(config.model)
     check_model(config.model)
     check_images(config.model, manifest)
+    check_attacks(config.evaluate.attacks, gradients=True, surrogates=0)
     if config.privacy is not None:
         check_privacy()
-    if config.aggregate == "fltrust" and not rows_in(manifest, "val"):
-        raise UsageError("fltrust trains on validation images, and these shards have none.")
+    _check_images(config, manifest)
+    clients = clients_of(config.clients, manifest.splits["train"])
+    per_round = config.clients.in_round(clients)
+    config.rule_for(clients).check_round(per_round)
+    check_adversary(config.adversary, manifest, clients=clients, per_round=per_round)
     return manifest
 
 
-def run_federation(
-    config: FederateConfig,
-    folder: Path,
-    manifest: Manifest,
-    *,
-    spark: SparkSession | None = None,
-    params: Mapping[str, Any] | None = None,
-) -> FederationResult:
-    """Run the federation in ``folder``, from its last finished round, and return the result.
+def _check_images(config: FederateConfig, manifest: Manifest) -> None:
+    for split in ("train", "test"):
+        if not rows_in(manifest, split):
+            raise UsageError(f"The shards in {config.shards} have no {split} images.")
+    if not rows_in(manifest, "val"):
+        if config.aggregate == "fltrust":
+            raise UsageError("fltrust trains on validation images, and these shards have none.")
+        if config.batch_norm == "reestimate":
+            raise UsageError(
+                "batch_norm reestimate computes statistics from validation images, and these "
+                "shards have none."
+            )
+    if config.calibrate != "none" and manifest.multi_label:
+        raise UsageError(
+            f"calibrate {config.calibrate} is for images of one class each, and these have "
+            "findings."
+        )
 
-    Clients train in tasks of ``spark``, or in this process if it is None.
+
+def run_federation(federation: Federation, executor: Executor) -> FederationResult:
+    """Run a federation from its last finished round, and return the result.
+
+    ``executor`` trains the clients. The run is in MLflow from here on, so mistakes of the user
+    have been found before.
     """
-    entry = _entry(config, manifest)
-    entry = entry.model_copy(update={"params": entry.params | dict(params or {})})
-    with tracked(folder, config.track, entry) as run:
-        result = Federation(config, folder, manifest, run).run(spark)
+    config, manifest = federation.config, federation.manifest
+    folder = federation.place
+    with tracked(folder, config.track, _entry(config, manifest)) as run:
+        result = federation.run(executor, run)
         metrics = figures.robustness(result) | figures.compared(result, eps=config.attack.eps)
         metrics |= {"clients": result.clients, "federation_seconds": result.seconds}
         if result.epsilon is not None:
@@ -120,18 +143,14 @@ def run_federation(
     return result.model_copy(update={"mlflow": run.reference})
 
 
-def _keep_settings(folder: Path, digest: str) -> None:
-    """Store the digest of what decides the weights.
-
-    Raises UsageError if an unfinished federation in ``folder`` has another one.
-    """
+def _check_settings(folder: Path, digest: str) -> None:
+    """Raise UsageError if an unfinished federation in ``folder`` has other deciding settings."""
     file = folder / "settings.json"
     if file.exists() and json.loads(file.read_text())["run"] != digest:
         raise UsageError(
             f"{folder} holds a federation with other data or another configuration: use another "
             "--run_dir, or --overwrite to start again there."
         )
-    write_whole(file, json.dumps({"run": digest}))
 
 
 def _digests(config: FederateConfig, manifest: Manifest) -> dict[str, str]:

@@ -22,6 +22,19 @@ __all__ = ["describe_federation", "federation_figure", "summary", "write_federat
 _HEAD = ("round", "clients", "left out", "loss", "clean acc.", "PGD acc.", "backdoor", "seconds")
 
 
+# Which network the figures on all images are of, where several are possible.
+_NETWORK = {
+    "local": " The network has the mean of the clients' batch norms, which no client uses itself.",
+    "reestimate": " The network has the batch norm statistics of validation images.",
+}
+# Whose images the figures of a client are on.
+_CLIENTS = {
+    "site": "Test images of the client's site.",
+    "dirichlet": "Test images drawn with the client's shares of the classes.",
+    "patient": "Groups of test patients; no client trained on one of them.",
+}
+
+
 def summary(result: FederationResult) -> str:
     """Return the text printed at the end of the job."""
     named = {f"federated ({result.mode}, {result.aggregate})": result}
@@ -74,7 +87,7 @@ def describe_federation(result: FederationResult) -> str:
         "",
         robustness_table({"": result}),
         "",
-        f"On {result.images} test images; {verdict}.",
+        f"On {result.images} test images; {verdict}.{_NETWORK.get(result.batch_norm, '')}",
         "",
         *_clients(result),
         "## Rounds",
@@ -126,7 +139,10 @@ def _clients(result: FederationResult) -> list[str]:
     ]
     budgets = [f"worst {eps_text(worst.eps)}" for worst in result.worst_case]
     head = ("client", "test images", "clean acc.", *budgets)
-    return ["## Clients", "", *_table(head, rows), ""]
+    own = result.per_client[0].own_network
+    which = " In the network with the client's own batch norms." if own else ""
+    about = f"{_CLIENTS.get(result.clients_by, '')}{which}".strip()
+    return ["## Clients", "", *([about, ""] if about else []), *_table(head, rows), ""]
 
 
 def _row(each: RoundFigures) -> tuple[str, ...]:

@@ -17,11 +17,11 @@ from medspark.data.native import MappedSplit
 from medspark.errors import UsageError
 from medspark.evaluate.config import AttackSettings
 from medspark.evaluate.summary import Arrays, summarise
-from medspark.federate.adversary.config import check_adversary
 from medspark.federate.backdoor import probe
-from medspark.federate.edge import EdgeSet, edge_set
+from medspark.federate.edge import edge_set
 from medspark.federate.folder import FederationFolder
 from medspark.federate.network import client_norms, new_network, save_network
+from medspark.federate.partition import clients_of
 from medspark.federate.result import ClientFigures, FederationResult, RoundFigures
 from medspark.federate.server import Executor, InProcess, RoundRecord, Server
 from medspark.federate.start import begin, owners_of
@@ -50,100 +50,98 @@ _MOST_CLIENTS_REPORTED = 1000
 class Federation:
     """One run of a federation in its folder."""
 
-    def __init__(
-        self, config: FederateConfig, folder: Path, manifest: Manifest, run: TrackedRun
-    ) -> None:
-        self._config, self._manifest, self._run = config, manifest, run
-        self._place = folder
+    def __init__(self, config: FederateConfig, folder: Path, manifest: Manifest) -> None:
+        """Prepare the network and the tail images; nothing is written.
+
+        Raises UsageError if the weights do not fit the network, or the tail images the shards.
+        """
+        self.config, self.manifest = config, manifest
+        self.place = folder
         self._files = FederationFolder(folder)
         self._shards = config.shards.resolve()
         self._setting = Setting(_placed(config), self._shards, self._files)
         self._model = new_network(self._setting.config, manifest)
-        self._edge: EdgeSet | None = None
+        self._edge = edge_set(config.adversary, manifest, seed=config.seed)
 
-    def run(self, spark: SparkSession | None) -> FederationResult:
-        """Run the missing rounds, test the network, write the report, and return the result."""
-        begin(self._files, self._setting.config, self._shards, self._manifest)
-        clients = ClientRows(self._files.path / "clients.npz")
-        self._check_clients(len(clients))
-        with self._executor(spark, len(clients)) as executor:
-            server = Server(self._setting, executor, clients)
-            rounds = self._rounds(server)
-            self._save(len(rounds) - 1, self._place / "model", rounds)
-            self._calibrate()
-            config, split = self._config.evaluate, "test"
-            arrays = server.evaluate(
-                self._place / "model",
-                config,
-                split=split,
-                total=rows_in(self._manifest, split),
-                work=self._place / "pieces" / self._digest_of(config),
-            )
-            tested = summarise(arrays, config.trials(), limits=config.sanity)
-            result = FederationResult.model_validate(
-                tested.as_json()
-                | {
-                    "mode": self._config.train.mode,
-                    "aggregate": "dp_fedavg" if self._config.privacy else self._config.aggregate,
-                    "rounds": [each.as_json() for each in rounds],
-                    "per_client": [each.as_json() for each in self._per_client(arrays)],
-                    "clients": int((clients.counts > 0).sum()),
-                    "model": str(self._place / "model"),
-                    "architecture": self._model.architecture,
-                    "batch_norm": self._config.batch_norm,
-                    "steps": sum(each.steps for each in rounds),
-                    "epsilon": rounds[-1].epsilon,
-                    "train_images": int(clients.counts.sum()),
-                    "dataset_digest": self._manifest.digest,
-                    "seconds": sum(each.seconds for each in rounds),
-                    "tasks": executor.parts,
-                    "report": str(self._place / "report" / "report.html"),
-                }
-            )
-        write_federation_report(self._place / "report", result, eps=self._config.attack.eps)
-        return result
-
-    def _check_clients(self, clients: int) -> None:
-        per_round = self._config.clients.per_round or clients
-        if self._config.clients.least > min(per_round, clients):
-            raise UsageError(
-                f"clients.least {self._config.clients.least} is more than the "
-                f"{min(per_round, clients)} clients of a round."
-            )
-        adversary = self._config.adversary
-        check_adversary(adversary, self._manifest, clients=clients, per_round=per_round)
-        self._edge = edge_set(adversary, self._manifest, seed=self._config.seed)
+    def begin(self) -> None:
+        """Write what the first round needs, unless it is there."""
+        begin(self._files, self._setting.config, self._shards, self.manifest)
         if self._edge is not None and not self._files.edge.exists():
             write_edge(self._files.edge, self._edge.train)
 
+    def run(self, executor: Executor, run: TrackedRun) -> FederationResult:
+        """Run the missing rounds, test the network, write the report, and return the result."""
+        clients = ClientRows(self._files.path / "clients.npz")
+        server = Server(self._setting, executor, clients)
+        rounds = self._rounds(server, run)
+        self._save(len(rounds) - 1, self.place / "model", rounds)
+        self._calibrate()
+        config, split = self.config.evaluate, "test"
+        arrays = server.evaluate(
+            self.place / "model",
+            config,
+            split=split,
+            total=rows_in(self.manifest, split),
+            work=self.place / "pieces" / self._digest_of(config),
+        )
+        tested = summarise(arrays, config.trials(), limits=config.sanity)
+        result = FederationResult.model_validate(
+            tested.as_json()
+            | {
+                "mode": self.config.train.mode,
+                "aggregate": "dp_fedavg" if self.config.privacy else self.config.aggregate,
+                "rounds": [each.as_json() for each in rounds],
+                "per_client": [each.as_json() for each in self._per_client(server, arrays)],
+                "clients": int((clients.counts > 0).sum()),
+                "clients_by": self.config.clients.by,
+                "model": str(self.place / "model"),
+                "architecture": self._model.architecture,
+                "batch_norm": self.config.batch_norm,
+                "steps": sum(each.steps for each in rounds),
+                "epsilon": rounds[-1].epsilon,
+                "train_images": int(clients.counts.sum()),
+                "dataset_digest": self.manifest.digest,
+                "seconds": sum(each.seconds for each in rounds),
+                "tasks": executor.parts,
+                "report": str(self.place / "report" / "report.html"),
+            }
+        )
+        write_federation_report(self.place / "report", result, eps=self.config.attack.eps)
+        return result
+
     @contextmanager
-    def _executor(self, spark: SparkSession | None, clients: int) -> Iterator[Executor]:
+    def executor(self, spark: SparkSession | None) -> Iterator[Executor]:
+        """Lend tasks of ``spark`` that train clients, or this process if it is None.
+
+        Raises UsageError if Spark has fewer slots than the tasks that were asked for.
+        """
         if spark is None:
             yield InProcess(self._setting)
             return
         setting = self._setting
-        wanted = self._config.tasks
+        wanted = self.config.tasks
         slots = wait_for(spark, wanted or 1, on_executors=True, seconds=_ROOM_SECONDS).tasks
         if wanted > slots:
             raise UsageError(f"tasks is {wanted}, but Spark has {slots} slots.")
-        tasks = min(wanted or slots, self._config.clients.per_round or clients)
+        clients = clients_of(self.config.clients, self.manifest.splits["train"])
+        tasks = min(wanted or slots, self.config.clients.in_round(clients))
         with standing_tasks(
-            spark, self._place, lambda: Worker(setting, expendable=True), tasks=max(1, tasks)
+            spark, self.place, lambda: Worker(setting, expendable=True), tasks=max(1, tasks)
         ) as crew:
             yield crew
 
-    def _rounds(self, server: Server) -> list[RoundFigures]:
+    def _rounds(self, server: Server, run: TrackedRun) -> list[RoundFigures]:
         """Run the missing rounds; return all."""
         records: list[RoundRecord] = server.resume()
-        total = self._config.rounds
+        total = self.config.rounds
         if records:
             logger.info("%d of %d rounds are finished already", len(records), total)
         found = [self._with_figures(server, record) for record in records[:total]]
         with (
-            Journal(self._run.spool.journal) as journal,
+            Journal(run.spool.journal) as journal,
             tqdm(total=total, initial=len(found), unit="round", desc="federation") as bar,
         ):
-            known = {record.step for record in JournalReader(self._run.spool.journal).poll()}
+            known = {record.step for record in JournalReader(run.spool.journal).poll()}
             for each in found:
                 if each.round + 1 not in known:  # killed before its metrics reached the disk
                     journal.record(each.round + 1, _metrics(each))
@@ -159,30 +157,30 @@ class Federation:
 
     def _with_figures(self, server: Server, record: RoundRecord) -> RoundFigures:
         """Return the round with its validation, done now unless it was done before."""
-        number, plan = record.round, self._config.validate_rounds
+        number, plan = record.round, self.config.validate_rounds
         kept = self._files.round(number) / "figures.json"
         if kept.exists():
             return RoundFigures.model_validate_json(kept.read_text())
         plain = RoundFigures.model_validate(record.model_dump())
-        split = "val" if rows_in(self._manifest, "val") else "train"
-        if not plan.due(number, self._config.rounds) or not self._files.has(number, "weights"):
+        split = "val" if rows_in(self.manifest, "val") else "train"
+        if not plan.due(number, self.config.rounds) or not self._files.has(number, "weights"):
             return plain
         model = self._files.round(number) / "model"
         self._save(number, model, [record])
         config = AttackSettings(
             attacks=("pgd",),
-            norm=self._config.attack.norm,
-            eps=(self._config.attack.eps,),
+            norm=self.config.attack.norm,
+            eps=(self.config.attack.eps,),
             steps=plan.steps,
             images=plan.images,
             sanity_images=0,
-            seed=self._config.seed,
+            seed=self.config.seed,
         )
         arrays = server.evaluate(
             model,
             config,
             split=split,
-            total=rows_in(self._manifest, split),
+            total=rows_in(self.manifest, split),
             work=self._files.round(number) / "pieces",
         )
         seen = summarise(arrays, config.trials(), limits=config.sanity)
@@ -202,12 +200,12 @@ class Federation:
 
         The network is the one that was saved last.
         """
-        if self._config.adversary.name == "none":
+        if self.config.adversary.name == "none":
             return None
-        split = MappedSplit(self._shards, self._manifest, "test")
+        split = MappedSplit(self._shards, self.manifest, "test")
         images, labels = split.tensors(config.rows(len(split)))
         probed = probe(
-            self._config.adversary,
+            self.config.adversary,
             images,
             labels,
             edge=None if self._edge is None else self._edge.test,
@@ -223,28 +221,43 @@ class Federation:
             norms = client_norms(self._files, last)
         images = []
         if config.batch_norm == "reestimate":
-            split = MappedSplit(self._shards, self._manifest, "val")
+            split = MappedSplit(self._shards, self.manifest, "val")
             rows = np.arange(min(512, len(split)))
             images = [split.tensors(part)[0] for part in np.array_split(rows, -(-len(rows) // 64))]
         weights = self._files.read(number, "weights")
         save_network(
-            folder, self._model, weights, config, self._manifest, norms=norms, images=images
+            folder, self._model, weights, config, self.manifest, norms=norms, images=images
         )
 
     def _calibrate(self) -> None:
-        split = "val" if rows_in(self._manifest, "val") else "train"
-        images = MappedSplit(self._shards, self._manifest, split)
-        size = self._config.evaluate.batch_size
-        calibrate_on(self._place / "model", images, batch_size=size, device=torch.device("cpu"))
+        split = "val" if rows_in(self.manifest, "val") else "train"
+        images = MappedSplit(self._shards, self.manifest, split)
+        size = self.config.evaluate.batch_size
+        calibrate_on(self.place / "model", images, batch_size=size, device=torch.device("cpu"))
 
-    def _per_client(self, arrays: Arrays) -> list[ClientFigures]:
-        """Return the figures on the test images of each client that would hold some."""
-        owners, names = owners_of(self._setting.config, self._shards, self._manifest, "test")
+    def _per_client(self, server: Server, arrays: Arrays) -> list[ClientFigures]:
+        """Return the figures on the test images of each client that would hold some.
+
+        Clients that keep their batch norms are tested with them; ``arrays`` are of the mean's.
+        """
+        owners, names = owners_of(self._setting.config, self._shards, self.manifest, "test")
         if owners is None:
             return []
-        config, found = self._config.evaluate, []
+        config, found = self.config.evaluate, []
         held = owners[arrays["rows"]]
-        for client in np.unique(held[held >= 0])[:_MOST_CLIENTS_REPORTED].tolist():
+        clients = np.unique(held[held >= 0])[:_MOST_CLIENTS_REPORTED].tolist()
+        private = self.config.batch_norm == "local" and self.config.clients.by != "patient"
+        if private and clients:
+            arrays = server.evaluate_own(
+                self.place / "model",
+                config,
+                {client: arrays["rows"][held == client] for client in clients},
+                split="test",
+                total=rows_in(self.manifest, "test"),
+                work=self.place / "pieces" / f"{self._digest_of(config)}-own",
+            )
+            held = owners[arrays["rows"]]
+        for client in clients:
             own = {name: values[held == client] for name, values in arrays.items()}
             seen = summarise(own, config.trials(), limits=config.sanity)
             found.append(
@@ -252,6 +265,7 @@ class Federation:
                     client=client,
                     site=names[client] if names else None,
                     images=seen.images,
+                    own_network=private,
                     clean=seen.clean,
                     worst_case=seen.worst_case,
                 )

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from medspark.errors import UsageError
-from medspark.federate.partition import ClientsConfig, partition
+from medspark.federate.partition import ClientsConfig, clients_of, partition
+from medspark.shards.groups import Groups
+from medspark.shards.manifest import Split
 
 
 def archive(seed: int, patients: int = 60, classes: int = 3) -> dict[str, Any]:
@@ -30,7 +32,9 @@ def archive(seed: int, patients: int = 60, classes: int = 3) -> dict[str, Any]:
 
 
 def split(data: dict[str, Any], seed: int = 0, **settings: Any) -> list[np.ndarray]:
-    return partition(ClientsConfig(**settings), **data, seed=seed)
+    patients, sites = (Groups.of(data[name]) for name in ("patients", "sites"))
+    config = ClientsConfig(**settings)
+    return partition(config, labels=data["labels"], patients=patients, sites=sites, seed=seed)
 
 
 WAYS = [
@@ -41,6 +45,19 @@ WAYS = [
     {"by": "dirichlet", "count": 9, "alpha": 50.0},
 ]
 every_way = pytest.mark.parametrize("way", WAYS, ids=lambda way: "-".join(map(str, way.values())))
+
+
+@every_way
+@given(seed=seeds)
+def test_the_number_of_clients_is_known_from_the_manifest(way: dict[str, Any], seed: int):
+    data = archive(seed)
+    names, images = np.unique(data["sites"], return_counts=True)
+    for nameless in (0, 1):
+        sites = dict(zip(names[nameless:], images.tolist()[nameless:], strict=True))
+        rows, patients = len(data["labels"]), len(set(data["patients"]))
+        known = Split(rows=rows, patients=patients, class_counts=(), sites=sites, shards=())
+
+        assert clients_of(ClientsConfig(**way), known) == len(split(data, seed, **way))
 
 
 @every_way
@@ -141,8 +158,9 @@ def test_one_client_holds_everything(seed: int, patients: int):
 def test_what_cannot_be_is_said_in_a_sentence():
     data = archive(0)
 
+    nameless = Split(rows=3, patients=3, class_counts=(3,), shards=())
     with pytest.raises(UsageError, match="no sites"):
-        split(data | {"sites": None}, by="site")
+        clients_of(ClientsConfig(by="site"), nameless)
     with pytest.raises(UsageError, match="60 patients"):
         split(data, by="patient", count=61)
     with pytest.raises(ValidationError, match=r"clients\.count"):

@@ -226,6 +226,19 @@ def test_an_adversary_knows_the_last_change_and_the_newest_trigger(shards: Path,
     assert torch.equal(known[1].pattern, torch.zeros(1, 2, 2))
 
 
+def test_only_the_newest_trigger_stays(shards: Path, tmp_path: Path):
+    def train(network: Any, rows: Any, task: Any, config: Any, **given: Any) -> Answer:
+        answer = pretend(network, rows, task, config)
+        pattern = None if given["liar"] is None else torch.zeros(1, 2, 2)
+        return Answer(**vars(answer) | {"pattern": pattern})
+
+    adversary = {"name": "badnets", "clients": (2, 5), "round_every": 2}
+    Rounds(shards, tmp_path, train=train, adversary=adversary).run(4)
+
+    found = [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("pattern-*")]
+    assert found == ["round-00002/pattern-000002.npy"]
+
+
 # --- privacy ---
 
 
@@ -266,6 +279,24 @@ def test_a_step_names_no_client_but_those_of_its_round(tmp_path: Path):
         sizes.append(len(told[-1]))
 
     assert sizes[1] < sizes[0] + 100
+
+
+@pytest.mark.parametrize("name", ["median", "krum", "alie"])
+def test_the_server_reads_no_update_but_leaves_them_to_workers(
+    shards: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(server, "CHUNK", 1 << 16)  # a single slice, which the server might do
+    found, answers = Rounds(shards, tmp_path, **SETTINGS[name]), []
+    monkeypatch.setattr(found.server, "_own", None)
+    do = found.executor.do
+    monkeypatch.setattr(
+        found.executor, "do", lambda *step: answers.append(do(*step)) or answers[-1]
+    )
+
+    found.run()
+
+    an_update = len(json.dumps(found.weights.tolist()))
+    assert max(len(json.dumps(answer)) for answer in answers) < an_update / 2
 
 
 def test_what_travels_is_counted(shards: Path, tmp_path: Path):

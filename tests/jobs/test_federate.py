@@ -38,11 +38,11 @@ BY_SITE = ("--clients.by", "site")
 Run = Callable[..., tuple[int, dict[str, Any]]]
 
 
-def write(folder: Path, *, sites: bool = True) -> Path:
+def write(folder: Path, *, sites: bool = True, validation: int = 8) -> Path:
     """Write shards of two classes that differ in a bright square, from three unequal sites."""
     draw = np.random.default_rng(0)
     splits, places = {}, {}
-    for split, count in (("train", 42), ("val", 8), ("test", 18)):
+    for split, count in (("train", 42), ("val", validation), ("test", 18)):
         labels = np.arange(count) % 2
         pixels = draw.integers(50, 150, (count, 16, 16, 1))
         pixels[:, 4:10, 4:10] += 90 * labels[:, None, None, None]
@@ -133,6 +133,7 @@ def test_every_site_has_its_figures_on_its_own_test_images(by_site: dict[str, An
 def test_the_report_shows_rounds_and_sites(by_site: dict[str, Any]):
     folder = Path(by_site["report"]).parent
 
+    assert "Test images of the client's site." in (folder / "report.md").read_text()
     assert {path.name for path in folder.iterdir()} >= {
         "report.html", "report.md", "rounds.csv", "rounds.png",
     }  # fmt: skip
@@ -171,6 +172,7 @@ def test_batch_norms_of_clients_come_to_a_network_that_can_be_tested(
     means = [v for name, v in model.items() if name.endswith("running_mean")]
     assert any(np.abs(mean).max() > 0 for mean in means)
     assert sum(each["images"] for each in result["per_client"]) == 18
+    assert {each["own_network"] for each in result["per_client"]} == {policy == "local"}
     assert all("site" not in each or each["site"] is None for each in result["per_client"])
 
 
@@ -207,33 +209,51 @@ def test_a_mistake_is_one_sentence_and_status_2_before_spark_starts(
     assert sentence in said
 
 
-@pytest.mark.spark
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [
         ("--clients.by site", "These shards name no sites: shard again"),
         ("--clients.count 500", "clients.count 500 is more than the 42 patients"),
+        ("--clients.per_round 43", "clients.per_round 43 is more than the 42 clients"),
         ("--clients.per_round 2 --clients.least 3", "clients.least 3 is more than the 2 clients"),
+        ("--clients.count 4 --aggregate krum", "Krum needs at least 5 clients in a round"),
+        ("--aggregate fltrust", "fltrust trains on validation images"),
+        ("--batch_norm reestimate", "batch_norm reestimate computes statistics from validation"),
+        ("--evaluate.attacks transfer", "attacks: "),
         ("--adversary.name badnets --adversary.badnets.target 9", "adversary.badnets.target"),
         (
             "--adversary.name badnets --adversary.clients 99",
             "adversary.clients: there is no client",
         ),
-        ("--tasks 3", "tasks is 3, but Spark has 2 slots"),
+        ("--adversary.name edge_case --adversary.edge nowhere", "adversary.edge: there is no"),
     ],
 )
-def test_what_does_not_fit_the_shards_is_one_sentence_and_status_2(
-    run: Run, job: ModuleType, tmp_path: Path, more: str, sentence: str,
-    capsys: pytest.CaptureFixture[str],
+def test_what_does_not_fit_the_shards_is_said_before_spark_starts_and_leaves_no_run(
+    job: ModuleType, tmp_path: Path, more: str, sentence: str,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    bare = write(tmp_path / "shards", sites=False)
+    bare = write(tmp_path / "shards", sites=False, validation=0)
+    monkeypatch.setattr(workflow, "spark_session", None)
 
     status = job.main(command(bare, tmp_path, *more.split()))
 
     said = [x for x in capsys.readouterr().err.splitlines() if x.startswith("federate: ")]
-    assert status == 2
-    assert len(said) == 1
+    assert (status, len(said)) == (2, 1)
     assert said[0].startswith(f"federate: {sentence}")
+    left = {
+        path.name for path in tmp_path.rglob("*") if path.is_file() and bare not in path.parents
+    }
+    assert left <= {".medspark.json", ".lock"}
+
+
+@pytest.mark.spark
+def test_more_tasks_than_spark_has_are_refused_before_a_run_begins(
+    spark: Any, job: ModuleType, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status = job.main(command(shards, tmp_path, "--tasks", 3))
+
+    assert (status, (tmp_path / "mlflow.db").exists()) == (2, False)
+    assert "federate: tasks is 3, but Spark has 2 slots" in capsys.readouterr().err
 
 
 def test_help_is_told_without_torch_or_mlflow():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -85,7 +86,25 @@ def test_a_part_that_is_answered_is_not_done_again_and_threads_are_restored(tmp_
     assert torch.get_num_threads() == threads
 
 
+def test_a_task_in_the_midst_of_its_work_ends_if_the_folder_of_its_driver_goes(tmp_path: Path):
+    step(tmp_path / "own", 0, parts=1)
+    code = (
+        "import sys, time; from pathlib import Path; from medspark.launch.standing import _serve\n"
+        "class Worker:\n def do(self, *_): print(flush=True); time.sleep(600)\n"
+        "_serve(Path(sys.argv[1]), 0, Worker, 1)"
+    )
+    words = [sys.executable, "-c", code, tmp_path / "own"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, cwd=ROOT) as task:
+        assert task.stdout is not None
+        task.stdout.readline()
+
+        shutil.rmtree(tmp_path / "own")
+
+        assert task.wait(60) == 1
+
+
 def step(folder: Path, number: int, **more: Any) -> None:
+    folder.mkdir(exist_ok=True)
     write_whole(folder / f"step-{number:08d}.json", json.dumps(more or {"number": number}))
 
 
@@ -101,6 +120,22 @@ def test_answers_come_in_order_and_tasks_keep_what_they_know(spark: Any, tmp_pat
     assert [[each["name"] for each in some] for some in answers] == [[0, 0], [1], [2], [3], [4, 4]]
     assert [each["steps"] for each in answers[-1]] == [5, 2]
     assert len({each["pid"] for some in answers for each in some}) == 2
+
+
+@pytest.mark.spark
+def test_late_answers_to_a_driver_that_was_killed_are_none_of_the_next(spark: Any, tmp_path: Path):
+    killed = tmp_path / "tasks" / "01234567"
+    step(killed.parent, 0)  # makes the folder of all drivers
+    step(killed, 0)
+    with two_tasks(spark, tmp_path) as crew:
+        assert not killed.exists()
+        for folder in (killed.parent, killed):  # as of earlier versions, and of this one
+            folder.mkdir(exist_ok=True)
+            (folder / "answer-00000000-00000.json").write_text('"late"')
+
+        answers = crew.do({}, 2)
+
+    assert [each["part"] for each in answers] == [0, 1]
 
 
 @pytest.mark.spark
@@ -153,7 +188,7 @@ def test_files_of_others_stay_and_files_of_steps_do_not(spark: Any, tmp_path: Pa
     with two_tasks(spark, tmp_path) as crew:
         for _ in range(3):
             assert len(crew.do({}, 2)) == 2
-        during = list((tmp_path / "tasks").glob("*-????????*"))
+        during = list((tmp_path / "tasks").glob("*/*-????????*"))
 
     assert len(during) == 3  # the last step and its answers
     assert sorted((tmp_path / "tasks").iterdir()) == sorted(theirs)

@@ -26,6 +26,7 @@ from medspark.workflows.backdoor_plan import (
     fingerprint,
     screened,
     table,
+    usable,
     warm_up,
 )
 from medspark.workflows.backdoor_table import Table
@@ -51,9 +52,9 @@ SMALL: dict[str, Any] = {
 }
 
 
-def write(folder: Path) -> Path:
+def write(folder: Path, *, splits: tuple[str, ...] = ("train", "val", "test")) -> Path:
     draw = np.random.default_rng(0)
-    parts = {name: (24 if name == "train" else 8) for name in ("train", "val", "test")}
+    parts = {name: (24 if name == "train" else 8) for name in splits}
     arrays = {
         name: (draw.integers(0, 256, (n, 32, 32, 1)).astype(np.uint8), np.arange(n) % 2)
         for name, n in parts.items()
@@ -76,6 +77,27 @@ def test_a_table_has_a_cell_for_every_adversary_and_rule_and_begins_without_an_a
     found = [(one.adversary, one.rule) for one in table(config, 3)]
 
     assert found == [(a, r) for a in ("none", "badnets", "ipm") for r in ("fedavg", "rfa")]
+
+
+def test_an_adversary_whose_updates_no_rule_sees_has_one_cell():
+    config = BackdoorTableConfig(adversaries=("nan", "ipm"), rules=("rfa", "krum"))
+
+    found = [(one.adversary, one.rule) for one in table(config, 0)]
+
+    assert found == [("nan", "rfa"), ("ipm", "rfa"), ("ipm", "krum")]
+
+
+def test_rules_that_cannot_work_are_left_out_with_the_reason(tmp_path: Path):
+    write(tmp_path / "shards", splits=("train", "test"))
+    rules = {"rules": ("bulyan", "rfa", "fltrust"), "ablation": {"rules": ("rfa", "bulyan")}}
+    config = small(tmp_path, **rules)
+    check(config)
+
+    found, reasons = usable(config, read_manifest(tmp_path / "shards"))
+
+    assert (found.rules, found.ablation.rules) == (("rfa",), ("rfa",))
+    assert reasons["bulyan"].startswith("Bulyan needs at least 7 clients in a round")
+    assert reasons["fltrust"].startswith("fltrust trains on validation images")
 
 
 def test_other_seeds_are_run_for_rows_that_differ():
@@ -152,6 +174,7 @@ def test_settings_of_other_adversaries_and_rules_do_not_change_a_cell(tmp_path: 
         ({"adversaries": ["edge_case"]}, "edge_case needs tail images"),
         ({"adversary": {"clients": [9]}}, "no client 9"),
         ({"ablation": {"shares": [2]}}, "shares are from 0 to 1"),
+        ({"clients": {"per_round": 25}}, "per_round 25 is more than the 24 clients"),
     ],
 )
 def test_mistakes_are_named_before_anything_starts(
@@ -168,7 +191,7 @@ def test_what_the_table_sets_cell_by_cell_is_not_for_the_user():
 
 @pytest.mark.slow
 def test_a_small_table_is_filled_and_never_twice(tmp_path: Path, monkeypatch):
-    config = small(tmp_path)
+    config = small(tmp_path, rules=("fedavg", "krum", "bulyan"))
     check(config)
 
     with held_study(config.folder):
@@ -192,6 +215,7 @@ def test_a_small_table_is_filled_and_never_twice(tmp_path: Path, monkeypatch):
     assert "| badnets | krum |" in page
     assert "malicious: clients 1, 4, 1 in every attacked round" in page
     assert "- settings: badnets.poisoned 0.5" in page
+    assert "- rules left out: Bulyan needs at least 7 clients in a round" in page
     assert json.loads((tmp_path / "work/table/curves.json").read_text())["cells"]
     assert not any((tmp_path / "work" / "federation").glob("*"))
 

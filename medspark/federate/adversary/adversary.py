@@ -58,6 +58,8 @@ class Adversary(Config):
     needs_edge: ClassVar[bool] = False
     needs_honest: ClassVar[bool] = False
     needs_last_change: ClassVar[bool] = False
+    # Whether an aggregation rule ever sees what it sends.
+    reaches_rules: ClassVar[bool] = True
 
     def prepare(
         self,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 
 from medspark.federate.adversary.adversary import Adversary, Known
@@ -11,7 +13,9 @@ __all__ = ["NotANumber"]
 
 
 class NotANumber(Adversary):
-    """Send NaN for every weight."""
+    """Send NaN for every weight. The server leaves out such updates, whatever the rule."""
+
+    reaches_rules: ClassVar[bool] = False
 
     def send(self, update: Vector, known: Known) -> Vector:  # noqa: ARG002
         """Return NaN (d,)."""

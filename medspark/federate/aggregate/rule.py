@@ -110,8 +110,16 @@ class Rule(Config):
         """The fewest clients for which the rule is defined."""
         return 1
 
+    def check_round(self, clients: int) -> None:
+        """Raise UsageError if rounds of ``clients`` clients are too small for the settings."""
+        if clients < self.least:
+            raise UsageError(
+                f"{type(self).__name__} needs at least {self.least} clients in a round with these "
+                f"settings, and a round has {clients}."
+            )
+
     def check(self, clients: int) -> None:
-        """Raise UsageError if ``clients`` are too few for the rule's settings."""
+        """Raise UsageError if ``clients`` usable updates are too few for the settings."""
         if clients < self.least:
             raise UsageError(
                 f"{type(self).__name__} needs at least {self.least} clients with these settings, "
