@@ -10,7 +10,14 @@ from torch import nn
 
 from medspark.errors import UsageError
 from medspark.models.classifier import Classifier
-from medspark.models.config import PRETRAINED, ModelConfig, check_model, tensor_names, timm_name
+from medspark.models.config import (
+    PRETRAINED,
+    ModelConfig,
+    check_model,
+    model_folder,
+    tensor_names,
+    timm_name,
+)
 from medspark.models.torchvision_ops import import_timm
 
 _LOGGER = logging.getLogger(__name__)
@@ -25,6 +32,11 @@ def build(config: ModelConfig, *, num_classes: int, channels: int) -> Classifier
     Raises UsageError for a model that timm does not have, or weights that do not fit it.
     """
     check_model(config)
+    if model_folder(config) is not None:
+        raise UsageError(
+            f"model.weights: '{config.weights}' is a model folder, which train_at, distill and "
+            "prune can start from; use a .safetensors file."
+        )
     architecture = timm_name(config.name)
     backbone = _create(architecture, config, num_classes=num_classes, channels=channels)
     return wrap(backbone, architecture=architecture, channels=channels)

@@ -27,6 +27,7 @@ from medspark.track.models import fetch_model
 from medspark.track.runs import tracked
 from medspark.track.spool import DatasetEntry, RunEntry
 from medspark.workflows.evaluate_config import AttackedShards, EvaluationConfig, positive_class
+from medspark.workflows.lineage import lineage
 
 _OF_FINDINGS = (
     "the share of images with every finding right, at a probability of one half; label accuracy "
@@ -74,7 +75,7 @@ class Evaluation:
         entry = RunEntry(
             name=f"evaluate {Path(self.config.model).name}",
             config=self.config.model_dump(mode="json"),
-            tags={"medspark.job": "evaluate"},
+            tags={"medspark.job": "evaluate"} | lineage(model=self.job.model),
             dataset=DatasetEntry(
                 name=self.config.split,
                 digest=self.manifest.digest,

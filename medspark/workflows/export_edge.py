@@ -45,6 +45,7 @@ from medspark.workflows.evaluate import patients_of, resolve_model
 from medspark.workflows.evaluate_config import positive_class
 from medspark.workflows.export_artifacts import Made, make_artifacts
 from medspark.workflows.export_edge_config import ExportEdgeConfig
+from medspark.workflows.lineage import lineage
 
 __all__ = ["EdgeExport"]
 
@@ -142,7 +143,7 @@ class EdgeExport:
         return RunEntry(
             name=f"export {Path(self.config.model).name}",
             config=self.config.model_dump(mode="json"),
-            tags={"medspark.job": "export_edge"},
+            tags={"medspark.job": "export_edge"} | lineage(model=self.twin.model),
             dataset=DatasetEntry(
                 name=self.config.split,
                 digest=self.manifest.digest,

@@ -13,7 +13,7 @@ from medspark.launch.distributor import Launched
 from medspark.track.journal import JournalReader
 from medspark.train.result import TrainResult
 
-__all__ = ["compared", "cost", "robustness", "speed", "startup", "submitted_at"]
+__all__ = ["compared", "cost", "pruning", "robustness", "speed", "startup", "submitted_at"]
 
 
 def cost(result: TrainResult) -> dict[str, float]:
@@ -26,6 +26,17 @@ def cost(result: TrainResult) -> dict[str, float]:
 def robustness(result: RobustnessResult) -> dict[str, float]:
     """Return the figures on the test images by their MLflow metric names."""
     return metrics_by_name(result.figures(), prefix="test/")
+
+
+def pruning(result: TrainResult) -> dict[str, float]:
+    """Return what pruning left, and the figures with noise, by their MLflow metric names."""
+    kept = ("sparsity", "multiply_adds", "multiply_adds_removed")
+    found = {name: getattr(result, name) for name in kept if getattr(result, name) is not None}
+    if result.noise is None:
+        return found
+    masked = {} if result.noise.masked is None else {"noise/masked": result.noise.masked}
+    figures = result.noise.as_json() | {"gain": result.noise.gain}
+    return found | masked | {f"noise/{name}": float(value) for name, value in figures.items()}
 
 
 def compared(result: RobustnessResult, *, eps: float) -> dict[str, float]:
