@@ -52,11 +52,11 @@ def judge_noise(
             for name, right in _answers(model, images, labels, rows, threat, steps, seed).items():
                 parts[name].append(right.cpu().numpy())
         parts["rows"].append(rows.numpy())
-    found = {name: np.concatenate(part) for name, part in parts.items()}
+    arrays = {name: np.concatenate(part) for name, part in parts.items()}
     if gather is not None:
-        found = {name: gather(values) for name, values in found.items()}
-    _, once = np.unique(found.pop("rows"), return_index=True)
-    right = {name: values[once] for name, values in found.items()}
+        arrays = {name: gather(values) for name, values in arrays.items()}
+    _, once = np.unique(arrays.pop("rows"), return_index=True)
+    right = {name: values[once] for name, values in arrays.items()}
     shares = {name: values.mean(1) for name, values in right.items()}
     worst = np.minimum.reduce([shares[name] for name in ("pgd", "eot", "transfer")])
     unmoved = np.minimum(shares["silent_pgd"], shares["silent_transfer"])

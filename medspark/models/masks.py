@@ -23,11 +23,8 @@ _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 def prunable(model: nn.Module) -> dict[str, nn.Parameter]:
     """Return the weights of ``model`` that can be pruned, by the names of its parameters."""
-    return {
-        f"{name}.weight": module.weight
-        for name, module in model.named_modules()
-        if isinstance(module, _LAYERS)
-    }
+    names = [name for name, module in model.named_modules() if isinstance(module, _LAYERS)]
+    return {f"{name}.weight": model.get_parameter(f"{name}.weight") for name in names}
 
 
 def magnitude_masks(weights: Mapping[str, Tensor], sparsity: float) -> dict[str, Tensor]:

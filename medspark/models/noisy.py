@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,19 +28,20 @@ NOISE = "noise"
 
 
 class _Noisy(nn.Module):
-    weight: nn.Parameter
+    weight: Any
     noise: nn.Parameter
     silent = False
 
     def drawn(self) -> Tensor:
         """Return the weight with the noise of one pass."""
+        weight: Tensor = self.weight
         if self.silent:
-            return self.weight
+            return weight
         # The draw is a constant to autograd: the gradient of a scale is the sum over its channel
         # of the weights' gradients times their draws.
-        fixed = self.weight.detach()
+        fixed = weight.detach()
         draw = torch.randn_like(fixed) * fixed.std() * (fixed != 0)
-        return self.weight + self.noise.view(-1, *[1] * (fixed.ndim - 1)) * draw
+        return weight + self.noise.view(-1, *[1] * (fixed.ndim - 1)) * draw
 
 
 class NoisyConv2d(_Noisy, nn.Conv2d):
@@ -59,7 +61,7 @@ class NoisyLinear(_Noisy, nn.Linear):
 
 
 _NOISY: dict[type[nn.Module], type[_Noisy]] = {nn.Conv2d: NoisyConv2d, nn.Linear: NoisyLinear}
-_PLAIN = {noisy: plain for plain, noisy in _NOISY.items()}
+_PLAIN: dict[type[nn.Module], type[nn.Module]] = {noisy: plain for plain, noisy in _NOISY.items()}
 
 
 def add_noise(model: nn.Module, scale: float) -> list[str]:
@@ -89,7 +91,7 @@ def plain_layers(model: nn.Module) -> None:
     """Make every noisy layer of ``model`` plain, in place, without its scale."""
     for layer in noisy_layers(model):
         del layer.noise
-        layer.__class__ = _PLAIN[type(layer)]
+        layer.__class__ = _PLAIN[type(layer)]  # type: ignore[assignment]
 
 
 def noisy_layers(model: nn.Module) -> list[_Noisy]:

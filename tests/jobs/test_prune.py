@@ -43,7 +43,7 @@ def test_a_model_is_pruned_judged_with_its_noise_and_tracked(
 
     said = capsys.readouterr().out
     assert status == 0
-    assert "| pruned (rsr)" in said
+    assert "pruned (rsr) |" in said
     assert "| with noise |" in said
     assert "90.0 % of the weights are zero" in said
     result = json.loads(output.read_text())

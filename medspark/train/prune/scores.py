@@ -7,6 +7,8 @@ so that a score gets the gradient of its weight times the weight. The weights th
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,14 +22,15 @@ SCORE = "score"
 
 
 class _Scored(nn.Module):
-    weight: nn.Parameter
+    weight: Any
     score: nn.Parameter
     mask: Tensor  # 1 for kept weights
 
     def chosen(self) -> Tensor:
         """Return the weight with zeros where it is not chosen."""
         size = self.score.abs().view(self.weight.shape)
-        return self.weight * (self.mask + (size - size.detach()))
+        weight: Tensor = self.weight * (self.mask + (size - size.detach()))
+        return weight
 
 
 class ScoredConv2d(_Scored, nn.Conv2d):
@@ -72,7 +75,8 @@ def add_scores(model: nn.Module, sparsity: float) -> list[str]:
 def first_scores(weight: Tensor) -> Tensor:
     """Return the first scores: the weights, scaled to sqrt(6 / inputs) at the largest one."""
     weight = weight.detach()
-    return weight / weight.abs().max().clamp_min(1e-12) * (6 / weight[0].numel()) ** 0.5
+    largest, inputs = weight.abs().max().clamp_min(1e-12), weight[0].numel()
+    return weight * ((6 / inputs) ** 0.5 / largest)
 
 
 @torch.no_grad()
