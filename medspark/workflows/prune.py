@@ -16,7 +16,9 @@ from medspark.train.result import TrainResult
 from medspark.workflows.job_settings import SparkTrainingConfig
 from medspark.workflows.train_at import TrainAtConfig, train_at
 
-__all__ = ["PruneAtConfig", "prune"]
+__all__ = [
+    "PruneAtConfig", "PruneTraining", "check_model_to_prune", "prune", "training_of",
+]  # fmt: skip
 
 
 class PruneAtConfig(SparkTrainingConfig, RecipeSettings, PruneConfig):
@@ -44,7 +46,9 @@ class PruneAtConfig(SparkTrainingConfig, RecipeSettings, PruneConfig):
     )
 
 
-class _Training(TrainAtConfig):
+class PruneTraining(TrainAtConfig):
+    """A training that prunes its network."""
+
     decides_weights: ClassVar = frozenset({"prune"})
 
     prune: PruneConfig
@@ -56,22 +60,30 @@ def prune(config: PruneAtConfig) -> TrainResult:
     Raises UsageError for an error in the settings, the model or the shards before Spark starts,
     and RunError, naming the rank and the cause, if the training fails.
     """
-    card = read_card(config.model)
-    if difference := card.misfit(read_manifest(config.shards)):
-        raise UsageError(f"The model in {config.model} does not fit: {difference}.")
-    if not any(len(shape) > 1 for shape in _weights(config.model)):
-        raise UsageError(
-            f"The model in {config.model} has no convolution or linear layer to prune."
-        )
     how = PruneConfig(**{name: getattr(config, name) for name in PruneConfig.model_fields})
+    check_model_to_prune(config.model, config.shards)
     check_pruning(how, config.train)
-    start = ModelConfig(
-        name=card.architecture, weights=str(config.model.resolve()), dropout=card.dropout
-    )
+    return train_at(training_of(config, config.model, how))
+
+
+def training_of(settings: SparkTrainingConfig, model: Path, how: PruneConfig) -> PruneTraining:
+    """Return the training that prunes the ``model`` folder; ``settings`` has all its settings."""
+    card = read_card(model)
+    start = ModelConfig(name=card.architecture, weights=str(model.resolve()), dropout=card.dropout)
     shared = {
-        n: getattr(config, n) for n in _Training.model_fields if n in type(config).model_fields
+        name: getattr(settings, name)
+        for name in PruneTraining.model_fields
+        if hasattr(settings, name)
     }
-    return train_at(_Training(**(shared | {"model": start, "prune": how})))
+    return PruneTraining(**(shared | {"model": start, "prune": how}))
+
+
+def check_model_to_prune(model: Path, shards: Path) -> None:
+    """Raise UsageError unless ``model`` is a folder with weights to prune that fits ``shards``."""
+    if difference := read_card(model).misfit(read_manifest(shards)):
+        raise UsageError(f"The model in {model} does not fit: {difference}.")
+    if not any(len(shape) > 1 for shape in _weights(model)):
+        raise UsageError(f"The model in {model} has no convolution or linear layer to prune.")
 
 
 def _weights(folder: Path) -> list[tuple[int, ...]]:
