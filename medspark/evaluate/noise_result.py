@@ -40,6 +40,31 @@ class NoiseResult(Result):
             return None
         return min(1.0, max(0.0, (self.pgd - self.worst) / self.gain))
 
+    @property
+    def sentence(self) -> str:
+        """All figures in words, for a report that is no table of them."""
+
+        def percent(value: float) -> str:
+            return f"{100 * value:.1f} %"
+
+        return (
+            f"the figures above are without the noise in the weights. On {self.images} images at "
+            f"{eps_text(self.eps)}, with noise: clean {percent(self.clean)}, PGD "
+            f"{percent(self.pgd)}, EOT-PGD {percent(self.eot)}, PGD without noise "
+            f"{percent(self.transfer)}, worst {percent(self.worst)}; without noise: clean "
+            f"{percent(self.silent_clean)}, PGD {percent(self.silent_pgd)}, EOT-PGD with noise "
+            f"{percent(self.silent_transfer)}, worst {percent(self.silent_worst)}. {_gain(self)}"
+        )
+
+
+def _gain(result: NoiseResult) -> str:
+    if result.masked is None:
+        return "The noise adds no accuracy under PGD."
+    return (
+        f"The noise seems to add {100 * result.gain:.1f} points under PGD; "
+        f"{100 * result.masked:.0f} % of that is masking of gradients."
+    )
+
 
 def noise_lines(result: NoiseResult) -> list[str]:
     """Return the figures as lines of Markdown: a table, and what share of the gain is masking."""
@@ -65,11 +90,5 @@ def noise_lines(result: NoiseResult) -> list[str]:
         ),
         "",
     ]
-    if result.masked is None:
-        lines.append("The noise adds no accuracy under PGD.")
-    else:
-        lines.append(
-            f"The noise seems to add {100 * result.gain:.1f} points under PGD; "
-            f"{100 * result.masked:.0f} % of that is masking of gradients."
-        )
+    lines.append(_gain(result))
     return lines

@@ -20,12 +20,14 @@ from medspark.attacks.keyed_random import KeyedRandom
 from medspark.attacks.losses import correct
 from medspark.attacks.pgd import pgd
 from medspark.attacks.threat import ThreatModel
+from medspark.evaluate.config import AttackSettings
 from medspark.evaluate.noise_result import NoiseResult
 from medspark.evaluate.robust import Array, Batch, Gather
+from medspark.evaluate.summary import Arrays
 from medspark.models.noisy import silent
 from medspark.seeding import derive
 
-__all__ = ["DRAWS", "judge_noise"]
+__all__ = ["DRAWS", "judge_noise", "judged_rows", "noise_arrays", "noise_result"]
 
 # Passes with noise of their own: averaged in a step of EOT, and as repeated answers to an image.
 DRAWS = 10
@@ -42,8 +44,25 @@ def judge_noise(
 ) -> NoiseResult:
     """Return the figures of ``model``, whose noisy layers are active, on ``batches``.
 
-    ``gather`` concatenates an array of all ranks along its first axis. The draws depend on ``seed``
-    and the rows of a batch.
+    ``gather`` concatenates an array of all ranks along its first axis.
+    """
+    arrays = noise_arrays(model, batches, threat=threat, steps=steps, seed=seed)
+    if gather is not None:
+        arrays = {name: gather(values) for name, values in arrays.items()}
+    return noise_result(arrays, threat=threat, steps=steps)
+
+
+def judged_rows(config: AttackSettings, total: int) -> Array:
+    """Return the rows to judge, out of ``total`` images: those that the sanity probes take."""
+    return np.sort(config.rows(total))[: max(config.sanity_images, 1)]
+
+
+def noise_arrays(
+    model: nn.Module, batches: Iterable[Batch], *, threat: ThreatModel, steps: int, seed: int
+) -> Arrays:
+    """Return ``rows`` (N,), and by condition whether each answer is right: (N, draws), or (N, 1).
+
+    The draws depend on ``seed`` and the rows of a batch.
     """
     parts: dict[str, list[Array]] = defaultdict(list)
     for images, labels, rows in batches:
@@ -52,11 +71,13 @@ def judge_noise(
             for name, right in _answers(model, images, labels, rows, threat, steps, seed).items():
                 parts[name].append(right.cpu().numpy())
         parts["rows"].append(rows.numpy())
-    arrays = {name: np.concatenate(part) for name, part in parts.items()}
-    if gather is not None:
-        arrays = {name: gather(values) for name, values in arrays.items()}
-    _, once = np.unique(arrays.pop("rows"), return_index=True)
-    right = {name: values[once] for name, values in arrays.items()}
+    return {name: np.concatenate(part) for name, part in parts.items()}
+
+
+def noise_result(arrays: Arrays, *, threat: ThreatModel, steps: int) -> NoiseResult:
+    """Return the figures of what ``noise_arrays`` returned; repeated images count once."""
+    _, once = np.unique(arrays["rows"], return_index=True)
+    right = {name: values[once] for name, values in arrays.items() if name != "rows"}
     shares = {name: values.mean(1) for name, values in right.items()}
     worst = np.minimum.reduce([shares[name] for name in ("pgd", "eot", "transfer")])
     unmoved = np.minimum(shares["silent_pgd"], shares["silent_transfer"])

@@ -10,7 +10,7 @@ import torch
 from medspark.data.native import MappedSplit
 from medspark.evaluate.calibrate import best_temperature
 from medspark.evaluate.noise_result import NoiseResult
-from medspark.evaluate.noisy import judge_noise
+from medspark.evaluate.noisy import judge_noise, judged_rows
 from medspark.evaluate.result import RobustnessResult
 from medspark.evaluate.robust import evaluate
 from medspark.models.card import read_card
@@ -47,7 +47,7 @@ def judge_with_noise(setup: RunSetup) -> NoiseResult | None:
     if pruning is None or not pruning.noise:
         return None
     config = setup.config.evaluate
-    rows = np.sort(config.rows(len(setup.test)))[: max(config.sanity_images, 1)]
+    rows = judged_rows(config, len(setup.test))
     return judge_noise(
         load_classifier(setup.model_folder, noisy=True).to(setup.world.device),
         slices(setup.test, rows, batch_size=config.batch_size, world=setup.world),

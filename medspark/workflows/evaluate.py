@@ -13,6 +13,8 @@ from medspark.data.native import MappedSplit
 from medspark.errors import UsageError
 from medspark.evaluate.config import check_attacks
 from medspark.evaluate.gallery import Exhibit, exhibits, typical_rows
+from medspark.evaluate.noise_result import NoiseResult
+from medspark.evaluate.noisy_pieces import NoisyJob
 from medspark.evaluate.pieces import Job, fingerprint
 from medspark.evaluate.report import write_report
 from medspark.evaluate.result import EvaluationResult, RobustnessResult, metrics_by_name
@@ -27,6 +29,7 @@ from medspark.track.models import fetch_model
 from medspark.track.runs import tracked
 from medspark.track.spool import DatasetEntry, RunEntry
 from medspark.workflows.evaluate_config import AttackedShards, EvaluationConfig, positive_class
+from medspark.workflows.figures import noise_metrics
 from medspark.workflows.lineage import lineage
 
 _OF_FINDINGS = (
@@ -89,16 +92,18 @@ class Evaluation:
             tracked(self.folder / "mlflow", self.config.track, entry) as run,
         ):
             do_pieces(spark, self.job, total=len(self.job.rows), unit="image", doing="attacked")
-            result, shown = self._report()
+            noise = self._noise(spark)
+            result, shown = self._report(noise)
             run.end(
                 "FINISHED",
-                summary=_metrics(result),
+                summary=_metrics(result) | noise_metrics(noise),
                 artifacts=self.folder / "report",
                 patience_seconds=self.config.track.patience_seconds,
             )
             reference = run.reference
         return EvaluationResult.model_validate(
             result.as_json()
+            | ({} if noise is None else {"noise": noise.as_json()})
             | {
                 "model": self.config.model,
                 "dataset_digest": self.manifest.digest,
@@ -110,7 +115,25 @@ class Evaluation:
             }
         )
 
-    def _report(self) -> tuple[RobustnessResult, int]:
+    def _noise(self, spark: SparkSession) -> NoiseResult | None:
+        """Judge a network that has noisy weights with its noise; None for any other model."""
+        model = self.job.model
+        pruning = None if model.suffix == ".onnx" else read_card(model).pruning
+        if pruning is None or not pruning.noise or max(self.config.eps, default=0.0) == 0:
+            return None
+        job = NoisyJob(
+            model=model,
+            shards=self.job.shards,
+            split=self.job.split,
+            config=self.job.config,
+            total=self.job.total,
+            piece=self.job.piece,
+            work=self.job.work / "noise",
+        )
+        do_pieces(spark, job, total=len(job.rows), unit="image", doing="judged with noise")
+        return job.result()
+
+    def _report(self, noise: NoiseResult | None) -> tuple[RobustnessResult, int]:
         """Write the report; return the result and the number of images that it shows."""
         arrays, trials = self.job.arrays(), self.job.config.trials()
         classes = self.manifest.classes
@@ -133,7 +156,7 @@ class Evaluation:
             result,
             predictions(arrays, trials),
             title=f"Robustness of {Path(self.config.model).name}",
-            facts=self._facts(result),
+            facts=self._facts(result) | ({} if noise is None else {"noise": noise.sentence}),
             classes=classes,
             positive=self._drawn(),
             shown=shown,

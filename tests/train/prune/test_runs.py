@@ -129,6 +129,21 @@ def test_fine_tuning_a_pruned_network_keeps_its_zeros_and_its_kind(
     assert (card.kind, card.pruning.noise) == ("pruned", False)
 
 
+def test_structured_pruning_is_fine_tuned_twice_and_stays_narrow(
+    write_shards: WriteShards, network: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("torch_pruning", reason="structured: pip install medspark[prune]")
+    shards = write_shards(rows=44, side=32)
+    how = {"method": "magnitude", "sparsity": 0.5, "structured": True}
+
+    narrow = fit(configure(shards, tmp_path / "run", network, prune=how), ALONE, Losses())
+    tuned = fit(configure(shards, tmp_path / "more", Path(narrow["model"])), ALONE, Losses())
+
+    assert narrow["multiply_adds_removed"] == tuned["multiply_adds_removed"] >= 0.5
+    first, second = (read_card(Path(r["model"])).pruning for r in (narrow, tuned))
+    assert first.widths == second.widths != {}
+
+
 def test_only_epochs_after_the_cut_are_kept(write_shards, network: Path, tmp_path: Path) -> None:
     how = {"method": "lasso", "sparsity": 0.5, "cut_after": 0.6}
 
