@@ -49,7 +49,8 @@ class NoisyConv2d(_Noisy, nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the convolution of ``input`` (B, C, H, W)."""
-        return self._conv_forward(input, self.drawn(), self.bias)
+        output: Tensor = self._conv_forward(input, self.drawn(), self.bias)
+        return output
 
 
 class NoisyLinear(_Noisy, nn.Linear):

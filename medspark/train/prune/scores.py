@@ -38,7 +38,8 @@ class ScoredConv2d(_Scored, nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the convolution of ``input`` (B, C, H, W)."""
-        return self._conv_forward(input, self.chosen(), self.bias)
+        output: Tensor = self._conv_forward(input, self.chosen(), self.bias)
+        return output
 
 
 class ScoredLinear(_Scored, nn.Linear):
@@ -76,7 +77,8 @@ def first_scores(weight: Tensor) -> Tensor:
     """Return the first scores: the weights, scaled to sqrt(6 / inputs) at the largest one."""
     weight = weight.detach()
     largest, inputs = weight.abs().max().clamp_min(1e-12), weight[0].numel()
-    return weight * ((6 / inputs) ** 0.5 / largest)
+    scores: Tensor = weight * ((6 / inputs) ** 0.5 / largest)
+    return scores
 
 
 @torch.no_grad()
