@@ -11,6 +11,7 @@ from medspark.config import Config
 from medspark.eps import eps_name
 from medspark.evaluate.bootstrap import Interval
 from medspark.evaluate.metrics import ClassMetrics, FindingMetrics
+from medspark.evaluate.noise_result import NoiseResult
 from medspark.evaluate.sanity import Flag
 from medspark.job import Result
 
@@ -131,6 +132,7 @@ class EvaluationResult(RobustnessResult):
     """The result document of jobs/evaluate.py."""
 
     model: str
+    noise: NoiseResult | None = Field(None, description="noisy weights, judged with their noise")
     dataset_digest: str
     split: str
     norm: str

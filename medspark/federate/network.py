@@ -14,9 +14,9 @@ from medspark.federate.config import FederationConfig
 from medspark.federate.folder import FederationFolder
 from medspark.federate.stored import read_memory
 from medspark.federate.weights import Weights, reestimate, unpack, unpack_kept
-from medspark.models.backbones import build
-from medspark.models.checkpoint import describe, save_classifier
+from medspark.models.checkpoint import describe, first_network, save_classifier
 from medspark.models.classifier import Classifier
+from medspark.models.config import model_folder
 from medspark.seeding import derive
 from medspark.shards.manifest import Manifest
 
@@ -30,16 +30,15 @@ def new_network(config: FederationConfig, manifest: Manifest) -> Classifier:
     and the few steps of a client lower that loss by switching features off for good.
     """
     torch.manual_seed(derive(config.seed, "weights"))
-    model = build(
+    model = first_network(
         config.model,
         num_classes=len(manifest.classes),
         channels=manifest.channels,
         size=(manifest.height, manifest.width),
     )
     backbone: Any = model.backbone
-    if config.model.weights is not None and backbone.pretrained_cfg["num_classes"] != len(
-        manifest.classes
-    ):
+    given = config.model.weights is not None and model_folder(config.model) is None
+    if given and backbone.pretrained_cfg["num_classes"] != len(manifest.classes):
         for parameter in backbone.get_classifier().parameters():
             nn.init.zeros_(parameter)
     return model

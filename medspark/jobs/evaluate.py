@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pydantic import Field
 
 from medspark.eps import eps_text
+from medspark.evaluate.noise_result import noise_lines
 from medspark.evaluate.result import ConditionFigures, EvaluationResult
 from medspark.job import JobConfig, run_job
 from medspark.spark.session import SparkConfig, spark_session
@@ -46,6 +47,8 @@ def _summary(result: EvaluationResult) -> str:
         *(_row(f"{sign}{row.name}", row.eps, row) for row in (*result.attacks, *result.worst_case)),
     ]
     lines += [f"⚠ Do not trust these figures: {f.sentence}." for f in result.triggered_flags]
+    if result.noise is not None:
+        lines += ["", *noise_lines(result.noise), ""]
     if result.gallery:
         lines.append(
             f"{result.gallery} images of patients are in the report, and with it in MLflow; "

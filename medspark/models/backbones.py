@@ -14,7 +14,14 @@ from torch import nn
 
 from medspark.errors import UsageError
 from medspark.models.classifier import Classifier
-from medspark.models.config import PRETRAINED, ModelConfig, check_model, tensor_names, timm_name
+from medspark.models.config import (
+    PRETRAINED,
+    ModelConfig,
+    check_model,
+    model_folder,
+    tensor_names,
+    timm_name,
+)
 from medspark.models.torchvision_ops import import_timm
 
 Size = tuple[int, int]
@@ -35,6 +42,11 @@ def build(
     that cannot be made for ``size``.
     """
     check_model(config)
+    if model_folder(config) is not None:
+        raise UsageError(
+            f"model.weights: '{config.weights}' is a model folder, which train_at, distill and "
+            "prune can start from; use a .safetensors file."
+        )
     architecture = timm_name(config.name)
     options: dict[str, Any] = {"num_classes": num_classes, "in_chans": channels}
     options |= _made_for(architecture, size)

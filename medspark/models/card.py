@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # reading a card, on a device too, must not need pyarrow
     from medspark.shards.manifest import Manifest
 
 __all__ = [
-    "CARD", "WEIGHTS", "ExportedGraph", "Kind", "ModelCard", "columns_of", "read_card",
+    "CARD", "WEIGHTS", "ExportedGraph", "Kind", "ModelCard", "Pruning", "columns_of", "read_card",
     "write_card",
 ]  # fmt: skip
 
@@ -34,11 +34,14 @@ _PICKLED = {".pt", ".pth", ".pt2", ".pkl", ".pickle", ".bin", ".ckpt"}
 ClassName = Annotated[str, Field(min_length=1, max_length=1000)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+LayerName = Annotated[str, Field(min_length=1, max_length=200)]
+Width = Annotated[int, Field(ge=1, le=1_000_000)]
 Side = Annotated[int, Field(ge=1, le=8192)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 # Only these names: a card must not name a file outside its folder.
 GraphFile = Literal["model.onnx", "model.xml", "model.bin"]
-Kind = Literal["classifier", "onnx", "openvino"]
+Kind = Literal["classifier", "pruned", "onnx", "openvino"]
+_CLASSIFIERS: tuple[Kind, ...] = ("classifier", "pruned")
 
 
 class ExportedGraph(Config):
@@ -49,6 +52,17 @@ class ExportedGraph(Config):
     opset: int = Field(ge=1, description="version of the ONNX operators")
     numbers: str = Field(description="format of weights and activations", max_length=200)
     twin: Sha256 = Field(description="SHA-256 of the weights that the graph was made from")
+
+
+class Pruning(Config):
+    """How a network was pruned. Weights that are exactly zero are pruned, and stay so."""
+
+    method: Literal["rsr", "magnitude", "lasso", "noise", "hydra"]
+    sparsity: float = Field(ge=0, lt=1, description="the share that was asked for")
+    noise: bool = Field(False, description="whether the file holds scales of noisy weights")
+    widths: dict[LayerName, tuple[Width, Width]] = Field(
+        {}, max_length=10_000, description="output and input channels of narrowed layers"
+    )
 
 
 class ModelCard(Config):
@@ -72,6 +86,7 @@ class ModelCard(Config):
     rendering: dict[str, Any] = Field({}, description="how files were rendered for training")
     medspark: str = Field("", description="version of medspark that wrote the files")
     exported: ExportedGraph | None = Field(None, description="the graph of an exported model")
+    pruning: Pruning | None = Field(None, description="of a pruned network, and of its exports")
 
     @model_validator(mode="after")
     def _is_consistent(self) -> ModelCard:
@@ -82,8 +97,10 @@ class ModelCard(Config):
             )
         if len(set(self.classes)) < len(self.classes):
             raise ValueError("a class is named twice")
-        if (self.kind == "classifier") != (self.exported is None):
+        if (self.kind in _CLASSIFIERS) != (self.exported is None):
             raise ValueError(f"kind {self.kind} does not fit the description of the graph")
+        if self.exported is None and (self.kind == "pruned") != (self.pruning is not None):
+            raise ValueError(f"kind {self.kind} does not fit the description of the pruning")
         return self
 
     def misfit(self, manifest: Manifest) -> str:
@@ -94,7 +111,6 @@ class ModelCard(Config):
 
 _FORMATS: tuple[int, ...] = get_args(ModelCard.model_fields["schema_version"].annotation)
 _KINDS: tuple[str, ...] = get_args(ModelCard.model_fields["kind"].annotation)
-_CLASSIFIERS: tuple[Kind, ...] = ("classifier",)
 _VERSION = re.compile(r"\d[\w.+-]{0,30}")
 
 

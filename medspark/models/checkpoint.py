@@ -6,19 +6,23 @@ card is complete.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from medspark import __version__
 from medspark.errors import UsageError
 from medspark.files import replacing
-from medspark.models.backbones import build
-from medspark.models.card import WEIGHTS, ModelCard, read_card, write_card
+from medspark.models.backbones import Size, build
+from medspark.models.card import WEIGHTS, ModelCard, Pruning, read_card, write_card
 from medspark.models.classifier import Classifier, Normalise
-from medspark.models.config import ModelConfig
+from medspark.models.config import ModelConfig, check_weights, model_folder
+from medspark.models.noisy import add_noise, plain_layers
+from medspark.models.widths import narrow
 
 
 def describe(
@@ -31,9 +35,14 @@ def describe(
     bits: int = 8,
     dropout: float = 0.0,
     rendering: dict[str, Any] | None = None,
+    pruning: Pruning | None = None,
 ) -> ModelCard:
     """Return the card of ``model``; ``classes`` are in the order of its logits."""
+    if pruning is not None:
+        pruning = pruning.model_copy(update={"widths": model.widths})
     return ModelCard(
+        kind="classifier" if pruning is None else "pruned",
+        pruning=pruning,
         architecture=model.architecture,
         classes=classes,
         multi_label=multi_label,
@@ -49,11 +58,17 @@ def describe(
     )
 
 
-def save_classifier(folder: Path, model: Classifier, card: ModelCard) -> None:
-    """Write ``model`` and its ``card`` to ``folder``, atomically, the card last."""
+def save_classifier(
+    folder: Path, model: Classifier, card: ModelCard, *, noise: Mapping[str, Tensor] | None = None
+) -> None:
+    """Write ``model`` and its ``card`` to ``folder``, atomically, the card last.
+
+    ``noise`` holds the scales of noisy weights by name, if ``card`` says that there are some.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     state = {
-        name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()
+        name: tensor.detach().cpu().contiguous()
+        for name, tensor in (model.state_dict() | dict(noise or {})).items()
     }
     with replacing(folder / WEIGHTS) as draft:
         save_file(state, draft, metadata={"architecture": card.architecture})
@@ -66,9 +81,10 @@ def calibrate(folder: Path, temperature: float) -> None:
     write_card(folder, card)
 
 
-def load_classifier(folder: Path) -> Classifier:
+def load_classifier(folder: Path, *, noisy: bool = False) -> Classifier:
     """Return the classifier in ``folder``, in eval mode, on the CPU.
 
+    If it was trained with noisy weights, it computes without the noise, or with it if ``noisy``.
     Raises UsageError if the folder holds no model, or if the weights do not fit the card.
     """
     card = read_card(folder)
@@ -82,9 +98,11 @@ def load_classifier(folder: Path) -> Classifier:
     model.normalise = Normalise(card.mean, card.std)
     path = folder / WEIGHTS
     try:
+        if card.pruning is not None:
+            _shape(model, card.pruning)
         _check_shapes(path, model)
         tensors = load_file(path)
-    except (OSError, SafetensorError, ValueError) as error:
+    except (OSError, SafetensorError, TypeError, ValueError) as error:
         raise UsageError(f"'{path}' cannot be loaded: {error}.") from error
     own = model.state_dict()
     other = next((name for name, tensor in tensors.items() if tensor.dtype != own[name].dtype), "")
@@ -94,7 +112,37 @@ def load_classifier(folder: Path) -> Classifier:
             f"{own[other].dtype}."
         )
     model.load_state_dict(tensors)
+    if not noisy:
+        plain_layers(model)
     return model.eval()
+
+
+def first_network(
+    config: ModelConfig, *, num_classes: int, channels: int, size: Size
+) -> Classifier:
+    """Return the network to train: one of a model folder, or else a new one, as ``build`` does.
+
+    Raises UsageError for weights that do not fit, or a model of other classes or channels.
+    """
+    folder = model_folder(config)
+    if folder is None:
+        return build(config, num_classes=num_classes, channels=channels, size=size)
+    check_weights(config)
+    card = read_card(folder)
+    if (len(card.classes), card.channels) != (num_classes, channels):
+        raise UsageError(
+            f"model.weights: the model '{folder}' has {len(card.classes)} classes and "
+            f"{card.channels} channel(s), but the shards have {num_classes} and {channels}."
+        )
+    return load_classifier(folder)
+
+
+def _shape(model: Classifier, pruning: Pruning) -> None:
+    """Give ``model`` the layers of a pruned network. Raises ValueError if it has no such layers."""
+    narrow(model, pruning.widths)
+    model.widths = dict(pruning.widths)
+    if pruning.noise:
+        add_noise(model, 0.0)
 
 
 def _check_shapes(path: Path, model: Classifier) -> None:

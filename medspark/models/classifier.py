@@ -40,6 +40,8 @@ class Classifier(nn.Module):
     ) -> None:
         super().__init__()
         self.architecture = architecture
+        # The sizes of layers narrower than the architecture's, as ``models/widths.py`` has them.
+        self.widths: dict[str, tuple[int, int]] = {}
         self.batch_norm_frozen = False
         self.normalise = Normalise(mean, std)
         self.backbone = backbone

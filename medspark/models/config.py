@@ -5,13 +5,14 @@ from __future__ import annotations
 import difflib
 import struct
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
 from medspark.config import Config
 from medspark.documents import open_regular, parse_json
 from medspark.errors import UsageError
+from medspark.models.card import read_card
 
 if TYPE_CHECKING:
     from medspark.shards.manifest import Manifest
@@ -23,7 +24,9 @@ __all__ = [
     "check_images",
     "check_model",
     "check_weights",
+    "model_folder",
     "tensor_names",
+    "tensor_shapes",
     "timm_name",
 ]
 
@@ -46,7 +49,8 @@ class ModelConfig(Config):
     weights: str | None = Field(
         None,
         description="initial weights: 'pretrained' (timm's, from the hub), the path of a "
-        ".safetensors file with timm's names, or none for random weights",
+        ".safetensors file with timm's names, a model folder that train_at wrote, or none for "
+        "random weights",
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="drop rate before the classifier head")
 
@@ -80,9 +84,25 @@ def check_images(config: ModelConfig, manifest: Manifest) -> None:
 
 
 def check_weights(config: ModelConfig) -> None:
-    """Raise UsageError if the weights file is missing or not safetensors; does not import timm."""
-    if config.weights not in (None, PRETRAINED):
+    """Raise UsageError if the weights cannot be used; does not import timm.
+
+    They are missing, not safetensors, or a folder with a model of another name.
+    """
+    if (folder := model_folder(config)) is not None:
+        found = read_card(folder).architecture
+        if found != timm_name(config.name):
+            raise UsageError(
+                f"model.weights: '{folder}' holds a {found}, but model.name is {config.name}."
+            )
+    elif config.weights not in (None, PRETRAINED):
         tensor_names(Path(str(config.weights)))
+
+
+def model_folder(config: ModelConfig) -> Path | None:
+    """Return the model folder that the first weights are from, None if they are from elsewhere."""
+    if config.weights in (None, PRETRAINED) or not Path(str(config.weights)).is_dir():
+        return None
+    return Path(str(config.weights))
 
 
 def timm_name(name: str) -> str:
@@ -96,6 +116,20 @@ def tensor_names(path: Path) -> set[str]:
     Raises UsageError if the file is missing or not a .safetensors file. Other formats are not
     opened, because torch's own unpickles, and unpickling can run code.
     """
+    return set(tensor_shapes(path))
+
+
+def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the tensors in a safetensors file by name, as ``tensor_names`` does."""
+    header = _header(path)
+    return {
+        name: tuple(entry.get("shape", ()) if isinstance(entry, dict) else ())
+        for name, entry in header.items()
+        if name != "__metadata__"
+    }
+
+
+def _header(path: Path) -> dict[str, Any]:
     if path.suffix != ".safetensors":
         raise UsageError(
             f"model.weights: '{path}' is not a .safetensors file; other formats are not loaded "
@@ -113,4 +147,4 @@ def tensor_names(path: Path) -> set[str]:
         raise UsageError(f"model.weights: cannot read '{path}': {error.strerror}.") from error
     except (ValueError, struct.error) as error:
         raise UsageError(f"model.weights: '{path}' is not a safetensors file: {error}.") from error
-    return set(header) - {"__metadata__"}
+    return header

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -17,7 +18,8 @@ from medspark.models.config import ModelConfig
 
 __all__ = [
     "AdversarialConfig", "CheckpointConfig", "DistillConfig", "FitConfig", "ModeName",
-    "MonitorConfig", "TrainConfig", "TrainingSettings", "check_ranks", "check_virtual_shards",
+    "MonitorConfig", "PruneConfig", "PruneMethod", "RecipeSettings", "TrainConfig",
+    "TrainingSettings", "check_pruning", "check_ranks", "check_virtual_shards",
 ]  # fmt: skip
 
 ModeName = Literal[
@@ -203,6 +205,67 @@ class DistillConfig(Config):
         return self.method in ("ard", "rslad")
 
 
+PruneMethod = Literal["rsr", "magnitude", "lasso", "noise", "hydra"]
+
+
+class PruneConfig(Config):
+    """Which weights to remove, how many, and how to choose them."""
+
+    method: PruneMethod = Field(
+        "rsr",
+        description="rsr: noise with learnt scales and lasso; lasso and noise: one of the two; "
+        "hydra: learnt scores; magnitude: the smallest weights, before training",
+    )
+    sparsity: float = Field(
+        0.85,
+        ge=0,
+        lt=1,
+        description="share of the weights of convolutions and linear layers to set to zero; with "
+        "structured, share of the multiply-adds to remove",
+    )
+    structured: bool = Field(
+        False, description="remove whole channels, by magnitude, so that the network is faster"
+    )
+    cut_after: float = Field(
+        0.5,
+        ge=0,
+        lt=1,
+        description="share of the steps before weights become zero for good; magnitude has none",
+    )
+    lasso: float | None = Field(
+        None,
+        ge=0,
+        description="weight of the lasso in rsr and lasso, per unit of learning rate; by default "
+        "the one that alone would make that share of the weights zero",
+    )
+    noise: float = Field(
+        0.25,
+        ge=0,
+        description="first scale of the noise in rsr and noise, in deviations of a layer's weights",
+    )
+
+    @property
+    def noisy(self) -> bool:
+        """Whether the network is trained with noisy weights."""
+        return self.method in ("rsr", "noise")
+
+
+def check_pruning(prune: PruneConfig, train: TrainConfig) -> None:
+    """Raise UsageError if the settings exclude each other, or a package is missing."""
+    if prune.structured and prune.method != "magnitude":
+        raise UsageError(
+            f"structured removes channels by magnitude: method cannot be {prune.method}, give "
+            "--method magnitude."
+        )
+    if prune.structured and find_spec("torch_pruning") is None:
+        raise UsageError("structured needs torch-pruning: pip install 'medspark[prune]'.")
+    if train.monitor.action == "restore" and prune.method != "magnitude":
+        raise UsageError(
+            "train.monitor.action restore could end the training before the network is pruned: "
+            "use warn or noise."
+        )
+
+
 class CheckpointConfig(Config):
     """When to write checkpoints, and how many to keep. Each epoch ends with one."""
 
@@ -215,15 +278,14 @@ class CheckpointConfig(Config):
     keep: int = Field(2, ge=1, description="number of newest checkpoints to keep")
 
 
-class TrainingSettings(TrainingConfig):
-    """The settings that all trainings of one network share."""
+class RecipeSettings(TrainingConfig):
+    """The settings that all trainings share, whatever network they start from."""
 
-    decides_weights: ClassVar = frozenset({"data", "model", "attack", "train", "seed"})
+    decides_weights: ClassVar = frozenset({"data", "attack", "train", "seed"})
     decides_report: ClassVar = frozenset({"evaluate"})
     decides_nothing: ClassVar = frozenset({"checkpoint"})
 
     data: DataConfig = DataConfig()
-    model: ModelConfig = ModelConfig()
     attack: ThreatModel = ThreatModel()
     train: TrainConfig = TrainConfig()
     evaluate: AttackSettings = AttackSettings()
@@ -231,10 +293,18 @@ class TrainingSettings(TrainingConfig):
     seed: int = Field(0, ge=0, description="of the weights, the image order and all noise")
 
 
+class TrainingSettings(RecipeSettings):
+    """The settings that all trainings of one network share."""
+
+    decides_weights: ClassVar = frozenset({"model"})
+
+    model: ModelConfig = ModelConfig()
+
+
 class FitConfig(TrainingSettings):
     """Fine-tune one classifier on one dataset of shards."""
 
-    decides_weights: ClassVar = frozenset({"distill"})
+    decides_weights: ClassVar = frozenset({"distill", "prune"})
     decides_nothing: ClassVar = frozenset({"shards", "run_dir", "resume", "attempt"})
 
     shards: Path = Field(description="folder that jobs/shard.py wrote")
@@ -245,12 +315,20 @@ class FitConfig(TrainingSettings):
     distill: DistillConfig | None = Field(
         None, description="learn from a teacher instead of by train.mode"
     )
+    prune: PruneConfig | None = Field(None, description="prune the network while it trains")
     resume: Literal["auto", "never"] = Field(
         "auto", description="auto continues from the newest checkpoint in run_dir, if there is one"
     )
     attempt: int = Field(
         0, ge=0, description="number of this attempt; earlier attempts can no longer write"
     )
+
+    @property
+    def mode(self) -> str:
+        """The name of what is done: the method of pruning or distillation, or else train.mode."""
+        if self.prune is not None:
+            return self.prune.method
+        return self.train.mode if self.distill is None else self.distill.method
 
     @property
     def attacks(self) -> bool:
@@ -261,4 +339,7 @@ class FitConfig(TrainingSettings):
 
     def digest(self) -> str:
         """Return a hash of what decides the weights; paths, attempts and reports do not."""
-        return json_digest(self.deciding_weights())
+        deciding = self.deciding_weights()
+        if self.prune is None:
+            del deciding["prune"]  # runs of versions without pruning keep their hash
+        return json_digest(deciding)

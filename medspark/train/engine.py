@@ -33,6 +33,7 @@ from medspark.train.gradients import Gradients, Overlapped, VirtualShards
 from medspark.train.learner import Learner, Sample, StepRule, StepStats
 from medspark.train.objective import Objective
 from medspark.train.optimise import Average, adamw, clip_gradients, set_rate
+from medspark.train.prune.pruner import Pruner
 from medspark.train.schedule import one_cycle, ramp
 from medspark.train.state import optimiser_tensors, restore_optimiser
 from medspark.train.world import World
@@ -75,12 +76,19 @@ class Engine:
         world: World,
         settle: bool = False,
         step_rule: StepRule | None = None,
+        pruner: Pruner | None = None,
     ) -> None:
         model = model.to(world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         example = torch.rand(2, *image_shape, device=world.device)
         self._form: TrainedForm = (
             dual(model, deployed=config.deploy_norm) if config.dual_bn else fold(model, example)
         )
+        self._config = config
+        self._replays = config.replays if config.mode == "free" else 1
+        self._total = total_steps * self._replays
+        self._pruner = pruner or Pruner(None, pruned=False)
+        rates = [self._rate(update) for update in range(self._total)]
+        self._form = self._pruner.attach(self._form, rates)
         self.model = self._form.trained
         exact = config.elastic == "exact"
         pieces = config.virtual_shards if exact else world.size * config.accumulate
@@ -94,13 +102,10 @@ class Engine:
         )
         self.optimiser = adamw(self.model, config)
         self.average = Average(self.model, config.ema) if config.ema > 0 else None
-        self._config = config
         self._threat = threat
         self._seed = seed
         self._world = world
         self._device = world.device
-        self._replays = config.replays if config.mode == "free" else 1
-        self._total = total_steps * self._replays
         self._lost = 0
         self._blank = example[:1]
         self._learnt = 0  # steps with an image since the batch-norm statistics were averaged
@@ -144,7 +149,7 @@ class Engine:
         starts: dict[int, Tensor | None] = {}
         for replay in range(self._replays):
             update = number * self._replays + replay
-            rate = one_cycle(update, self._total, peak=self._config.lr, rising=self._config.lr_rise)
+            rate = self._rate(update)
             eps = self._threat.eps * ramp(update, self._total, share=self._config.eps_warmup)
             threat = self._threat.model_copy(update={"eps": eps})
             figures = torch.zeros(4, device=self._device)
@@ -182,13 +187,22 @@ class Engine:
     def deployable(self) -> Iterator[Classifier]:
         """Yield the network in the form to save: unfolded, with averaged weights if configured."""
         if self.average is None:
-            yield self._form.unfold()
+            yield self._unfolded()
             return
         self.average.swap(self.model)
         try:
-            yield self._form.unfold()
+            yield self._unfolded()
         finally:
             self.average.swap(self.model)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the network may be kept: one that is to be pruned is not yet before the cut."""
+        return self._pruner.cut
+
+    def noise_scales(self) -> dict[str, Tensor]:
+        """Return the learnt scales of noisy weights, by name; none without such noise."""
+        return self._pruner.noise()
 
     def average_buffers(self) -> None:
         """Give all ranks the mean of their moving batch-norm statistics.
@@ -222,7 +236,7 @@ class Engine:
         kept |= optimiser_tensors(self.optimiser, self.model)
         if self.average is not None:
             kept |= {f"average/{name}": value for name, value in self.average.values.items()}
-        return kept
+        return kept | self._pruner.tensors()
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Restore the tensors that ``tensors`` returned."""
@@ -231,6 +245,7 @@ class Engine:
         restore_optimiser(self.optimiser, self.model, tensors)
         if self.average is not None:
             self.average.restore(_below("average/", tensors))
+        self._pruner.restore(tensors)
 
     @property
     def noise(self) -> float:
@@ -242,16 +257,27 @@ class Engine:
         """Set the largest training noise, in units of eps."""
         self._learner.config = self._learner.config.model_copy(update={"noise": reach})
 
+    def _rate(self, update: int) -> float:
+        return one_cycle(update, self._total, peak=self._config.lr, rising=self._config.lr_rise)
+
+    def _unfolded(self) -> Classifier:
+        model = self._form.unfold()
+        # Pruned weights of the average are zero only as far as it has forgotten the others.
+        self._pruner.apply(dict(model.named_parameters()))
+        return model
+
     def _update(self, update: int, rate: float) -> float:
         if update < self._config.head_steps * self._replays:
             # Dropped only here: under DDP every parameter must take part in the backward pass.
             for parameter in self._below_head:
                 parameter.grad = None
+        self._pruner.hold_back()
         norm = clip_gradients(self.model.parameters(), self._config.clip_grad)
         if math.isfinite(norm):
             self._lost = 0
             set_rate(self.optimiser, rate)
             self.optimiser.step()
+            self._pruner.after(update, rate)
             if self.average is not None:
                 self.average.update(self.model, update)
         else:

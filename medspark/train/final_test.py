@@ -9,14 +9,17 @@ import torch
 
 from medspark.data.native import MappedSplit
 from medspark.evaluate.calibrate import best_temperature
+from medspark.evaluate.noise_result import NoiseResult
+from medspark.evaluate.noisy import judge_noise, judged_rows
 from medspark.evaluate.result import RobustnessResult
 from medspark.evaluate.robust import evaluate
+from medspark.models.card import read_card
 from medspark.models.checkpoint import calibrate, load_classifier
 from medspark.train.run_setup import RunSetup
 from medspark.train.validate import gatherer, slices
 from medspark.train.world import World
 
-__all__ = ["calibrate_and_test", "calibrate_on"]
+__all__ = ["calibrate_and_test", "calibrate_on", "judge_with_noise"]
 
 # A temperature fitted to few images is inaccurate. These need one clean forward pass only.
 _CALIBRATION_IMAGES = 1024
@@ -33,6 +36,26 @@ def calibrate_and_test(setup: RunSetup) -> RobustnessResult:
     batches = slices(setup.test, rows, batch_size=config.batch_size, world=setup.world)
     gather, probed_below = gatherer(setup.world), config.probed_below(rows)
     return evaluate(model, batches, config, gather=gather, probed_below=probed_below)
+
+
+def judge_with_noise(setup: RunSetup) -> NoiseResult | None:
+    """Judge the chosen network with its noisy weights; None if it has none.
+
+    It is attacked at the eps it was trained against, on as many images as the sanity probes take.
+    """
+    pruning = read_card(setup.model_folder).pruning
+    if pruning is None or not pruning.noise:
+        return None
+    config = setup.config.evaluate
+    rows = judged_rows(config, len(setup.test))
+    return judge_noise(
+        load_classifier(setup.model_folder, noisy=True).to(setup.world.device),
+        slices(setup.test, rows, batch_size=config.batch_size, world=setup.world),
+        threat=setup.config.attack,
+        steps=config.steps,
+        seed=config.seed,
+        gather=gatherer(setup.world),
+    )
 
 
 def _calibrate(setup: RunSetup) -> None:

@@ -10,14 +10,23 @@ import torch
 
 from medspark.data.prefetch import Prefetcher
 from medspark.data.source import open_source
+from medspark.evaluate.noise_result import NoiseResult
 from medspark.evaluate.result import RobustnessResult
 from medspark.models.checkpoint import describe, save_classifier
 from medspark.train.config import FitConfig, check_ranks
 from medspark.train.engine import Engine
-from medspark.train.final_test import calibrate_and_test
+from medspark.train.final_test import calibrate_and_test, judge_with_noise
 from medspark.train.meter import Meter, Recorder
 from medspark.train.monitor import Monitor, attack_watched
-from medspark.train.prepare import make_network, make_objective, make_step_rule, watched_images
+from medspark.train.prepare import (
+    make_network,
+    make_objective,
+    make_pruner,
+    make_pruning,
+    make_step_rule,
+    watched_images,
+)
+from medspark.train.prune.figures import pruning_figures
 from medspark.train.result import ValidationResult
 from medspark.train.resume import Progress, Resumption
 from medspark.train.run_setup import RunSetup, set_up
@@ -47,8 +56,9 @@ def fit(config: FitConfig, world: World, journal: Recorder) -> dict[str, Any]:
     training.run()
     timeline.note("trained")
     tested = calibrate_and_test(setup)
+    noise = judge_with_noise(setup)
     timeline.note("tested")
-    return _result(setup, training, tested)
+    return _result(setup, training, tested) | _pruned(setup, noise)
 
 
 def _build_engine(setup: RunSetup, *, steps: int) -> Engine:
@@ -64,6 +74,7 @@ def _build_engine(setup: RunSetup, *, steps: int) -> Engine:
         world=setup.world,
         settle=config.train.batch_norm == "settle",
         step_rule=make_step_rule(config, setup.source, setup.world),
+        pruner=make_pruner(config),
     )
 
 
@@ -134,7 +145,8 @@ class _Training:
         self._setup.journal.record(progress.step, validation.metrics())
         if self._setup.world.is_main:
             _LOGGER.info("epoch %d of %d: %s", epoch + 1, config.train.epochs, validation)
-        if progress.best is None or validation.score > progress.best.score:
+        better = progress.best is None or validation.score > progress.best.score
+        if better and self.engine.complete:
             progress.best = validation
             self._keep_model()
         self._watch(epoch)
@@ -189,8 +201,9 @@ class _Training:
                 bits=manifest.bits,
                 dropout=self._setup.config.model.dropout,
                 rendering=manifest.source.get("rendering"),
+                pruning=make_pruning(self._setup.config),
             )
-            save_classifier(self._setup.model_folder, model, card)
+            save_classifier(self._setup.model_folder, model, card, noise=self.engine.noise_scales())
 
 
 def _result(setup: RunSetup, training: _Training, tested: RobustnessResult) -> dict[str, Any]:
@@ -200,7 +213,7 @@ def _result(setup: RunSetup, training: _Training, tested: RobustnessResult) -> d
     hides = config.distill is not None and config.distill.method == "defensive"
     warning = {"warning": _masking(tested)} if hides else {}
     return warning | {
-        "mode": config.distill.method if config.distill else config.train.mode,
+        "mode": config.mode,
         **tested.as_json(),
         "validation": progress.best and progress.best.as_json(),
         "epochs": config.train.epochs,
@@ -221,6 +234,14 @@ def _result(setup: RunSetup, training: _Training, tested: RobustnessResult) -> d
         "train_images": len(setup.source.split("train")),
         "dataset_digest": setup.source.manifest.digest,
     }
+
+
+def _pruned(setup: RunSetup, noise: NoiseResult | None) -> dict[str, Any]:
+    """Return the part of the result document on the pruning; nothing for other networks."""
+    if make_pruning(setup.config) is None:
+        return {}
+    figures = pruning_figures(setup.model_folder)
+    return figures if noise is None else figures | {"noise": noise.as_json()}
 
 
 def _masking(tested: RobustnessResult) -> str:

@@ -12,14 +12,14 @@ from medspark.data.native import MappedSplit
 from medspark.data.source import Source
 from medspark.errors import UsageError
 from medspark.evaluate.deploy import evaluation_copy
-from medspark.models.backbones import build
-from medspark.models.card import read_card
-from medspark.models.checkpoint import load_classifier
+from medspark.models.card import Pruning, read_card
+from medspark.models.checkpoint import first_network, load_classifier
 from medspark.models.classifier import Classifier, freeze_batch_norm
+from medspark.models.config import model_folder
 from medspark.models.torchvision_ops import import_timm
 from medspark.seeding import derive
 from medspark.shards.plan import EpochPlan, permute
-from medspark.train.config import FitConfig
+from medspark.train.config import FitConfig, check_pruning
 from medspark.train.distill import distillation_rule
 from medspark.train.learner import StepRule
 from medspark.train.objective import (
@@ -29,9 +29,14 @@ from medspark.train.objective import (
     balanced_positive_weights,
     balanced_weights,
 )
+from medspark.train.prune.channels import remove_channels
+from medspark.train.prune.pruner import Pruner
 from medspark.train.world import World
 
-__all__ = ["make_network", "make_objective", "make_step_rule", "validation_split", "watched_images"]
+__all__ = [
+    "make_network", "make_objective", "make_pruner", "make_pruning", "make_step_rule",
+    "validation_split", "watched_images",
+]  # fmt: skip
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -39,16 +44,22 @@ _LOGGER = logging.getLogger(__name__)
 def make_network(config: FitConfig, source: Source, world: World) -> Classifier:
     """Return the network to train, its batch norm configured by ``train.batch_norm`` and so on.
 
-    Raises UsageError for batch-norm settings that do not fit the mode, the ranks or the device.
+    Raises UsageError for batch-norm settings that do not fit the mode, the ranks or the device,
+    and for settings of a pruning that exclude each other.
     """
     manifest = source.manifest
+    if config.prune is not None:
+        check_pruning(config.prune, config.train)
     torch.manual_seed(derive(config.seed, "weights"))
-    model = build(
+    model = first_network(
         config.model,
         num_classes=len(manifest.classes),
         channels=manifest.channels,
         size=(manifest.height, manifest.width),
     )
+    if config.prune is not None and config.prune.structured:
+        image = torch.zeros(1, manifest.channels, manifest.height, manifest.width)
+        model = remove_channels(model, image, config.prune.sparsity)
     given = config.model.weights is not None and not config.train.dual_bn
     frozen = config.train.batch_norm == "frozen" or (
         config.train.batch_norm == "auto" and given and config.attacks
@@ -98,6 +109,30 @@ def make_step_rule(config: FitConfig, source: Source, world: World) -> StepRule 
     )
 
 
+def make_pruner(config: FitConfig) -> Pruner:
+    """Return what prunes the network, or keeps the zeros of a pruned one, or does nothing."""
+    narrowed = config.prune is not None and config.prune.structured
+    return Pruner(None if narrowed else config.prune, pruned=_pruned(config) is not None)
+
+
+def make_pruning(config: FitConfig) -> Pruning | None:
+    """Return how the network is pruned, for its card; None if it is not."""
+    if config.prune is None:
+        before = _pruned(config)
+        return before and before.model_copy(update={"noise": False})
+    return Pruning(
+        method=config.prune.method,
+        sparsity=config.prune.sparsity,
+        noise=config.prune.noisy,
+    )
+
+
+def _pruned(config: FitConfig) -> Pruning | None:
+    """Return how the first weights were pruned; None if they were not."""
+    folder = model_folder(config.model)
+    return None if folder is None else read_card(folder).pruning
+
+
 def validation_split(source: Source) -> MappedSplit:
     """Return the split for comparing epochs: validation, or training if there is none."""
     held_out = source.manifest.splits.get("val")
@@ -128,8 +163,9 @@ def _check_every_rank_sees(config: FitConfig, rows: int, world: World) -> None:
 
 def _check_dual(config: FitConfig, *, frozen: bool) -> None:
     mixed = ("naive", "fused", "fused_noise", "trades")
-    if config.train.dual_bn and (frozen or config.distill or config.train.mode not in mixed):
+    other = config.distill or config.prune or config.train.mode not in mixed
+    if config.train.dual_bn and (frozen or other):
         raise UsageError(
             f"train.dual_bn needs one of the modes {', '.join(mixed)}, which learn from clean and "
-            "attacked images, and unfrozen batch norm."
+            "attacked images, unfrozen batch norm, and no pruning."
         )

@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
+from medspark.evaluate.noise_result import NoiseResult
 from medspark.evaluate.result import ConditionFigures, RobustnessResult
 from medspark.job import Result
 
@@ -54,7 +55,15 @@ class TrainResult(RobustnessResult):
     """
 
     warning: str | None = Field(None, description="why not to trust any of the results")
-    mode: str = Field(description="train.mode, or the method of distillation")
+    mode: str = Field(description="train.mode, or the method of distillation or pruning")
+    sparsity: float | None = Field(
+        None, description="share of zeros among the prunable weights in the saved file"
+    )
+    multiply_adds: int | None = Field(None, description="of a pruned network, for one image")
+    multiply_adds_removed: float | None = Field(
+        None, description="share of the architecture's multiply-adds that pruning removed"
+    )
+    noise: NoiseResult | None = Field(None, description="noisy weights, judged with their noise")
     validation: ValidationResult | None = Field(None, description="metrics of the chosen epoch")
     epochs: int
     alarms: list[dict[str, Any]] = Field([], description="alarms of the monitor, in order")

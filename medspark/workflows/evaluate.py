@@ -12,6 +12,8 @@ from medspark.data.native import MappedSplit
 from medspark.errors import UsageError
 from medspark.evaluate.config import check_attacks
 from medspark.evaluate.gallery import Exhibit, exhibits, typical_rows
+from medspark.evaluate.noise_result import NoiseResult
+from medspark.evaluate.noisy_pieces import NoisyJob
 from medspark.evaluate.pieces import Job, fingerprint
 from medspark.evaluate.report import write_report
 from medspark.evaluate.result import EvaluationResult, RobustnessResult, metrics_by_name
@@ -26,6 +28,8 @@ from medspark.track.runs import tracked
 from medspark.track.spool import RunEntry
 from medspark.workflows.attacked_data import AttackedData, resolve_model
 from medspark.workflows.evaluate_config import EvaluationConfig
+from medspark.workflows.figures import noise_metrics
+from medspark.workflows.lineage import lineage
 
 _OF_FINDINGS = (
     "the share of images with every finding right, at a probability of one half; label accuracy "
@@ -69,7 +73,7 @@ class Evaluation:
         entry = RunEntry(
             name=f"evaluate {Path(self.config.model).name}",
             config=self.config.model_dump(mode="json"),
-            tags={"medspark.job": "evaluate"},
+            tags={"medspark.job": "evaluate"} | lineage(model=self.job.model),
             dataset=self.data.entry,
         )
         ownership.claim(self.config.folder, "evaluation")
@@ -79,16 +83,18 @@ class Evaluation:
             tracked(self.folder / "mlflow", self.config.track, entry) as run,
         ):
             do_pieces(spark, self.job, total=len(self.job.rows), unit="image", doing="attacked")
-            result, shown = self._report()
+            noise = self._noise(spark)
+            result, shown = self._report(noise)
             run.end(
                 "FINISHED",
-                summary=_metrics(result),
+                summary=_metrics(result) | noise_metrics(noise),
                 artifacts=self.folder / "report",
                 patience_seconds=self.config.track.patience_seconds,
             )
             reference = run.reference
         return EvaluationResult.model_validate(
             result.as_json()
+            | ({} if noise is None else {"noise": noise.as_json()})
             | {
                 "model": self.config.model,
                 "dataset_digest": self.data.manifest.digest,
@@ -100,7 +106,25 @@ class Evaluation:
             }
         )
 
-    def _report(self) -> tuple[RobustnessResult, int]:
+    def _noise(self, spark: SparkSession) -> NoiseResult | None:
+        """Judge a network that has noisy weights with its noise; None for any other model."""
+        model = self.job.model
+        pruning = None if model.suffix == ".onnx" else read_card(model).pruning
+        if pruning is None or not pruning.noise or max(self.config.eps, default=0.0) == 0:
+            return None
+        job = NoisyJob(
+            model=model,
+            shards=self.job.shards,
+            split=self.job.split,
+            config=self.job.config,
+            total=self.job.total,
+            piece=self.job.piece,
+            work=self.job.work / "noise",
+        )
+        do_pieces(spark, job, total=len(job.rows), unit="image", doing="judged with noise")
+        return job.result()
+
+    def _report(self, noise: NoiseResult | None) -> tuple[RobustnessResult, int]:
         """Write the report; return the result and the number of images that it shows."""
         arrays, trials = self.job.arrays(), self.job.config.trials()
         result = summarise(
@@ -117,7 +141,7 @@ class Evaluation:
             result,
             predictions(arrays, trials),
             title=f"Robustness of {Path(self.config.model).name}",
-            facts=self._facts(result),
+            facts=self._facts(result) | ({} if noise is None else {"noise": noise.sentence}),
             classes=self.data.manifest.classes,
             positive=self.data.drawn,
             shown=shown,

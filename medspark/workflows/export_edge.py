@@ -42,6 +42,7 @@ from medspark.track.spool import ModelEntry, RunEntry
 from medspark.workflows.attacked_data import AttackedData, resolve_model
 from medspark.workflows.export_artifacts import Made, make_artifacts
 from medspark.workflows.export_edge_config import ExportEdgeConfig
+from medspark.workflows.lineage import lineage
 
 __all__ = ["EdgeExport"]
 
@@ -131,7 +132,7 @@ class EdgeExport:
         return RunEntry(
             name=f"export {Path(self.config.model).name}",
             config=self.config.model_dump(mode="json"),
-            tags={"medspark.job": "export_edge"},
+            tags={"medspark.job": "export_edge"} | lineage(model=self.twin.model),
             dataset=self.data.entry,
         )
 

@@ -87,7 +87,7 @@ def check(config: FederateConfig) -> Manifest:
     check_attacks(config.evaluate.attacks, gradients=True, surrogates=0)
     if config.privacy is not None:
         check_privacy()
-    _check_images(config, manifest)
+    _check_splits(config, manifest)
     clients = clients_of(config.clients, manifest.splits["train"])
     per_round = config.clients.in_round(clients)
     config.rule_for(clients).check_round(per_round)
@@ -95,7 +95,7 @@ def check(config: FederateConfig) -> Manifest:
     return manifest
 
 
-def _check_images(config: FederateConfig, manifest: Manifest) -> None:
+def _check_splits(config: FederateConfig, manifest: Manifest) -> None:
     for split in ("train", "test"):
         if not rows_in(manifest, split):
             raise UsageError(f"The shards in {config.shards} have no {split} images.")

@@ -8,12 +8,22 @@ from pathlib import Path
 import numpy as np
 import psutil
 
+from medspark.evaluate.noise_result import NoiseResult
 from medspark.evaluate.result import CLEAN, WORST, RobustnessResult, metrics_by_name
 from medspark.launch.distributor import Launched
 from medspark.track.journal import JournalReader
 from medspark.train.result import TrainResult
 
-__all__ = ["compared", "cost", "robustness", "speed", "startup", "submitted_at"]
+__all__ = [
+    "compared",
+    "cost",
+    "noise_metrics",
+    "pruning",
+    "robustness",
+    "speed",
+    "startup",
+    "submitted_at",
+]
 
 
 def cost(result: TrainResult) -> dict[str, float]:
@@ -26,6 +36,22 @@ def cost(result: TrainResult) -> dict[str, float]:
 def robustness(result: RobustnessResult) -> dict[str, float]:
     """Return the figures on the test images by their MLflow metric names."""
     return metrics_by_name(result.figures(), prefix="test/")
+
+
+def pruning(result: TrainResult) -> dict[str, float]:
+    """Return what pruning left, and the figures with noise, by their MLflow metric names."""
+    kept = ("sparsity", "multiply_adds", "multiply_adds_removed")
+    found = {name: getattr(result, name) for name in kept if getattr(result, name) is not None}
+    return found | noise_metrics(result.noise)
+
+
+def noise_metrics(noise: NoiseResult | None) -> dict[str, float]:
+    """Return the figures of noisy weights by their MLflow metric names; none without noise."""
+    if noise is None:
+        return {}
+    masked = {} if noise.masked is None else {"masked": noise.masked}
+    figures = noise.as_json() | {"gain": noise.gain} | masked
+    return {f"noise/{name}": float(value) for name, value in figures.items()}
 
 
 def compared(result: RobustnessResult, *, eps: float) -> dict[str, float]:

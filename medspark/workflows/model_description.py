@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from medspark.evaluate.names import in_markdown, short
+from medspark.evaluate.noise_result import noise_lines
 from medspark.evaluate.sanity import SIGN
 from medspark.models.card import ModelCard, columns_of
 from medspark.shards.manifest import Manifest
@@ -50,7 +51,7 @@ patients), data digest `{manifest.digest[:16]}`, {result.epochs} epochs, seen by
 {robustness_table({"": result})}
 
 On {result.images} test images; {verdict}.
-
+{_pruned(result)}
 ## How to ask it
 
 A DICOM, PNG, JPEG or TIFF file in base64, in the column `image`; it is brought to the training
@@ -74,6 +75,23 @@ def model_entry(folder: Path, manifest: Manifest, track: TrackConfig, *, card: s
         register_as=track.register_as,
         alias=track.alias,
     )
+
+
+def _pruned(result: TrainResult) -> str:
+    """Return a section on what was pruned, and on noisy weights; "" for other networks."""
+    if result.sparsity is None:
+        return ""
+    gone = f"{100 * (result.multiply_adds_removed or 0):.1f} %"
+    lines = [
+        "",
+        "## Pruned",
+        "",
+        f"{100 * result.sparsity:.1f} % of its weights are exactly zero, and {gone} of the "
+        "multiply-adds of the architecture are gone.",
+    ]
+    if result.noise is not None:
+        lines += ["It answers without the noise in its weights.", "", *noise_lines(result.noise)]
+    return "\n".join([*lines, ""])
 
 
 def _purpose(card: ModelCard) -> str:

@@ -13,6 +13,7 @@ from pyspark.sql import SparkSession
 
 from medspark.data.config import check_data
 from medspark.errors import UsageError
+from medspark.evaluate.noise_result import noise_lines
 from medspark.files import json_digest
 from medspark.job import write_result
 from medspark.launch.distributor import (
@@ -22,7 +23,13 @@ from medspark.launch.distributor import (
     run_ddp,
 )
 from medspark.models.card import read_card
-from medspark.models.config import PRETRAINED, check_images, check_model, check_weights
+from medspark.models.config import (
+    PRETRAINED,
+    check_images,
+    check_model,
+    check_weights,
+    model_folder,
+)
 from medspark.shards.manifest import Manifest, read_manifest, verify
 from medspark.shards.plan import EpochPlan
 from medspark.spark.session import spark_session
@@ -34,6 +41,7 @@ from medspark.train.run_folder import check_run_folder, held_run, keep_result, k
 from medspark.workflows import figures
 from medspark.workflows.demo import DemoConfig, check_demo, demo_folder, demo_shards, ingest_sum
 from medspark.workflows.job_settings import SparkTrainingConfig
+from medspark.workflows.lineage import lineage
 from medspark.workflows.model_description import describe_model, model_entry
 from medspark.workflows.progress import progress
 from medspark.workflows.robustness_table import flag_lines, robustness_table
@@ -201,7 +209,8 @@ def _beside(work: Callable[[], None]) -> Iterator[Callable[[], None]]:
 
 def summary(result: TrainResult) -> str:
     """Return the text printed at the end: the robustness table, ingest counts, the dashboard."""
-    name = _NO_DEFENCE.get(result.mode, f"defended ({result.mode})")
+    pruned = result.sparsity is not None
+    name = _NO_DEFENCE.get(result.mode, f"{'pruned' if pruned else 'defended'} ({result.mode})")
     rows = {} if result.baseline is None else {"undefended": result.baseline}
     rows |= {name: result}
     lines = [
@@ -247,7 +256,7 @@ def train_once(
     check_ranks(config.train, config.launch.processes)
     fit_config = _fit_config(config, folder)
     manifest = read_manifest(fit_config.shards)
-    entry = _entry(config, manifest)
+    entry = _entry(config, fit_config, manifest)
     entry = entry.model_copy(
         update={"params": entry.params | dict(params or {}), "tags": entry.tags | dict(tags or {})}
     )
@@ -264,7 +273,7 @@ def train_once(
             config.train.epochs
             * EpochPlan(manifest.splits["train"].rows, config.train.batch_size, config.seed).steps
         )
-        with progress(run.spool.journal, steps=steps, name=config.train.mode):
+        with progress(run.spool.journal, steps=steps, name=fit_config.mode):
             document, launched = run_ddp(task, spark=spark, launch=config.launch)
         result = TrainResult.model_validate(
             document | {"startup": figures.startup(document["timeline"], launched)}
@@ -275,7 +284,7 @@ def train_once(
             | {"restarts": launched.restarts}
         )
         if not timed_only:
-            metrics |= figures.robustness(result)
+            metrics |= figures.robustness(result) | figures.pruning(result)
             metrics |= figures.compared(result, eps=config.attack.eps)
         keep_model = config.track.log_model and not timed_only
         run.end(
@@ -310,16 +319,20 @@ def _fit_config(config: TrainAtConfig, folder: Path) -> FitConfig:
     return FitConfig(**(shared | placed))
 
 
-def _entry(config: TrainAtConfig, manifest: Manifest) -> RunEntry:
+def _entry(config: TrainAtConfig, fit_config: FitConfig, manifest: Manifest) -> RunEntry:
+    distill = fit_config.distill
+    sources = lineage(
+        model=model_folder(config.model), teacher=None if distill is None else distill.teacher
+    )
     return RunEntry(
-        name=f"{config.model.name} {config.train.mode}",
+        name=f"{config.model.name} {fit_config.mode}",
         config=config.model_dump(mode="json"),
         params={
             "model": config.model.name,
-            "mode": config.train.mode,
+            "mode": fit_config.mode,
             "data_share": config.data.share,
         },
-        tags={"medspark.job": "train_at", "medspark.mode": config.train.mode},
+        tags={"medspark.job": "train_at", "medspark.mode": fit_config.mode} | sources,
         dataset=DatasetEntry(
             name=Path(str(config.shards)).name, digest=manifest.digest, source=str(config.shards)
         ),
@@ -330,7 +343,9 @@ def _write_report(run_folder: Path, result: TrainResult, manifest: Manifest) -> 
     folder = run_folder / "report"
     folder.mkdir(parents=True, exist_ok=True)
     card = describe_model(result, manifest, read_card(run_folder / "model"))
+    noise = [] if result.noise is None else ["", *noise_lines(result.noise)]
     write_result(folder / "result.json", result.as_json())
-    (folder / "robustness.md").write_text(robustness_table({"": result}), encoding="utf-8")
+    table = "\n".join([robustness_table({"": result}), *noise])
+    (folder / "robustness.md").write_text(table, encoding="utf-8")
     (folder / "MODEL_CARD.md").write_text(card, encoding="utf-8")
     return folder

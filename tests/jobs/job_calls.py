@@ -29,6 +29,8 @@ JOBS = {
     "train_at, going on": f"{TRAIN} --resume auto",
     "train_at, on built-in data": "--demo.folder {demo} --demo.count 20 --track.uri {store}",
     "distill": f"{TRAIN} --distill.teacher {{model}}",
+    "prune": f"{TRAIN} --model {{model}}",
+    "prune_table": "--shards {shards} --folder {target} --models.x {model} --track.uri {store}",
     "federate": f"{TRAIN} --model.name resnet10t",
     "federate, over what is there": f"{TRAIN} --model.name resnet10t --overwrite",
     "federate, going on": f"{TRAIN} --model.name resnet10t --resume auto",

@@ -91,7 +91,9 @@ def test_a_card_without_what_came_later_is_read_with_the_usual_values(tmp_path: 
 
 def test_a_card_of_the_first_format_is_read_and_written_again_in_the_newest(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").touch()
-    old = card_of(CLASSES, False, 1).model_dump(mode="json", exclude={"kind", "exported"})
+    old = card_of(CLASSES, False, 1).model_dump(
+        mode="json", exclude={"kind", "exported", "pruning"}
+    )
     (tmp_path / CARD).write_text(json.dumps(old | {"schema_version": 1}))
 
     write_card(tmp_path, read_card(tmp_path))
@@ -102,7 +104,10 @@ def test_a_card_of_the_first_format_is_read_and_written_again_in_the_newest(tmp_
 
 @pytest.mark.parametrize(
     ("changes", "unknown"),
-    [({"kind": "pruned", "sparsity": 0.5}, "kind 'pruned'"), ({"schema_version": 3}, "version 3")],
+    [
+        ({"kind": "cascade", "stages": 2}, "kind 'cascade'"),
+        ({"schema_version": 3}, "version 3"),
+    ],
 )
 @pytest.mark.parametrize(
     ("writer", "needed"), [("9.1.0", "medspark 9.1.0 or newer"), ("\n rm", "a newer version")]

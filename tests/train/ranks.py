@@ -21,8 +21,9 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from medspark.data.batch import Batch
 from medspark.shards.plan import EpochPlan
 from medspark.train.adversarial import MODES
-from medspark.train.config import FitConfig
+from medspark.train.config import FitConfig, PruneConfig, PruneMethod
 from medspark.train.loop import fit
+from medspark.train.prune.pruner import Pruner
 from medspark.train.world import World, join
 
 
@@ -54,10 +55,19 @@ def batch_for(world: World, *, size: int = 10) -> Batch:
     )
 
 
-def all_reduces(world: World, mode: str, **chosen: Any) -> list[int]:
+def all_reduces(
+    world: World, mode: str, *, pruned_by: PruneMethod | None = None, **chosen: Any
+) -> list[int]:
     """Return how often each of three updates all-reduces its only bucket."""
+    pruner = None if pruned_by is None else Pruner(PruneConfig(method=pruned_by), pruned=False)
     engine = engine_for(
-        build_tiny().eval(), world=world, mode=mode, inner_steps=2, replays=1, **chosen
+        build_tiny().eval(),
+        world=world,
+        mode=mode,
+        inner_steps=2,
+        replays=1,
+        pruner=pruner,
+        **chosen,
     )
     calls = []
 
@@ -90,6 +100,8 @@ def main(shards: str, folder: str) -> None:
     with join(timeout_s=60) as world:
         counts = {mode: all_reduces(world, mode) for mode in MODES}
         counts["fused, dual"] = all_reduces(world, "fused", dual_bn=True)
+        for method in ("rsr", "hydra"):
+            counts[f"fused, {method}"] = all_reduces(world, "fused", pruned_by=method)
         counts["fused, accumulated"] = all_reduces(world, "fused", accumulate=2)
         for mode in ("fused_noise", "free"):
             exact(world, mode, Path(folder, f"exact-{mode}-{world.rank}.safetensors"))

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.ddp
 
 RANKS = Path(__file__).with_name("ranks.py")
 ALONE = World(0, 0, 1, torch.device("cpu"))
-VARIANTS = [*MODES, "fused, dual", "fused, accumulated"]
+VARIANTS = [*MODES, "fused, dual", "fused, rsr", "fused, hydra", "fused, accumulated"]
 Together = Callable[..., tuple[Path, list[dict[str, Any]]]]
 
 _SPEC = importlib.util.spec_from_file_location("train_ranks", RANKS)

@@ -10,10 +10,10 @@ from pydantic import ValidationError
 
 from medspark.train.config import FitConfig, TrainConfig
 
-BASE: dict[str, Any] = {"shards": "shards", "distill": {"teacher": "t"}}
+BASE: dict[str, Any] = {"shards": "shards", "distill": {"teacher": "t"}, "prune": {}}
 OTHERS = (
     True, False, 0.25, 0.5, 1.0, 2, 3, "other", "l2", "kd", "ard", "standard", "main", "off",
-    "frozen", "balanced", "exact", "fp32", "petastorm", "size", "never",
+    "frozen", "balanced", "lasso", "exact", "fp32", "petastorm", "size", "never",
 )  # fmt: skip
 # Folders, resuming and reports do not decide the weights.
 FREE = ("shards", "run_dir", "evaluate", "checkpoint", "resume", "attempt")

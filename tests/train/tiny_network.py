@@ -15,6 +15,7 @@ from medspark.train.config import TrainConfig
 from medspark.train.engine import Engine
 from medspark.train.learner import Sample, StepRule
 from medspark.train.objective import CrossEntropy
+from medspark.train.prune.pruner import Pruner
 from medspark.train.world import World
 
 ALONE = World(0, 0, 1, torch.device("cpu"))
@@ -66,6 +67,7 @@ def engine_for(
     steps: int = 4,
     image_shape: tuple[int, int, int] = (1, 12, 12),
     step_rule: StepRule | None = None,
+    pruner: Pruner | None = None,
     **chosen: object,
 ) -> Engine:
     """Return an engine that trains ``model`` in float32 at eps 8/255; ``chosen`` are of `train`."""
@@ -79,6 +81,7 @@ def engine_for(
         seed=0,
         world=world,
         step_rule=step_rule,
+        pruner=pruner,
     )
 
 

@@ -27,10 +27,15 @@ _EACH = 5
 
 
 def can_be_buffered(module: nn.Module) -> bool:
-    """Return whether ``module`` is a timm dense block whose second batch norms are folded."""
+    """Return whether ``module`` is a timm dense block whose second batch norms are folded.
+
+    All its layers have to add as many channels, which they do not after structured pruning.
+    """
     layers: list[Any]
     kind, layers = type(module), list(module.children())
-    return (kind.__module__, kind.__name__) == ("timm.models.densenet", "DenseBlock") and all(
+    if (kind.__module__, kind.__name__) != ("timm.models.densenet", "DenseBlock"):
+        return False
+    return len({layer.conv2.out_channels for layer in layers}) == 1 and all(
         isinstance(layer.norm1, nn.BatchNorm2d)
         and type(layer.norm1.act) is nn.ReLU
         and type(layer.norm1.drop) is nn.Identity

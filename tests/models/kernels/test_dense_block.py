@@ -216,7 +216,8 @@ def test_the_gradient_of_its_gradient_is_to_be_had_of_weights_that_do_not_learn(
 
 
 @pytest.mark.parametrize(
-    "change", ["dropout", "activation", "batch norm", "doubled batch norm", "another block"]
+    "change",
+    ["dropout", "activation", "batch norm", "doubled batch norm", "other width", "another block"],
 )
 def test_other_blocks_are_left_alone(change: str):
     block = timms_block()
@@ -230,6 +231,8 @@ def test_other_blocks_are_left_alone(change: str):
         block.denselayer2.norm2 = nn.BatchNorm2d(12)
     if change == "doubled batch norm":
         block.denselayer2.norm1 = DualNorm(block.denselayer2.norm1)
+    if change == "other width":
+        block.denselayer2.conv2 = nn.Conv2d(12, 3, 3, padding=1, bias=False)
     if change == "another block":
         block.__class__ = type("DenseBlock", (type(block),), {"__module__": "elsewhere"})
 

@@ -1,0 +1,1 @@
+"""Pruning during a training: penalties, scores, masks, and the removal of channels."""
