@@ -40,18 +40,18 @@ class BayesianUncertainty(Detector):
         weight, bias = training.head
         return cls(layer, weight, bias, derive(training.seed, "bu") % 2**53)
 
-    def score(self, features: Features, *, key: int = 0) -> Tensor:
-        """Return the mean variance (B,) over the masks that (seed, ``key``) decides.
+    def score(self, features: Features) -> Tensor:
+        """Return the mean variance (B,) over the masks that (seed, ``features.draw``) decides.
 
         All images of a call share the masks, so the score of an image depends on no other image.
         """
         values = features.layers[self.layer]
-        masks = self._masks(key).to(values)
+        masks = self._masks(features.draw).to(values)
         logits = torch.einsum("bd,td,kd->tbk", values, masks, self.weight) + self.bias
         return logits.softmax(2).var(dim=0, correction=0).mean(1)
 
-    def _masks(self, key: int) -> Tensor:
-        generator = torch.Generator().manual_seed(derive(self.seed, key) % 2**63)
+    def _masks(self, draw: int) -> Tensor:
+        generator = torch.Generator().manual_seed(derive(self.seed, draw) % 2**63)
         kept = 1 - self.dropped
         drawn = torch.rand(self.draws, self.weight.shape[1], generator=generator)
         return (drawn < kept).float() / kept

@@ -29,14 +29,14 @@ class Combination(Detector):
         """The layers that any of the detectors looks at."""
         return tuple(dict.fromkeys(name for each in self.detectors for name in each.layers))
 
-    def score(self, features: Features, *, key: int = 0) -> Tensor:
+    def score(self, features: Features) -> Tensor:
         """Return the log-odds (B,) of being attacked."""
-        scores = [each.score(features, key=key) for each in self.detectors]
+        scores = [each.score(features) for each in self.detectors]
         return self.regression(torch.stack(scores, dim=1))
 
-    def surrogate(self, features: Features, *, key: int = 0) -> Tensor:
+    def surrogate(self, features: Features) -> Tensor:
         """Return the log-odds (B,), from the surrogates of the detectors."""
-        scores = [each.surrogate(features, key=key) for each in self.detectors]
+        scores = [each.surrogate(features) for each in self.detectors]
         return self.regression(torch.stack(scores, dim=1))
 
 

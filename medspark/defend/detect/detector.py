@@ -63,13 +63,13 @@ class Detector:
         """The layers that the detector looks at."""
         return (self.layer,)
 
-    def score(self, features: Features, *, key: int = 0) -> Tensor:
-        """Return the score of each image, (B,); ``key`` decides what is drawn by chance."""
+    def score(self, features: Features) -> Tensor:
+        """Return the score of each image, (B,)."""
         raise NotImplementedError
 
-    def surrogate(self, features: Features, *, key: int = 0) -> Tensor:
+    def surrogate(self, features: Features) -> Tensor:
         """Return scores (B,) that an attacker can differentiate; by default ``score`` itself."""
-        return self.score(features, key=key)
+        return self.score(features)
 
 
 def by_class(values: Tensor, labels: Tensor, classes: int, *, least: int) -> list[Tensor]:

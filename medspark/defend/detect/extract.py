@@ -45,7 +45,7 @@ class Extractor:
         }
         return Features(features.logits, {**features.layers, **points})
 
-    def soft(self, images: Tensor) -> Features:
+    def soft(self, images: Tensor, draw: int) -> Features:
         """Return differentiable features, for attacks: (k, p) are expectations."""
         features = self.tap(images)
         points = {
@@ -54,4 +54,4 @@ class Extractor:
             )
             for name in self.components
         }
-        return Features(features.logits, {**features.layers, **points})
+        return Features(features.logits, {**features.layers, **points}, draw)

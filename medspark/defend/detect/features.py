@@ -21,10 +21,14 @@ PENULTIMATE, LOGITS = "penultimate", "logits"
 
 @dataclass(frozen=True)
 class Features:
-    """Logits (B, K) of images, and their features (B, D) by the name of the layer."""
+    """Logits (B, K) of images, and their features (B, D) by the name of the layer.
+
+    ``draw`` names what a detector draws by chance; with another number it draws anew.
+    """
 
     logits: Tensor
     layers: Mapping[str, Tensor]
+    draw: int = 0
 
     @property
     def predicted(self) -> Tensor:
@@ -34,7 +38,7 @@ class Features:
     def of(self, chosen: Tensor) -> Features:
         """Return the features of some images; ``chosen`` holds positions, or is a mask."""
         layers = {name: values[chosen] for name, values in self.layers.items()}
-        return Features(self.logits[chosen], layers)
+        return Features(self.logits[chosen], layers, self.draw)
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ class KernelDensity(Detector):
         best = max((unit * times for times in _TRIED), key=likelihood)
         return cls(layer, points, labels, best)
 
-    def score(self, features: Features, *, key: int = 0) -> Tensor:
+    def score(self, features: Features) -> Tensor:
         """Return minus the log density under the kernels of the predicted class, (B,)."""
         values, predicted = features.layers[self.layer], features.predicted
         squares = squared_distances(values, self.points)

@@ -40,7 +40,7 @@ class LocalDimension(Detector):
             )
         return cls(layer, points, min(_NEIGHBOURS, len(points) - 1))
 
-    def score(self, features: Features, *, key: int = 0) -> Tensor:
+    def score(self, features: Features) -> Tensor:
         """Return the estimated dimension around each image, (B,)."""
         distance = torch.cdist(
             features.layers[self.layer],

@@ -42,7 +42,7 @@ class Mahalanobis(Detector):
         factor = torch.linalg.cholesky(torch.linalg.inv(covariance))
         return cls(layer, means, factor.to(points))
 
-    def score(self, features: Features, *, key: int = 0) -> Tensor:
+    def score(self, features: Features) -> Tensor:
         """Return the squared distance (B,) to the nearest class mean."""
         values = features.layers[self.layer] @ self.factor
         gaps = values[:, None] - (self.means @ self.factor)[None]

@@ -31,6 +31,6 @@ class RankPca(Detector):
         """Return the regression that separates attacked from clean and noisy images."""
         return cls(layer, Logistic.fit(*training.contrast(layer)))
 
-    def score(self, features: Features, *, key: int = 0) -> Tensor:
+    def score(self, features: Features) -> Tensor:
         """Return the log-odds (B,) of being attacked."""
         return self.regression(features.layers[self.layer])

@@ -55,12 +55,12 @@ class SafetyNet(Detector):
             gamma=float(machine._gamma),
         )
 
-    def score(self, features: Features, *, key: int = 0) -> Tensor:
+    def score(self, features: Features) -> Tensor:
         """Return the decision function on the bits, (B,). It has no gradient."""
         values = features.layers[self.layer]
         return self._decide((values > self.medians).to(values.dtype))
 
-    def surrogate(self, features: Features, *, key: int = 0) -> Tensor:
+    def surrogate(self, features: Features) -> Tensor:
         """Return the decision function on soft bits: sigmoids in place of steps."""
         values = features.layers[self.layer]
         return self._decide(torch.sigmoid((values - self.medians) / self.softness))
