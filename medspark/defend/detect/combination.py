@@ -29,6 +29,11 @@ class Combination(Detector):
         """The layers that any of the detectors looks at."""
         return tuple(dict.fromkeys(name for each in self.detectors for name in each.layers))
 
+    @property
+    def has_gradient(self) -> bool:
+        """Whether the score of every part has a gradient."""
+        return all(each.has_gradient for each in self.detectors)
+
     def score(self, features: Features) -> Tensor:
         """Return the log-odds (B,) of being attacked."""
         scores = [each.score(features) for each in self.detectors]

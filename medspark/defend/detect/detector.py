@@ -63,6 +63,11 @@ class Detector:
         """The layers that the detector looks at."""
         return (self.layer,)
 
+    @property
+    def has_gradient(self) -> bool:
+        """Whether an attacker can differentiate ``score`` itself, as ``surrogate``."""
+        return True
+
     def score(self, features: Features) -> Tensor:
         """Return the score of each image, (B,)."""
         raise NotImplementedError

@@ -9,7 +9,12 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from medspark.defend.detect.change_point import CENTRED, change_point, soft_change_point
+from medspark.defend.detect.change_point import (
+    CENTRED,
+    ChangePoint,
+    change_point,
+    soft_change_point,
+)
 from medspark.defend.detect.features import Features, Tap
 from medspark.defend.detect.registry import COMPONENT_LAYERS
 
@@ -33,17 +38,20 @@ class Extractor:
         components = tuple(name for name in layers if name in COMPONENT_LAYERS)
         return cls(Tap(model, tapped, head), components)
 
-    @torch.no_grad()
     def __call__(self, images: Tensor) -> Features:
         """Return the features of ``images`` (B, C, H, W)."""
+        return self.with_points(images)[0]
+
+    @torch.no_grad()
+    def with_points(self, images: Tensor) -> tuple[Features, dict[str, ChangePoint]]:
+        """Return the features of ``images``, and the change point by convention."""
         features = self.tap(images)
         points = {
-            name: change_point(
-                self.tap.model, images, features.logits, centred=name == CENTRED
-            ).features
+            name: change_point(self.tap.model, images, features.logits, centred=name == CENTRED)
             for name in self.components
         }
-        return Features(features.logits, {**features.layers, **points})
+        found = {name: point.features for name, point in points.items()}
+        return Features(features.logits, {**features.layers, **found}), points
 
     def soft(self, images: Tensor, draw: int) -> Features:
         """Return differentiable features, for attacks: (k, p) are expectations."""
@@ -55,3 +63,7 @@ class Extractor:
             for name in self.components
         }
         return Features(features.logits, {**features.layers, **points}, draw)
+
+    def without_components(self) -> Extractor:
+        """Return the extractor of the layers that one pass gives."""
+        return Extractor(self.tap, ())

@@ -31,6 +31,11 @@ class RankPca(Detector):
         """Return the regression that separates attacked from clean and noisy images."""
         return cls(layer, Logistic.fit(*training.contrast(layer)))
 
+    @property
+    def has_gradient(self) -> bool:
+        """Whether the score has a gradient: k is a whole number."""
+        return False
+
     def score(self, features: Features) -> Tensor:
         """Return the log-odds (B,) of being attacked."""
         return self.regression(features.layers[self.layer])

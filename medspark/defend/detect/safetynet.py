@@ -55,6 +55,11 @@ class SafetyNet(Detector):
             gamma=float(machine._gamma),
         )
 
+    @property
+    def has_gradient(self) -> bool:
+        """Whether the score has a gradient: a bit has none."""
+        return False
+
     def score(self, features: Features) -> Tensor:
         """Return the decision function on the bits, (B,). It has no gradient."""
         values = features.layers[self.layer]
