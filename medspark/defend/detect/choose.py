@@ -18,17 +18,10 @@ from medspark.errors import UsageError
 from medspark.evaluate.metrics import auroc
 from medspark.evaluate.summary import Array, Arrays, Trial
 
-__all__ = ["Choice", "Fitted", "choose", "fit_all", "training_of"]
+__all__ = ["Choice", "choose", "fit_all", "training_of"]
 
 # With fewer images that an attack fools, a fit or a choice means nothing.
 _LEAST = 10
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """All detectors of the grid, then their combination."""
-
-    detectors: tuple[Detector, ...]
 
 
 @dataclass(frozen=True)
@@ -86,30 +79,32 @@ def training_of(
     )
 
 
-def fit_all(pairs: Sequence[tuple[str, str]], training: Training) -> Fitted:
-    """Return the detectors of ``pairs`` (name, layer), and the combination of those of one pass.
+def fit_all(pairs: Sequence[tuple[str, str]], training: Training) -> tuple[Detector, ...]:
+    """Return the detectors of ``pairs`` (name, layer), then the combination of those of one pass.
 
     rank_pca takes many passes an image, so it is not a part of the combination.
     """
     singles = [DETECTORS[name].fit(layer, training) for name, layer in pairs]
     of_one_pass = [each for each in singles if each.layer not in COMPONENT_LAYERS]
     combined = [combine(of_one_pass, training)] if len(of_one_pass) > 1 else []
-    return Fitted((*singles, *combined))
+    return (*singles, *combined)
 
 
-def choose(fitted: Fitted, validation: Arrays, trials: Sequence[Trial], *, half: Array) -> Choice:
+def choose(
+    detectors: Sequence[Detector], validation: Arrays, trials: Sequence[Trial], *, half: Array
+) -> Choice:
     """Return the choice on the validation images in ``half`` (a mask), calibrated on the others.
 
     The combination is chosen only if its AUROC is higher than that of every single feature.
     """
     choosing = rows_of(validation, half)
     scores = {
-        condition: score_all(fitted.detectors, choosing, condition)
+        condition: score_all(detectors, choosing, condition)
         for condition in ("clean", "noisy", *(trial.key for trial in trials))
     }
     honest = np.concatenate([scores["clean"], scores["noisy"]])
     was_right = right(choosing, "clean")
-    areas = np.zeros((0, len(fitted.detectors)))
+    areas = np.zeros((0, len(detectors)))
     for trial in trials:
         fooled = (was_right & ~right(choosing, trial.key)).numpy()
         if fooled.any():
@@ -117,13 +112,13 @@ def choose(fitted: Fitted, validation: Arrays, trials: Sequence[Trial], *, half:
     if len(areas) == 0:
         raise UsageError("attacks: none fools a validation image; give a larger eps.")
     mean = areas.mean(0)
-    calibration = score_all(fitted.detectors, rows_of(validation, ~half), "clean")
-    best, single = _best(fitted.detectors, mean), _best(fitted.detectors, mean, single=True)
+    calibration = score_all(detectors, rows_of(validation, ~half), "clean")
+    best, single = _best(detectors, mean), _best(detectors, mean, single=True)
     return Choice(
-        auroc={key_of(each): float(a) for each, a in zip(fitted.detectors, mean, strict=True)},
+        auroc={key_of(each): float(a) for each, a in zip(detectors, mean, strict=True)},
         chosen=best,
         best_single=single,
-        targets=_targets(fitted.detectors, mean, calibration),
+        targets=_targets(detectors, mean, calibration),
         calibration=calibration,
     )
 

@@ -8,8 +8,10 @@ from pydantic import Field
 
 from medspark.config import Config
 
-__all__ = ["AdaptiveName", "AdaptiveSettings", "DetectorName"]
+__all__ = ["Action", "AdaptiveName", "AdaptiveSettings", "DetectorName"]
 
+# What becomes of the label of a suspicious image: it is withheld, or given with a warning.
+Action = Literal["refuse", "flag"]
 DetectorName = Literal["kde", "bu", "lid", "safetynet", "mahalanobis", "rank_pca"]
 AdaptiveName = Literal[
     "project_classifier", "project_detector", "selective", "weighted", "leading",

@@ -17,6 +17,7 @@ from torch import nn
 
 from medspark import __version__
 from medspark.config import Config, first_problem
+from medspark.defend.detect.config import Action
 from medspark.defend.detect.conformal import p_values, threshold
 from medspark.defend.detect.detector import Detector
 from medspark.defend.detect.extract import Extractor
@@ -26,13 +27,10 @@ from medspark.documents import read_regular
 from medspark.errors import UsageError
 from medspark.files import sha256_of, write_whole
 
-__all__ = ["Action", "Guard", "GuardCard", "load_guard", "save_guard"]
+__all__ = ["Guard", "GuardCard", "load_guard", "save_guard"]
 
 ARRAYS, CARD = "guard.safetensors", "guard.json"
 _LARGEST = 1 << 22  # bytes of a card
-
-# What becomes of the label of a suspicious image: it is withheld, or given with a warning.
-Action = Literal["refuse", "flag"]
 
 
 class GuardCard(Config):

@@ -6,13 +6,13 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from medspark.defend.detect.guard import Action
+from medspark.defend.detect.config import Action
 from medspark.evaluate.sanity import Flag
 from medspark.job import Result
 
 __all__ = [
     "AdaptiveFigures", "Chosen", "DetectResult", "DetectorFigures", "FalsePositives", "NotAttacked",
-    "RateFigures", "RankDefence",
+    "RankDefence", "RateFigures",
 ]  # fmt: skip
 
 
@@ -28,7 +28,7 @@ class CaughtFigures(Result):
         "validation images, and there is none where these are too few"
     )
     undetected_and_wrong: float = Field(
-        description="share of all images with a wrong answer that is not caught, at the guard's rate"
+        description="share of all images that are wrong and not caught at the guard's rate"
     )
 
 
@@ -66,8 +66,9 @@ class DetectorFigures(CaughtFigures):
 
     @model_validator(mode="after")
     def _adaptive_includes_oblivious(self) -> DetectorFigures:
-        worst = self.adaptive
-        if isinstance(worst, AdaptiveFigures):
+        adaptive = self.adaptive
+        worst = adaptive.upper_bound if isinstance(adaptive, NotAttacked) else adaptive
+        if worst is not None:
             if self.attack not in worst.attacks:
                 raise ValueError(f"the adaptive figures leave out the attack {self.attack}")
             if worst.undetected_and_wrong < self.undetected_and_wrong - 1e-9:
@@ -132,7 +133,7 @@ class DetectResult(Result):
         description="by eps: share of images that any attack makes wrong; no guard catches them"
     )
     surrogates: dict[str, dict[str, float]] = Field(
-        description="rank correlation of a surrogate with its detector, on clean and attacked images"
+        description="rank correlation of a surrogate with its detector, clean and attacked"
     )
     rank_defence: tuple[RankDefence, ...] = ()
     believable: bool

@@ -71,5 +71,6 @@ class SafetyNet(Detector):
         return self._decide(torch.sigmoid((values - self.medians) / self.softness))
 
     def _decide(self, codes: Tensor) -> Tensor:
-        squares = (codes[:, None] - self.vectors[None]).square().sum(2)
+        sizes = codes.square().sum(1)[:, None] + self.vectors.square().sum(1)[None]
+        squares = (sizes - 2 * codes @ self.vectors.T).clamp_min(0)
         return torch.exp(-self.gamma * squares) @ self.coefficients + self.intercept

@@ -30,7 +30,7 @@ class StoredDetector(Config):
     """A detector without its arrays: numbers, names, and the detectors that it combines."""
 
     name: str = Field(max_length=100)
-    numbers: dict[str, int | float | str] = {}
+    numbers: dict[str, int | float | str] = Field({}, max_length=100)
     detectors: tuple[StoredDetector, ...] = Field((), max_length=1000)
 
 
@@ -41,7 +41,8 @@ def save_detectors(
     arrays: dict[str, Tensor] = dict(more or {})
     described = tuple(_pack(each, f"{number}.", arrays) for number, each in enumerate(detectors))
     with replacing(path, durable=True) as draft:
-        save_file({name: tensor.contiguous() for name, tensor in arrays.items()}, draft)
+        # Copies, because detectors may share tensors, which safetensors does not allow.
+        save_file({name: tensor.clone().contiguous() for name, tensor in arrays.items()}, draft)
     return described
 
 
@@ -74,8 +75,7 @@ def _pack(detector: Detector, prefix: str, arrays: dict[str, Tensor]) -> StoredD
             arrays[prefix + name] = value
         elif isinstance(value, Logistic):
             for inner in fields(value):
-                # Two regressions may share a tensor, which safetensors does not allow.
-                arrays[f"{prefix}{name}.{inner.name}"] = getattr(value, inner.name).clone()
+                arrays[f"{prefix}{name}.{inner.name}"] = getattr(value, inner.name)
         elif isinstance(value, tuple):
             parts = tuple(
                 _pack(each, f"{prefix}{number}.", arrays) for number, each in enumerate(value)
