@@ -30,8 +30,8 @@ __all__ = ["MARKER", "Kind", "apart", "check", "claim", "place_of", "remove"]
 MARKER = ".medspark.json"
 
 Kind = Literal[
-    "samples", "shards", "run", "evaluation", "study", "exports", "detections", "guard", "demo data",
-    "shard cache", "phantom archive",
+    "samples", "shards", "run", "evaluation", "study", "exports", "detections", "guard",
+    "demo data", "shard cache", "phantom archive",
 ]  # fmt: skip
 
 # Keys that medspark's own documents always have.

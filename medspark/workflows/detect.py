@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ from medspark.defend.detect.figures import (
     surrogate_fidelity,
 )
 from medspark.defend.detect.gather import features_of
+from medspark.defend.detect.generalise import generalisation
 from medspark.defend.detect.guard import Guard, save_guard
 from medspark.defend.detect.pieces import (
     ExamineJob,
@@ -33,7 +34,7 @@ from medspark.defend.detect.pieces import (
 )
 from medspark.defend.detect.registry import grid
 from medspark.defend.detect.report import metrics, write_detection_report
-from medspark.defend.detect.result import Chosen, DetectResult
+from medspark.defend.detect.result import Chosen, DetectResult, Generalisation
 from medspark.eps import eps_text
 from medspark.errors import UsageError
 from medspark.evaluate.config import check_attacks
@@ -95,8 +96,10 @@ class Detection:
         ):
             validation = self._gather(spark, "validation")
             detectors, choice = self._fitted(spark, validation)
+            unseen = self._generalisation(spark, validation) if self.config.fit.left_out else []
             arrays = self._examine(spark)
             result = self._result(detectors, choice, validation, arrays)
+            result = result.model_copy(update={"generalisation": tuple(unseen)})
             write_detection_report(self.folder / "report", result, facts=self._facts(result))
             run.end(
                 "FINISHED",
@@ -144,14 +147,13 @@ class Detection:
 
     def _fingerprint(self) -> str:
         """Return a hash of all that decides the arrays: networks, data and settings."""
-        apart = {"model", "shards", "surrogates", "folder", "guard_folder", "track", "guard", "fpr"}
         decisive = {
             "models": [
                 [sha256_of(path / WEIGHTS), read_card(path).model_dump_json()]
                 for path in (self.model, *self.surrogates)
             ],
             "data": self.manifest.digest,
-            "config": self.config.model_dump(mode="json", include=_decisive(self.config, apart)),
+            "config": self.config.model_dump(mode="json", include=_decisive()),
             "layers": self.layers,
         }
         return json_digest(decisive)[:16]
@@ -173,7 +175,11 @@ class Detection:
         return drawn_rows(total, fit.contrast_images, seed=seed, after=skipped)
 
     def _gather(self, spark: SparkSession, part: str) -> Arrays:
-        attacks = {"reference": (), "contrast": (self.config.fit.attack,)}
+        learnt = (
+            self.config.fit.attack,
+            *(self.config.attacks if self.config.fit.left_out else ()),
+        )
+        attacks = {"reference": (), "contrast": tuple(dict.fromkeys(learnt))}
         job = FeatureJob(
             model=self.model.resolve(),
             surrogates=tuple(path.resolve() for path in self.surrogates),
@@ -212,6 +218,17 @@ class Detection:
         choice = choose(detectors, validation, trials, half=self._choosing())
         keep_fitted(place, detectors, choice.targets)
         return detectors, choice
+
+    def _generalisation(self, spark: SparkSession, validation: Arrays) -> list[Generalisation]:
+        return generalisation(
+            self.pairs,
+            self._gather(spark, "reference"),
+            self._gather(spark, "contrast"),
+            validation,
+            self.config.settings_of(self.config.attacks).trials(),
+            head=_head(load_classifier(self.model), self.head),
+            seed=self.config.seed,
+        )
 
     def _examine(self, spark: SparkSession) -> Arrays:
         job = ExamineJob(
@@ -313,9 +330,9 @@ class Detection:
         )
         return guard
 
-    def _of_images(self, read: object, split: str, rows: Array) -> Array:
+    def _of_images(self, read: Callable[[Path], Array], split: str, rows: Array) -> Array:
         """Return what ``read`` gives for each of ``rows`` of a split, (N,)."""
-        parts = [read(self.config.shards / s.path) for s in self.manifest.splits[split].shards]  # type: ignore[operator]
+        parts = [read(self.config.shards / s.path) for s in self.manifest.splits[split].shards]
         found: Array = np.concatenate(parts)[rows]
         return found
 
@@ -338,8 +355,8 @@ class Detection:
             "clean and wrong under attack, against clean and noisy images",
             "fitted on": f"{len(self._rows('reference'))} clean and "
             f"{len(self._rows('contrast'))} other training images under {fit.attack}",
-            "thresholds": f"split-conformal, from {int((~self._choosing()).sum())} clean validation "
-            "images",
+            "thresholds": f"split-conformal, from {int((~self._choosing()).sum())} clean "
+            "validation images",
             "threat model": f"{self.config.norm}; eps is a fraction of [0, 1]; all images are "
             f"rounded to {2**self.manifest.bits} levels, as files are",
             "adaptive attacks": f"{', '.join(adaptive.attacks)} with {adaptive.steps} steps, "
@@ -377,5 +394,7 @@ def _head(network: nn.Module, name: str) -> tuple[Tensor, Tensor] | None:
     return weight.detach(), zero.detach()
 
 
-def _decisive(config: DetectConfig, apart: set[str]) -> set[str]:
-    return set(type(config).model_fields) - apart
+def _decisive() -> set[str]:
+    """Return the names of the settings that decide arrays, and not only what is made of them."""
+    places = {"model", "shards", "surrogates", "folder", "guard_folder", "track"}
+    return set(DetectConfig.model_fields) - places - {"guard", "fpr"}

@@ -29,6 +29,9 @@ class FitConfig(Config):
     contrast_images: int = Field(
         300, ge=10, description="other training images, clean, noisy and attacked"
     )
+    left_out: bool = Field(
+        False, description="also leave each attack, and each eps, out of the fit in turn"
+    )
     validation_images: int = Field(
         1000, ge=40,
         description="validation images: the patients of one half choose the guard, the others' "
@@ -47,7 +50,7 @@ class DetectConfig(AttackedImages):
     detectors: tuple[DetectorName, ...] = Field(
         ("kde", "bu", "lid", "safetynet", "mahalanobis"),
         min_length=1,
-        description="names, separated by commas; rank_pca takes as many passes as an image has rows",
+        description="names, separated by commas; rank_pca takes a pass for each row of an image",
     )
     layers: tuple[str, ...] = Field(
         ("auto",),

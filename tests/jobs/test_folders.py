@@ -51,7 +51,7 @@ def no_spark(monkeypatch: pytest.MonkeyPatch, load_job: Callable[[str], ModuleTy
     def started(*_: object, **__: object) -> None:
         raise AssertionError("Spark was started")
 
-    jobs = [load_job(name) for name in ("ingest", "shard", "evaluate", "export_edge")]
+    jobs = [load_job(name) for name in ("ingest", "shard", "evaluate", "export_edge", "detect")]
     for module in (training, scaling, paper_table, federating, *jobs):
         monkeypatch.setattr(module, "spark_session", started)
 

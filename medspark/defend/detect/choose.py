@@ -61,8 +61,8 @@ def training_of(
     fooled = sum(len(part.logits) for part in attacked)
     if fooled < _LEAST:
         raise UsageError(
-            f"fit_attack: it fools {fooled} of the training images, and detectors need {_LEAST} to "
-            "learn from; give a larger eps, or more contrast_images."
+            f"fit.attack: it fools {fooled} of the training images, and detectors need {_LEAST} to "
+            "learn from; give a larger eps, or more fit.contrast_images."
         )
     layers = {
         name: torch.cat([part.layers[name] for part in attacked]) for name in attacked[0].layers

@@ -20,6 +20,7 @@ class Combination(Detector):
     """Logistic regression on the scores of ``detectors``."""
 
     name = "combination"
+    learns_from_attacks = True
 
     detectors: tuple[Detector, ...]
     regression: Logistic

@@ -36,7 +36,7 @@ class LocalDimension(Detector):
         points = training.reference.layers[layer][:_REFERENCES]
         if len(points) < 3:
             raise UsageError(
-                f"reference_images: lid needs at least 3, and there are {len(points)}."
+                f"fit.reference_images: lid needs at least 3, and there are {len(points)}."
             )
         return cls(layer, points, min(_NEIGHBOURS, len(points) - 1))
 

@@ -23,6 +23,7 @@ class RankPca(Detector):
     """
 
     name = "rank_pca"
+    learns_from_attacks = True
 
     regression: Logistic
 

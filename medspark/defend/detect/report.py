@@ -57,8 +57,8 @@ def matrix(result: DetectResult) -> Table:
     def cell(name: str, layer: str) -> str:
         if (name, layer) not in cells:
             return ""
-        areas = [each.auroc for each in at_largest
-                 if (each.name, each.layer) == (name, layer) and each.auroc is not None]  # fmt: skip
+        own = [each.auroc for each in at_largest if (each.name, each.layer) == (name, layer)]
+        areas = [area for area in own if area is not None]
         mean = sum(areas) / len(areas) if areas else None
         bound, worst = _adaptive(cells[name, layer])
         return f"{_text(mean)} / {bound}{_text(worst.auroc if worst else None)}"
@@ -88,13 +88,24 @@ def defences(result: DetectResult) -> Table:
     ]  # fmt: skip
 
 
+def unseen(result: DetectResult) -> Table:
+    """Return AUROC under attacks that were left out of the fit; oblivious, to compare fits only."""
+    return [
+        ["detector", "layer", "left out", "AUROC", "AUROC if learnt"],
+        *(
+            [g.name, g.layer, g.left_out, _text(g.auroc), _text(g.auroc_if_learnt)]
+            for g in result.generalisation
+        ),
+    ]
+
+
 def sentences(result: DetectResult) -> list[str]:
     """Return what the figures mean: the guard, its rate, reservations, and triggered flags."""
     chosen, found = result.chosen, result.false_positives
     lines = [
         f"The guard is {chosen.name} on {chosen.layer}: it flags {_rate(found)} of the clean test "
-        f"images (asked: {found.asked:.1%}) and keeps {result.accuracy_with_guard:.1%} of them right "
-        f"(without it {result.accuracy:.1%})."
+        f"images (asked: {found.asked:.1%}), of which {result.accuracy_with_guard:.1%} stay right "
+        f"(without a guard {result.accuracy:.1%})."
     ]
     for eps, share in result.undetected_without_guard.items():
         worst = [_adaptive(each)[1] for each in result.detectors
@@ -102,8 +113,8 @@ def sentences(result: DetectResult) -> list[str]:
                  and eps_text(each.eps) == eps]  # fmt: skip
         if worst and worst[0]:
             lines.append(
-                f"At eps {eps}, attacks through the guard leave {worst[0].undetected_and_wrong:.1%} "
-                f"of the images wrong and undetected; without a guard {share:.1%} are wrong."
+                f"At eps {eps}, attacks leave {worst[0].undetected_and_wrong:.1%} of the images "
+                f"wrong and undetected; without a guard {share:.1%} are wrong."
             )
     for each in result.detectors:
         if _own(each) and not isinstance(each.adaptive, AdaptiveFigures):
@@ -175,7 +186,11 @@ def _tables(result: DetectResult) -> dict[str, Table]:
         "AUROC by layer, oblivious / adaptive": matrix(result),
         "False positives": rates(result),
     }
-    return named | ({"Defence of rank_pca": defences(result)} if result.rank_defence else {})
+    if result.rank_defence:
+        named["Defence of rank_pca"] = defences(result)
+    if result.generalisation:
+        named["Attacks that were left out of the fit, oblivious"] = unseen(result)
+    return named
 
 
 def _markdown(result: DetectResult, facts: Mapping[str, str]) -> str:

@@ -11,8 +11,8 @@ from medspark.evaluate.sanity import Flag
 from medspark.job import Result
 
 __all__ = [
-    "AdaptiveFigures", "Chosen", "DetectResult", "DetectorFigures", "FalsePositives", "NotAttacked",
-    "RankDefence", "RateFigures",
+    "AdaptiveFigures", "Chosen", "DetectResult", "DetectorFigures", "FalsePositives",
+    "Generalisation", "NotAttacked", "RankDefence", "RateFigures",
 ]  # fmt: skip
 
 
@@ -115,6 +115,19 @@ class RankDefence(Result):
     images: int
 
 
+class Generalisation(Result):
+    """A detector under oblivious attacks that were left out when it was fitted.
+
+    AUROC is that on validation images, a mean over the attacks and budgets that were left out.
+    """
+
+    name: str
+    layer: str
+    left_out: str = Field(description="name of an attack, or a budget")
+    auroc: float
+    auroc_if_learnt: float | None = Field(description="of the detector that has learnt all attacks")
+
+
 class DetectResult(Result):
     """The result document of jobs/detect.py."""
 
@@ -136,6 +149,7 @@ class DetectResult(Result):
         description="rank correlation of a surrogate with its detector, clean and attacked"
     )
     rank_defence: tuple[RankDefence, ...] = ()
+    generalisation: tuple[Generalisation, ...] = ()
     believable: bool
     flags: tuple[Flag, ...]
     report: str

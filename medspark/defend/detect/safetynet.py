@@ -27,6 +27,7 @@ class SafetyNet(Detector):
     """The decision function of the machine: positive means attacked."""
 
     name = "safetynet"
+    learns_from_attacks = True
 
     medians: Tensor  # (D,)
     softness: Tensor  # (D,), the width of a soft bit

@@ -196,7 +196,9 @@ def test_a_class_without_reference_images_is_refused_in_one_sentence(name: str):
     lacking = training()
     lacking.labels[lacking.labels == 2] = 1
 
-    with pytest.raises(UsageError, match=r"reference_images: a class has 0 images .* give more\."):
+    with pytest.raises(
+        UsageError, match=r"fit.reference_images: a class has 0 images .* give more\."
+    ):
         DETECTORS[name].fit("a", lacking)
 
 
