@@ -62,4 +62,5 @@ def _matrix(images: Tensor) -> Tensor:
 
 
 def _image(rows: Tensor, channels: int) -> Tensor:
-    return rows.unflatten(2, (-1, channels)).permute(0, 3, 1, 2)
+    count, height = rows.shape[:2]
+    return rows.reshape(count, height, -1, channels).permute(0, 3, 1, 2)

@@ -84,7 +84,7 @@ def by_class(values: Tensor, labels: Tensor, classes: int, *, least: int) -> lis
     few = min(parts, key=len)
     if len(few) < least:
         raise UsageError(
-            f"fit.reference_images: a class has {len(few)} images that the network gets right, and a "
+            f"fit.reference_images: a class has {len(few)} images that the network gets right, a "
             f"detector needs {least}; give more."
         )
     return parts

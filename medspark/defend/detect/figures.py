@@ -227,7 +227,7 @@ def spearman(first: Array, second: Array) -> float:
     ranks = [_ranks(first), _ranks(second)]
     if min(rank.std() for rank in ranks) == 0:
         return 0.0
-    return float(np.corrcoef(*ranks)[0, 1])
+    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
 
 
 def rank_defence(arrays: Arrays, trials: Sequence[Trial]) -> list[RankDefence]:

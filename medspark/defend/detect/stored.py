@@ -23,17 +23,19 @@ def as_stored(images: Tensor, clean: Tensor, *, threat: ThreatModel, bits: int) 
     """
     levels = 2**bits - 1
     nearest = (images * levels).round() / levels
-    towards = clean + ((images - clean) * levels * (1 + 1e-6)).trunc() / levels
+    steps = ((images - clean) * levels * (1 + 1e-6)).trunc()
+    towards = ((clean * levels).round() + steps) / levels
     keep = threat.holds(nearest, clean).view(-1, 1, 1, 1)
-    return torch.where(keep, nearest, (towards * levels).round() / levels).clamp(0, 1)
+    return torch.where(keep, nearest, towards).clamp(0, 1)
 
 
 def noise_like(attacked: Tensor, clean: Tensor, rng: KeyedRandom, *, bits: int) -> Tensor:
     """Return ``clean`` plus Gaussian noise with the L2 norm of each image's attack, in levels."""
     levels = 2**bits - 1
-    normal = torch.special.ndtri(rng.noise(clean, "detect/noise").clamp(1e-6, 1 - 1e-6))
+    normal: Tensor = torch.special.ndtri(rng.noise(clean, "detect/noise").clamp(1e-6, 1 - 1e-6))
     size = norms(attacked - clean) / norms(normal).clamp_min(1e-12)
-    return ((clean + size * normal).clamp(0, 1) * levels).round() / levels
+    noisy = (clean + size * normal).clamp(0, 1)
+    return (noisy * levels).round() / levels
 
 
 def within_a_level(clean: Tensor, rng: KeyedRandom, *, bits: int) -> Tensor:

@@ -11,9 +11,11 @@ import torch
 from small_world import OBLIVIOUS, World
 from torch import Tensor, nn
 
+from medspark.defend.detect.adaptive import Target
 from medspark.defend.detect.checks import detector_flags
 from medspark.defend.detect.choose import score_all
 from medspark.defend.detect.detector import Detector
+from medspark.defend.detect.extract import Extractor
 from medspark.defend.detect.features import Features
 from medspark.defend.detect.gather import gather
 from medspark.defend.detect.kde import KernelDensity
@@ -108,6 +110,22 @@ def test_a_detector_that_knows_attacks_by_their_fractions_of_a_level_is_flagged(
 
     found = {flag.name for flag in flags if flag.triggered}
     assert "planted:grain: reads_quantisation" in found
+
+
+def test_all_images_that_detectors_see_are_in_whole_levels(world: World) -> None:
+    planted = Planted("grain", lambda f: f.layers["grain"].sum(1))
+    target = Target(planted, 0.0, 1.0)
+    model, few = Grained(world.network), tuple(part[:16] for part in world.test)
+    examination = replace(world.examination(targets=(target,)), detectors=[planted], model=model)
+
+    arrays = examination.arrays([few])
+    features = gather(Extractor.on(model, ("grain",), ""), [few], OBLIVIOUS, bits=8)
+
+    scores = [v for n, v in arrays.items() if n.endswith("/scores") and "same_file" not in n]
+    assert len(scores) == 2 + 1 + 2 + 2  # clean twice, noisy, oblivious, through the target
+    grains = [values for name, values in features.items() if name.endswith("/grain")]
+    assert len(grains) == 2 + 2
+    assert max(values.max() for values in [*scores, *grains]) < 1e-3
 
 
 def fitted_on_test(world: World) -> Sequence[Detector]:

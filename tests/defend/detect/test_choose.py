@@ -122,3 +122,15 @@ def test_each_budget_is_left_out_in_turn(world: World) -> None:
     )  # fmt: skip
 
     assert {each.left_out for each in found} == {"fgsm", "pgd", "eps 38/255", "eps 19/255"}
+
+
+def test_what_is_left_out_is_not_learnt(world: World, monkeypatch) -> None:
+    learnt: list[set[str]] = []
+    monkeypatch.setattr(
+        "medspark.defend.detect.generalise.training_of",
+        lambda _r, _c, trials, **_: learnt.append({t.name for t in trials}) or world.training,
+    )
+
+    generalisation([("kde", "logits")], {}, {}, world.validation, TRIALS, head=None, seed=0)
+
+    assert learnt == [{"fgsm", "pgd"}, {"pgd"}, {"fgsm"}]
