@@ -21,7 +21,10 @@ class FitConfig(Config):
     """The images that detectors are fitted on and chosen by."""
 
     attack: AttackName = Field(
-        "pgd", description="attack on the training images, at every eps; detectors learn from it"
+        "pgd", description="attack on the training images; detectors learn from what it fools"
+    )
+    eps: tuple[Eps, ...] | None = Field(
+        None, description="budgets of that attack; by default those of the test images"
     )
     reference_images: int = Field(
         500, ge=3, description="clean training images, for densities, neighbours and means"
@@ -92,12 +95,14 @@ class DetectConfig(AttackedImages):
     )
     track: TrackConfig = TrackConfig()
 
-    def settings_of(self, attacks: tuple[AttackName, ...]) -> AttackSettings:
+    def settings_of(
+        self, attacks: tuple[AttackName, ...], eps: tuple[float, ...] | None = None
+    ) -> AttackSettings:
         """Return the settings of the oblivious ``attacks``, without sanity probes."""
         return AttackSettings(
             attacks=attacks,
             norm=self.norm,
-            eps=self.eps,
+            eps=self.eps if eps is None else eps,
             steps=self.steps,
             restarts=self.restarts,
             queries=self.queries,

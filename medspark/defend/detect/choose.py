@@ -62,7 +62,7 @@ def training_of(
     if fooled < _LEAST:
         raise UsageError(
             f"fit.attack: it fools {fooled} of the training images, and detectors need {_LEAST} to "
-            "learn from; give a larger eps, or more fit.contrast_images."
+            "learn from; give a larger fit.eps, or more fit.contrast_images."
         )
     layers = {
         name: torch.cat([part.layers[name] for part in attacked]) for name in attacked[0].layers

@@ -21,7 +21,7 @@ def as_stored(images: Tensor, clean: Tensor, *, threat: ThreatModel, bits: int) 
     Levels are the nearest ones. An image that this takes out of the threat model is rounded towards
     the clean image instead.
     """
-    levels = 2**bits - 1
+    levels: int = 2**bits - 1
     nearest = (images * levels).round() / levels
     steps = ((images - clean) * levels * (1 + 1e-6)).trunc()
     towards = ((clean * levels).round() + steps) / levels
@@ -31,7 +31,7 @@ def as_stored(images: Tensor, clean: Tensor, *, threat: ThreatModel, bits: int) 
 
 def noise_like(attacked: Tensor, clean: Tensor, rng: KeyedRandom, *, bits: int) -> Tensor:
     """Return ``clean`` plus Gaussian noise with the L2 norm of each image's attack, in levels."""
-    levels = 2**bits - 1
+    levels: int = 2**bits - 1
     normal: Tensor = torch.special.ndtri(rng.noise(clean, "detect/noise").clamp(1e-6, 1 - 1e-6))
     size = norms(attacked - clean) / norms(normal).clamp_min(1e-12)
     noisy = (clean + size * normal).clamp(0, 1)
