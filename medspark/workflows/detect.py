@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 from pyspark.sql import SparkSession
 from torch import Tensor, nn
@@ -28,7 +26,6 @@ from medspark.defend.detect.guard import Guard, save_guard
 from medspark.defend.detect.pieces import (
     ExamineJob,
     FeatureJob,
-    drawn_rows,
     keep_fitted,
     read_fitted,
 )
@@ -38,18 +35,18 @@ from medspark.defend.detect.result import Chosen, DetectResult, Generalisation
 from medspark.eps import eps_text
 from medspark.errors import UsageError
 from medspark.evaluate.config import check_attacks
-from medspark.evaluate.summary import Array, Arrays
+from medspark.evaluate.summary import Arrays
 from medspark.files import json_digest, sha256_of
 from medspark.launch.pieces import do_pieces
 from medspark.lock import locked
 from medspark.models.card import WEIGHTS, read_card
 from medspark.models.checkpoint import load_classifier
-from medspark.seeding import derive, uniform
 from medspark.shards.manifest import Manifest, read_manifest, verify
 from medspark.shards.schema import read_patients, read_sites
 from medspark.track.runs import tracked
 from medspark.track.spool import DatasetEntry, RunEntry
 from medspark.workflows.detect_config import DetectConfig
+from medspark.workflows.detect_parts import Part, Parts
 from medspark.workflows.evaluate import resolve_model
 
 __all__ = ["Detection"]
@@ -63,6 +60,7 @@ class Detection:
         self.config = config
         self.manifest = read_manifest(config.shards)
         verify(config.shards, self.manifest, contents=False)
+        self.parts = Parts(config, self.manifest)
         self.model = _classifier_folder(config.model, config, self.manifest)
         self.surrogates = tuple(
             _classifier_folder(name, config, self.manifest) for name in config.surrogates
@@ -127,23 +125,15 @@ class Detection:
             raise UsageError("detectors: bu looks at the layer penultimate; add it to layers.")
         attacks = (*self.config.attacks, self.config.fit.attack)
         check_attacks(attacks, gradients=True, surrogates=len(self.surrogates))
-        if min(self.config.eps) <= 0:
+        if min((*self.config.eps, *(self.config.fit.eps or ()))) <= 0:
             raise UsageError("eps: a detector needs attacks, so every budget is larger than 0.")
-        calibrating = int((~self._choosing()).sum())
+        calibrating = int((~self.parts.choosing()).sum())
         if calibrating < needed(self.config.fpr):
             raise UsageError(
                 f"fpr: a rate of {self.config.fpr:g} needs {needed(self.config.fpr)} validation "
                 f"images for the threshold, and there are {calibrating}; give a larger rate, or "
                 "more fit.validation_images."
             )
-
-    def _choosing(self) -> Array:
-        """Return which validation images choose the guard, (N,): those of half of the patients."""
-        patients = self._of_images(read_patients, "val", self._rows("validation"))
-        _, number = np.unique(patients, return_inverse=True)
-        places = uniform(derive(self.config.seed, "detect/half"), np.arange(number.max() + 1))
-        half: Array = places.argsort().argsort()[number] < (number.max() + 1) // 2
-        return half
 
     def _fingerprint(self) -> str:
         """Return a hash of all that decides the arrays: networks, data and settings."""
@@ -160,35 +150,16 @@ class Detection:
 
     # --- what Spark shares out ---
 
-    def _rows(self, part: str) -> Array:
-        fit, seed = self.config.fit, self.config.seed
-        if part == "test":
-            total = self.manifest.splits["test"].rows
-            return self.config.settings_of(self.config.attacks).rows(total)
-        total = self.manifest.splits["val" if part == "validation" else "train"].rows
-        if part == "validation":
-            return drawn_rows(total, fit.validation_images, seed=seed)
-        if part == "reference":
-            # With few training images, half of them are left for the contrast.
-            return drawn_rows(total, min(fit.reference_images, total // 2), seed=seed)
-        skipped = min(fit.reference_images, total // 2)
-        return drawn_rows(total, fit.contrast_images, seed=seed, after=skipped)
-
-    def _gather(self, spark: SparkSession, part: str) -> Arrays:
-        learnt = (
-            self.config.fit.attack,
-            *(self.config.attacks if self.config.fit.left_out else ()),
-        )
-        attacks = {"reference": (), "contrast": tuple(dict.fromkeys(learnt))}
+    def _gather(self, spark: SparkSession, part: Part) -> Arrays:
         job = FeatureJob(
             model=self.model.resolve(),
             surrogates=tuple(path.resolve() for path in self.surrogates),
             shards=self.config.shards.resolve(),
-            split="val" if part == "validation" else "train",
-            chosen=tuple(self._rows(part).tolist()),
+            split=self.parts.split(part),
+            chosen=tuple(self.parts.rows(part).tolist()),
             layers=self.layers,
             head=self.head,
-            attacks=self.config.settings_of(attacks.get(part, self.config.attacks)),
+            attacks=self.parts.attacks(part),
             bits=self.manifest.bits,
             piece=self.config.piece,
             work=self.folder / part,
@@ -201,21 +172,20 @@ class Detection:
         self, spark: SparkSession, validation: Arrays
     ) -> tuple[tuple[Detector, ...], Choice]:
         """Return the detectors and the choice; they are fitted once for a folder."""
-        trials = self.config.settings_of(self.config.attacks).trials()
+        trials = self.parts.attacks("test").trials()
         place = self.folder / "fitted"
         if (place / "fitted.json").is_file():
             detectors = tuple(read_fitted(place)[0])
-            return detectors, choose(detectors, validation, trials, half=self._choosing())
-        learning = self.config.settings_of((self.config.fit.attack,)).trials()
+            return detectors, choose(detectors, validation, trials, half=self.parts.choosing())
         training = training_of(
             self._gather(spark, "reference"),
             self._gather(spark, "contrast"),
-            learning,
+            self.parts.learnt().trials(),
             head=_head(load_classifier(self.model), self.head),
             seed=self.config.seed,
         )
         detectors = fit_all(self.pairs, training)
-        choice = choose(detectors, validation, trials, half=self._choosing())
+        choice = choose(detectors, validation, trials, half=self.parts.choosing())
         keep_fitted(place, detectors, choice.targets)
         return detectors, choice
 
@@ -225,7 +195,7 @@ class Detection:
             self._gather(spark, "reference"),
             self._gather(spark, "contrast"),
             validation,
-            self.config.settings_of(self.config.attacks).trials(),
+            self.parts.attacks("test").trials(),
             head=_head(load_classifier(self.model), self.head),
             seed=self.config.seed,
         )
@@ -236,10 +206,10 @@ class Detection:
             surrogates=tuple(path.resolve() for path in self.surrogates),
             shards=self.config.shards.resolve(),
             split="test",
-            chosen=tuple(self._rows("test").tolist()),
+            chosen=tuple(self.parts.rows("test").tolist()),
             head=self.head,
             fitted=self.folder / "fitted",
-            oblivious=self.config.settings_of(self.config.attacks),
+            oblivious=self.parts.attacks("test"),
             adaptive=self.config.adaptive,
             bits=self.manifest.bits,
             piece=self.config.piece,
@@ -255,7 +225,7 @@ class Detection:
     def _result(
         self, detectors: tuple[Detector, ...], choice: Choice, validation: Arrays, arrays: Arrays
     ) -> DetectResult:
-        trials = self.config.settings_of(self.config.attacks).trials()
+        trials = self.parts.attacks("test").trials()
         scores = Scores(
             arrays=arrays,
             detectors=detectors,
@@ -276,12 +246,11 @@ class Detection:
         )
         single, chosen = detectors[choice.best_single], detectors[choice.chosen]
         keys = list(choice.auroc)
-        rows = arrays["rows"]
         return DetectResult(
             model=self.config.model,
             dataset_digest=self.manifest.digest,
             norm=self.config.norm,
-            images=len(rows),
+            images=len(arrays["rows"]),
             detectors=tuple(scores.figures()),
             chosen=Chosen(
                 name=chosen.name,
@@ -294,10 +263,10 @@ class Detection:
             false_positives=false_positives(
                 flagged,
                 asked=self.config.fpr,
-                patients=self._of_images(read_patients, "test", rows),
+                patients=self.parts.of_images(read_patients, "test"),
                 labels=arrays["labels"],
                 classes=self.manifest.classes,
-                sites=self._of_images(read_sites, "test", rows),
+                sites=self.parts.of_images(read_sites, "test"),
             ),
             accuracy=float(arrays["clean/right"].mean()),
             accuracy_with_guard=float((arrays["clean/right"] & ~flagged).mean()),
@@ -330,12 +299,6 @@ class Detection:
         )
         return guard
 
-    def _of_images(self, read: Callable[[Path], Array], split: str, rows: Array) -> Array:
-        """Return what ``read`` gives for each of ``rows`` of a split, (N,)."""
-        parts = [read(self.config.shards / s.path) for s in self.manifest.splits[split].shards]
-        found: Array = np.concatenate(parts)[rows]
-        return found
-
     def _entry(self) -> RunEntry:
         return RunEntry(
             name=f"detect {Path(self.config.model).name}",
@@ -353,9 +316,9 @@ class Detection:
             "shards": f"{self.config.shards}, digest {self.manifest.digest[:12]}",
             "images": f"{result.images} test images; AUROC and TPR count those that are right when "
             "clean and wrong under attack, against clean and noisy images",
-            "fitted on": f"{len(self._rows('reference'))} clean and "
-            f"{len(self._rows('contrast'))} other training images under {fit.attack}",
-            "thresholds": f"split-conformal, from {int((~self._choosing()).sum())} clean "
+            "fitted on": f"{len(self.parts.rows('reference'))} clean and "
+            f"{len(self.parts.rows('contrast'))} other training images under {fit.attack}",
+            "thresholds": f"split-conformal, from {int((~self.parts.choosing()).sum())} clean "
             "validation images",
             "threat model": f"{self.config.norm}; eps is a fraction of [0, 1]; all images are "
             f"rounded to {2**self.manifest.bits} levels, as files are",

@@ -50,8 +50,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = build(ModelConfig(name="test_resnet"), num_classes=2, channels=1)
-        optimiser = torch.optim.Adam(network.parameters(), 3e-3)
-        for rows in torch.arange(160).repeat(6).split(32):
+        optimiser = torch.optim.Adam(network.parameters(), 1e-2)
+        for rows in torch.arange(160).repeat(10).split(32):
             optimiser.zero_grad()
             cross_entropy(network(pixels[rows]), torch.from_numpy(labels)[rows]).backward()
             optimiser.step()

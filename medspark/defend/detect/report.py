@@ -116,6 +116,10 @@ def sentences(result: DetectResult) -> list[str]:
                 f"At eps {eps}, attacks leave {worst[0].undetected_and_wrong:.1%} of the images "
                 f"wrong and undetected; without a guard {share:.1%} are wrong."
             )
+    if result.rank_defence and len(found.classes) == 2:
+        lines.append(
+            "With two classes, the defence of rank_pca always answers with the other class."
+        )
     for each in result.detectors:
         if _own(each) and not isinstance(each.adaptive, AdaptiveFigures):
             lines.append(f"{each.name} on {each.layer} was not attacked: {each.adaptive.reason}.")
