@@ -34,7 +34,9 @@ class World:
     """Digits in four parts, and the detectors that were fitted and chosen on the first three."""
 
     def __init__(self, network: nn.Module, digits, names=("kde", "lid", "safetynet")) -> None:
-        images, labels = on_grid(digits.images), digits.labels
+        # The network was trained on digits.images; validation and test images are new to it.
+        images = on_grid(torch.cat([digits.images[:420], digits.test_images]))
+        labels = torch.cat([digits.labels[:420], digits.test_labels])
         self.network = network.eval().requires_grad_(False)
         known = find_layers(network, images[:1])
         self.head = known.head
@@ -60,7 +62,7 @@ class World:
         self.choice: Choice = choose(
             self.detectors, self.validation, OBLIVIOUS.trials(), half=self.half
         )
-        self.test = on_grid(digits.test_images[:64]), digits.test_labels[:64], torch.arange(64)
+        self.test = images[-64:], labels[-64:], torch.arange(64)
 
     @cached_property
     def examined(self) -> Arrays:

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from scipy.stats import spearmanr
 from small_world import EPS, OBLIVIOUS, World
 
+from medspark.defend.detect.conformal import share_interval, threshold
 from medspark.defend.detect.figures import false_positives, spearman, surrogate_fidelity
 from medspark.defend.detect.result import AdaptiveFigures, DetectorFigures, NotAttacked
 
@@ -148,3 +149,13 @@ def test_false_positives_are_counted_per_class_and_per_site() -> None:
     assert {name: rate.rate for name, rate in found.sites.items()} == {"x": 0.5, "y": 1 / 3}
     assert found.classes["a"].interval[0] < 1 / 3 < found.classes["a"].interval[1]
     assert [trial.eps for trial in OBLIVIOUS.trials()] == [EPS, EPS]
+
+
+def test_the_asked_rate_is_within_the_interval_of_the_rate_that_is_reached(world: World) -> None:
+    calibration = world.choice.calibration
+    clean = world.examined["clean/scores"]
+
+    for number in range(len(world.detectors)):
+        flagged = clean[:, number] > threshold(calibration[:, number], 0.05)
+        low, high = share_interval(flagged, np.arange(len(flagged)))
+        assert low <= 0.05 <= high
