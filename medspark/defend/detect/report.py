@@ -37,7 +37,7 @@ def table(result: DetectResult) -> Table:
     head = [
         "detector", "layer", "attack", "eps", "AUROC", "TPR at 1 %", "TPR at 5 %",
         "wrong and undetected", "adaptive AUROC", "adaptive TPR at 1 %", "adaptive TPR at 5 %",
-        "adaptive wrong and undetected", "accuracy with guard",
+        "adaptive wrong and undetected", "adaptive accuracy with guard",
     ]  # fmt: skip
     return [head, *(_row(each) for each in result.detectors if _own(each))]
 
@@ -104,8 +104,8 @@ def sentences(result: DetectResult) -> list[str]:
     chosen, found = result.chosen, result.false_positives
     lines = [
         f"The guard is {chosen.name} on {chosen.layer}: it flags {_rate(found)} of the clean test "
-        f"images (asked: {found.asked:.1%}), of which {result.accuracy_with_guard:.1%} stay right "
-        f"(without a guard {result.accuracy:.1%})."
+        f"images (asked: {found.asked:.1%}). With it, {result.accuracy_with_guard:.1%} of them are "
+        f"right and not flagged; without it, {result.accuracy:.1%} are right."
     ]
     for eps, share in result.undetected_without_guard.items():
         worst = [_adaptive(each)[1] for each in result.detectors
