@@ -77,7 +77,9 @@ def run(tmp_path: Path, shards: Path, model: Path, load_job) -> Run:
             f"--track.uri=sqlite:///{tmp_path / 'mlflow.db'} --track.system_metrics=false "
             f"--output={output}"
         )
-        status = module.main([*words.split(), *more])
+        # A key that is given twice would hold both lists.
+        given = dict(word.split("=", 1) for word in [*words.split(), *more])
+        status = module.main([f"{key}={value}" for key, value in given.items()])
         return status, json.loads(output.read_text()) if output.exists() else {}
 
     return started

@@ -103,7 +103,8 @@ def sentences(result: DetectResult) -> list[str]:
     """Return what the figures mean: the guard, its rate, reservations, and triggered flags."""
     chosen, found = result.chosen, result.false_positives
     lines = [
-        f"The guard is {chosen.name} on {chosen.layer}: it flags {_rate(found)} of the clean test "
+        f"The guard is {chosen.name} on {chosen.layer} (the best single feature is "
+        f"{chosen.best_single}): it flags {_rate(found)} of the clean test "
         f"images (asked: {found.asked:.1%}). With it, {result.accuracy_with_guard:.1%} of them are "
         f"right and not flagged; without it, {result.accuracy:.1%} are right."
     ]
