@@ -34,8 +34,8 @@ def noise_like(attacked: Tensor, clean: Tensor, rng: KeyedRandom, *, bits: int) 
     levels: int = 2**bits - 1
     normal: Tensor = torch.special.ndtri(rng.noise(clean, "detect/noise").clamp(1e-6, 1 - 1e-6))
     size = norms(attacked - clean) / norms(normal).clamp_min(1e-12)
-    noisy = (clean + size * normal).clamp(0, 1)
-    return (noisy * levels).round() / levels
+    noisy: Tensor = ((clean + size * normal).clamp(0, 1) * levels).round() / levels
+    return noisy
 
 
 def within_a_level(clean: Tensor, rng: KeyedRandom, *, bits: int) -> Tensor:
