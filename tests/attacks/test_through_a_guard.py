@@ -175,3 +175,37 @@ def test_a_leading_attack_changes_the_leading_components_only(watch, batch) -> N
     inside = Components.of(images, centred=False).leading(change, 2)
     assert torch.allclose(inside, change, atol=1e-5)
     assert (change != 0).any()
+
+
+def by_the_paper(variant: str, secure: bool, a: Tensor, b: Tensor) -> Tensor:
+    """Return the step's direction; ``a`` raises the margin, and ``b`` the suspicion."""
+    overlap = (a * b).sum()
+    if variant == "project_classifier":
+        return -b if secure else a - overlap / (b * b).sum() * b
+    if variant == "project_detector":
+        return -(b - overlap / (a * a).sum() * a) if secure else a
+    return -b if secure else a
+
+
+@pytest.mark.parametrize("secure", [False, True])
+@pytest.mark.parametrize("variant", ["project_classifier", "project_detector", "selective"])
+def test_a_step_is_that_of_bryniarski_et_al(variant: str, secure: bool) -> None:
+    a, b = torch.randn(2, 1, 1, 4, 4, generator=torch.Generator().manual_seed(2))
+    images = torch.full((1, 1, 4, 4), 0.5)
+    lead = 1.0 if secure else -1.0
+
+    def watch(x: Tensor, _: int) -> tuple[Tensor, Tensor]:
+        margin = ((x - images) * a).sum().view(1, 1) + lead
+        return torch.cat([torch.zeros(1, 1), margin], dim=1), (x * b).sum().view(1)
+
+    stepped = []
+
+    def seen(x: Tensor, draw: int) -> tuple[Tensor, Tensor]:
+        stepped.append(x.detach())
+        return watch(x, draw)
+
+    orthogonal_pgd(seen, images, torch.tensor([0]), threat=THREAT, steps=1, variant=variant,
+                   step=0.01)  # fmt: skip
+
+    expected = images + 0.01 * by_the_paper(variant, secure, a, b).sign()
+    assert torch.allclose(stepped[-1], expected)
