@@ -34,11 +34,12 @@ def noise_like(attacked: Tensor, clean: Tensor, rng: KeyedRandom, *, bits: int) 
     levels: int = 2**bits - 1
     normal: Tensor = torch.special.ndtri(rng.noise(clean, "detect/noise").clamp(1e-6, 1 - 1e-6))
     size = norms(attacked - clean) / norms(normal).clamp_min(1e-12)
-    noisy: Tensor = ((clean + size * normal).clamp(0, 1) * levels).round() / levels
-    return noisy
+    noisy = (clean + size * normal).clamp(0, 1)
+    return (noisy * levels).round() / levels
 
 
 def within_a_level(clean: Tensor, rng: KeyedRandom, *, bits: int) -> Tensor:
     """Return images that differ from ``clean`` by less than half a level: the same as files."""
-    shift = 0.9 * (rng.noise(clean, "detect/level") - 0.5) / (2**bits - 1)
+    levels: int = 2**bits - 1
+    shift = 0.9 * (rng.noise(clean, "detect/level") - 0.5) / levels
     return (clean + shift).clamp(0, 1)
