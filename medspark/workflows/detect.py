@@ -240,6 +240,7 @@ class Detection:
         flags = detector_flags(
             arrays,
             detectors,
+            choice.targets,
             trials,
             calibration=choice.calibration,
             validated=list(choice.auroc.values()),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from medspark.defend.detect.adaptive import key_of
+from medspark.defend.detect.adaptive import Target, key_of
 from medspark.defend.detect.detector import Detector
 from medspark.evaluate.metrics import auroc
 from medspark.evaluate.sanity import Flag
@@ -18,28 +18,33 @@ __all__ = ["detector_flags"]
 _UNSTEADY = 0.01  # change of a score in another batch, in deviations of the clean scores
 _SAME_FILE = 0.1  # distance of AUROC from .5 between images that are one file
 _MEMORY = 0.1  # distance of AUROC from .5 between clean validation and test images
-_GAP = 0.1  # AUROC on test images minus that on validation images
+_GAP = 0.1  # AUROC on test images minus that on validation images; more where they are few
 
 
 def detector_flags(
     arrays: Arrays,
     detectors: Sequence[Detector],
+    targets: Sequence[Target],
     trials: Sequence[Trial],
     *,
     calibration: Array,
     validated: Sequence[float],
 ) -> list[Flag]:
-    """Return the checks of all detectors on the arrays of an examination.
+    """Return the checks of the ``targets`` among ``detectors``, on the arrays of an examination.
 
     ``calibration`` (n, G) are scores of clean validation images, ``validated`` (G,) the AUROC of
-    each detector on validation images.
+    each detector on validation images. The name of a flag begins with the key of its detector.
     """
     found = []
     for number, detector in enumerate(detectors):
+        if not any(target.detector is detector for target in targets):
+            continue
         name, clean = key_of(detector), arrays["clean/scores"][:, number]
         area, fooled = _area_under_attack(arrays, trials, number)
         found.append(_chance(name, area, len(clean), fooled))
-        found.append(_test_images(name, clean, calibration[:, number], area, validated[number]))
+        drift = _drift(clean, calibration[:, number])
+        gain = (area - validated[number]) / max(_GAP, 3 * _spread(len(clean), fooled))
+        found.append(_test_images(name, drift, gain))
         again = arrays["again/scores"][:, number]
         if not np.isnan(again).any():
             found.append(_repeatable(name, clean, again))
@@ -85,18 +90,22 @@ def _quantisation(name: str, clean: Array, same_file: Array) -> Flag:
     )  # fmt: skip
 
 
-def _test_images(name: str, clean: Array, calibration: Array, area: float, before: float) -> Flag:
-    """Flag a detector that knows the test images: other scores there, or better figures."""
-    drift = abs(_area(calibration, clean) - 0.5)
-    allowed = max(_MEMORY, 4 * _spread(len(calibration), len(clean)))
-    gain = area - before
-    value = max(drift / allowed, gain / _GAP)
+def _test_images(name: str, drift: float, gain: float) -> Flag:
+    """Flag a detector that knows the test images: other scores there, or better figures.
+
+    Both are multiples of what chance allows.
+    """
     return _flag(
-        f"{name}: fitted_on_test_images", value, 1.0,
-        f"{name} scores clean test images unlike clean validation images (AUROC {0.5 + drift:.3f} "
-        f"between them), or tells attacks better on test than on validation images ({area:.3f} "
-        f"and {before:.3f})",
+        f"{name}: fitted_on_test_images", max(drift, gain), 1.0,
+        f"{name} scores clean test images unlike clean validation images ({drift:.2f} times what "
+        f"is allowed), or knows attacks better on test images ({gain:.2f} times)",
     )  # fmt: skip
+
+
+def _drift(clean: Array, calibration: Array) -> float:
+    """Return how far AUROC between two sets of clean images is from .5, by what is allowed."""
+    allowed = max(_MEMORY, 4 * _spread(len(calibration), len(clean)))
+    return abs(_area(calibration, clean) - 0.5) / allowed
 
 
 def _area_under_attack(arrays: Arrays, trials: Sequence[Trial], number: int) -> tuple[float, int]:

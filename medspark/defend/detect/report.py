@@ -39,7 +39,15 @@ def table(result: DetectResult) -> Table:
         "wrong and undetected", "adaptive AUROC", "adaptive TPR at 1 %", "adaptive TPR at 5 %",
         "adaptive wrong and undetected", "adaptive accuracy with guard",
     ]  # fmt: skip
-    return [head, *(_row(each) for each in result.detectors if _own(each))]
+    signed = {flag.name.rpartition(": ")[0] for flag in result.triggered_flags}
+    return [
+        head,
+        *(
+            _row(each, flagged=bool({"", f"{each.name}:{each.layer}"} & signed))
+            for each in result.detectors
+            if _own(each)
+        ),
+    ]
 
 
 def matrix(result: DetectResult) -> Table:
@@ -160,7 +168,7 @@ def _adaptive(each: DetectorFigures) -> tuple[str, AdaptiveFigures | None]:
     return "≤ ", each.adaptive.upper_bound
 
 
-def _row(each: DetectorFigures) -> list[str]:
+def _row(each: DetectorFigures, *, flagged: bool) -> list[str]:
     bound, worst = _adaptive(each)
     own = [each.auroc, each.tpr_at_fpr.get("0.01"), each.tpr_at_fpr.get("0.05"),
            each.undetected_and_wrong]  # fmt: skip
@@ -171,7 +179,8 @@ def _row(each: DetectorFigures) -> list[str]:
         adaptive = [*(bound + _text(value) for value in caught),
                     above + _text(worst.undetected_and_wrong),
                     bound + _text(worst.accuracy_with_guard)]  # fmt: skip
-    head = [each.name, each.layer, each.attack, eps_text(each.eps)]
+    head = [f"{SIGN} {each.name}" if flagged else each.name, each.layer, each.attack,
+            eps_text(each.eps)]  # fmt: skip
     return [*head, *map(_text, own), *adaptive]
 
 

@@ -43,8 +43,9 @@ def triggered(world: World, planted: Detector, validated: float | None = None) -
     if validated is None:
         validated = validation_area(world, planted)
     flags = detector_flags(
-        arrays, [planted], OBLIVIOUS.trials(), calibration=calibration, validated=[validated]
-    )
+        arrays, [planted], [Target(planted, 0.0, 1.0)], OBLIVIOUS.trials(),
+        calibration=calibration, validated=[validated],
+    )  # fmt: skip
     return {flag.name.partition(": ")[2] for flag in flags if flag.triggered}
 
 
@@ -104,7 +105,7 @@ def test_a_detector_that_knows_attacks_by_their_fractions_of_a_level_is_flagged(
     grained = replace(world.examination(targets=()), model=Grained(world.network))
     arrays = replace(grained, detectors=[planted]).arrays([world.test])
     flags = detector_flags(
-        arrays, [planted], OBLIVIOUS.trials(),
+        arrays, [planted], [Target(planted, 0.0, 1.0)], OBLIVIOUS.trials(),
         calibration=arrays["clean/scores"], validated=[1.0],
     )  # fmt: skip
 

@@ -19,7 +19,13 @@ from medspark.evaluate.sanity import Flag
 def result(world: World) -> DetectResult:
     scores = world.scores()
     chosen = world.detectors[world.choice.chosen]
-    flag = Flag(name="f", triggered=True, value=1, threshold=0, sentence="it is <wrong>")
+    flag = Flag(
+        name=f"{world.choice.targets[0].key}: f",
+        triggered=True,
+        value=1,
+        threshold=0,
+        sentence="it is <wrong>",
+    )
     return DetectResult(
         model="a|b", dataset_digest="d", norm="linf", images=64,
         detectors=tuple(scores.figures()),
@@ -92,3 +98,9 @@ def test_a_detector_that_was_not_attacked_is_named_with_the_reason(result: Detec
 
     assert f"{first.name} on {first.layer} was not attacked: no time." in sentences(changed)
     assert table(changed)[1][8].startswith("≤")
+
+
+def test_the_rows_of_a_flagged_detector_are_marked_and_no_others(result, world: World) -> None:
+    marked = {f"{row[0].removeprefix('⚠ ')}:{row[1]}" for row in table(result) if "⚠" in row[0]}
+
+    assert marked == {world.choice.targets[0].key}
