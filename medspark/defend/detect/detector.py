@@ -49,7 +49,7 @@ class Detector:
     pickle.
     """
 
-    name: ClassVar[str]
+    name: ClassVar[str] = ""
     learns_from_attacks: ClassVar[bool] = False
 
     layer: str

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import ValidationError
 from scipy.stats import spearmanr
 from small_world import EPS, OBLIVIOUS, World
 
+from medspark.defend.detect.adaptive import Target
 from medspark.defend.detect.conformal import share_interval, threshold
-from medspark.defend.detect.figures import false_positives, spearman, surrogate_fidelity
+from medspark.defend.detect.detector import Detector
+from medspark.defend.detect.examine import adaptive_key
+from medspark.defend.detect.figures import (
+    Scores,
+    false_positives,
+    spearman,
+    surrogate_fidelity,
+)
 from medspark.defend.detect.result import AdaptiveFigures, DetectorFigures, NotAttacked
+from medspark.evaluate.summary import Trial
 
 CAUGHT = {"auroc": 0.9, "tpr_at_fpr": {"0.05": 0.8}, "undetected_and_wrong": 0.2}
 ADAPTIVE = AdaptiveFigures(
@@ -159,3 +170,26 @@ def test_the_asked_rate_is_within_the_interval_of_the_rate_that_is_reached(world
         flagged = clean[:, number] > threshold(calibration[:, number], 0.05)
         low, high = share_interval(flagged, np.arange(len(flagged)))
         assert low <= 0.05 <= high
+
+
+@given(st.integers(0, 1000))
+def test_a_larger_budget_holds_the_attacks_of_a_smaller_one(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    trials = [Trial("pgd", 1, eps / 255) for eps in (1, 2, 4)]
+    target = Target(Detector("a"), 0.0, 1.0)
+    keys = ["clean", *(trial.key for trial in trials),
+            *(adaptive_key(target.key, "selective", trial.eps) for trial in trials)]  # fmt: skip
+    arrays = {f"{key}/scores": generator.normal(size=(9, 1)) for key in keys}
+    arrays |= {f"{key}/right": generator.random(9) < 0.5 for key in keys}
+    scores = Scores(
+        arrays, [target.detector], [target], trials, ["selective"], np.zeros((9, 1)), 0.1
+    )
+
+    least = [scores.least_suspicious(0, trial.eps) for trial in trials]
+
+    assert (least[0] >= least[1]).all()
+    assert (least[1] >= least[2]).all()
+    wrong = [scores.wrong_under(trial.eps) for trial in trials]
+    assert (wrong[0] <= wrong[1]).all()
+    assert (wrong[1] <= wrong[2]).all()
+    assert np.array_equal(np.isfinite(least[2]), wrong[2])
