@@ -30,8 +30,8 @@ __all__ = ["MARKER", "Kind", "apart", "check", "claim", "place_of", "remove"]
 MARKER = ".medspark.json"
 
 Kind = Literal[
-    "samples", "shards", "run", "evaluation", "study", "exports", "demo data", "shard cache",
-    "phantom archive",
+    "samples", "shards", "run", "evaluation", "study", "exports", "detections", "guard",
+    "demo data", "shard cache", "phantom archive",
 ]  # fmt: skip
 
 # Keys that medspark's own documents always have.
@@ -47,6 +47,8 @@ _EVIDENCE: Mapping[Kind, Mapping[str, set[str]]] = {
     "evaluation": {"*/mlflow/run.json": _RUN},
     "study": {"sweep/run.json": _RUN, "mlflow/run.json": _RUN},
     "exports": {},
+    "detections": {},
+    "guard": {},
     "demo data": {"samples/manifest.json": _SAMPLES},
     "shard cache": {"*/manifest.json": _SHARDS},
     "phantom archive": {},

@@ -17,14 +17,14 @@ from medspark.evaluate.sanity import PROBED_IMAGES
 from medspark.track.config import TrackConfig
 
 __all__ = [
-    "AttackedShards", "AttackedSplit", "EvaluationConfig", "EvaluationSettings", "positive_class",
+    "AttackedImages", "AttackedShards", "AttackedSplit", "EvaluationConfig", "EvaluationSettings",
+    "positive_class",
 ]  # fmt: skip
 
 
-class AttackedSplit(Config):
-    """The images of a split, and how hard they are attacked."""
+class AttackedImages(Config):
+    """How hard images are attacked, and in which pieces."""
 
-    split: Literal["train", "val", "test"] = Field("test", description="split to evaluate on")
     norm: Norm = Field("linf", description="norm that limits a perturbation")
     eps: tuple[Eps, ...] = Field(
         (1 / 255, 2 / 255, 4 / 255),
@@ -38,6 +38,17 @@ class AttackedSplit(Config):
         ge=1,
         description="number of images, drawn by seed as a training draws them; all by default",
     )
+    piece: int = Field(64, ge=1, description="images per Spark task")
+    batch_size: int = Field(64, ge=1, description="images per batch of an attack")
+    seed: int = Field(
+        0, ge=0, description="seed of the random starts, the resamples and the choice of images"
+    )
+
+
+class AttackedSplit(AttackedImages):
+    """The images of a split, and how hard they are attacked."""
+
+    split: Literal["train", "val", "test"] = Field("test", description="split to evaluate on")
     positive: str | None = Field(
         None, description="positive class for sensitivity; the last of two by default"
     )
@@ -48,11 +59,6 @@ class AttackedSplit(Config):
         PROBED_IMAGES,
         ge=0,
         description="images that the sanity probes attack; 0 runs no probes",
-    )
-    piece: int = Field(64, ge=1, description="images per Spark task")
-    batch_size: int = Field(64, ge=1, description="images per batch of an attack")
-    seed: int = Field(
-        0, ge=0, description="seed of the random starts, the resamples and the choice of images"
     )
 
     def settings_of(self, attacks: tuple[AttackName, ...]) -> AttackSettings:

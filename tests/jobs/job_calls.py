@@ -36,6 +36,8 @@ JOBS = {
     "federate, going on": f"{TRAIN} --model.name resnet10t --resume auto",
     "evaluate": "--model {model} --shards {shards} --folder {target} --track.uri {store}",
     "export_edge": "--model {model} --shards {shards} --folder {target} --track.uri {store}",
+    "detect": "--model {model} --shards {shards} --folder {target} --track.uri {store} "
+    "--fpr 0.2 --guard_folder {target}-guard",
     "scale_at": "--shards {shards} --folder {target} --grid.model resnet10t --repeats 1 "
     "--grid.processes 1 --train.batch_size 2 --model.name resnet10t --track.uri {store}",
     "backdoor_table": "--shards {shards} --folder {target} --model.name resnet10t "

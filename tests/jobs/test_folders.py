@@ -51,7 +51,7 @@ def no_spark(monkeypatch: pytest.MonkeyPatch, load_job: Callable[[str], ModuleTy
     def started(*_: object, **__: object) -> None:
         raise AssertionError("Spark was started")
 
-    jobs = [load_job(name) for name in ("ingest", "shard", "evaluate", "export_edge")]
+    jobs = [load_job(name) for name in ("ingest", "shard", "evaluate", "export_edge", "detect")]
     for module in (training, scaling, paper_table, federating, *jobs):
         monkeypatch.setattr(module, "spark_session", started)
 
@@ -122,6 +122,9 @@ def test_an_archive_is_not_its_own_target(call: Call, home: Path, tmp_path: Path
         ("evaluate", "--shards", "a", "a/b"),
         ("export_edge", "--model", "a/b", "a"),
         ("export_edge", "--shards", "a", "a/b"),
+        ("detect", "--model", "a/b", "a"),
+        ("detect", "--model", "a", "a/b"),
+        ("detect", "--shards", "a", "a/b"),
         ("scale_at", "--shards", "a/b", "a"),
         ("federate", "--shards", "a/b", "a"),
         ("federate", "--shards", "a", "a/b"),

@@ -1,0 +1,1 @@
+"""Defences around a trained network, which is not trained again."""

@@ -1,0 +1,1 @@
+"""Detectors of attacked images, the guards made from them, and attacks through a guard."""

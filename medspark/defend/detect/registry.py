@@ -1,0 +1,42 @@
+"""Every detector by name, and the layers that it can look at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from medspark.defend.detect.bu import BayesianUncertainty
+from medspark.defend.detect.change_point import CENTRED, UNCENTRED
+from medspark.defend.detect.detector import Detector
+from medspark.defend.detect.features import LOGITS, PENULTIMATE
+from medspark.defend.detect.kde import KernelDensity
+from medspark.defend.detect.lid import LocalDimension
+from medspark.defend.detect.mahalanobis import Mahalanobis
+from medspark.defend.detect.rank_pca import RankPca
+from medspark.defend.detect.safetynet import SafetyNet
+
+__all__ = ["COMPONENT_LAYERS", "DETECTORS", "grid"]
+
+DETECTORS: Mapping[str, type[Detector]] = {
+    cls.name: cls
+    for cls in (
+        KernelDensity, BayesianUncertainty, LocalDimension, SafetyNet, Mahalanobis, RankPca,
+    )
+}  # fmt: skip
+
+# "Layers" that take passes of their own: the two conventions of (k, p).
+COMPONENT_LAYERS = (UNCENTRED, CENTRED)
+
+
+def grid(names: Sequence[str], layers: Sequence[str]) -> list[tuple[str, str]]:
+    """Return the (detector, layer) pairs of ``names`` that make sense, out of the tapped layers."""
+    found: list[tuple[str, str]] = []
+    for name in names:
+        if name == "rank_pca":
+            found += [(name, layer) for layer in COMPONENT_LAYERS]
+        elif name == "bu":
+            found += [(name, layer) for layer in layers if layer == PENULTIMATE]
+        elif name == "safetynet":
+            found += [(name, layer) for layer in layers if layer != LOGITS]
+        else:
+            found += [(name, layer) for layer in layers]
+    return found

@@ -1,0 +1,160 @@
+"""The sanity law: detectors that mislead are planted, and a check flags each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+from small_world import OBLIVIOUS, World
+from torch import Tensor, nn
+
+from medspark.defend.detect.adaptive import Target
+from medspark.defend.detect.checks import detector_flags
+from medspark.defend.detect.choose import score_all
+from medspark.defend.detect.detector import Detector
+from medspark.defend.detect.extract import Extractor
+from medspark.defend.detect.features import Features
+from medspark.defend.detect.gather import gather
+from medspark.defend.detect.kde import KernelDensity
+from medspark.defend.detect.safetynet import SafetyNet
+from medspark.evaluate.metrics import auroc
+
+
+@dataclass(frozen=True)
+class Planted(Detector):
+    """A detector whose score is any function of the features."""
+
+    name = "planted"
+
+    by: object = None
+
+    def score(self, features: Features) -> Tensor:
+        return self.by(features)  # type: ignore[operator,no-any-return]
+
+
+def triggered(world: World, planted: Detector, validated: float | None = None) -> set[str]:
+    """Return the names of the flags of ``planted`` that trigger."""
+    examination = replace(world.examination(targets=()), detectors=[planted])
+    arrays = examination.arrays([world.test])
+    calibration = score_all([planted], world.validation, "clean")
+    if validated is None:
+        validated = validation_area(world, planted)
+    flags = detector_flags(
+        arrays, [planted], [Target(planted, 0.0, 1.0)], OBLIVIOUS.trials(),
+        calibration=calibration, validated=[validated],
+    )  # fmt: skip
+    return {flag.name.partition(": ")[2] for flag in flags if flag.triggered}
+
+
+def validation_area(world: World, planted: Detector) -> float:
+    scores = {c: score_all([planted], world.validation, c)[:, 0] for c in ("clean", "pgd@38")}
+    truth = np.repeat([False, True], len(scores["clean"]))
+    return auroc(truth, np.concatenate(list(scores.values()))) or 0.5
+
+
+def test_honest_detectors_are_not_flagged(world: World) -> None:
+    for target in world.choice.targets:
+        assert triggered(world, target.detector) == set(), target.key
+
+
+def test_a_detector_that_draws_by_chance_is_flagged_twice(world: World) -> None:
+    generator = torch.Generator().manual_seed(1)
+    planted = Planted("logits", lambda f: torch.rand(len(f.logits), generator=generator))
+
+    assert triggered(world, planted) >= {"no_better_than_chance", "scores_not_repeatable"}
+
+
+def test_a_repeatable_detector_without_knowledge_is_flagged(world: World) -> None:
+    planted = Planted("logits", lambda f: (1e4 * f.logits.double().sum(1)).sin())
+
+    assert "no_better_than_chance" in triggered(world, planted)
+
+
+class Grain(nn.Module):
+    """Shows how far pixels are from whole grey levels, and passes the image on."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        levels = images * 255
+        return (levels - levels.round()).abs()
+
+
+class Grained(nn.Module):
+    """A network with one more layer, which no logit depends on."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.grain, self.network = Grain(), network
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.network(images) + 0 * self.grain(images).mean()
+        return logits
+
+
+def test_a_detector_that_knows_attacks_by_their_fractions_of_a_level_is_flagged(world) -> None:
+    images = world.test[0]
+    planted = Planted("grain", lambda f: f.layers["grain"].sum(1))
+    attacked = images + 0.3 / 255
+    features = [Features(torch.zeros(64, 2), {"grain": Grain()(x).mean((2, 3))})
+                for x in (images, attacked)]  # fmt: skip
+    perfect = torch.cat([planted.score(f) for f in features]).numpy()
+    assert auroc(np.repeat([False, True], 64), perfect) == 1.0  # on images that were not rounded
+
+    grained = replace(world.examination(targets=()), model=Grained(world.network))
+    arrays = replace(grained, detectors=[planted]).arrays([world.test])
+    flags = detector_flags(
+        arrays, [planted], [Target(planted, 0.0, 1.0)], OBLIVIOUS.trials(),
+        calibration=arrays["clean/scores"], validated=[1.0],
+    )  # fmt: skip
+
+    found = {flag.name for flag in flags if flag.triggered}
+    assert "planted:grain: reads_quantisation" in found
+
+
+def test_all_images_that_detectors_see_are_in_whole_levels(world: World) -> None:
+    planted = Planted("grain", lambda f: f.layers["grain"].sum(1))
+    target = Target(planted, 0.0, 1.0)
+    model, few = Grained(world.network), tuple(part[:16] for part in world.test)
+    examination = replace(world.examination(targets=(target,)), detectors=[planted], model=model)
+
+    arrays = examination.arrays([few])
+    features = gather(Extractor.on(model, ("grain",), ""), [few], OBLIVIOUS, bits=8)
+
+    scores = [v for n, v in arrays.items() if n.endswith("/scores") and "same_file" not in n]
+    assert len(scores) == 2 + 1 + 2 + 2  # clean twice, noisy, oblivious, through the target
+    grains = [values for name, values in features.items() if name.endswith("/grain")]
+    assert len(grains) == 2 + 2
+    assert max(values.max() for values in [*scores, *grains]) < 1e-3
+
+
+def fitted_on_test(world: World) -> Sequence[Detector]:
+    """Return a density and a machine that were fitted on the test images."""
+    test = gather(world.extractor, [world.test], OBLIVIOUS, bits=8)
+    parts = {
+        name: Features(torch.from_numpy(test[f"{name}/logits"]),
+                       {"logits": torch.from_numpy(test[f"{name}/logits"])})
+        for name in ("clean", "noisy", "pgd@38")
+    }  # fmt: skip
+    penultimate = {
+        name: Features(part.logits, {"penultimate": torch.from_numpy(test[f"{name}/penultimate"])})
+        for name, part in parts.items()
+    }
+    seen = replace(
+        world.training,
+        reference=penultimate["clean"],
+        labels=penultimate["clean"].predicted,
+        clean=penultimate["clean"],
+        noisy=penultimate["noisy"],
+        attacked=penultimate["pgd@38"],
+    )
+    density = KernelDensity.fit("penultimate", seen)
+    return replace(density, bandwidth=density.bandwidth / 4), SafetyNet.fit("penultimate", seen)
+
+
+@pytest.mark.parametrize("number", [0, 1], ids=["density", "machine"])
+def test_a_detector_that_was_fitted_on_test_images_is_flagged(world: World, number: int) -> None:
+    planted = fitted_on_test(world)[number]
+
+    assert "fitted_on_test_images" in triggered(world, planted)
