@@ -47,7 +47,7 @@ from medspark.track.runs import tracked
 from medspark.track.spool import DatasetEntry, RunEntry
 from medspark.workflows.detect_config import DetectConfig
 from medspark.workflows.detect_parts import Part, Parts
-from medspark.workflows.evaluate import resolve_model
+from medspark.workflows.attacked_data import resolve_model
 
 __all__ = ["Detection"]
 
