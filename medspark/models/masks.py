@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 __all__ = [
-    "Masks", "apply_masks", "layer_masks", "magnitude_masks", "nonzero_masks", "prunable",
-    "zero_share",
+    "Masks", "apply_masks", "layer_masks", "layer_scale", "magnitude_masks", "nonzero_masks",
+    "prunable", "zero_share",
 ]  # fmt: skip
 
 Masks = Mapping[str, Tensor]
@@ -28,17 +28,28 @@ def prunable(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def magnitude_masks(weights: Mapping[str, Tensor], sparsity: float) -> dict[str, Tensor]:
-    """Return masks that keep the largest ``weights`` of all layers together, by absolute value.
+    """Return masks that keep the largest ``weights`` of all layers together.
 
-    Exactly round(``sparsity`` * N) of the N weights are pruned; of equal ones, any.
+    A weight's size is its absolute value relative to its layer's (``layer_scale``). Exactly
+    round(``sparsity`` * N) of the N weights are pruned; of equal ones, any.
     """
-    flat = torch.cat([weight.detach().abs().flatten() for weight in weights.values()])
+    flat = torch.cat([(w.detach().abs() / layer_scale(w)).flatten() for w in weights.values()])
     kept = _kept(flat, round(sparsity * len(flat)))
     parts = torch.split(kept, [weight.numel() for weight in weights.values()])
     return {
         name: part.view(weight.shape)
         for (name, weight), part in zip(weights.items(), parts, strict=True)
     }
+
+
+def layer_scale(weight: Tensor) -> Tensor:
+    """Return the root mean square of a layer's ``weight``; the least positive number for zeros.
+
+    Layers are compared in this unit. Where a norm is folded into a layer, or only follows it, the
+    scale of its weights says nothing: by plain absolute values, MobileNet-V2 lost whole layers.
+    """
+    size = weight.detach().square().mean().sqrt()
+    return size.clamp_min(torch.finfo(weight.dtype).tiny)
 
 
 def layer_masks(scores: Mapping[str, Tensor], sparsity: float) -> dict[str, Tensor]:

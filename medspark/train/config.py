@@ -214,7 +214,8 @@ class PruneConfig(Config):
     method: PruneMethod = Field(
         "rsr",
         description="rsr: noise with learnt scales and lasso; lasso and noise: one of the two; "
-        "hydra: learnt scores; magnitude: the smallest weights, before training",
+        "hydra: learnt scores; magnitude: the smallest weights, relative to their layer's, before "
+        "training",
     )
     sparsity: float = Field(
         0.85,
@@ -235,8 +236,9 @@ class PruneConfig(Config):
     lasso: float | None = Field(
         None,
         ge=0,
-        description="weight of the lasso in rsr and lasso, per unit of learning rate; by default "
-        "the one that alone would make that share of the weights zero",
+        description="weight of the lasso in rsr and lasso, in root mean squares of a layer's "
+        "weights per unit of learning rate; by default the one that alone would make that share "
+        "of the weights zero",
     )
     noise: float = Field(
         0.25,

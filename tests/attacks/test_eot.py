@@ -47,3 +47,25 @@ def test_more_draws_raise_the_expected_loss_of_a_noisy_network_more() -> None:
         return float(torch.stack(losses).mean())
 
     assert expected_loss(50) > expected_loss(1)
+
+
+class Alternating(nn.Module):
+    """Two draws by turns: the second, weaker one has the opposite gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.passes = 0
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.passes += 1
+        slope = 3.0 if self.passes % 2 else -1.0
+        logit = slope * images.flatten(1).sum(1)
+        return torch.stack([torch.zeros_like(logit), logit], dim=1)
+
+
+def test_a_step_follows_the_mean_of_its_draws_and_not_the_last_one() -> None:
+    images, labels = torch.full((3, 1, 2, 2), 0.5), torch.zeros(3, dtype=torch.long)
+
+    found = eot_pgd(Alternating(), images, labels, threat=ThreatModel(eps=0.1), steps=3, draws=2)
+
+    assert torch.allclose(found, images + 0.1)

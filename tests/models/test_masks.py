@@ -50,9 +50,20 @@ def test_no_weight_of_any_layer_that_is_pruned_is_larger_than_one_that_is_kept(
     weights = weights_of(sizes, seed)
     masks = magnitude_masks(weights, sparsity)
 
-    kept = torch.cat([weights[n][mask].abs() for n, mask in masks.items()])
-    pruned = torch.cat([weights[n][~mask].abs() for n, mask in masks.items()])
+    sizes = {n: w.abs() / w.square().mean().sqrt() for n, w in weights.items()}
+    kept = torch.cat([sizes[n][mask] for n, mask in masks.items()])
+    pruned = torch.cat([sizes[n][~mask] for n, mask in masks.items()])
     assert len(kept) == 0 or len(pruned) == 0 or pruned.max() <= kept.min()
+
+
+@given(SIZES, SHARES, st.integers(0, 99), st.integers(-20, 20))
+def test_the_scale_of_a_layer_decides_nothing(sizes, sparsity, seed, exponent) -> None:
+    weights = weights_of(sizes, seed)
+    scaled = weights | {"0": weights["0"] * 2.0**exponent}
+
+    one, other = magnitude_masks(weights, sparsity), magnitude_masks(scaled, sparsity)
+
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 @given(SIZES, SHARES, st.integers(0, 99))

@@ -16,7 +16,13 @@ from torch import Tensor, nn
 
 from medspark.errors import UsageError
 from medspark.models.kernels.trained_form import Copied, TrainedForm
-from medspark.models.masks import apply_masks, magnitude_masks, nonzero_masks, prunable
+from medspark.models.masks import (
+    apply_masks,
+    layer_scale,
+    magnitude_masks,
+    nonzero_masks,
+    prunable,
+)
 from medspark.models.noisy import NOISE, add_noise
 from medspark.train.config import PruneConfig
 from medspark.train.prune.proximal import even_penalty, soft_threshold_
@@ -37,6 +43,7 @@ class Pruner:
         self._model: nn.Module = nn.Identity()
         self._weights: dict[str, nn.Parameter] = {}
         self._masks: dict[str, Tensor] = {}
+        self._scales: dict[str, float] = {}  # of the first weights: the lasso's unit in each layer
         self._cut_at, self._penalty = 0, 0.0
         self.cut = False
 
@@ -50,6 +57,7 @@ class Pruner:
         if config is not None and (config.noisy or config.method == "hydra"):
             form = _with_layers(form, config)
         self._model, self._weights = form.trained, prunable(form.trained)
+        self._scales = {name: float(layer_scale(w)) for name, w in self._weights.items()}
         if self._pruned:
             self._masks = nonzero_masks(self._weights)
         if config is None or config.method == "magnitude":
@@ -84,7 +92,8 @@ class Pruner:
         config = self._config
         if config is not None and not self.cut:
             if self._penalty > 0:
-                soft_threshold_(self._weights.values(), rate * self._penalty)
+                for name, weight in self._weights.items():
+                    soft_threshold_(weight, rate * self._penalty * self._scales[name])
             if config.method == "hydra":
                 refresh(self._model, config.sparsity)
             if update + 1 >= self._cut_at:

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from medspark.models.masks import layer_scale
 from medspark.train.prune.proximal import even_penalty, soft_threshold_
 
 NUMBERS = st.lists(st.floats(-10, 10, width=32), min_size=1, max_size=30)
@@ -16,7 +17,7 @@ def test_the_step_is_the_closed_form(numbers: list[float], amount: float) -> Non
     weight = torch.tensor(numbers, dtype=torch.float64)
     expected = weight.sign() * (weight.abs() - amount).clamp_min(0)
 
-    soft_threshold_([weight], amount)
+    soft_threshold_(weight, amount)
 
     assert torch.allclose(weight, expected, atol=1e-12)
 
@@ -25,7 +26,7 @@ def test_the_step_is_the_closed_form(numbers: list[float], amount: float) -> Non
 def test_the_step_minimises_half_the_squared_distance_plus_the_lasso(numbers, amount) -> None:
     before = torch.tensor(numbers, dtype=torch.float64)
     after = before.clone()
-    soft_threshold_([after], amount)
+    soft_threshold_(after, amount)
 
     def cost(at: torch.Tensor) -> torch.Tensor:
         return 0.5 * (at - before) ** 2 + amount * at.abs()
@@ -41,10 +42,10 @@ def test_the_step_minimises_half_the_squared_distance_plus_the_lasso(numbers, am
 )
 def test_the_even_penalty_alone_brings_the_share_of_weights_to_zero(numbers, sparsity, rates):
     weight = torch.tensor(numbers, dtype=torch.float64)
-    penalty = even_penalty([weight], sparsity, rates)
+    penalty, unit = even_penalty([weight], sparsity, rates), float(layer_scale(weight))
 
     for rate in rates:
-        soft_threshold_([weight], rate * penalty)
+        soft_threshold_(weight, rate * penalty * unit)
 
     # The last of them is at zero up to rounding.
     zeros = int((weight.abs() <= 1e-6).sum())
