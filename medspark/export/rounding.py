@@ -46,4 +46,6 @@ def _factors(covariance: Tensor, order: Tensor) -> Tensor:
     mean = torch.diagonal(damped, dim1=1, dim2=2).mean(1).clamp_min(1e-12)
     damped = damped + torch.diag_embed(_DAMPING * mean[:, None].expand(order.shape))
     damped = _ordered(_ordered(damped, order).mT, order)
-    return torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(damped)), upper=True)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
+    factors: Tensor = torch.linalg.cholesky(inverse, upper=True)
+    return factors
