@@ -12,6 +12,9 @@ from medspark.errors import UsageError
 
 __all__ = ["OnnxSession"]
 
+# It rounds the weights of float layers between 8-bit ones, with one scale for all channels.
+_DISABLED = ["WeightBiasQuantization"]
+
 
 class OnnxSession:
     """Outputs of an ONNX graph whose first input is a batch of images."""
@@ -39,7 +42,9 @@ class OnnxSession:
         content = source if isinstance(source, bytes) else str(source)
         providers = ["CPUExecutionProvider"]
         try:
-            self._session = onnxruntime.InferenceSession(content, options, providers=providers)
+            self._session = onnxruntime.InferenceSession(
+                content, options, providers=providers, disabled_optimizers=_DISABLED
+            )
         except self._errors as error:
             raise UsageError(f"'{name}' cannot be opened as an ONNX model.") from error
         if not self._session.get_inputs() or not self._session.get_outputs():
