@@ -45,9 +45,9 @@ from medspark.shards.manifest import Manifest, read_manifest, verify
 from medspark.shards.schema import read_patients, read_sites
 from medspark.track.runs import tracked
 from medspark.track.spool import DatasetEntry, RunEntry
+from medspark.workflows.attacked_data import resolve_model
 from medspark.workflows.detect_config import DetectConfig
 from medspark.workflows.detect_parts import Part, Parts
-from medspark.workflows.attacked_data import resolve_model
 
 __all__ = ["Detection"]
 

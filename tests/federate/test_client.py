@@ -33,7 +33,6 @@ from medspark.train.config import AdversarialConfig
 from medspark.train.learner import Learner, Sample, pgd_images
 from medspark.train.objective import CrossEntropy, divergence
 
-THREAT = ThreatModel(eps=8 / 255)
 POLICIES = get_args(NormPolicy)
 
 

@@ -1,4 +1,4 @@
-"""A client's schedule: what its learning rate and its eps are in each round, as in train_at."""
+"""The recipe of a client over all rounds: train_at's schedule, and what becomes of batch norm."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ THREAT = ThreatModel(eps=8 / 255)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small.write(tmp_path_factory.mktemp("federation") / "shards")
+    return small.write(tmp_path_factory.mktemp("schedule") / "shards")
 
 
 @pytest.fixture
