@@ -115,7 +115,7 @@ def _covariance(a: Attributes, inputs: Tensor, shape: torch.Size) -> Tensor:
     columns = F.unfold(
         few, tuple(shape[2:]), dilation=tuple(a.get("dilations", (1, 1))), stride=strides
     )
-    patches: Tensor = columns.unflatten(1, (groups, -1)).permute(1, 2, 0, 3).flatten(2)
+    patches = columns.view(len(few), groups, -1, columns.shape[2]).permute(1, 2, 0, 3).flatten(2)
     centred = patches - patches.mean(2, keepdim=True)
     return centred @ centred.mT / centred.shape[2]
 
