@@ -97,7 +97,9 @@ def attacked(judge: Judge, network: nn.Module, threat: ThreatModel, *, most: int
     evaluated = evaluation_copy(network, images[:2])
     parts = [
         pgd(evaluated, pixels, truth, threat=threat, steps=_STEPS, loss=margin)
-        for pixels, truth in zip(images.split(_BATCH), labels.split(_BATCH), strict=True)
+        for pixels, truth in zip(
+            torch.split(images, _BATCH), torch.split(labels, _BATCH), strict=True
+        )
     ]
     return torch.cat(parts).numpy()
 
