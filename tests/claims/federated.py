@@ -5,9 +5,10 @@
 The X-rays are divided among ten clients with skewed labels (Dirichlet, alpha .5). Of the malaria
 cells, every patient of the training split is a client. All methods start from the same file of
 weights and make the same passes over the training images, in batches of one size, against one
-budget. A federation's new head is zero, central training has timm's. Central training follows the defaults of jobs/train_at.py and keeps its best epoch on validation images.
-Clients follow the defaults of jobs/federate.py, and a federation keeps its last round. All work is
-done in this process; Spark would give a federation the same bits.
+budget. A federation's new head is zero, central training has timm's. Central training follows the
+defaults of jobs/train_at.py and keeps its best epoch on validation images. Clients follow the
+defaults of jobs/federate.py, and a federation keeps its last round. All work is done in this
+process; Spark would give a federation the same bits.
 
 Every (data, method, seed) that is done is a file in --folder; the same command does what is
 missing, and an interrupted federation goes on with its last round.
