@@ -117,7 +117,7 @@ def test_a_training_starts_from_a_folder_of_the_same_network_and_classes(sparse,
     folder = str(saved(tmp_path, sparse))
 
     model = first_network(
-        ModelConfig(name="test_resnet", weights=folder), num_classes=2, channels=1
+        ModelConfig(name="test_resnet", weights=folder), num_classes=2, channels=1, size=(32, 32)
     )
 
     assert torch.equal(model.eval()(IMAGES), sparse(IMAGES))
@@ -126,7 +126,7 @@ def test_a_training_starts_from_a_folder_of_the_same_network_and_classes(sparse,
         (ModelConfig(name="test_resnet", weights=folder), 3, "has 2 classes and 1 channel"),
     ):
         with pytest.raises(UsageError, match=message):
-            first_network(config, num_classes=classes, channels=1)
+            first_network(config, num_classes=classes, channels=1, size=(32, 32))
 
 
 def test_onnx_has_the_same_zeros(sparse: Classifier, tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def made(monkeypatch: pytest.MonkeyPatch, **chosen: Any) -> Classifier:
     untrained = lambda config, **sizes: build(  # noqa: E731 - stands for one function
         config.model_copy(update={"weights": None}), **sizes
     )
-    monkeypatch.setattr(prepare, "build", untrained)
+    monkeypatch.setattr(prepare, "first_network", untrained)
     source: Any = SimpleNamespace(
         manifest=SimpleNamespace(classes=("a", "b"), channels=1, height=32, width=32)
     )
