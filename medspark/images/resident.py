@@ -10,7 +10,7 @@ from pathlib import Path
 from medspark.errors import RunError, UsageError
 from medspark.images.deidentify import Privacy, Pseudonyms, load_key
 
-__all__ = ["ResidentPseudonyms"]
+__all__ = ["ResidentPseudonyms", "pseudonyms_of"]
 
 
 class ResidentPseudonyms(Pseudonyms):
@@ -25,6 +25,12 @@ class ResidentPseudonyms(Pseudonyms):
 
     def __reduce__(self) -> tuple[Callable[[Path, str], ResidentPseudonyms], tuple[Path, str]]:
         return _read_here, (self._file, self.check)
+
+
+def pseudonyms_of(privacy: Privacy, key: bytes) -> Pseudonyms:
+    """Return the pseudonyms of ``key``; executors read it themselves if ``privacy`` says where."""
+    file = privacy.executor_key_file
+    return Pseudonyms(key) if file is None else ResidentPseudonyms(key, file=file)
 
 
 def _read_here(path: Path, check: str) -> ResidentPseudonyms:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from medspark import ownership
 from medspark.errors import UsageError
 from medspark.images.deidentify import Pseudonyms, load_key
-from medspark.images.resident import ResidentPseudonyms
+from medspark.images.resident import pseudonyms_of
 from medspark.ingest import npz
 from medspark.ingest.config import IngestConfig
 from medspark.ingest.label_table import LabelTable
@@ -70,8 +70,7 @@ def open_archive(config: IngestConfig, *, key: bytes | None = None) -> Archive:
     manifest = samples.manifest()
     listed = QuarantineList.of(config.privacy, dataset=samples.url, source=source)
     key = key or load_key(config.privacy, dataset=samples.url, new=manifest is None)
-    executor_key = config.privacy.executor_key_file
-    pseudonyms = ResidentPseudonyms(key, file=executor_key) if executor_key else Pseudonyms(key)
+    pseudonyms = pseudonyms_of(config.privacy, key)
     multi_label = several or (npz.is_npz(source) and npz.has_findings(source, config.limits))
     archive = Archive(config, source, samples, table, multi_label, pseudonyms, listed)
     if manifest:

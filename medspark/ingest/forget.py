@@ -25,6 +25,7 @@ from medspark.config import Config
 from medspark.documents import open_regular
 from medspark.errors import UsageError
 from medspark.images.deidentify import Privacy, Pseudonyms, load_key
+from medspark.images.resident import pseudonyms_of
 from medspark.ingest import ledger
 from medspark.ingest.migrate import PARTS, is_former
 from medspark.ingest.parts import SAMPLE_SCHEMA, Part, rewrite
@@ -91,7 +92,8 @@ def open_dataset(config: ForgetConfig) -> Dataset:
         raise UsageError(f"{config.samples} holds no samples: no ingest has finished there.")
     if is_former(manifest):
         raise UsageError(f"{config.samples} has an earlier format: ingest into it once more.")
-    pseudonyms = Pseudonyms(load_key(config.privacy, dataset=samples.url, new=False))
+    key = load_key(config.privacy, dataset=samples.url, new=False)
+    pseudonyms = pseudonyms_of(config.privacy, key)
     if pseudonyms.check != manifest.key_check:
         raise UsageError(
             f"{config.samples} was made with another pseudonym key; name that key's file with "

@@ -44,8 +44,8 @@ def build(
     check_model(config)
     if model_folder(config) is not None:
         raise UsageError(
-            f"model.weights: '{config.weights}' is a model folder, which train_at, distill and "
-            "prune can start from; use a .safetensors file."
+            f"model.weights: '{config.weights}' is a model folder, from which this job cannot "
+            "start; use a .safetensors file."
         )
     architecture = timm_name(config.name)
     options: dict[str, Any] = {"num_classes": num_classes, "in_chans": channels}

@@ -15,7 +15,8 @@ from medspark.federate.privacy import check_privacy
 from medspark.federate.result import FederationResult
 from medspark.federate.server import Executor
 from medspark.files import json_digest, write_whole
-from medspark.models.config import check_images, check_model, check_weights
+from medspark.models.card import read_card
+from medspark.models.config import check_images, check_model, check_weights, model_folder
 from medspark.shards.manifest import Manifest, read_manifest, verify
 from medspark.spark.session import spark_session
 from medspark.track.runs import tracked
@@ -84,6 +85,11 @@ def check(config: FederateConfig) -> Manifest:
     check_weights(config.model)
     check_model(config.model)
     check_images(config.model, manifest)
+    folder = model_folder(config.model)
+    if folder is not None and read_card(folder).pruning is not None:
+        raise UsageError(
+            f"model.weights: '{folder}' is pruned, and clients do not keep its zeros and widths."
+        )
     check_attacks(config.evaluate.attacks, gradients=True, surrogates=0)
     if config.privacy is not None:
         check_privacy()

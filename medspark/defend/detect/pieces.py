@@ -42,18 +42,16 @@ def drawn_rows(total: int, count: int, *, seed: int, after: int = 0) -> Array:
     return np.sort(permute(places, total, derive(seed, "detect")))
 
 
-@dataclass(frozen=True)
-class FeatureJob(SplitPieces):
-    """All that a worker needs to gather the features of any piece."""
+@dataclass(frozen=True, kw_only=True)
+class _ChosenImages(SplitPieces):
+    """A network, and the ``chosen`` rows of a split that it is shown."""
 
     model: Path
     surrogates: tuple[Path, ...]
     shards: Path
     split: str
     chosen: tuple[int, ...]
-    layers: tuple[str, ...]
     head: str
-    attacks: AttackSettings
     bits: int
     piece: int
     work: Path
@@ -62,6 +60,14 @@ class FeatureJob(SplitPieces):
     def rows(self) -> Array:
         """The sorted rows of the images."""
         return np.array(self.chosen, dtype=np.int64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureJob(_ChosenImages):
+    """All that a worker needs to gather the features of any piece."""
+
+    layers: tuple[str, ...]
+    attacks: AttackSettings
 
     @property
     def batch_size(self) -> int:
@@ -79,27 +85,13 @@ class FeatureJob(SplitPieces):
         )
 
 
-@dataclass(frozen=True)
-class ExamineJob(SplitPieces):
+@dataclass(frozen=True, kw_only=True)
+class ExamineJob(_ChosenImages):
     """All that a worker needs to examine any piece; it reads the detectors from ``fitted``."""
 
-    model: Path
-    surrogates: tuple[Path, ...]
-    shards: Path
-    split: str
-    chosen: tuple[int, ...]
-    head: str
     fitted: Path
     oblivious: AttackSettings
     adaptive: AdaptiveSettings
-    bits: int
-    piece: int
-    work: Path
-
-    @property
-    def rows(self) -> Array:
-        """The sorted rows of the images."""
-        return np.array(self.chosen, dtype=np.int64)
 
     @property
     def batch_size(self) -> int:
