@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 from archive_runs import listed, live
 
+from medspark import ownership
 from medspark.errors import UsageError
-from medspark.images.deidentify import Privacy, Pseudonyms
+from medspark.images.deidentify import Privacy, Pseudonyms, load_key
 from medspark.ingest import forget as forgetting
 from medspark.ingest.forget import ForgetConfig, forget, open_dataset, read_patients
-from medspark.ingest.sample_set import SampleSet
+from medspark.ingest.sample_set import SampleSet, SamplesManifest
 
 KEY = Pseudonyms(b"0123456789abcdefghijklmnop")
 
@@ -188,3 +190,17 @@ def test_a_folder_without_samples_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(UsageError, match="holds no samples"):
         open_dataset(config)
+
+
+def test_executors_that_hold_the_key_are_not_sent_it(tmp_path: Path, key_file: Path) -> None:
+    samples = SampleSet(str(tmp_path / "samples"))
+    privacy = Privacy(key_file=key_file, executor_key_file=key_file)
+    key = load_key(privacy, dataset=samples.url)
+    made = {"generation": "g", "previous": None, "digest": "", "counts": {}, "rendering": {}}
+    files = {"parts": (), "ledger": (), "quarantine": ()}
+    ownership.claim(samples.url, "samples")
+    samples.commit(SamplesManifest(**made, **files, key_check=Pseudonyms(key).check))
+
+    config = ForgetConfig(samples=samples.url, patients=tmp_path / "unused", privacy=privacy)
+
+    assert key not in pickle.dumps(open_dataset(config).pseudonyms)
