@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 import yaml
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run
 from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking import MlflowClient
@@ -29,6 +30,7 @@ __all__ = ["Publisher"]
 # MLflow's limits for one request (mlflow/utils/validation.py).
 _METRICS_PER_BATCH, _PARAMS_PER_BATCH, _PARAM_LENGTH, _DIGEST_LENGTH = 1000, 100, 6000, 36
 _TAG_LENGTH = 8000
+_SPOOL_TAG = "medspark.spool"
 
 
 class Publisher:
@@ -101,8 +103,22 @@ class Publisher:
         tags = {"mlflow.source.name": "medspark"} | state.entry.tags
         if state.parent_run_id:
             tags["mlflow.parentRunId"] = state.parent_run_id
-        run = self._client.create_run(experiment, tags=tags, run_name=state.entry.name)
+        run = self._created_before(experiment)
+        if run is None:
+            # The id is on disk before the run is made: a process that is killed right after
+            # create_run finds its run again.
+            self.spool.update(spool_id=uuid.uuid4().hex)
+            tags[_SPOOL_TAG] = self.spool.state.spool_id
+            run = self._client.create_run(experiment, tags=tags, run_name=state.entry.name)
         self.spool.update(run_id=run.info.run_id)
+
+    def _created_before(self, experiment: str) -> Run | None:
+        """Return the run that an earlier process made without writing down its id."""
+        spool_id = self.spool.state.spool_id
+        if not spool_id:
+            return None
+        found = self._client.search_runs([experiment], f"tags.`{_SPOOL_TAG}` = '{spool_id}'")
+        return found[0] if found else None
 
     def _describe(self) -> None:
         if self.spool.state.described:

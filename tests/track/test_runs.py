@@ -25,7 +25,7 @@ from medspark.track.config import TrackConfig
 from medspark.track.journal import Journal
 from medspark.track.models import fetch_model
 from medspark.track.runs import tracked
-from medspark.track.spool import DatasetEntry, ModelEntry, RunEntry, read_state
+from medspark.track.spool import DatasetEntry, ModelEntry, RunEntry, Spool, read_state
 
 ENTRY = RunEntry(
     name="mobilenetv2",
@@ -113,6 +113,26 @@ def test_a_resumed_run_keeps_its_id_and_reports_no_step_twice(tmp_path: Path, st
     history = _history(store, resumed.reference["run_id"], "loss")
     assert history == [(step, float(step)) for step in range(6)]
     assert MlflowClient(store).get_run(resumed.reference["run_id"]).info.status == "FINISHED"
+
+
+def test_a_process_killed_before_it_wrote_the_id_of_its_run_finds_the_run_again(
+    tmp_path: Path, store: str
+) -> None:
+    config = TrackConfig(uri=store, experiment="killed", system_metrics=False)
+    with tracked(tmp_path, config, RunEntry(name="killed")) as run:
+        first = run.reference["run_id"]
+        run.end("FINISHED")
+    Spool.reopen(tmp_path, uri=store).update(run_id=None, described=False)
+
+    with tracked(tmp_path, config, RunEntry(name="killed")) as run:
+        again = run.reference["run_id"]
+        run.end("FINISHED")
+
+    client = MlflowClient(store)
+    experiment = client.get_experiment_by_name("killed")
+    assert experiment is not None
+    assert again == first
+    assert len(client.search_runs([experiment.experiment_id])) == 1
 
 
 def test_a_run_that_raises_is_marked_as_failed(tmp_path: Path, store: str) -> None:
