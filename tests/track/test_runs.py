@@ -167,7 +167,7 @@ def test_training_does_not_wait_for_a_server_that_is_slow_to_answer(tmp_path: Pa
         with tracked(tmp_path / "run", TrackConfig(uri=uri, **QUIET), ENTRY) as run:
             trained_after = time.monotonic() - began
             silent.close()
-            run.end("FINISHED")
+            run.end("FINISHED", patience_seconds=0)
 
     assert trained_after < 8  # MLflow gives up after 10 s
     assert run.reference["run_id"] is None
@@ -178,7 +178,7 @@ def test_a_store_that_cannot_be_opened_costs_no_training(tmp_path: Path) -> None
     (tmp_path / "missing").write_text("a file where a folder should be")
 
     with tracked(tmp_path / "run", TrackConfig(uri=uri, **QUIET), ENTRY) as run:
-        run.end("FINISHED")
+        run.end("FINISHED", patience_seconds=0)
 
     assert run.reference["run_id"] is None
     assert read_state(tmp_path / "run").ending is not None
