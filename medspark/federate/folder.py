@@ -69,8 +69,9 @@ class FederationFolder:
 
         Of its coordinates only those ``here`` are read, all by default.
         """
-        mode: Literal["r"] | None = None if here is None else "r"
-        parts = [np.load(path, mmap_mode=mode) for path in self._parts(number, name)]
+        paths = self._parts(number, name)
+        mode: Literal["r"] | None = None if here is None and len(paths) == 1 else "r"
+        parts = [np.load(path, mmap_mode=mode) for path in paths]
         if here is not None:
             starts = np.cumsum([0, *(len(part) for part in parts)])
             parts = [

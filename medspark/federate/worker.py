@@ -52,6 +52,9 @@ __all__ = ["Setting", "Step", "Worker"]
 # A step of a round in the form of JSON: its ``kind``, its round, and what each part has to do.
 Step = dict[str, Any]
 
+# Answers of so many bytes are held, to be added together.
+_HELD_BYTES = 1 << 26
+
 # A client that was being trained when a task died, so often, is left out.
 _DEATHS = 2
 
@@ -108,6 +111,7 @@ class Worker:
         # Before the first client, so that its deadline does not count the preparations.
         self._network, self._split, self._clients  # noqa: B018
         trained: dict[str, dict[str, float]] = {}
+        answers: dict[int, Answer] = {}
         for client in group:
             if client in left_out or waits(liars.get(client)):
                 continue
@@ -118,15 +122,14 @@ class Worker:
             task = Task(base, number, self._config.seed, control, self._config.rounds)
             with progress.of(client), self._limit(number, client):
                 answer = self._answer(task, client, step, liars.get(client))
-            kept: dict[str, float] | str
             if isinstance(answer, str):
-                kept = answer
-            else:
-                kept = self._keep(step, base, client, answer, sums, controls)
-            if isinstance(kept, str):
-                self._folder.leave_out(number, client, kept)
-            else:
-                trained[str(client)] = kept
+                self._folder.leave_out(number, client, answer)
+                continue
+            answers[client] = answer
+            if len(answers) * base.nbytes >= _HELD_BYTES:
+                trained |= self._keep(step, base, answers, sums, controls)
+                answers = {}
+        trained |= self._keep(step, base, answers, sums, controls)
         progress.close()
         if sums is not None:
             write_array(self._folder.round(number) / f"sum-{part:05d}.npy", sums.units)
@@ -173,14 +176,7 @@ class Worker:
             for client in trained
         }
         made = forged(self._liars(step), base, answers, images) if part == 0 else {}
-        found: dict[str, dict[str, float]] = {}
-        for client, answer in made.items():
-            kept = self._keep(step, base, client, answer, None, None)
-            if isinstance(kept, str):
-                self._folder.leave_out(number, client, kept)
-            else:
-                found[str(client)] = kept
-        return {"clients": found}
+        return {"clients": self._keep(step, base, made, None, None)}
 
     def _liars(self, step: Step) -> dict[int, Liar]:
         """Return the clients of the round that do not just train on their images."""
@@ -206,37 +202,55 @@ class Worker:
         self,
         step: Step,
         base: Weights,
-        client: int,
-        answer: Answer,
+        answers: Mapping[int, Answer],
         sums: ExactSum | None,
         controls: ExactSum | None,
-    ) -> dict[str, float] | str:
-        """Add an answer to the sums or store it; return its figures, or why it is left out."""
-        number = int(step["round"])
+    ) -> dict[str, dict[str, float]]:
+        """Add the answers to the sums or store them; return the figures of those that are usable.
+
+        The other clients are left out.
+        """
+        number, found = int(step["round"]), {}
+        checks = self._added(step, base, answers, sums)
+        for (client, answer), (reason, square) in zip(answers.items(), checks, strict=True):
+            if reason is not None:
+                self._folder.leave_out(number, client, reason)
+                continue
+            if sums is None or client == ROOT:
+                write_array(self._folder.update(number, client), answer.weights)
+            if controls is not None and answer.control_change is not None:
+                controls.add(answer.control_change, 1.0)
+            if self._config.keeps_memory:
+                write_memory(self._folder.memory(client, number), answer.memory)
+            if answer.pattern is not None:
+                write_array(self._folder.pattern(number, client), answer.pattern.numpy())
+            found[str(client)] = {
+                "images": answer.images,
+                "steps": answer.steps,
+                "loss": answer.loss,
+                "square": square,
+            }
+        return found
+
+    def _added(
+        self, step: Step, base: Weights, answers: Mapping[int, Answer], sums: ExactSum | None
+    ) -> list[tuple[str | None, float]]:
+        """Add the updates to ``sums``, if there are any; return the ``check`` of each."""
+        updates = {client: each.weights for client, each in answers.items()}
         if sums is not None and self._rule(step).needs == "nothing":
             # The weight is the number of images, so one pass over the coordinates is enough.
-            weight = self._factor(step, client, answer, math.nan)
-            reason, square = sums.add_change(answer.weights, base, weight)
-        else:
-            reason, square = check(answer.weights, base)
-        if reason is not None:
-            return reason
-        if sums is None or client == ROOT:
-            write_array(self._folder.update(number, client), answer.weights)
-        elif self._rule(step).needs != "nothing":
-            sums.add_change(answer.weights, base, self._factor(step, client, answer, square))
-        if controls is not None and answer.control_change is not None:
-            controls.add(answer.control_change, 1.0)
-        if self._config.keeps_memory:
-            write_memory(self._folder.memory(client, number), answer.memory)
-        if answer.pattern is not None:
-            write_array(self._folder.pattern(number, client), answer.pattern.numpy())
-        return {
-            "images": answer.images,
-            "steps": answer.steps,
-            "loss": answer.loss,
-            "square": square,
+            factors = [self._factor(step, c, each, math.nan) for c, each in answers.items()]
+            return sums.add_changes(list(updates.values()), base, factors)
+        checks = [check(update, base) for update in updates.values()]
+        if sums is None:
+            return checks
+        usable = {
+            client: self._factor(step, client, answers[client], square)
+            for client, (reason, square) in zip(updates, checks, strict=True)
+            if reason is None and client != ROOT
         }
+        sums.add_changes([updates[client] for client in usable], base, list(usable.values()))
+        return checks
 
     def _limit(self, number: int, client: int) -> Any:
         return nullcontext() if self._deadline is None else self._deadline.of(number, client)

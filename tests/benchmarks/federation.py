@@ -160,7 +160,7 @@ def ours(name: str, clients: int) -> Callable[[], object]:
         total = ExactSum(len(task.weights), weight=clients * setting.images)
         for client in range(clients):
             answer = train_client(model, split.subset(setting.rows(client)), task, config)
-            total.add_change(answer.weights, task.weights, answer.images)
+            total.add_changes([answer.weights], task.weights, [answer.images])
 
     return one_round
 

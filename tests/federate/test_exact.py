@@ -58,34 +58,44 @@ def test_sums_of_different_units_do_not_merge():
 
 
 @given(seeds, st.floats(0.1, 99))
-def test_the_change_of_weights_is_added_and_checked_as_their_difference_is(
+def test_changes_of_weights_are_added_and_checked_as_their_differences_are(
     seed: int, weight: float
 ):
-    (trained, weights), _ = drawn(seed, clients=2, length=70_000)
-    stored, passing = ExactSum(70_000, weight=100), ExactSum(70_000, weight=100)
-    update = difference(trained, weights)
-    stored.add(update, weight)
+    (*trained, weights), _ = drawn(seed, clients=4, length=70_000)
+    factors = [weight, -2.5, 40.0]
+    stored, passing = ExactSum(70_000, weight=200), ExactSum(70_000, weight=200)
+    for vector, factor in zip(trained, factors, strict=True):
+        stored.add(difference(vector, weights), factor)
 
-    reason, square = passing.add_change(trained, weights, weight)
+    checks = passing.add_changes(trained, weights, factors)
 
-    assert reason is None
-    assert square == pytest.approx(np.square(update).sum(), rel=1e-12)
-    assert (None, square) == check(trained, weights)
+    assert checks == [check(vector, weights) for vector in trained]
     assert np.array_equal(stored.units, passing.units)
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-9, 1.0, LARGEST])
+def test_units_are_rounded_to_the_nearest_even_whatever_their_size(size: float):
+    total = ExactSum(5, weight=1)
+    unit = 2.0**-total._exponent
+    change = np.array([0.5, 1.5, -2.5, 0.49, 0.0]) * unit
+    change[-1] = size
+
+    total.add_changes([change], np.zeros(5), [1.0])
+
+    assert total.units.tolist() == [0, 2, -2, 0, round(size / unit)]
 
 
 @pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf, 2 * LARGEST])
 def test_of_a_change_that_no_rule_can_use_nothing_is_added(number: float):
-    (first, trained, weights), _ = drawn(3, clients=3, length=70_000)
-    total = ExactSum(70_000, weight=100)
-    total.add(first, 7.0)
-    before = total.units.copy()
+    (first, trained, last, weights), _ = drawn(3, clients=4, length=70_000)
+    total, others = ExactSum(70_000, weight=100), ExactSum(70_000, weight=100)
+    others.add_changes([first, last], weights, [7.0, 2.0])
     trained[69_000] = number
 
-    reason, _ = total.add_change(trained, weights, 3.0)
+    _, (reason, _), _ = total.add_changes([first, trained, last], weights, [7.0, 3.0, 2.0])
 
     assert reason == check(trained, weights)[0] == fault(difference(trained, weights)) is not None
-    assert np.array_equal(total.units, before)
+    assert np.array_equal(total.units, others.units)
 
 
 def test_many_small_changes_are_no_large_one():

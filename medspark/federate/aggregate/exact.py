@@ -12,7 +12,7 @@ clients, far below the rounding of float32 weights (at .01: 2**-31). No number m
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -25,6 +25,9 @@ LARGEST = 2.0**12
 
 # Terms are cut so that what is computed between two of them stays in the processor's cache.
 _PIECE = 1 << 15
+
+# 1.5 x 2**52, and the size of numbers that can be rounded by adding it.
+_ROUNDING, _SMALL = np.float64(1.5 * 2.0**52), 2.0**51
 
 Vector = npt.NDArray[np.float64]
 Floats = npt.NDArray[np.floating[Any]]
@@ -76,27 +79,50 @@ class ExactSum:
             self._add(np.multiply(vector[here], scale, dtype=np.float64), here)
         return self
 
-    def add_change(
-        self, trained: Floats, weights: Floats, weight: float
-    ) -> tuple[str | None, float]:
-        """Add ``weight`` times the update ``trained`` - ``weights``, and return its ``check``.
+    def add_changes(
+        self, trained: Sequence[Floats], weights: Floats, factors: Sequence[float]
+    ) -> list[tuple[str | None, float]]:
+        """Add the updates ``trained`` - ``weights`` (d,), each times its factor.
 
-        The update is not stored. If it has a fault, nothing is added.
+        Returns the ``check`` of each; one with a fault is not added. No update is stored. Several
+        at once cost less: the sum is read and written once for all of them.
         """
-        scale, square = math.ldexp(weight, self._exponent), 0.0
+        scales = [math.ldexp(factor, self._exponent) for factor in factors]
+        squares, faults = [0.0] * len(trained), dict[int, str]()
         for here in _pieces(len(weights)):
-            change = np.subtract(trained[here], weights[here], dtype=np.float64)
-            reason, more = _looked_at(change)
-            if reason is not None:
+            base = weights[here].astype(np.float64)
+            for number, (vector, scale) in enumerate(zip(trained, scales, strict=True)):
+                if number in faults:
+                    continue
+                change = vector[here] - base
+                reason, square = _looked_at(change)
+                if reason is None:
+                    squares[number] += square
+                    self._add(np.multiply(change, scale, out=change), here, square * scale**2)
+                    continue
+                faults[number] = reason
                 # Taking away what was added is exact as well.
-                self.add_change(trained[: here.start], weights[: here.start], -weight)
-                return reason, math.nan
-            square += more
-            self._add(np.multiply(change, scale, out=change), here)
-        return None, square
+                before = slice(0, here.start)
+                self.add_changes([vector[before]], weights[before], [-factors[number]])
+        return [
+            (faults.get(number), math.nan if number in faults else square)
+            for number, square in enumerate(squares)
+        ]
 
-    def _add(self, term: Vector, here: slice) -> None:
-        self.units[here] += np.rint(term, out=term).astype(np.int64)
+    def _add(self, term: Vector, here: slice, square: float = math.inf) -> None:
+        """Add a piece, rounded to whole units; ``square`` is its squared norm or above.
+
+        The piece is overwritten.
+        """
+        if square < _SMALL**2:
+            # Adding this number rounds to a whole one, which the last bits then hold. That takes
+            # one step in place of two.
+            term += _ROUNDING
+            units = term.view(np.int64)
+            units -= _ROUNDING.view(np.int64)
+        else:
+            units = np.rint(term, out=term).astype(np.int64)
+        self.units[here] += units
 
     def merge(self, other: ExactSum) -> Self:
         """Add the sum of ``other``. Raises ValueError if it was made with another total weight."""
