@@ -32,6 +32,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--output", type=Path, default=Path("build/chaos.json"))
     chosen = parser.parse_args(argv)
     names = [name for name in chosen.only.split(",") if name] or [*ROWS, *INGEST_ROWS]
+    if unknown := sorted(set(names) - ROWS.keys() - INGEST_ROWS.keys()):
+        parser.error(f"there is no row {', '.join(unknown)}; rows: {', '.join(ROWS | INGEST_ROWS)}")
     os.environ["MEDSPARK_CHAOS"] = "1"  # what is started from here can be told from the rest
     verdicts: list[Verdict] = []
     with tempfile.TemporaryDirectory(prefix="chaos-") as place:
