@@ -262,8 +262,8 @@ def server_away(lab: Lab) -> Iterator[Verdict]:
             verdict.expect(run.finish() == 0, f"the job failed: {run.errors[-600:]}")
         with mlflow_server(folder, port):
             if name == "for-ever":
-                replay = [sys.executable, "-m", "medspark.track", str(run.run_dir)]
-                verdict.expect(subprocess.run(replay).returncode == 0, "the replay failed")
+                publish = [sys.executable, "-m", "medspark.track", "--uri", uri, str(run.run_dir)]
+                verdict.expect(subprocess.run(publish).returncode == 0, "not published")
             else:
                 verdict.expect(run.finish() == 0, f"the job failed: {run.errors[-600:]}")
             run_id = json.loads((run.run_dir / "run.json").read_text())["run_id"]
