@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 from job_calls import call, home
-from torch import nn
 
 from medspark.models.backbones import build
 from medspark.models.checkpoint import describe, save_classifier
@@ -22,9 +21,6 @@ def network(tmp_path: Path) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = build(ModelConfig(name="test_resnet"), num_classes=2, channels=1)
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.ones_(module.weight)  # timm begins with zeros, which no trained network has
     card = describe(network, classes=("a", "b"), height=32, width=32)
     save_classifier(tmp_path / "network", network, card)
     return tmp_path / "network"
