@@ -16,7 +16,7 @@ from medspark.models.checkpoint import load_classifier, save_classifier
 
 @pytest.fixture
 def network(network: Path) -> Path:
-    """The network with norms that pass images on: timm begins with zeros, as none ends."""
+    """The network with norms that are not zero: timm begins with some that are."""
     model = load_classifier(network)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
