@@ -16,6 +16,7 @@ from pyspark.sql import SparkSession
 from medspark import ownership
 from medspark.attacks.config import AttackName
 from medspark.errors import UsageError
+from medspark.evaluate.operating_point import OperatingPoint
 from medspark.evaluate.pieces import Job, fingerprint
 from medspark.evaluate.report import write_report
 from medspark.evaluate.result import RobustnessResult, metrics_by_name
@@ -180,13 +181,16 @@ class EdgeExport:
         do_pieces(spark, job, total=len(job.rows), unit="image", doing=f"attacked {what}")
         arrays = job.arrays()
         trials: list[Trial] = job.config.trials(own)
+        asked = self.data.positive
         result = summarise(
             arrays,
             trials,
             limits=job.config.sanity,
-            positive=self.data.positive,
+            positive=self.card.positive if asked is None else asked,
             detail=self.data.detail(arrays["rows"]),
         )
+        if self.card.decision is not None:
+            result = result.model_copy(update={"decision": self.card.decision})
         return result, predictions(arrays, trials)
 
     def _artifact(
@@ -241,6 +245,7 @@ class EdgeExport:
             facts=self._facts(),
             classes=self.data.manifest.classes,
             positive=self.data.drawn,
+            point=OperatingPoint.of(made.card),
         )
 
     def _facts(self) -> dict[str, str]:
