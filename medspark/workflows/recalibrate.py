@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from medspark import ownership
 from medspark.attacks.threat import ThreatModel
 from medspark.data.native import MappedSplit
 from medspark.errors import UsageError
@@ -138,9 +139,9 @@ def recalibrate(config: RecalibrateConfig, *, output: Path) -> RecalibrateResult
     """
     site = SiteSample(config)
     place = (config.run_dir or output.with_suffix(".run")).resolve()
-    start = ModelConfig(name=site.card.architecture, weights=str(site.model.resolve()))
     fixed = config.run_dir is not None
-    check_run_folder(place, fixed=fixed, shards=config.shards, model=start)
+    ownership.apart({"the model": site.model}, {"the folder of the run": place})
+    check_run_folder(place, fixed=fixed, shards=config.shards, model=ModelConfig())
     sample = site.drawn()
     with held_run(place, fixed=fixed, resume="never", overwrite=config.overwrite) as folder:
         with tracked(folder, config.track, _entry(site)) as run:

@@ -85,7 +85,8 @@ def test_the_cut_moves_with_the_scores(images, criterion) -> None:
     cut = best_cut(scores, positive, criterion=criterion, target=0.9)
 
     assert best_cut(2 * scores + 6, positive, criterion=criterion, target=0.9) == pytest.approx(
-        2 * cut + 6, abs=1.01  # beyond the last score the cut keeps its distance of 1
+        2 * cut + 6,
+        abs=1.01,  # beyond the last score the cut keeps its distance of 1
     )
 
 
