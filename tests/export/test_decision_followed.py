@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from array_shards import write_arrays
@@ -112,7 +113,8 @@ def served(model: Path, files: list[str], tmp_path: Path) -> list[str]:
         run.end("FINISHED", model=entry)
     mlflow.set_tracking_uri(config.uri)
     mlflow.set_registry_uri(config.uri)
-    found = mlflow.pyfunc.load_model(run.reference["registered"]).predict({"image": files})
+    asked = pd.DataFrame({"image": files})
+    found = mlflow.pyfunc.load_model(run.reference["registered"]).predict(asked)
     return list(found["label"])
 
 

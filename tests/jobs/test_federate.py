@@ -187,6 +187,10 @@ def test_batch_norms_of_clients_come_to_a_network_that_can_be_tested(
         ("--aggregate krum --rule.adversaries many", "rule.adversaries of krum: input should be"),
         ("--privacy.rate 0.2 --aggregate median", "privacy has its own aggregation rule"),
         ("--clients.by dirichlet", "clients.by dirichlet needs clients.count"),
+        (
+            "--decision.youden true --decision.positive x",
+            "decision.positive: there is no class 'x'",
+        ),
         ("--clients.by site --clients.count 3", "clients.by site takes no clients.count"),
         ("--model.name test_resnot", "model.name: timm has no model 'test_resnot'"),
         ("--overwrite --resume auto", "overwrite begins a run anew and resume auto goes on"),
