@@ -91,6 +91,14 @@ class Decision(Config):
     sensitivity: Rate = Field(description="of the images that the threshold was chosen on")
     specificity: Rate = Field(description="of the images that the threshold was chosen on")
 
+    @model_validator(mode="after")
+    def _has_its_target(self) -> Decision:
+        if (self.criterion == "youden") != (self.target is None):
+            raise ValueError(
+                f"the criterion {self.criterion} does not fit the target {self.target}"
+            )
+        return self
+
 
 class Recalibration(Config):
     """The sample of a site that temperature and threshold were fitted to, and the model before."""

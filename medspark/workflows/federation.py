@@ -261,6 +261,7 @@ class Federation:
 
         Clients that keep their batch norms are tested with them; ``arrays`` are of the mean's.
         """
+        positive = read_card(self.place / "model").positive
         owners, names = owners_of(self._setting.config, self._shards, self.manifest, "test")
         if owners is None:
             return []
@@ -280,7 +281,7 @@ class Federation:
             held = owners[arrays["rows"]]
         for client in clients:
             own = {name: values[held == client] for name, values in arrays.items()}
-            seen = summarise(own, config.trials(), limits=config.sanity)
+            seen = summarise(own, config.trials(), limits=config.sanity, positive=positive)
             found.append(
                 ClientFigures(
                     client=client,

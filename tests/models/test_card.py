@@ -166,6 +166,7 @@ def test_a_decision_is_read_as_it_was_written(tmp_path: Path) -> None:
         (CLASSES[:2], True, {}, "a decision needs a model of two classes"),
         (CLASSES[:2], False, {"positive": "other"}, "the decision's class 'other' is no class"),
         (CLASSES[:2], False, {"threshold": 1.0}, "decision.threshold"),
+        (CLASSES[:2], False, {"target": None}, "sensitivity does not fit the target None"),
     ],
 )
 def test_a_decision_that_does_not_fit_is_refused(
