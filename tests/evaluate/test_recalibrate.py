@@ -161,6 +161,21 @@ def test_a_patients_images_are_judged_without_that_patient() -> None:
     assert found.sensitivity.design_effect == pytest.approx(2, rel=0.1)
 
 
+def test_one_patient_with_many_images_of_another_kind_is_judged_by_the_others() -> None:
+    """The others' cut lies near 0; with the patient's 20 negatives it would lie above 1."""
+    others = np.concatenate([np.linspace(-4, -2, 10), np.linspace(2, 4, 10)])
+    scores = np.concatenate([others, np.linspace(0.8, 1.2, 20)])
+    positive = np.arange(40) // 10 == 1
+    patients = np.array([*map(str, range(20)), *["one"] * 20])
+    sample = Sample(positive, patients, scores, scores)
+
+    found = judge(sample, YOUDEN, temperature=1.0, resamples=0, seed=0)
+
+    assert fit(sample, YOUDEN, temperature=1.0).cut > 1.2
+    assert found.specificity.right == 10
+    assert found.sensitivity.right == 10
+
+
 def test_the_images_needed_give_the_width_they_promise() -> None:
     rate = Rate(right=45, images=50)
     share = 0.25
