@@ -181,12 +181,11 @@ class EdgeExport:
         do_pieces(spark, job, total=len(job.rows), unit="image", doing=f"attacked {what}")
         arrays = job.arrays()
         trials: list[Trial] = job.config.trials(own)
-        asked = self.data.positive
         result = summarise(
             arrays,
             trials,
             limits=job.config.sanity,
-            positive=self.card.positive if asked is None else asked,
+            positive=self._positive(self.data.positive),
             detail=self.data.detail(arrays["rows"]),
         )
         if self.card.decision is not None:
@@ -244,9 +243,14 @@ class EdgeExport:
             title=f"Robustness of {self.card.architecture}, {made.backend} {made.precision}",
             facts=self._facts(),
             classes=self.data.manifest.classes,
-            positive=self.data.drawn,
+            positive=self._positive(self.data.drawn),
             point=OperatingPoint.of(made.card),
         )
+
+    def _positive(self, otherwise: int | None) -> int | None:
+        """Return the positive class: the one asked for, the decision's, or ``otherwise``."""
+        own = self.card.positive
+        return otherwise if own is None or self.config.positive is not None else own
 
     def _facts(self) -> dict[str, str]:
         effort = self.config.settings_of(_DEPLOYED_ATTACKS).effort
