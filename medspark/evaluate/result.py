@@ -14,6 +14,7 @@ from medspark.evaluate.metrics import ClassMetrics, FindingMetrics
 from medspark.evaluate.noise_result import NoiseResult
 from medspark.evaluate.sanity import Flag
 from medspark.job import Result
+from medspark.models.card import Decision
 
 __all__ = [
     "CLEAN", "WORST", "AttackFigures", "ConditionFigures", "EvaluationResult",
@@ -98,6 +99,9 @@ class RobustnessResult(Result):
     """Metrics clean and under attack, and the sanity flags."""
 
     images: int
+    decision: Decision | None = Field(
+        None, description="the operating point of all figures; without one, the likeliest class"
+    )
     clean: ConditionFigures
     attacks: tuple[AttackFigures, ...] = ()
     worst_case: tuple[AttackFigures, ...] = Field(

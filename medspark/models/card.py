@@ -19,8 +19,8 @@ if TYPE_CHECKING:  # reading a card, on a device too, must not need pyarrow
     from medspark.shards.manifest import Manifest
 
 __all__ = [
-    "CARD", "WEIGHTS", "ExportedGraph", "Kind", "ModelCard", "Pruning", "columns_of", "read_card",
-    "write_card",
+    "CARD", "WEIGHTS", "Criterion", "Decision", "ExportedGraph", "Kind", "ModelCard", "Pruning",
+    "Rate", "Recalibration", "columns_of", "read_card", "write_card",
 ]  # fmt: skip
 
 WEIGHTS, CARD = "model.safetensors", "model.json"
@@ -41,6 +41,7 @@ Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 # Only these names: a card must not name a file outside its folder.
 GraphFile = Literal["model.onnx", "model.xml", "model.bin"]
 Kind = Literal["classifier", "pruned", "onnx", "openvino"]
+Criterion = Literal["sensitivity", "specificity", "youden"]
 _CLASSIFIERS: tuple[Kind, ...] = ("classifier", "pruned")
 
 
@@ -65,6 +66,51 @@ class Pruning(Config):
     )
 
 
+class Rate(Config):
+    """How many images of a class were called right."""
+
+    right: int = Field(ge=0)
+    images: int = Field(ge=0)
+    design_effect: Annotated[float, Field(ge=1, allow_inf_nan=False)] = Field(
+        1.0, description="variance of the share over a binomial one; images of a patient correlate"
+    )
+
+
+class Decision(Config):
+    """The operating point of a model of two classes, and how it does where it was chosen."""
+
+    positive: ClassName = Field(description="the class that is called from the threshold on")
+    threshold: float = Field(gt=0, lt=1, description="of the calibrated probability of positive")
+    criterion: Criterion = Field(description="what the threshold was chosen for")
+    target: float | None = Field(
+        None, gt=0, le=1, description="sensitivity or specificity to reach"
+    )
+    under: Literal["clean", "pgd"] = Field("clean", description="the images it was chosen on")
+    eps: float = Field(0.0, ge=0, le=1, description="budget of pgd, a fraction of [0, 1]")
+    norm: Literal["linf", "l2"] = Field("linf", description="norm of pgd")
+    sensitivity: Rate = Field(description="of the images that the threshold was chosen on")
+    specificity: Rate = Field(description="of the images that the threshold was chosen on")
+
+    @model_validator(mode="after")
+    def _has_its_target(self) -> Decision:
+        if (self.criterion == "youden") != (self.target is None):
+            raise ValueError(
+                f"the criterion {self.criterion} does not fit the target {self.target}"
+            )
+        return self
+
+
+class Recalibration(Config):
+    """The sample of a site that temperature and threshold were fitted to, and the model before."""
+
+    before: Sha256 = Field(description="SHA-256 of the card before")
+    dataset_digest: str = Field(description="of the site's shards", max_length=200)
+    split: str = Field(max_length=20)
+    images: int = Field(ge=1)
+    patients: int = Field(ge=1)
+    seed: int = Field(ge=0)
+
+
 class ModelCard(Config):
     """The description of a model's weights. The card may come from an untrusted source."""
 
@@ -87,6 +133,12 @@ class ModelCard(Config):
     medspark: str = Field("", description="version of medspark that wrote the files")
     exported: ExportedGraph | None = Field(None, description="the graph of an exported model")
     pruning: Pruning | None = Field(None, description="of a pruned network, and of its exports")
+    decision: Decision | None = Field(
+        None, description="the operating point; without one, the likeliest class is the answer"
+    )
+    recalibrated: Recalibration | None = Field(
+        None, description="what fitted temperature and decision to a site"
+    )
 
     @model_validator(mode="after")
     def _is_consistent(self) -> ModelCard:
@@ -101,7 +153,17 @@ class ModelCard(Config):
             raise ValueError(f"kind {self.kind} does not fit the description of the graph")
         if self.exported is None and (self.kind == "pruned") != (self.pruning is not None):
             raise ValueError(f"kind {self.kind} does not fit the description of the pruning")
+        if self.decision is not None:
+            if self.multi_label or len(self.classes) != 2:
+                raise ValueError("a decision needs a model of two classes")
+            if self.decision.positive not in self.classes:
+                raise ValueError(f"the decision's class {self.decision.positive!r} is no class")
         return self
+
+    @property
+    def positive(self) -> int | None:
+        """The index of the class that the decision calls from its threshold on, if there is one."""
+        return None if self.decision is None else self.classes.index(self.decision.positive)
 
     def misfit(self, manifest: Manifest) -> str:
         """Return how the model's classes and images differ from the shards'; "" if they match."""

@@ -18,7 +18,7 @@ from medspark import __version__
 from medspark.errors import UsageError
 from medspark.files import replacing
 from medspark.models.backbones import Size, build
-from medspark.models.card import WEIGHTS, ModelCard, Pruning, read_card, write_card
+from medspark.models.card import WEIGHTS, Decision, ModelCard, Pruning, read_card, write_card
 from medspark.models.classifier import Classifier, Normalise
 from medspark.models.config import ModelConfig, check_weights, model_folder
 from medspark.models.noisy import add_noise, plain_layers
@@ -75,10 +75,10 @@ def save_classifier(
     write_card(folder, card)
 
 
-def calibrate(folder: Path, temperature: float) -> None:
-    """Write ``temperature``, the divisor of the logits, to the card in ``folder``."""
-    card = read_card(folder).model_copy(update={"temperature": temperature})
-    write_card(folder, card)
+def calibrate(folder: Path, temperature: float, decision: Decision | None = None) -> None:
+    """Write ``temperature``, the divisor of the logits, and ``decision`` to the card."""
+    update = {"temperature": temperature, "decision": decision}
+    write_card(folder, read_card(folder).model_copy(update=update))
 
 
 def load_classifier(folder: Path, *, noisy: bool = False) -> Classifier:

@@ -12,6 +12,7 @@ from medspark.data.prefetch import Prefetcher
 from medspark.data.source import open_source
 from medspark.evaluate.noise_result import NoiseResult
 from medspark.evaluate.result import RobustnessResult
+from medspark.models.card import read_card
 from medspark.models.checkpoint import describe, save_classifier
 from medspark.train.config import FitConfig, check_ranks
 from medspark.train.engine import Engine
@@ -50,6 +51,7 @@ def fit(config: FitConfig, world: World, journal: Recorder) -> dict[str, Any]:
     check_ranks(config.train, world.size)
     source = open_source(config.shards, config.data, seed=config.seed)
     timeline.note("opened")
+    config.decision.check(source.manifest)
     setup = set_up(config, world, journal, source, timeline)
     training = _Training(setup)
     timeline.note("built")
@@ -219,6 +221,7 @@ def _result(setup: RunSetup, training: _Training, tested: RobustnessResult) -> d
         "epochs": config.train.epochs,
         "alarms": progress.alarms,
         "steps": progress.step,
+        **_decision(setup),
         "model": str(setup.model_folder),
         "architecture": engine.model.architecture,
         "batch_norm": "frozen" if engine.model.batch_norm_frozen else "train",
@@ -234,6 +237,11 @@ def _result(setup: RunSetup, training: _Training, tested: RobustnessResult) -> d
         "train_images": len(setup.source.split("train")),
         "dataset_digest": setup.source.manifest.digest,
     }
+
+
+def _decision(setup: RunSetup) -> dict[str, Any]:
+    decision = read_card(setup.model_folder).decision
+    return {} if decision is None else {"decision": decision.model_dump(mode="json")}
 
 
 def _pruned(setup: RunSetup, noise: NoiseResult | None) -> dict[str, Any]:

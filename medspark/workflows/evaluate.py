@@ -14,6 +14,7 @@ from medspark.evaluate.config import check_attacks
 from medspark.evaluate.gallery import Exhibit, exhibits, typical_rows
 from medspark.evaluate.noise_result import NoiseResult
 from medspark.evaluate.noisy_pieces import NoisyJob
+from medspark.evaluate.operating_point import OperatingPoint
 from medspark.evaluate.pieces import Job, fingerprint
 from medspark.evaluate.report import write_report
 from medspark.evaluate.result import EvaluationResult, RobustnessResult, metrics_by_name
@@ -49,6 +50,7 @@ class Evaluation:
         for path in (model, *surrogates):
             _check_fit(path, self.data.manifest)
         gradients = model.suffix != ".onnx"
+        self.card = read_card(model) if gradients else None
         check_attacks(config.attacks, gradients=gradients, surrogates=len(surrogates))
         others = {f"the surrogate {path}": path for path in surrogates}
         sources = {"the model": model, **others, "the shards": config.shards}
@@ -109,7 +111,7 @@ class Evaluation:
     def _noise(self, spark: SparkSession) -> NoiseResult | None:
         """Judge a network that has noisy weights with its noise; None for any other model."""
         model = self.job.model
-        pruning = None if model.suffix == ".onnx" else read_card(model).pruning
+        pruning = None if self.card is None else self.card.pruning
         if pruning is None or not pruning.noise or max(self.config.eps, default=0.0) == 0:
             return None
         job = NoisyJob(
@@ -131,9 +133,11 @@ class Evaluation:
             arrays,
             trials,
             limits=self.job.config.sanity,
-            positive=self.data.positive,
+            positive=self._positive(self.data.positive),
             detail=self.data.detail(arrays["rows"]),
         )
+        if self.card is not None and self.card.decision is not None:
+            result = result.model_copy(update={"decision": self.card.decision})
         eps = max(self.config.eps, default=0.0)
         shown = self._exhibits(arrays, eps)
         write_report(
@@ -143,11 +147,17 @@ class Evaluation:
             title=f"Robustness of {Path(self.config.model).name}",
             facts=self._facts(result) | ({} if noise is None else {"noise": noise.sentence}),
             classes=self.data.manifest.classes,
-            positive=self.data.drawn,
+            positive=self._positive(self.data.drawn),
+            point=None if self.card is None else OperatingPoint.of(self.card),
             shown=shown,
             shown_eps=eps,
         )
         return result, len(shown)
+
+    def _positive(self, otherwise: int | None) -> int | None:
+        """Return the positive class: the one asked for, the decision's, or ``otherwise``."""
+        own = None if self.card is None else self.card.positive
+        return otherwise if own is None or self.config.positive is not None else own
 
     def _facts(self, result: RobustnessResult) -> dict[str, str]:
         manifest = self.data.manifest

@@ -91,6 +91,7 @@ def check(config: FederateConfig) -> Manifest:
             f"model.weights: '{folder}' is pruned, and clients do not keep its zeros and widths."
         )
     check_attacks(config.evaluate.attacks, gradients=True, surrogates=0)
+    config.decision.check(manifest)
     if config.privacy is not None:
         check_privacy()
     _check_splits(config, manifest)
@@ -163,6 +164,8 @@ def _digests(config: FederateConfig, manifest: Manifest) -> dict[str, str]:
     """Return two hashes: ``run`` of the settings that decide the weights, ``asked`` of all."""
     dataset = {"dataset": manifest.digest}
     asked = config.model_dump(mode="json", exclude=set(config.decides_nothing))
+    if config.decision.criterion is None:
+        del asked["decision"]  # runs of versions without decisions keep their hash
     return {
         "run": json_digest(config.deciding_weights() | dataset),
         "asked": json_digest(asked | dataset),

@@ -14,6 +14,7 @@ from pyspark.sql import SparkSession
 from medspark.data.config import check_data
 from medspark.errors import UsageError
 from medspark.evaluate.noise_result import noise_lines
+from medspark.evaluate.operating_point import decision_lines
 from medspark.files import json_digest
 from medspark.job import write_result
 from medspark.launch.distributor import (
@@ -166,6 +167,8 @@ def _digests(config: TrainAtConfig) -> dict[str, str]:
     # A run trains one network, or two with a baseline.
     run = config.deciding_weights() | {"baseline": config.baseline}
     asked = config.model_dump(mode="json", exclude=set(config.decides_nothing))
+    if config.decision.criterion is None:
+        del asked["decision"]  # runs of versions without decisions keep their hash
     return {"run": json_digest(run | dataset), "asked": json_digest(asked | dataset)}
 
 
@@ -195,7 +198,9 @@ def check(config: TrainAtConfig) -> None:
     check_room(config.launch, config.spark.master)
     check_ranks(config.train, config.launch.processes)
     if config.shards is not None:
-        verify(config.shards, read_manifest(config.shards), contents=False)
+        manifest = read_manifest(config.shards)
+        verify(config.shards, manifest, contents=False)
+        config.decision.check(manifest)
     check_data(config.data)
     check_weights(config.model)
 
@@ -221,6 +226,8 @@ def summary(result: TrainResult) -> str:
         *flag_lines(rows),
         "",
     ]
+    if result.decision is not None:
+        lines += [*decision_lines(result), ""]
     lines.append(f"Model: {result.model}")
     if result.ingest is not None:
         lines.append(ingest_sum(result.ingest))
@@ -345,7 +352,8 @@ def _write_report(run_folder: Path, result: TrainResult, manifest: Manifest) -> 
     card = describe_model(result, manifest, read_card(run_folder / "model"))
     noise = [] if result.noise is None else ["", *noise_lines(result.noise)]
     write_result(folder / "result.json", result.as_json())
-    table = "\n".join([robustness_table({"": result}), *noise])
+    decided = ["", *decision_lines(result)] if result.decision is not None else []
+    table = "\n".join([robustness_table({"": result}), *decided, *noise])
     (folder / "robustness.md").write_text(table, encoding="utf-8")
     (folder / "MODEL_CARD.md").write_text(card, encoding="utf-8")
     return folder

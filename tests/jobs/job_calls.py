@@ -35,6 +35,7 @@ JOBS = {
     "federate, over what is there": f"{TRAIN} --model.name resnet10t --overwrite",
     "federate, going on": f"{TRAIN} --model.name resnet10t --resume auto",
     "evaluate": "--model {model} --shards {shards} --folder {target} --track.uri {store}",
+    "recalibrate": f"{TRAIN} --model {{model}} --images 12",
     "export_edge": "--model {model} --shards {shards} --folder {target} --track.uri {store}",
     "detect": "--model {model} --shards {shards} --folder {target} --track.uri {store} "
     "--fpr 0.2 --guard_folder {target}-guard",
