@@ -16,7 +16,7 @@ from medspark.evaluate.gallery import Exhibit
 from medspark.evaluate.names import in_markdown
 from medspark.evaluate.plots import accuracy_curves, image_grid, reliability_diagram, roc_curves
 from medspark.evaluate.result import AttackFigures, ConditionFigures, RobustnessResult
-from medspark.evaluate.sanity import SIGN, Flag
+from medspark.evaluate.sanity import CONTROL_EVERY, SIGN, Flag
 from medspark.evaluate.summary import Predictions
 from medspark.evaluate.tables import STYLE, html_table, piped_table
 
@@ -35,6 +35,7 @@ def write_report(
 ) -> None:
     """Write report.md, report.html and the figures as PNG to ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
+    facts = {**facts, **carried_facts(result)}
     figures = {
         "accuracy": accuracy_curves(result),
         "reliability": reliability_diagram(result, predictions),
@@ -147,6 +148,19 @@ def _page(
         f"{html_table(table(result))}{images}{classes}"
         f"<h2>Sanity checks</h2><ul>{checks}</ul><table>{settings}</table></html>\n"
     )
+
+
+def carried_facts(result: RobustnessResult) -> dict[str, str]:
+    """Return the fact which images were not attacked at every eps, if there are any."""
+    rows = [row for row in result.attacks if row.carried]
+    if not rows:
+        return {}
+    counts = "; ".join(f"{row.name} {eps_text(row.eps)}: {row.carried} images" for row in rows)
+    return {
+        "not attacked again": f"{counts}. They held at a larger eps, and what that attack had "
+        f"found, made smaller, stands for them; one image in {CONTROL_EVERY} is attacked at every "
+        "eps"
+    }
 
 
 def _row(attack: AttackFigures) -> list[str]:
