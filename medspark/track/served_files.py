@@ -55,7 +55,7 @@ class ServedFiles(PythonModel):  # type: ignore[misc]
 
 
 def _in_spark_task() -> bool:
-    """Return whether this process is a Python worker of Spark, as in ``mlflow.pyfunc.spark_udf``."""
+    """Return whether this is a Python worker of Spark, as for ``mlflow.pyfunc.spark_udf``."""
     loaded = sys.modules.get("pyspark.taskcontext")
     return loaded is not None and loaded.TaskContext.get() is not None
 

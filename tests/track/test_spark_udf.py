@@ -17,7 +17,6 @@ from medspark.models.backbones import build
 from medspark.models.checkpoint import describe, save_classifier
 from medspark.models.config import ModelConfig
 from medspark.models.file_predictor import FilePredictor
-from medspark.track import served_files
 from medspark.track.config import TrackConfig
 from medspark.track.runs import tracked
 from medspark.track.spool import ModelEntry, RunEntry
@@ -86,6 +85,8 @@ def test_sql_asks_a_registered_model_about_the_bytes_of_files(
 def test_a_task_of_spark_takes_as_many_turns_as_its_files_need(
     monkeypatch: pytest.MonkeyPatch, in_task: bool, turns: Sequence[int]
 ) -> None:
+    from medspark.track import served_files  # MLflow warns of its own types when it is imported
+
     asked: list[int] = []
 
     def predict(files: list[str]) -> list[dict[str, Any]]:
