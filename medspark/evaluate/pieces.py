@@ -20,9 +20,10 @@ import torch
 from torch import nn
 
 from medspark.data.native import MappedSplit
+from medspark.evaluate.budgets import ENSEMBLES
 from medspark.evaluate.config import AttackSettings
 from medspark.evaluate.robust import Batch, attack_all
-from medspark.evaluate.sanity import PROBE_STEPS
+from medspark.evaluate.sanity import CONTROL_EVERY, PROBE_STEPS
 from medspark.evaluate.summary import Array, Arrays, joined
 from medspark.files import json_digest, replacing
 from medspark.models.card import CARD, WEIGHTS, read_card
@@ -149,6 +150,9 @@ def fingerprint(job: Job, *, dataset_digest: str) -> str:
     if job.config.sanity_images and job.config.steps != PROBE_STEPS:
         # Earlier versions ran the sanity probes with config.steps steps.
         decisive["probe_steps"] = PROBE_STEPS
+    if ENSEMBLES & {*job.config.attacks} and sum(eps > 0 for eps in job.config.eps) > 1:
+        # Earlier versions attacked every image at every budget.
+        decisive["control_every"] = CONTROL_EVERY
     return json_digest(decisive)[:16]
 
 

@@ -28,7 +28,7 @@ from medspark.evaluate.plots import (
     roc_curves,
 )
 from medspark.evaluate.result import AttackFigures, ConditionFigures, RobustnessResult
-from medspark.evaluate.sanity import SIGN, Flag
+from medspark.evaluate.sanity import CONTROL_EVERY, SIGN, Flag
 from medspark.evaluate.summary import Predictions
 from medspark.evaluate.tables import STYLE, html_table, piped_table
 
@@ -53,6 +53,7 @@ def write_report(
     """
     folder.mkdir(parents=True, exist_ok=True)
     calibrated = predictions if point is None else point.calibrated(predictions)
+    facts = {**facts, **carried_facts(result)}
     figures = {
         "accuracy": accuracy_curves(result),
         "reliability": reliability_diagram(result, calibrated),
@@ -177,6 +178,17 @@ def _decided(result: RobustnessResult) -> str:
     rates = "".join(f"<li>{html.escape(line[2:])}</li>" for line in rate_lines(result))
     sentence = html.escape(decision_sentence(result.decision))
     return f"<h2>Operating point</h2><p>{sentence}</p><ul>{rates}</ul>"
+def carried_facts(result: RobustnessResult) -> dict[str, str]:
+    """Return the fact which images were not attacked at every eps, if there are any."""
+    rows = [row for row in result.attacks if row.carried]
+    if not rows:
+        return {}
+    counts = "; ".join(f"{row.name} {eps_text(row.eps)}: {row.carried} images" for row in rows)
+    return {
+        "not attacked again": f"{counts}. They held at a larger eps, and what that attack had "
+        f"found, made smaller, stands for them; one image in {CONTROL_EVERY} is attacked at every "
+        "eps"
+    }
 
 
 def _row(attack: AttackFigures) -> list[str]:

@@ -89,6 +89,11 @@ class AttackFigures(ConditionFigures):
     rms_255: float | None = Field(
         None, description="root mean square of the change, mean over the images, in grey levels"
     )
+    carried: int | None = Field(
+        None,
+        description="images not attacked at this eps, because the attack failed at a larger one; "
+        "its perturbation, made smaller, stands for them",
+    )
 
     def _values(self) -> Mapping[str, float | None]:
         names = ("success_rate", "linf_255", "rms_255")

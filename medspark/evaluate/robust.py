@@ -22,6 +22,7 @@ from medspark.attacks.suite import Attack
 from medspark.attacks.threat import ThreatModel, norms
 from medspark.errors import UsageError
 from medspark.evaluate.attacked import AttackedBatch, Attacker, ImageBatch, has_gradients
+from medspark.evaluate.budgets import ENSEMBLES
 from medspark.evaluate.config import AttackSettings
 from medspark.evaluate.result import RobustnessResult
 from medspark.evaluate.sanity import PROBE_STEPS
@@ -153,6 +154,8 @@ class _Recorder:
         self.found.add(f"{key}/rms_255", 255 * norms(change).flatten() / change[0].numel() ** 0.5)
         outside = ~attacked.threat.holds(attacked.images, clean.pixels)
         self.found.add(f"{key}/outside", outside)
+        if attacked.trial.name in ENSEMBLES:
+            self.found.add(f"{key}/carried", attacked.carried)
 
     def _probe(self, batch: ImageBatch, clean: Tensor) -> None:
         """Run the sanity probes (margin PGD, noise, re-batching) at the largest eps."""

@@ -6,7 +6,7 @@ The arrays are ``rows`` (N,), ``labels`` (N,) or (N, K) for findings, probabilit
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from medspark.evaluate.answers import Answers, answers_of
 from medspark.evaluate.bootstrap import Interval, intervals
 from medspark.evaluate.metrics import ClassMetrics, class_metrics, metrics
 from medspark.evaluate.result import WORST, AttackFigures, ConditionFigures, RobustnessResult
-from medspark.evaluate.sanity import PROBE_STEPS, Flag, SanityConfig
+from medspark.evaluate.sanity import CONTROL_EVERY, PROBE_STEPS, Flag, SanityConfig
 
 Array = npt.NDArray[Any]
 Arrays = dict[str, Array]
@@ -109,7 +109,9 @@ class _Scoring:
             if f"{trial.key}/{name}" in arrays
         }
         success = self._success(attacked)
-        more = sizes if success is None else {"success_rate": success} | sizes
+        more: dict[str, Any] = sizes if success is None else {"success_rate": success} | sizes
+        if f"{trial.key}/carried" in arrays:
+            more = more | {"carried": int(arrays[f"{trial.key}/carried"].sum())}
         return AttackFigures.model_validate(head | self._figures(attacked, self.clean) | more)
 
     def _figures(self, probabilities: Array, clean: Array | None) -> dict[str, Any]:
@@ -197,9 +199,12 @@ def flags(arrays: Arrays, trials: Sequence[Trial], limits: SanityConfig) -> list
     largest = max(trial.eps for trial in trials)
     at_largest = [trial for trial in trials if trial.eps == largest]
     for trial in at_largest:
-        by_eps = {t.eps: view.accuracy(t.key) for t in trials if t.name == trial.name}
-        flag = sanity.not_falling(trial.name, {0.0: view.accuracy("clean")} | by_eps, limits)
-        found.append(flag.measured_on(images, eps=largest, steps=trial.steps))
+        keys = {0.0: "clean"} | {t.eps: t.key for t in trials if t.name == trial.name}
+        chosen = view.attacked_at_every_budget(keys.values())
+        if chosen.any():
+            by_eps = {eps: view.accuracy(key, chosen) for eps, key in keys.items()}
+            flag = sanity.not_falling(trial.name, by_eps, limits)
+            found.append(flag.measured_on(int(chosen.sum()), eps=largest, steps=trial.steps))
     overall = [*_outside(arrays, trials), *_black_box_flags(view, at_largest, limits)]
     found += [flag.measured_on(images, eps=largest) for flag in overall]
     if "unsteady" in arrays and (~np.isnan(arrays["unsteady"])).any():
@@ -261,6 +266,17 @@ class _View:
 
     def accuracy(self, name: str, chosen: Array | slice = slice(None)) -> float:
         return float(self.right(name)[chosen].mean())
+
+    def attacked_at_every_budget(self, keys: Iterable[str]) -> Array:
+        """Return the images (N,) that show whether an attack's accuracy falls with eps.
+
+        These are all of them, or the control images if others were carried over.
+        """
+        carried = [self.arrays.get(f"{key}/carried") for key in keys]
+        if not any(found is not None and found.any() for found in carried):
+            return np.ones(len(self.arrays["rows"]), dtype=bool)
+        control: Array = self.arrays["rows"] % CONTROL_EVERY == 0
+        return control
 
     def noise_wins(self, attack: str, chosen: Array) -> float:
         """Return the share of right predictions that noise harms at least as much as the attack."""

@@ -50,9 +50,10 @@ _LEDGER = from_arrow_schema(
 )
 # Names that ingests generate: nothing else below the folder is ever removed.
 GENERATION, _FILE = r"\d{8}T\d{6}-[0-9a-f]{6}", r"[0-9a-f]{32}\.parquet"
-_SPARKS = r"\.?(part-.*|_(SUCCESS|(started|committed)_\d+)(\.crc)?)"
+SPARK_FILES = r"\.?(part-.*|_(SUCCESS|(started|committed)_\d+)(\.crc)?)"
 STAGED = tuple(
-    f"staging/{name}" for name in (r"labels\.parquet", f"[a-z]+/{_SPARKS}", "[a-z]+/_temporary/")
+    f"staging/{name}"
+    for name in (r"labels\.parquet", f"[a-z]+/{SPARK_FILES}", "[a-z]+/_temporary/")
 )
 
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import functools
 import gc
+import math
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from zipimport import zipimporter
 
 import pyarrow as pa
-from pyspark.sql import DataFrame
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.types import StructType
 
 Batches = Iterable[pa.RecordBatch]
+
+_FILES_PER_TASK = 1000
 
 
 def map_batches(
@@ -24,6 +27,15 @@ def map_batches(
     Afterwards the worker is prepared for its next task, which would else start half a second late.
     """
     return rows.mapInArrow(_Task(work), schema)
+
+
+def tasks_for(spark: SparkSession, files: int) -> int:
+    """Return into how many tasks to spread ``files``: one or more.
+
+    There are several tasks per core, so that a task with slow files does not delay the rest.
+    """
+    cores = spark.sparkContext.defaultParallelism
+    return max(1, min(files, max(4 * cores, math.ceil(files / _FILES_PER_TASK))))
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ Files = dict[str, bytes]
 TRAIN = "--shards {shards} --run_dir {target} --track.uri {store}"
 JOBS = {
     "ingest": "--source {source} --samples {target} --privacy.key_file {key}",
+    "predict": "--model {model} --source {source} --answers {target} --privacy.key_file {key}",
     "forget": "--samples {target} --patients {key}",
     "shard": "--samples {samples} --shards {target}",
     "train_at": TRAIN,
