@@ -91,7 +91,9 @@ class State(Config):
     uri: str = Field(description="MLflow tracking URI of the state below, without user info")
     experiment: str
     parent_run_id: str | None = None
-    spool_id: str = Field("", description="finds the run in MLflow if run_id was not written in time")
+    spool_id: str = Field(
+        "", description="finds the run in MLflow if run_id was not written in time"
+    )
     run_id: str | None = Field(None, description="None until MLflow has accepted the run")
     described: bool = Field(False, description="MLflow has parameters, dataset, configuration")
     published: dict[str, int] = Field({}, description="last published step of each metric")
