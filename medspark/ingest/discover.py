@@ -12,6 +12,7 @@ from pyspark.sql import functions as F
 
 from medspark.errors import UsageError
 from medspark.spark import storage
+from medspark.spark.cluster import default_parallelism
 from medspark.spark.task import map_batches
 
 SCHEMA = pa.schema([("path", pa.string()), ("size", pa.int64()), ("modified", pa.int64())])
@@ -48,7 +49,7 @@ def discover(
     listed = spark.createDataFrame(table)
     if folders:
         tasks = spark.createDataFrame([(folder,) for folder in folders], "folder string")
-        tasks = tasks.repartition(min(len(folders), 8 * spark.sparkContext.defaultParallelism))
+        tasks = tasks.repartition(min(len(folders), 8 * default_parallelism(spark)))
         listed = listed.unionByName(map_batches(tasks, walk, _SPARK_SCHEMA))
     return listed.where(~F.col("path").isin(sorted(exclude))) if exclude else listed
 

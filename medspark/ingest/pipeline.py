@@ -24,6 +24,7 @@ from medspark.ingest.sealing import unsealed
 from medspark.ingest.tally import SUMS, Sums, WriteLedger, digest_of, total
 from medspark.lock import locked
 from medspark.spark import storage
+from medspark.spark.cluster import default_parallelism
 from medspark.spark.session import task_errors
 from medspark.spark.task import map_batches
 
@@ -158,7 +159,7 @@ class _Ingest:
 
     def _tasks(self, files: int) -> int:
         # Several tasks per core, so that a task with slow files does not delay the rest.
-        cores = self._spark.sparkContext.defaultParallelism
+        cores = default_parallelism(self._spark)
         return min(files, max(4 * cores, math.ceil(files / _FILES_PER_TASK)))
 
     def _settled(self, before: DataFrame, files: DataFrame, decoded: DataFrame | None) -> Sums:

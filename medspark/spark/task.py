@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 import gc
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from zipimport import zipimporter
 
 import pyarrow as pa
-from pyspark.sql import DataFrame
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.types import StructType
 
 Batches = Iterable[pa.RecordBatch]
@@ -24,6 +24,24 @@ def map_batches(
     Afterwards the worker is prepared for its next task, which would else start half a second late.
     """
     return rows.mapInArrow(_Task(work), schema)
+
+
+def for_each(spark: SparkSession, numbers: Sequence[int], work: Callable[[int], object]) -> None:
+    """Call ``work`` with each of ``numbers`` in a task of its own; return when all are done."""
+    rows = spark.range(0, len(numbers), numPartitions=len(numbers))
+    map_batches(rows, _Each(tuple(numbers), work), "done boolean").collect()
+
+
+@dataclass(frozen=True)
+class _Each:
+    numbers: tuple[int, ...]
+    work: Callable[[int], object]
+
+    def __call__(self, batches: Batches) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            for row in batch["id"].to_pylist():
+                self.work(self.numbers[row])
+        yield pa.RecordBatch.from_pylist([], pa.schema([("done", pa.bool_())]))
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from medspark.errors import RunError
 from medspark.models.classifier import Classifier, batch_norms, freeze_batch_norm
 from medspark.models.kernels.fold import fold
 from medspark.models.kernels.lower import lower
+from medspark.models.kernels.processor import processor
 from medspark.models.kernels.trained_form import TrainedForm
 from medspark.seeding import derive
 from medspark.train.adversarial import take_step
@@ -310,10 +311,10 @@ class Engine:
 
 
 def bf16_pays(device: torch.device) -> bool:
-    """Return whether bf16 passes are faster than float32; on a CPU this needs AMX tiles."""
+    """Return whether bf16 passes are faster than float32; a CPU needs products of bf16 numbers."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return bool(torch.cpu._is_amx_tile_supported())
+    return processor() != "plain"
 
 
 def _below_head(model: Classifier) -> list[nn.Parameter]:
