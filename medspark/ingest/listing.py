@@ -23,7 +23,7 @@ from medspark.ingest.label_table import SPARK_SCHEMA as LABEL_SCHEMA
 from medspark.ingest.label_table import Match, match_key
 from medspark.ingest.labels import from_folders
 from medspark.spark import storage
-from medspark.spark.task import map_batches
+from medspark.spark.task import from_arrow, map_batches
 
 _TEXT, _NUMBER = pa.string(), pa.int64()
 _KEYED = pa.schema(
@@ -54,7 +54,7 @@ def annotated(spark: SparkSession, archive: Archive) -> DataFrame:
     """Return the files of ``archive`` with label, patient, split, site, and their keys."""
     config = archive.config
     if npz.is_npz(archive.source):
-        listed = spark.createDataFrame(npz.list_images(archive.source, config.limits))
+        listed = from_arrow(spark, npz.list_images(archive.source, config.limits))
     elif config.inventory:
         listed = from_inventory(spark, config.inventory, archive.source)
     else:

@@ -1,4 +1,7 @@
-"""Run functions of Arrow batches in Spark's Python workers, which are reused from task to task."""
+"""Give Arrow tables to Spark, and run functions of Arrow batches in its Python workers.
+
+Workers are reused from task to task.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from zipimport import zipimporter
 
 import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql.pandas.types import from_arrow_schema
 from pyspark.sql.types import StructType
 
 Batches = Iterable[pa.RecordBatch]
@@ -24,6 +28,11 @@ def map_batches(
     Afterwards the worker is prepared for its next task, which would else start half a second late.
     """
     return rows.mapInArrow(_Task(work), schema)
+
+
+def from_arrow(spark: SparkSession, table: pa.Table) -> DataFrame:
+    """Return ``table`` as a DataFrame. Connect needs the schema of one without rows."""
+    return spark.createDataFrame(table, from_arrow_schema(table.schema))
 
 
 def for_each(spark: SparkSession, numbers: Sequence[int], work: Callable[[int], object]) -> None:

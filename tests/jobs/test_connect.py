@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -62,8 +63,10 @@ def test_an_archive_becomes_a_robustness_report_through_spark_connect(tmp_path: 
     samples, shards = tmp_path / "samples", tmp_path / "shards"
     source = write_classes(tmp_path / "source", images=32)
     key = tmp_path / "key"
+    key.write_text(hashlib.sha256(b"connect").hexdigest())
+    key.chmod(0o600)
     taken = run("ingest", "--source", source, "--samples", samples, "--privacy.key_file", key)
-    cut = run("shard", "--samples", samples, "--shards", shards, "--height", 32, "--width", 32)
+    cut = run("shard", "--samples", samples, "--shards", shards, "--size", 32)
     track = "--shards", shards, "--track.uri", store, "--track.system_metrics", "false"
     trained = run("train_at", *track, "--run_dir", tmp_path / "run", *TRAINING)
     attacked = run(
@@ -71,9 +74,9 @@ def test_an_archive_becomes_a_robustness_report_through_spark_connect(tmp_path: 
         "--steps", 1, "--sanity_images", 0,
     )  # fmt: skip
 
-    assert taken["samples"] == sum(cut["rows"].values()) == 32
+    assert taken["samples"] == sum(split["rows"] for split in cut["splits"].values()) == 32
     assert trained["launch"]["on_executors"]
-    assert attacked["images"] > 0
+    assert attacked["clean"]["accuracy"] == trained["clean"]["accuracy"]
 
 
 @pytest.mark.spark
