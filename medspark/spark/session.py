@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import re
@@ -130,6 +131,8 @@ def _ship(spark: SparkSession) -> None:
 
 
 def _start(config: SparkConfig, name: str, remote: str | None) -> SparkSession:
+    if remote:
+        _check_connect()
     if remote and not runs_here(remote):
         return _connected(config, name)
     with _without_remote():
@@ -189,17 +192,22 @@ def _connected(config: SparkConfig, name: str) -> SparkSession:
 
 
 def _session_of(builder: SparkSession.Builder) -> SparkSession:
-    """Return a Connect session. Raises UsageError if its libraries are missing."""
+    """Return the session of ``builder``, a Connect session."""
     with warnings.catch_warnings():
         # Spark gives a new session the server's own settings too, and warns of each.
         warnings.filterwarnings("ignore", "Failed to set spark", UserWarning)
-        try:
-            return builder.getOrCreate()
-        except ImportError as error:
-            raise UsageError(
-                f"{_REMOTE} asks for Spark Connect, whose libraries are missing: pip install "
-                "'medspark[connect]'."
-            ) from error
+        return builder.getOrCreate()
+
+
+def _check_connect() -> None:
+    """Raise UsageError if Spark Connect's libraries are missing."""
+    try:
+        importlib.import_module("pyspark.sql.connect.session")
+    except ImportError as error:
+        raise UsageError(
+            f"{_REMOTE} asks for Spark Connect, whose libraries are missing: pip install "
+            "'medspark[connect]'."
+        ) from error
 
 
 def _chosen(
