@@ -145,10 +145,12 @@ def _start(config: SparkConfig, name: str, remote: str | None) -> SparkSession:
     builder = SparkSession.builder.appName(name).config("spark.log.level", config.log_level)
     for key, value in _chosen(config.settings, master, submitted.get).items():
         builder = builder.config(key, value)
-    if remote:
-        spark = _own_server(builder, remote, submitted)
-    else:
+    if not remote:
         spark = builder.master(_retrying(master)).getOrCreate()
+    else:
+        if not submitted.contains(_CONNECT_ADDRESS) and _CONNECT_ADDRESS not in config.settings:
+            builder = builder.config(_CONNECT_ADDRESS, "127.0.0.1")
+        spark = _own_server(builder.remote(_retrying(remote)))
     if runs_here(master) and not submitted.contains(_PARTITIONS):
         # Spark's default of 200 suits clusters. On a laptop it costs a second per shuffle.
         spark.conf.set(_PARTITIONS, str(2 * default_parallelism(spark)))
@@ -166,37 +168,33 @@ def _without_remote() -> Iterator[None]:
             os.environ[_REMOTE] = remote
 
 
-def _own_server(builder: SparkSession.Builder, remote: str, submitted: SparkConf) -> SparkSession:
-    """Start a Connect server in this process's JVM, on a free port of loopback; return a session.
+def _own_server(builder: SparkSession.Builder) -> SparkSession:
+    """Start a Connect server in this process's JVM, on a free port; return a session of it.
 
     PySpark makes a token for each such server, so that no other user of the machine can use it.
     """
-    if not submitted.contains(_CONNECT_ADDRESS):
-        builder = builder.config(_CONNECT_ADDRESS, "127.0.0.1")
-    # PySpark takes a free port with this variable only; without, a second job would meet the first
-    # one's server. The JVM runs already and does not see it.
-    os.environ["SPARK_TESTING"] = "1"
-    try:
-        return _session_of(builder.remote(_retrying(remote)))
-    finally:
-        del os.environ["SPARK_TESTING"]
+    with warnings.catch_warnings():
+        # Spark gives the session the server's own settings too, and warns of each.
+        warnings.filterwarnings("ignore", "Failed to set spark", UserWarning)
+        # PySpark takes a free port with this variable only; without, a second job would meet the
+        # first one's server. The JVM runs already and does not see it.
+        os.environ["SPARK_TESTING"] = "1"
+        try:
+            return builder.getOrCreate()
+        finally:
+            del os.environ["SPARK_TESTING"]
 
 
 def _connected(config: SparkConfig, name: str) -> SparkSession:
-    """Return a session of the server that SPARK_REMOTE names, with what a session can set."""
+    """Return a session of the server that SPARK_REMOTE names, with what a session can set.
+
+    Spark warns of those of ``config.settings`` that only a server can set when it starts.
+    """
     builder = SparkSession.builder.appName(name)
     own = {key: value for key, value in _SETTINGS.items() if key.startswith("spark.sql.")}
     for key, value in (own | config.settings).items():
         builder = builder.config(key, value)
-    return _session_of(builder)
-
-
-def _session_of(builder: SparkSession.Builder) -> SparkSession:
-    """Return the session of ``builder``, a Connect session."""
-    with warnings.catch_warnings():
-        # Spark gives a new session the server's own settings too, and warns of each.
-        warnings.filterwarnings("ignore", "Failed to set spark", UserWarning)
-        return builder.getOrCreate()
+    return builder.getOrCreate()
 
 
 def _check_connect() -> None:

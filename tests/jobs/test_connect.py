@@ -15,8 +15,9 @@ from job_calls import write_classes
 
 ROOT = Path(__file__).parents[2]
 TRAINING = [
-    *("--model.name", "test_resnet", "--train.epochs", "1", "--train.batch_size", "4"),
-    *("--train.validation_steps", "1", "--train.monitor.action", "off", "--evaluate.steps", "1"),
+    *("--model.name", "test_resnet", "--train.epochs", "1", "--train.batch_size", "8"),
+    *("--train.batch_norm", "frozen", "--train.validation_steps", "1"),
+    *("--train.monitor.action", "off", "--evaluate.steps", "1"),
     *("--evaluate.sanity_images", "0", "--launch.processes", "2", "--launch.where", "executors"),
 ]
 PROBE = """
