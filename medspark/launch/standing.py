@@ -34,7 +34,7 @@ from medspark import ownership
 from medspark.errors import RunError
 from medspark.files import DRAFT, write_whole
 from medspark.memory import keep_freed_memory
-from medspark.spark.cluster import task_cpus
+from medspark.spark.cluster import end_jobs, tag_jobs, task_cpus
 from medspark.spark.session import task_errors
 from medspark.spark.task import for_each
 
@@ -99,7 +99,7 @@ class StandingTasks:
         write_whole(self._step(self._number), json.dumps(_END))
         self._thread.join(_CLOSE_SECONDS)
         if self._thread.is_alive():
-            self._spark.interruptTag(self._tag)
+            end_jobs(self._spark, self._tag)
             self._thread.join()
 
     def _started(self) -> threading.Thread:
@@ -112,7 +112,7 @@ class StandingTasks:
         self._error = None
         try:
             with task_errors():
-                self._spark.addTag(self._tag)  # of the jobs that this thread starts
+                tag_jobs(self._spark, self._tag)
                 for_each(
                     self._spark,
                     range(self.parts),

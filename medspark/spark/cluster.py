@@ -15,8 +15,9 @@ from pyspark.sql import functions as F
 from pyspark.sql.utils import is_remote
 
 __all__ = [
-    "available_cores", "default_parallelism", "executor_slots", "is_connect", "is_local",
-    "local_slots", "master_of", "running_session", "runs_here", "setting", "task_cpus",
+    "available_cores", "default_parallelism", "end_jobs", "executor_slots", "is_connect",
+    "is_local", "local_slots", "master_of", "running_session", "runs_here", "setting", "tag_jobs",
+    "task_cpus",
 ]  # fmt: skip
 
 _LOCAL = re.compile(r"local(?:\[(\d+|\*)(?:,\d+)?\])?$")
@@ -103,6 +104,25 @@ def default_parallelism(spark: SparkSession) -> int:
         return cores
     number = F.spark_partition_id().alias("number")
     return int(spark.range(_SPREAD_ROWS).select(number).distinct().count())
+
+
+def tag_jobs(spark: SparkSession, tag: str) -> None:
+    """Tag the jobs that this thread starts from now on, so that any thread can end them.
+
+    A classic session's own tags can be interrupted by the thread that added them only.
+    """
+    if is_connect(spark):
+        spark.addTag(tag)
+    else:
+        spark.sparkContext.addJobTag(tag)
+
+
+def end_jobs(spark: SparkSession, tag: str) -> None:
+    """Cancel the running jobs that ``tag_jobs`` tagged."""
+    if is_connect(spark):
+        spark.interruptTag(tag)
+    else:
+        spark.sparkContext.cancelJobsWithTag(tag)
 
 
 def executor_slots(spark: SparkSession) -> list[tuple[int, int]]:
