@@ -178,6 +178,8 @@ def _decided(result: RobustnessResult) -> str:
     rates = "".join(f"<li>{html.escape(line[2:])}</li>" for line in rate_lines(result))
     sentence = html.escape(decision_sentence(result.decision))
     return f"<h2>Operating point</h2><p>{sentence}</p><ul>{rates}</ul>"
+
+
 def carried_facts(result: RobustnessResult) -> dict[str, str]:
     """Return the fact which images were not attacked at every eps, if there are any."""
     rows = [row for row in result.attacks if row.carried]

@@ -24,7 +24,7 @@ from medspark.ingest.label_table import SPARK_SCHEMA as LABEL_SCHEMA
 from medspark.ingest.label_table import Match, match_key
 from medspark.ingest.labels import from_folders
 from medspark.spark import storage
-from medspark.spark.task import map_batches
+from medspark.spark.task import from_arrow, map_batches
 
 _TEXT, _NUMBER = pa.string(), pa.int64()
 _KEYED = pa.schema(
@@ -79,7 +79,7 @@ def listing(
 ) -> DataFrame:
     """Return the files of a source with path, size and modified, and what an .npz knows of them."""
     if npz.is_npz(source):
-        return spark.createDataFrame(npz.list_images(source, limits))
+        return from_arrow(spark, npz.list_images(source, limits))
     if inventory:
         return from_inventory(spark, inventory, source)
     return discover(spark, source, exclude=exclude, follow_links=limits.follow_links)

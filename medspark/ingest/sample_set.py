@@ -35,6 +35,7 @@ from medspark.ingest import ledger
 from medspark.ingest.parts import Part
 from medspark.lock import locked
 from medspark.spark import storage
+from medspark.spark.task import from_arrow
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -122,7 +123,7 @@ class SampleSet:
         medspark.ingest.migrate turns them into keys.
         """
         if not files:
-            return spark.createDataFrame(ledger.SCHEMA.empty_table())
+            return from_arrow(spark, ledger.SCHEMA.empty_table())
         paths = [storage.for_spark(self.path(path)) for path in files]
         rows = spark.read.schema(_LEDGER).parquet(*paths)
         for name, former in _FORMER.items():

@@ -15,8 +15,10 @@ from pyspark.sql import SparkSession
 
 from medspark.errors import RunError
 from medspark.memory import keep_freed_memory
+from medspark.spark.cluster import is_local, task_cpus
 from medspark.spark.progress import followed
-from medspark.spark.session import is_local, task_errors
+from medspark.spark.session import task_errors
+from medspark.spark.task import for_each
 
 __all__ = ["Pieces", "do_pieces"]
 
@@ -56,11 +58,9 @@ def do_pieces(spark: SparkSession, job: Pieces, *, total: int, unit: str, doing:
     if len(missing) < job.pieces:
         _LOGGER.info("%d of %d pieces are done already", job.pieces - len(missing), job.pieces)
     if missing:
-        threads = int(spark.conf.get("spark.task.cpus", "1") or "1")
+        threads = task_cpus(spark)
         with followed(job.done, total=total, unit=unit, doing=doing), task_errors():
-            spark.sparkContext.parallelize(missing, len(missing)).foreach(
-                lambda number: _do_piece(job, number, threads)
-            )
+            for_each(spark, missing, lambda number: _do_piece(job, number, threads))
     if job.missing():
         where = "" if is_local(spark) else "; all workers must share that folder"
         raise RunError(f"Pieces are missing in {job.work} although Spark did them{where}.")

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from medspark.data.batch import pinned
 from medspark.data.prefetch import Prefetcher
 from medspark.data.source import open_source
 from medspark.evaluate.noise_result import NoiseResult
@@ -113,6 +114,8 @@ class _Training:
         """Take the remaining steps of ``epoch``; return the seconds spent waiting for images."""
         start = self.progress.step - epoch * self._reader.steps
         batches = self._reader.batches(epoch, start=start)
+        if self._setup.world.device.type == "cuda":
+            batches = map(pinned, batches)
         self.meter.begin()
         with Prefetcher(batches, depth=self._setup.config.data.prefetch) as ready:
             for batch in ready:
@@ -129,6 +132,7 @@ class _Training:
 
     def _report(self, epoch: int, waited: float) -> None:
         self.meter.publish(self.progress.step, epoch, waited=waited)
+        self.engine.check()
         # Moving batch-norm statistics are averaged at fixed steps, whether or not a checkpoint is
         # due, so that a resumed run averages as often as an unbroken one.
         self.engine.average_buffers()
@@ -141,6 +145,7 @@ class _Training:
     def _finish_epoch(self, epoch: int, waited: float) -> None:
         config, progress = self._setup.config, self.progress
         self.meter.publish(progress.step, epoch, waited=waited)
+        self.engine.check()
         self.engine.average_buffers()
         validation = self._validate(epoch)
         progress.validations.append(validation)

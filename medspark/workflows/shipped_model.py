@@ -14,7 +14,6 @@ from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
-from pyspark import Broadcast
 from pyspark.sql import SparkSession
 
 from medspark.documents import read_regular
@@ -23,6 +22,7 @@ from medspark.images.frame import Pixels
 from medspark.models.card import CARD, WEIGHTS, Kind, ModelCard, read_card
 from medspark.models.prediction import Floats, answer_of, as_pixels
 from medspark.predict.answer_task import Answer
+from medspark.spark.cluster import Shared, shared, task_cpus
 
 __all__ = ["ModelFiles", "ShippedModel"]
 
@@ -56,10 +56,7 @@ class ModelFiles:
 
     def shipped(self, spark: SparkSession) -> ShippedModel:
         """Return the model for the tasks of ``spark``, with as many threads as a task has cores."""
-        threads = int(spark.conf.get("spark.task.cpus", "1") or "1")
-        return ShippedModel(
-            self.card, self.digest, spark.sparkContext.broadcast(self.files), threads
-        )
+        return ShippedModel(self.card, self.digest, shared(spark, self.files), task_cpus(spark))
 
     def check(self) -> None:
         """Answer a black image. Raises UsageError if the model cannot be used."""
@@ -70,11 +67,11 @@ class ModelFiles:
 
 @dataclass(frozen=True)
 class ShippedModel:
-    """A model on executors. What is pickled is small: the files are broadcast."""
+    """A model on executors. What is pickled is small: the files are shared."""
 
     card: ModelCard
     digest: str
-    files: Broadcast[dict[str, bytes]]
+    files: Shared[dict[str, bytes]]
     threads: int
 
     def __call__(self, images: Sequence[Pixels]) -> list[Answer]:
