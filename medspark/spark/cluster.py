@@ -25,7 +25,8 @@ __all__ = [
 _LOCAL = re.compile(r"local(?:\[(\d+|\*)(?:,\d+)?\])?$")
 # Set by PySpark as long as it runs a Connect server in this process.
 _OWN_SERVER = "SPARK_LOCAL_REMOTE"
-T = TypeVar("T", covariant=True)
+Value = TypeVar("Value")
+Shown = TypeVar("Shown", covariant=True)
 
 # More rows than any cluster has cores.
 _SPREAD_ROWS = 100_000
@@ -129,20 +130,20 @@ def end_jobs(spark: SparkSession, tag: str) -> None:
         spark.sparkContext.cancelJobsWithTag(tag)
 
 
-class Shared(Protocol[T]):
+class Shared(Protocol[Shown]):
     """A value that tasks need."""
 
     @property
-    def value(self) -> T:
+    def value(self) -> Shown:
         """The value."""
 
 
 @dataclass(frozen=True)
-class _Carried(Generic[T]):
-    value: T
+class _Carried(Generic[Value]):
+    value: Value
 
 
-def shared(spark: SparkSession, value: T) -> Shared[T]:
+def shared(spark: SparkSession, value: Value) -> Shared[Value]:
     """Return ``value`` for tasks. A classic session broadcasts it to each executor once.
 
     Connect has no broadcasts: there it travels with every query.
