@@ -34,6 +34,7 @@ def test_rows_of_several_shards_are_grouped_together(tmp_path: Path, shards: int
     by_site, by_patient = read_groups(paths, "site"), read_groups(paths, "patient_key")
 
     assert by_site.keys.tolist() == ["", "east", "north", "west"]
+    assert "" not in by_patient.keys
     for found, read in ((by_site, read_sites), (by_patient, read_patients)):
         column = np.concatenate([read(path) for path in paths])
         assert np.array_equal(found.keys[found.codes], column)
