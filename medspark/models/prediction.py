@@ -56,15 +56,16 @@ def probabilities_of(logits: npt.NDArray[Any], *, multi_label: bool) -> Floats:
     return shares
 
 
-def answer_of(row: Floats, card: ModelCard) -> dict[str, Any]:
+def answer_of(row: Floats, card: ModelCard, *, guarded: bool = False) -> dict[str, Any]:
     """Return label, its probability and the probability of every class, from a row (K,).
 
-    For findings, the label joins all with a probability above 0.5: ``a|b``.
+    For findings, the label joins all with a probability above 0.5: ``a|b``. ``guarded`` states that
+    the answer gets the columns of a guard as well.
     """
     label = card.classes[int(row.argmax())]
     if card.multi_label:
         label = "|".join(name for name, p in zip(card.classes, row, strict=True) if p > 0.5)
-    named = zip(columns_of(card.classes), row, strict=True)
+    named = zip(columns_of(card.classes, guarded=guarded), row, strict=True)
     return {"label": label, "probability": float(row.max())} | {
         name: float(value) for name, value in named
     }

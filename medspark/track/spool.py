@@ -50,7 +50,10 @@ class ModelEntry(Config):
     input_shape: tuple[int, ...]
     outputs: int
     file_loader: Loader = Field("", description="function that loads it for file inputs")
-    classes: tuple[str, ...] = Field((), description="names of the outputs")
+    classes: tuple[str, ...] = Field((), description="names of the classes' outputs")
+    guarded: bool = Field(
+        False, description="whether answers to files have columns of a guard, and arrays a p-value"
+    )
     card: str = Field("", description="the model card, as Markdown")
     register_as: str | None = Field(None, description="name in the model registry")
     alias: str = Field("candidate", description="alias of the registered version")
@@ -91,7 +94,9 @@ class State(Config):
     uri: str = Field(description="MLflow tracking URI of the state below, without user info")
     experiment: str
     parent_run_id: str | None = None
-    spool_id: str = Field("", description="finds the run in MLflow if run_id was not written in time")
+    spool_id: str = Field(
+        "", description="finds the run in MLflow if run_id was not written in time"
+    )
     run_id: str | None = Field(None, description="None until MLflow has accepted the run")
     described: bool = Field(False, description="MLflow has parameters, dataset, configuration")
     published: dict[str, int] = Field({}, description="last published step of each metric")

@@ -1,0 +1,110 @@
+"""A denoiser of attacked images: a small vision transformer that predicts what to subtract.
+
+Yin et al. (arXiv 2306.07992) describe a denoiser built on a global vision transformer, against
+local perturbations, but its layers could not be read. This is a reconstruction: every patch of the
+image attends to every other one, and a convolution applies what they found to the pixels.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from medspark.models.card import DenoiserShape
+
+__all__ = ["ContrastHead", "Denoiser"]
+
+# Details of an image, and what is subtracted from it, are computed in units of 8/255: attacks are
+# thousandths of the range of pixels, and a network learns such small numbers slowly.
+_SCALE = 255 / 8
+
+
+class Block(nn.Module):
+    """A transformer block, normalised first (Xiong et al. 2020): global attention, then an MLP."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.project = nn.Linear(width, width)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+        )
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return the tokens (B, N, D) after attention among all of them."""
+        batch, count, width = tokens.shape
+        parts = self.qkv(self.norm1(tokens)).view(batch, count, 3, self.heads, -1)
+        query, key, value = parts.permute(2, 0, 3, 1, 4).unbind(0)
+        mixed = F.scaled_dot_product_attention(query, key, value)
+        tokens = tokens + self.project(mixed.transpose(1, 2).reshape(batch, count, width))
+        found: Tensor = tokens + self.mlp(self.norm2(tokens))
+        return found
+
+
+class Denoiser(nn.Module):
+    """Images (B, C, H, W) in [0, 1] to cleaner ones of the same size and range.
+
+    The last layer begins with zeros, so that an untrained denoiser changes nothing. ``size`` is
+    (H, W) in pixels.
+    """
+
+    def __init__(self, shape: DenoiserShape, *, channels: int, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.shape, self.size = shape, size
+        self.patch = (-(-size[0] // shape.grid), -(-size[1] // shape.grid))
+        self.stem = nn.Conv2d(2 * channels, shape.stem, 3, padding=1)
+        self.embed = nn.Conv2d(shape.stem, shape.width, self.patch, stride=self.patch)
+        self.position = nn.Parameter(0.02 * torch.randn(1, shape.grid**2, shape.width))
+        self.blocks = nn.Sequential(*[Block(shape.width, shape.heads) for _ in range(shape.depth)])
+        self.norm = nn.LayerNorm(shape.width)
+        self.expand = nn.ConvTranspose2d(shape.width, shape.stem, self.patch, stride=self.patch)
+        self.mix = nn.Conv2d(shape.stem, shape.stem, 3, padding=1)
+        self.head = nn.Conv2d(shape.stem, channels, 3, padding=1)
+        nn.init.zeros_(self.head.weight)
+        assert self.head.bias is not None
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the denoised images (B, C, H, W), in [0, 1] and in the type of ``images``."""
+        smooth = F.avg_pool2d(images, 3, stride=1, padding=1, count_include_pad=False)
+        local = F.gelu(self.stem(torch.cat([images, _SCALE * (images - smooth)], dim=1)))
+        mixed = F.gelu(self.mix(local + self._context(local)))
+        return (images - self.head(mixed).to(images.dtype) / _SCALE).clamp(0, 1)
+
+    def _context(self, local: Tensor) -> Tensor:
+        """Return for each pixel what the attention among all patches found, like ``local``."""
+        height, width = self.size
+        rows, columns = self.patch[0] * self.shape.grid, self.patch[1] * self.shape.grid
+        if (rows, columns) != self.size:
+            local = F.pad(local, (0, columns - width, 0, rows - height))
+        patches = self.embed(local)
+        tokens = self.norm(self.blocks(patches.flatten(2).transpose(1, 2) + self.position))
+        found: Tensor = self.expand(tokens.transpose(1, 2).reshape(patches.shape))
+        return found[:, :, :height, :width]
+
+
+class ContrastHead(nn.Module):
+    """Unit embeddings (B, E) of images, from an image and what the denoiser subtracts from it.
+
+    Supervised contrastive learning (Khosla et al. 2020) pulls clean images together and attacked
+    ones away from them.
+    """
+
+    def __init__(self, shape: DenoiserShape, *, channels: int) -> None:
+        super().__init__()
+        stem = shape.stem
+        self.layers = nn.Sequential(
+            *[nn.Conv2d(2 * channels, stem, 3, stride=2, padding=1), nn.GELU()],
+            *[nn.Conv2d(stem, 2 * stem, 3, stride=2, padding=1), nn.GELU()],
+            *[nn.Conv2d(2 * stem, 4 * stem, 3, stride=2, padding=1), nn.GELU()],
+            *[nn.AdaptiveAvgPool2d(1), nn.Flatten()],
+            *[nn.Linear(4 * stem, 4 * stem), nn.GELU(), nn.Linear(4 * stem, shape.embedding)],
+        )
+
+    def forward(self, images: Tensor, denoised: Tensor) -> Tensor:
+        """Return the embeddings of ``images`` (B, C, H, W), given their ``denoised`` versions."""
+        seen = torch.cat([images, _SCALE * (images - denoised)], dim=1)
+        return F.normalize(self.layers(seen).float(), dim=1)
