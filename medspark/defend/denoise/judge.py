@@ -90,7 +90,7 @@ class _Judge:
         flagged = guard.suspicious(arrays["clean/scores"][:, 0])
         return {
             "detectors": [figures.as_json() for figures in scores.figures()],
-            "detector_flags": [flag.as_json() for flag in flags],
+            "detector_flags": [flag.model_dump(mode="json") for flag in flags],
             "guard": str(guard_of(setup.model_folder)),
             "action": judge.action,
             "false_positives": self._false_positives(arrays, flagged).as_json(),
