@@ -21,13 +21,17 @@ _SCALE = 255 / 8
 
 
 class Block(nn.Module):
-    """A transformer block, normalised first (Xiong et al. 2020): global attention, then an MLP."""
+    """A transformer block, normalised first (Xiong et al. 2020): global attention, then an MLP.
 
-    def __init__(self, width: int, heads: int) -> None:
+    It has no operation that depends on the batch size, so that the exported graph is simple.
+    """
+
+    def __init__(self, count: int, width: int, heads: int) -> None:
         super().__init__()
-        self.heads = heads
+        self._split = (-1, count, heads, width // heads)
+        self._joined = (-1, count, width)
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv = nn.Linear(width, 3 * width)
+        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
         self.project = nn.Linear(width, width)
         self.mlp = nn.Sequential(
             nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
@@ -35,11 +39,14 @@ class Block(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return the tokens (B, N, D) after attention among all of them."""
-        batch, count, width = tokens.shape
-        parts = self.qkv(self.norm1(tokens)).view(batch, count, 3, self.heads, -1)
-        query, key, value = parts.permute(2, 0, 3, 1, 4).unbind(0)
-        mixed = F.scaled_dot_product_attention(query, key, value)
-        tokens = tokens + self.project(mixed.transpose(1, 2).reshape(batch, count, width))
+        seen = self.norm1(tokens)
+        query, key, value = (
+            layer(seen).reshape(self._split).transpose(1, 2)
+            for layer in (self.query, self.key, self.value)
+        )
+        attention = (query @ key.transpose(2, 3) / self._split[-1] ** 0.5).softmax(3)
+        mixed = (attention @ value).transpose(1, 2).reshape(self._joined)
+        tokens = tokens + self.project(mixed)
         found: Tensor = tokens + self.mlp(self.norm2(tokens))
         return found
 
@@ -54,13 +61,20 @@ class Denoiser(nn.Module):
     def __init__(self, shape: DenoiserShape, *, channels: int, size: tuple[int, int]) -> None:
         super().__init__()
         self.shape, self.size = shape, size
-        self.patch = (-(-size[0] // shape.grid), -(-size[1] // shape.grid))
+        patch = tuple(-(-side // shape.grid) for side in size)
+        self.grid = tuple(-(-side // step) for side, step in zip(size, patch, strict=True))
+        # Patches reach beyond the image where they do not divide it.
+        beyond = [n * p - side for n, p, side in zip(self.grid, patch, size, strict=True)]
+        around, odd = tuple(-(-b // 2) for b in beyond), tuple(b % 2 for b in beyond)
+        count, width = self.grid[0] * self.grid[1], shape.width
         self.stem = nn.Conv2d(2 * channels, shape.stem, 3, padding=1)
-        self.embed = nn.Conv2d(shape.stem, shape.width, self.patch, stride=self.patch)
-        self.position = nn.Parameter(0.02 * torch.randn(1, shape.grid**2, shape.width))
-        self.blocks = nn.Sequential(*[Block(shape.width, shape.heads) for _ in range(shape.depth)])
+        self.embed = nn.Conv2d(shape.stem, width, patch, stride=patch, padding=around)
+        self.position = nn.Parameter(0.02 * torch.randn(1, count, width))
+        self.blocks = nn.Sequential(*[Block(count, width, shape.heads) for _ in range(shape.depth)])
         self.norm = nn.LayerNorm(shape.width)
-        self.expand = nn.ConvTranspose2d(shape.width, shape.stem, self.patch, stride=self.patch)
+        self.expand = nn.ConvTranspose2d(
+            width, shape.stem, patch, stride=patch, padding=around, output_padding=odd
+        )
         self.mix = nn.Conv2d(shape.stem, shape.stem, 3, padding=1)
         self.head = nn.Conv2d(shape.stem, channels, 3, padding=1)
         nn.init.zeros_(self.head.weight)
@@ -72,18 +86,16 @@ class Denoiser(nn.Module):
         smooth = F.avg_pool2d(images, 3, stride=1, padding=1, count_include_pad=False)
         local = F.gelu(self.stem(torch.cat([images, _SCALE * (images - smooth)], dim=1)))
         mixed = F.gelu(self.mix(local + self._context(local)))
-        return (images - self.head(mixed).to(images.dtype) / _SCALE).clamp(0, 1)
+        denoised: Tensor = (images - self.head(mixed) / _SCALE).clamp(0.0, 1.0)
+        return denoised
 
     def _context(self, local: Tensor) -> Tensor:
         """Return for each pixel what the attention among all patches found, like ``local``."""
-        height, width = self.size
-        rows, columns = self.patch[0] * self.shape.grid, self.patch[1] * self.shape.grid
-        if (rows, columns) != self.size:
-            local = F.pad(local, (0, columns - width, 0, rows - height))
-        patches = self.embed(local)
-        tokens = self.norm(self.blocks(patches.flatten(2).transpose(1, 2) + self.position))
-        found: Tensor = self.expand(tokens.transpose(1, 2).reshape(patches.shape))
-        return found[:, :, :height, :width]
+        count, width = self.position.shape[1:]
+        patches = self.embed(local).reshape(-1, width, count).transpose(1, 2)
+        tokens = self.norm(self.blocks(patches + self.position)).transpose(1, 2)
+        found: Tensor = self.expand(tokens.reshape(-1, width, *self.grid))
+        return found
 
 
 class ContrastHead(nn.Module):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from torch import Tensor
 
@@ -58,9 +58,10 @@ class GuardedClassifier(Classifier):
         found: Tensor = backbone.forward_features(self.normalise(images))
         return found
 
-    def forward(self, images: Tensor, *, whole: bool = False) -> Any:
-        """Return the logits (B, K), or with ``whole`` everything that the pass gives."""
-        if not whole:
+    # Not a keyword with a default: the exporter to ONNX would make an input of it.
+    def forward(self, images: Tensor, *asked: Literal["whole"]) -> Any:
+        """Return the logits (B, K), or with "whole" everything that the pass gives."""
+        if "whole" not in asked:
             return super().forward(images)
         backbone: Any = self.backbone
         denoised = self.denoiser(images)

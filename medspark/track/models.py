@@ -57,7 +57,7 @@ def register_model(model: ModelEntry, name: str, *, run_id: str, uri: str) -> st
     # no label.
     texts = [ColSpec(DataType.string, each, required=False) for each in ("label", "error")]
     numbers = ("probability", *model.classes, *(["p_value"] if model.guarded else []))
-    columns = [*texts, *(ColSpec(DataType.double, each, required=False) for each in numbers)]
+    columns: list[Any] = [ColSpec(DataType.double, each, required=False) for each in numbers]
     if model.guarded:
         columns.append(ColSpec(DataType.boolean, "suspicious", required=False))
     info = _logged(
@@ -69,7 +69,7 @@ def register_model(model: ModelEntry, name: str, *, run_id: str, uri: str) -> st
         model_config={"file_loader": model.file_loader},
         signature=ModelSignature(
             Schema([ColSpec(DataType.string, "image")]),
-            Schema(columns),
+            Schema([*texts, *columns]),
         ),
         pip_requirements=_requirements(*model.packages, *_READ_FILES),
         registered_model_name=name,

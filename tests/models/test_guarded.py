@@ -53,7 +53,7 @@ def test_a_guarded_network_answers_what_its_classifier_says_of_the_denoised_imag
 def test_one_whole_pass_gives_what_the_plain_one_gives_and_more() -> None:
     network = build_guarded()
 
-    passed = network(IMAGES, whole=True)
+    passed = network(IMAGES, "whole")
 
     assert torch.allclose(passed.logits, network(IMAGES), atol=1e-6)
     assert torch.equal(passed.denoised, network.denoiser(IMAGES))

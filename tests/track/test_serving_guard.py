@@ -55,7 +55,7 @@ def _denoised(images: torch.Tensor) -> tuple[Classifier, Detector]:
     """A network behind a denoiser with its contrastive detector, as jobs/denoise.py makes."""
     network = build_guarded(side=SIDE)
     with torch.no_grad():
-        embedded = network(images, whole=True).embedding
+        embedded = network(images, "whole").embedding
     return network, Contrastive.of(EMBEDDING, embedded)
 
 

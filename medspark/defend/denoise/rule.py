@@ -29,7 +29,7 @@ def denoising_rule(config: DenoiseConfig, *, eps: float) -> StepRule:
         changed = _changed(network, learner, sample, *turn_of(config, sample.key))
         images = torch.cat([sample.images, changed])
         with learner.precise(images):
-            seen: Passed = learner.model(images, whole=True)
+            seen: Passed = learner.model(images, "whole")
             with torch.no_grad():
                 wanted = network.features(sample.images)
                 if config.guide == "logits":

@@ -80,7 +80,7 @@ class Tap:
         found: dict[str, Tensor] = {}
         with _reading(self.model, self.layers, self.head, found):
             if EMBEDDING in self.layers:
-                passed: Passed = self.model(images, whole=True)
+                passed: Passed = self.model(images, "whole")
                 logits, found[EMBEDDING] = passed.logits, passed.embedding
             else:
                 logits = self.model(images)
