@@ -146,8 +146,9 @@ class _Training:
         self._setup.journal.record(progress.step, validation.metrics())
         if self._setup.world.is_main:
             _LOGGER.info("epoch %d of %d: %s", epoch + 1, config.train.epochs, validation)
-        better = progress.best is None or validation.score > progress.best.score
-        if (better or not self._recipe.chooses) and self.engine.complete:
+        best = progress.best
+        better = not self._recipe.chooses or best is None or validation.score > best.score
+        if better and self.engine.complete:
             progress.best = validation
             self._keep_model()
         self._watch(epoch)

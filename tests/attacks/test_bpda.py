@@ -76,6 +76,18 @@ def test_an_attacker_who_does_not_know_the_denoiser_gets_the_same_images_with_an
     assert torch.equal(first, second)
 
 
+def test_bpda_attacks_what_the_whole_network_answers(plain_network, digits) -> None:
+    images, labels = _few(digits)
+    network = Behind(plain_network, lambda x: 1 - x)
+
+    whole, alone = (
+        attack(network, images, labels, threat=THREAT, steps=3)
+        for attack in (bpda_pgd, unguarded_pgd)
+    )
+
+    assert not torch.equal(whole, alone)
+
+
 @pytest.mark.parametrize("name", ["bpda_pgd", "unguarded_pgd"])
 def test_a_guarded_network_is_attacked_by_name_and_keeps_its_gradients_clean(name: str) -> None:
     network = build_guarded()
