@@ -7,6 +7,8 @@ image attends to every other one, and a convolution applies what they found to t
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -61,11 +63,11 @@ class Denoiser(nn.Module):
     def __init__(self, shape: DenoiserShape, *, channels: int, size: tuple[int, int]) -> None:
         super().__init__()
         self.shape, self.size = shape, size
-        patch = tuple(-(-side // shape.grid) for side in size)
-        self.grid = tuple(-(-side // step) for side, step in zip(size, patch, strict=True))
+        patch = _each(size, lambda side: -(-side // shape.grid))
+        self.grid = -(-size[0] // patch[0]), -(-size[1] // patch[1])
         # Patches reach beyond the image where they do not divide it.
-        beyond = [n * p - side for n, p, side in zip(self.grid, patch, size, strict=True)]
-        around, odd = tuple(-(-b // 2) for b in beyond), tuple(b % 2 for b in beyond)
+        beyond = self.grid[0] * patch[0] - size[0], self.grid[1] * patch[1] - size[1]
+        around, odd = _each(beyond, lambda b: -(-b // 2)), _each(beyond, lambda b: b % 2)
         count, width = self.grid[0] * self.grid[1], shape.width
         self.stem = nn.Conv2d(2 * channels, shape.stem, 3, padding=1)
         self.embed = nn.Conv2d(shape.stem, width, patch, stride=patch, padding=around)
@@ -96,6 +98,10 @@ class Denoiser(nn.Module):
         tokens = self.norm(self.blocks(patches + self.position)).transpose(1, 2)
         found: Tensor = self.expand(tokens.reshape(-1, width, *self.grid))
         return found
+
+
+def _each(pair: tuple[int, int], what: Callable[[int], int]) -> tuple[int, int]:
+    return what(pair[0]), what(pair[1])
 
 
 class ContrastHead(nn.Module):
