@@ -55,6 +55,9 @@ def _denoised(images: torch.Tensor) -> tuple[Classifier, Detector]:
     """A network behind a denoiser with its contrastive detector, as jobs/denoise.py makes."""
     network = build_guarded(side=SIDE)
     with torch.no_grad():
+        for name, parameter in network.contrast.named_parameters():
+            if name.endswith("bias"):
+                parameter.zero_()  # so that embeddings of untrained layers differ
         embedded = network(images, "whole").embedding
     return network, Contrastive.of(EMBEDDING, embedded)
 
