@@ -51,15 +51,16 @@ def _plain(images: torch.Tensor) -> tuple[Classifier, Detector]:
     return network, KernelDensity(LOGITS, points, points.argmax(1), 0.1)
 
 
-def _denoised(images: torch.Tensor) -> tuple[Classifier, Detector]:
+def _denoised(_: torch.Tensor) -> tuple[Classifier, Detector]:
     """A network behind a denoiser with its contrastive detector, as jobs/denoise.py makes."""
     network = build_guarded(side=SIDE)
     with torch.no_grad():
         for name, parameter in network.contrast.named_parameters():
             if name.endswith("bias"):
                 parameter.zero_()  # so that embeddings of untrained layers differ
-        embedded = network(images, "whole").embedding
-    return network, Contrastive.of(EMBEDDING, embedded)
+        odd = torch.from_numpy(PLAIN).permute(0, 3, 1, 2) / 255
+        # The prototype lies opposite the plain image, so nothing is farther from it.
+        return network, Contrastive.of(EMBEDDING, -network(odd, "whole").embedding)
 
 
 @pytest.fixture(
