@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from medspark.attacks.bpda import Denoised
 from medspark.attacks.fgsm import one_step
 from medspark.attacks.gradient import input_gradient
 from medspark.attacks.keyed_random import KeyedRandom
@@ -24,7 +25,9 @@ __all__ = ["AttackedBatch", "Attacker", "ImageBatch", "attacked_batches", "has_g
 
 # These attacks run on every image. The others run only on images that the network gets right, so
 # AUROC under them is higher than if the attacker also harmed the wrong ones.
-_ATTACK_EVERY_IMAGE = frozenset({"fgsm", "pgd", "pgd_margin", "pgd_rescaled"})
+_ATTACK_EVERY_IMAGE = frozenset(
+    {"fgsm", "pgd", "pgd_margin", "pgd_rescaled", "bpda_pgd", "unguarded_pgd"}
+)
 
 
 @dataclass(frozen=True)
@@ -77,9 +80,15 @@ class Attacker:
         """Return the attacks of ``config``, and ``own_attacks``, on a copy of ``model``.
 
         The copy is in eval mode and float32, and is checked with ``images`` (B, C, H, W).
-        Raises UsageError for an attack that needs gradients or surrogates that are missing.
+        Raises UsageError for an attack that needs gradients, surrogates or a denoiser that are
+        missing.
         """
-        check_attacks(config.attacks, gradients=has_gradients(model), surrogates=len(surrogates))
+        check_attacks(
+            config.attacks,
+            gradients=has_gradients(model),
+            surrogates=len(surrogates),
+            denoised=isinstance(model, Denoised),
+        )
         victims = [evaluation_copy(network, images[:2]) for network in (model, *surrogates)]
         named = attacks_by_name(config.attacks, config.effort, surrogates=victims[1:])
         return cls(victims[0], named | dict(own_attacks or {}), config)

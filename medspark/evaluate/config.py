@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from medspark.attacks.config import BLACK_BOX, AttackName, Effort
+from medspark.attacks.config import BLACK_BOX, OF_DENOISED, AttackName, Effort
 from medspark.attacks.threat import Norm, ThreatModel
 from medspark.config import Config
 from medspark.eps import Eps
@@ -20,7 +20,7 @@ from medspark.seeding import derive
 from medspark.shards.manifest import Manifest
 from medspark.shards.plan import permute
 
-__all__ = ["AttackSettings", "DecisionConfig", "check_attacks"]
+__all__ = ["AttackSettings", "DecisionConfig", "check_attacks", "through_denoiser"]
 
 
 class AttackSettings(Config):
@@ -145,8 +145,29 @@ class DecisionConfig(Config):
             )
 
 
-def check_attacks(attacks: Sequence[str], *, gradients: bool, surrogates: int) -> None:
-    """Raise UsageError for an attack that needs gradients or surrogates that are missing."""
+def through_denoiser(attacks: tuple[AttackName, ...]) -> tuple[AttackName, ...]:
+    """Return ``attacks`` with those that a network behind a denoiser is judged by as well.
+
+    No attacks stay none. Attacks that follow the denoiser's gradient may fail because of it, and
+    are never shown alone.
+    """
+    more = (name for name in OF_DENOISED if name not in attacks)
+    return (*attacks, *more) if attacks else attacks
+
+
+def check_attacks(
+    attacks: Sequence[str], *, gradients: bool, surrogates: int, denoised: bool = False
+) -> None:
+    """Raise UsageError for an attack that needs gradients, surrogates or a denoiser.
+
+    ``denoised`` states whether the model has a denoiser.
+    """
+    lacking = [] if denoised else [name for name in attacks if name in OF_DENOISED]
+    if lacking:
+        raise UsageError(
+            f"attacks: {' and '.join(lacking)} can attack a model with a denoiser only, as "
+            "jobs/denoise.py makes one."
+        )
     if "transfer" in attacks and surrogates == 0:
         raise UsageError("attacks: transfer needs a surrogate, another model to attack.")
     blocked = [name for name in attacks if name not in BLACK_BOX]

@@ -88,8 +88,13 @@ def table(result: RobustnessResult) -> list[list[str]]:
     """Return the metrics as rows of text; the first row is the heading."""
     names = [name.replace("_", " ") for name in result.clean.metrics]
     clean = ["clean", "0", *_figures(result.clean), ""]
-    attacked = [_row(attack) for attack in result.under_attack]
-    return [["attack", "eps", *names, "success"], *_signed([clean, *attacked], result)]
+    rows = [clean, *(_row(attack) for attack in result.under_attack)]
+    head = ["attack", "eps", *names, "success"]
+    if result.clean.psnr is not None:
+        head += ["PSNR denoised", "SSIM denoised"]
+        for row, of in zip(rows, (result.clean, *result.under_attack), strict=True):
+            row += [_text(of.psnr), _text(of.ssim)]
+    return [head, *_signed(rows, result)]
 
 
 def class_table(result: RobustnessResult) -> list[list[str]]:

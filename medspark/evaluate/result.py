@@ -17,12 +17,14 @@ from medspark.job import Result
 from medspark.models.card import Decision
 
 __all__ = [
-    "CLEAN", "WORST", "AttackFigures", "ConditionFigures", "EvaluationResult",
+    "CLEAN", "QUALITY", "WORST", "AttackFigures", "ConditionFigures", "EvaluationResult",
     "Figure", "RobustnessResult", "metrics_by_name",
 ]  # fmt: skip
 
 CLEAN = "clean"
 WORST = "worst_case"
+# Fields of a condition: how near the denoised images are to the clean ones.
+QUALITY = ("psnr", "ssim")
 
 
 class Figure(Config):
@@ -54,6 +56,12 @@ class ConditionFigures(Result):
     sensitivity: float | None = None
     specificity: float | None = None
     label_accuracy: float | None = Field(None, description="for findings only")
+    psnr: float | None = Field(
+        None, description="of the denoised images against the clean ones, in dB, at most 100"
+    )
+    ssim: float | None = Field(
+        None, description="structural similarity of the denoised images with the clean ones"
+    )
     intervals: dict[str, Interval] = Field({}, description="95 % intervals by metric")
     classes: tuple[ClassMetrics, ...] = ()
 
@@ -71,7 +79,7 @@ class ConditionFigures(Result):
                 yield Figure(attack=attack, eps=eps, metric=metric, value=value, low=low, high=high)
 
     def _values(self) -> Mapping[str, float | None]:
-        return self.metrics
+        return self.metrics | {name: getattr(self, name) for name in QUALITY}
 
 
 class AttackFigures(ConditionFigures):
@@ -97,7 +105,7 @@ class AttackFigures(ConditionFigures):
 
     def _values(self) -> Mapping[str, float | None]:
         names = ("success_rate", "linf_255", "rms_255")
-        return self.metrics | {name: getattr(self, name) for name in names}
+        return dict(super()._values()) | {name: getattr(self, name) for name in names}
 
 
 class RobustnessResult(Result):

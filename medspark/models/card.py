@@ -19,13 +19,14 @@ if TYPE_CHECKING:  # reading a card, on a device too, must not need pyarrow
     from medspark.shards.manifest import Manifest
 
 __all__ = [
-    "CARD", "WEIGHTS", "Criterion", "Decision", "ExportedGraph", "Kind", "ModelCard", "Pruning",
-    "Rate", "Recalibration", "columns_of", "read_card", "write_card",
+    "CARD", "PLAIN", "WEIGHTS", "Criterion", "Decision", "DenoiserShape", "ExportedGraph", "Kind",
+    "ModelCard", "Pruning", "Rate", "Recalibration", "columns_of", "read_card", "write_card",
 ]  # fmt: skip
 
 WEIGHTS, CARD = "model.safetensors", "model.json"
 # The other columns of a prediction: no class may take their names.
 _ANSWER = ("label", "probability", "error")
+_OF_GUARD = ("suspicious", "p_value")
 _LARGEST = 1 << 22  # bytes of a card
 _PICKLED = {".pt", ".pth", ".pt2", ".pkl", ".pickle", ".bin", ".ckpt"}
 
@@ -40,9 +41,11 @@ Side = Annotated[int, Field(ge=1, le=8192)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 # Only these names: a card must not name a file outside its folder.
 GraphFile = Literal["model.onnx", "model.xml", "model.bin"]
-Kind = Literal["classifier", "pruned", "onnx", "openvino"]
+Kind = Literal["classifier", "pruned", "guarded", "onnx", "openvino"]
 Criterion = Literal["sensitivity", "specificity", "youden"]
-_CLASSIFIERS: tuple[Kind, ...] = ("classifier", "pruned")
+# Networks without a denoiser, and all networks with weights.
+PLAIN: tuple[Kind, ...] = ("classifier", "pruned")
+_CLASSIFIERS: tuple[Kind, ...] = (*PLAIN, "guarded")
 
 
 class ExportedGraph(Config):
@@ -111,6 +114,23 @@ class Recalibration(Config):
     seed: int = Field(ge=0)
 
 
+class DenoiserShape(Config):
+    """The sizes of a guarded classifier's denoiser, a vision transformer, and of its embedding."""
+
+    grid: int = Field(8, ge=1, le=64, description="patches along each side of an image")
+    width: int = Field(128, ge=1, le=2048, description="numbers in a token")
+    depth: int = Field(4, ge=1, le=64, description="transformer blocks")
+    heads: int = Field(4, ge=1, le=64, description="attention heads; they divide the width")
+    stem: int = Field(16, ge=1, le=1024, description="channels of the features of single pixels")
+    embedding: int = Field(64, ge=1, le=4096, description="numbers in an image's embedding")
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> DenoiserShape:
+        if self.width % self.heads:
+            raise ValueError(f"{self.heads} heads do not divide a width of {self.width}")
+        return self
+
+
 class ModelCard(Config):
     """The description of a model's weights. The card may come from an untrusted source."""
 
@@ -139,6 +159,9 @@ class ModelCard(Config):
     recalibrated: Recalibration | None = Field(
         None, description="what fitted temperature and decision to a site"
     )
+    denoiser: DenoiserShape | None = Field(
+        None, description="of a guarded network, and of its exports"
+    )
 
     @model_validator(mode="after")
     def _is_consistent(self) -> ModelCard:
@@ -151,7 +174,10 @@ class ModelCard(Config):
             raise ValueError("a class is named twice")
         if (self.kind in _CLASSIFIERS) != (self.exported is None):
             raise ValueError(f"kind {self.kind} does not fit the description of the graph")
-        if self.exported is None and (self.kind == "pruned") != (self.pruning is not None):
+        if self.exported is None and (self.kind == "guarded") != (self.denoiser is not None):
+            raise ValueError(f"kind {self.kind} does not fit the description of the denoiser")
+        pruned = self.pruning is not None  # a guarded network may be pruned as well
+        if self.exported is None and self.kind in PLAIN and (self.kind == "pruned") != pruned:
             raise ValueError(f"kind {self.kind} does not fit the description of the pruning")
         if self.decision is not None:
             if self.multi_label or len(self.classes) != 2:
@@ -176,15 +202,17 @@ _KINDS: tuple[str, ...] = get_args(ModelCard.model_fields["kind"].annotation)
 _VERSION = re.compile(r"\d[\w.+-]{0,30}")
 
 
-def columns_of(classes: Sequence[str]) -> tuple[str, ...]:
+def columns_of(classes: Sequence[str], *, guarded: bool = False) -> tuple[str, ...]:
     """Return the column names of the probabilities of ``classes`` in predictions.
 
-    They are the class names. A class called like another column gets the prefix "class ".
+    They are the class names. A class called like another column, with ``guarded`` those of a guard
+    too, gets the prefix "class ".
     """
-    taken, columns = {*_ANSWER, *classes}, []
+    others = (*_ANSWER, *_OF_GUARD) if guarded else _ANSWER
+    taken, columns = {*others, *classes}, []
     for name in classes:
         column = name
-        while column in _ANSWER or (column != name and column in taken):
+        while column in others or (column != name and column in taken):
             column = f"class {column}"
         columns.append(column)
     return tuple(columns)

@@ -73,14 +73,15 @@ def decided(probabilities: Floats, card: ModelCard) -> list[str]:
     return [card.classes[yes if each else 1 - yes] for each in called]
 
 
-def answer_of(row: Floats, card: ModelCard) -> dict[str, Any]:
+def answer_of(row: Floats, card: ModelCard, *, guarded: bool = False) -> dict[str, Any]:
     """Return label, its probability and the probability of every class, from a row (K,).
 
-    For findings, the probability is the largest one.
+    For findings, the probability is the largest one. ``guarded`` states that the answer gets the
+    columns of a guard as well.
     """
     (label,) = decided(row[None], card)
     sure = row.max() if card.multi_label else row[card.classes.index(label)]
-    named = zip(columns_of(card.classes), row, strict=True)
+    named = zip(columns_of(card.classes, guarded=guarded), row, strict=True)
     return {"label": label, "probability": float(sure)} | {
         name: float(value) for name, value in named
     }

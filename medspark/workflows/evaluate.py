@@ -10,7 +10,7 @@ from pyspark.sql import SparkSession
 from medspark import ownership
 from medspark.data.native import MappedSplit
 from medspark.errors import UsageError
-from medspark.evaluate.config import check_attacks
+from medspark.evaluate.config import check_attacks, through_denoiser
 from medspark.evaluate.gallery import Exhibit, exhibits, typical_rows
 from medspark.evaluate.noise_result import NoiseResult
 from medspark.evaluate.noisy_pieces import NoisyJob
@@ -43,7 +43,6 @@ class Evaluation:
 
     def __init__(self, config: EvaluationConfig) -> None:
         """Find the model and the data. Raises UsageError if they are missing or do not fit."""
-        self.config = config
         self.data = AttackedData(config)
         model = resolve_model(config.model, uri=config.track.uri)
         surrogates = tuple(resolve_model(name, uri=config.track.uri) for name in config.surrogates)
@@ -51,7 +50,13 @@ class Evaluation:
             _check_fit(path, self.data.manifest)
         gradients = model.suffix != ".onnx"
         self.card = read_card(model) if gradients else None
-        check_attacks(config.attacks, gradients=gradients, surrogates=len(surrogates))
+        denoised = self.card is not None and self.card.denoiser is not None
+        if denoised:
+            config = config.model_copy(update={"attacks": through_denoiser(config.attacks)})
+        check_attacks(
+            config.attacks, gradients=gradients, surrogates=len(surrogates), denoised=denoised
+        )
+        self.config = config
         others = {f"the surrogate {path}": path for path in surrogates}
         sources = {"the model": model, **others, "the shards": config.shards}
         ownership.apart(sources, {"the folder of evaluations": config.folder})

@@ -15,7 +15,7 @@ from medspark.federate.privacy import check_privacy
 from medspark.federate.result import FederationResult
 from medspark.federate.server import Executor
 from medspark.files import json_digest, write_whole
-from medspark.models.card import read_card
+from medspark.models.card import PLAIN, read_card
 from medspark.models.config import check_images, check_model, check_weights, model_folder
 from medspark.shards.manifest import Manifest, read_manifest, verify
 from medspark.spark.session import spark_session
@@ -86,7 +86,7 @@ def check(config: FederateConfig) -> Manifest:
     check_model(config.model)
     check_images(config.model, manifest)
     folder = model_folder(config.model)
-    if folder is not None and read_card(folder).pruning is not None:
+    if folder is not None and read_card(folder, kinds=PLAIN).pruning is not None:
         raise UsageError(
             f"model.weights: '{folder}' is pruned, and clients do not keep its zeros and widths."
         )

@@ -64,14 +64,21 @@ scaling).
 
 
 def model_entry(folder: Path, manifest: Manifest, track: TrackConfig, *, card: str) -> ModelEntry:
-    """Return how MLflow keeps the network in ``folder``, described by ``card`` in Markdown."""
+    """Return how MLflow keeps the network in ``folder``, described by ``card`` in Markdown.
+
+    A network whose folder holds a guard is served with it.
+    """
+    guarded = (folder / "guard").is_dir()
+    plain = "medspark.models.predictor:Predictor.load"
+    files = "medspark.models.file_predictor:FilePredictor.load"
     return ModelEntry(
         folder=folder,
-        loader="medspark.models.predictor:Predictor.load",
+        loader="medspark.defend.detect.served:GuardedPredictor.load" if guarded else plain,
         input_shape=(manifest.height, manifest.width, manifest.channels),
-        outputs=len(manifest.classes),
-        file_loader="medspark.models.file_predictor:FilePredictor.load",
-        classes=columns_of(manifest.classes),
+        outputs=len(manifest.classes) + guarded,
+        file_loader="medspark.defend.detect.served:guarded_files" if guarded else files,
+        classes=columns_of(manifest.classes, guarded=guarded),
+        guarded=guarded,
         card=card,
         register_as=track.register_as,
         alias=track.alias,

@@ -31,6 +31,7 @@ JOBS = {
     "train_at, on built-in data": "--demo.folder {demo} --demo.count 20 --track.uri {store}",
     "distill": f"{TRAIN} --distill.teacher {{model}}",
     "prune": f"{TRAIN} --model {{model}}",
+    "denoise": f"{TRAIN} --model {{model}} --judge.fpr 0.2",
     "prune_table": "--shards {shards} --folder {target} --models.x {model} --track.uri {store}",
     "federate": f"{TRAIN} --model.name resnet10t",
     "federate, over what is there": f"{TRAIN} --model.name resnet10t --overwrite",
