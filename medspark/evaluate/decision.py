@@ -129,7 +129,7 @@ def design_effect(hits: Array, groups: Array) -> float:
         return 1.0
     excess = np.bincount(member, weights=hits - share)
     clustered = count / (count - 1) * float((excess**2).sum()) / len(hits) ** 2
-    return max(1.0, clustered / (share * (1 - share) / len(hits)))
+    return max(1.0, clustered / (share * (1 - share) / (len(hits) - 1)))
 
 
 def wilson(right: float, images: float, *, z: float = _Z95) -> tuple[float, float]:
