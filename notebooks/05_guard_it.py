@@ -38,7 +38,7 @@ chosen = parameters(
     globals().get("dbutils"),
     folder="build/notebooks",
     eps="4/255",
-    images="128",
+    images="32",
     steps="10",
     epochs="4",
     tracking_uri="",

@@ -91,7 +91,7 @@ def test_a_card_without_what_came_later_is_read_with_the_usual_values(tmp_path: 
 
 def test_a_card_of_the_first_format_is_read_and_written_again_in_the_newest(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").touch()
-    later = {"kind", "exported", "pruning", "decision", "recalibrated"}
+    later = {"kind", "exported", "pruning", "decision", "recalibrated", "denoiser"}
     old = card_of(CLASSES, False, 1).model_dump(mode="json", exclude=later)
     (tmp_path / CARD).write_text(json.dumps(old | {"schema_version": 1}))
 
