@@ -17,6 +17,7 @@ from medspark.errors import RunError, UsageError
 from medspark.images.limits import Limits
 from medspark.images.pool import Busy, DecoderPool, Turn, Turns
 from medspark.images.reasons import Unreadable
+from medspark.models.card import columns_of
 from medspark.models.prediction import answer_of, as_pixels, rendering_of
 from medspark.models.predictor import Predictor
 
@@ -72,6 +73,11 @@ class FilePredictor:
         except Busy:
             answers += [_error(_BUSY)] * (len(files) - len(answers))
         return answers
+
+    @property
+    def columns(self) -> list[str]:
+        """The names of all values that an answer may have."""
+        return ["label", "probability", *columns_of(self._predictor.card.classes), "error"]
 
     def close(self) -> None:
         """Stop the decoder processes."""
