@@ -109,9 +109,11 @@ class FilePredictor:
     def _content(self, text: object) -> bytes:
         if not isinstance(text, str):
             raise ValueError("not text")
-        # Check the size before base64 decoding copies the content.
-        self._limits.check_file(max(1, len(text) // 4 * 3 - text[-2:].count("=")))
-        return base64.b64decode(text, validate=True)
+        # Check the size before base64 decoding copies the content. Lines may be broken (RFC 2045,
+        # 6.8), as those of Spark's base64() are.
+        length = len(text) - text.count("\r") - text.count("\n")
+        self._limits.check_file(max(1, length // 4 * 3 - text[-2:].count("=")))
+        return base64.b64decode(text.replace("\r", "").replace("\n", ""), validate=True)
 
 
 _BUSY = "The server has no time left for this image: send it again, later or with fewer others."
