@@ -17,7 +17,12 @@ from medspark.errors import RunError, UsageError
 from medspark.images.limits import Limits
 from medspark.images.pool import Busy, DecoderPool, Turn, Turns
 from medspark.images.reasons import Unreadable
+<<<<<<< HEAD
 from medspark.models.prediction import as_pixels, rendering_of
+=======
+from medspark.models.card import columns_of
+from medspark.models.prediction import answer_of, as_pixels, rendering_of
+>>>>>>> predict
 from medspark.models.predictor import Predictor
 
 __all__ = ["SERVING", "FilePredictor", "serving_limits"]
@@ -81,6 +86,11 @@ class FilePredictor:
             answers += [_error(_BUSY)] * (len(files) - len(answers))
         return answers
 
+    @property
+    def columns(self) -> list[str]:
+        """The names of all values that an answer may have."""
+        return ["label", "probability", *columns_of(self._predictor.card.classes), "error"]
+
     def close(self) -> None:
         """Stop the decoder processes."""
         self._pool.close()
@@ -107,9 +117,11 @@ class FilePredictor:
     def _content(self, text: object) -> bytes:
         if not isinstance(text, str):
             raise ValueError("not text")
-        # Check the size before base64 decoding copies the content.
-        self._limits.check_file(max(1, len(text) // 4 * 3 - text[-2:].count("=")))
-        return base64.b64decode(text, validate=True)
+        # Check the size before base64 decoding copies the content. Lines may be broken (RFC 2045,
+        # 6.8), as those of Spark's base64() are.
+        length = len(text) - text.count("\r") - text.count("\n")
+        self._limits.check_file(max(1, length // 4 * 3 - text[-2:].count("=")))
+        return base64.b64decode(text.replace("\r", "").replace("\n", ""), validate=True)
 
 
 _BUSY = "The server has no time left for this image: send it again, later or with fewer others."

@@ -51,7 +51,9 @@ class ServedFiles(PythonModel):  # type: ignore[misc]
         # and keeps nobody waiting.
         starts = range(0, len(files), _FILES_OF_A_TURN)
         parts = [self._predict(files[start : start + _FILES_OF_A_TURN]) for start in starts]
-        return Answers(list(chain.from_iterable(parts)))
+        # spark_udf needs every column, and would write a missing text as "nan".
+        table = pd.DataFrame(chain.from_iterable(parts), columns=self._predict.columns)
+        return table.fillna({"label": "", "error": ""})
 
 
 def _in_spark_task() -> bool:
