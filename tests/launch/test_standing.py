@@ -216,7 +216,7 @@ def test_tasks_that_do_not_end_are_cancelled(spark: Any, tmp_path: Path, monkeyp
             time.sleep(0.05)
 
     assert not crew._thread.is_alive()
-    assert "cancel" in str(crew._error)
+    assert "A Spark task failed" in str(crew._error)
 
 
 DRIVER = """
