@@ -17,12 +17,7 @@ from medspark.errors import RunError, UsageError
 from medspark.images.limits import Limits
 from medspark.images.pool import Busy, DecoderPool, Turn, Turns
 from medspark.images.reasons import Unreadable
-<<<<<<< HEAD
 from medspark.models.prediction import as_pixels, rendering_of
-=======
-from medspark.models.card import columns_of
-from medspark.models.prediction import answer_of, as_pixels, rendering_of
->>>>>>> predict
 from medspark.models.predictor import Predictor
 
 __all__ = ["SERVING", "FilePredictor", "serving_limits"]
@@ -89,7 +84,7 @@ class FilePredictor:
     @property
     def columns(self) -> list[str]:
         """The names of all values that an answer may have."""
-        return ["label", "probability", *columns_of(self._predictor.card.classes), "error"]
+        return [*self._predictor.columns, "error"]
 
     def close(self) -> None:
         """Stop the decoder processes."""

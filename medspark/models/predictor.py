@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from medspark.errors import UsageError
-from medspark.models.card import ModelCard, read_card
+from medspark.models.card import ModelCard, columns_of, read_card
 from medspark.models.checkpoint import load_classifier
 from medspark.models.classifier import Classifier
 from medspark.models.prediction import answer_of, unit_floats
@@ -42,6 +42,11 @@ class Predictor:
         """
         parts = self._batches(images, self._probabilities)
         return np.concatenate(parts) if parts else np.empty((0, len(self.card.classes)), "f4")
+
+    @property
+    def columns(self) -> list[str]:
+        """The names of all values that an answer may have."""
+        return ["label", "probability", *columns_of(self.card.classes)]
 
     def answers(self, images: npt.NDArray[np.generic]) -> list[dict[str, Any]]:
         """Return for each of ``images`` (N, H, W, C) its label and all probabilities."""

@@ -19,7 +19,7 @@ from medspark.defend.detect.features import Features
 from medspark.defend.detect.guard import GUARD_FILES, Guard, guard_of, load_guard
 from medspark.errors import UsageError
 from medspark.files import sha256_of
-from medspark.models.card import CARD, WEIGHTS, ModelCard, read_card
+from medspark.models.card import CARD, WEIGHTS, ModelCard, columns_of, read_card
 from medspark.models.checkpoint import load_classifier
 from medspark.models.classifier import Classifier
 from medspark.models.file_predictor import FilePredictor
@@ -58,6 +58,12 @@ class GuardedPredictor(Predictor):
         if self._guard.action == "refuse":
             found[found[:, -1] > 0, : len(self.card.classes)] = np.nan
         return found[:, :-1].astype(np.float32)
+
+    @property
+    def columns(self) -> list[str]:
+        """The names of all values that an answer may have."""
+        probabilities = columns_of(self.card.classes, guarded=True)
+        return ["label", "probability", *probabilities, "suspicious", "p_value"]
 
     def answers(self, images: npt.NDArray[np.generic]) -> list[dict[str, Any]]:
         """Return label and probabilities of each image, ``suspicious`` and its ``p_value``.
