@@ -7,6 +7,7 @@
 # make readme  write the figures of every README from the records in tests/claims
 # make claims  measure the records again and check them against their intervals (ONLY=name for one)
 # make edge     build build/edge/medspark_edge-….whl, which predicts on devices without torch
+# make modern   test the wheel with the newest libraries that it admits, without Petastorm (ONLY=words for pytest)
 # make chaos   kill processes while they work, and check that nothing is lost (ONLY=row for one)
 # make hosts   train across hosts in network namespaces, disconnect one (ONLY=row for one; root)
 
@@ -18,8 +19,9 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export SPARK_CONF_DIR := $(CURDIR)/conf
 export PYTHON
 export LOCKED
+export ONLY
 
-.PHONY: demo test ui check bench readme claims edge chaos hosts setup clean
+.PHONY: demo test ui check bench readme claims edge modern chaos hosts setup clean
 
 setup: .venv/.ready$(if $(LOCKED),-locked)
 
@@ -31,7 +33,7 @@ demo: setup
 		--output build/demo/result.json
 
 test: setup
-	python -m pytest
+	python -m pytest -n 2 --dist loadfile
 
 ui: setup
 	@echo 'The runs: http://127.0.0.1:$(PORT)/#/experiments/1/runs?viewStateShareKey=medspark&workflowType=machine_learning'
@@ -55,6 +57,9 @@ claims: setup
 
 edge: setup
 	python conf/edge.py build/edge
+
+modern:
+	conf/modern.sh
 
 chaos: setup
 	python tests/chaos/run.py $(if $(ONLY),--only $(ONLY))

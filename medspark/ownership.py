@@ -31,7 +31,7 @@ MARKER = ".medspark.json"
 
 Kind = Literal[
     "samples", "shards", "run", "evaluation", "study", "exports", "detections", "guard",
-    "demo data", "shard cache", "phantom archive",
+    "predictions", "demo data", "shard cache", "phantom archive",
 ]  # fmt: skip
 
 # Keys that medspark's own documents always have.
@@ -49,6 +49,7 @@ _EVIDENCE: Mapping[Kind, Mapping[str, set[str]]] = {
     "exports": {},
     "detections": {},
     "guard": {},
+    "predictions": {},
     "demo data": {"samples/manifest.json": _SAMPLES},
     "shard cache": {"*/manifest.json": _SHARDS},
     "phantom archive": {},

@@ -5,15 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["BLACK_BOX", "AttackName", "Effort"]
+__all__ = ["BLACK_BOX", "KNOWS_LESS", "OF_DENOISED", "AttackName", "Effort"]
 
 AttackName = Literal[
     "fgsm", "pgd", "pgd_margin", "pgd_rescaled", "apgd", "apgd_ce", "apgd_dlr", "fab",
-    "deepfool", "cw", "square", "transfer", "autoattack",
+    "deepfool", "cw", "square", "transfer", "autoattack", "bpda_pgd", "unguarded_pgd",
 ]  # fmt: skip
 
 # These attacks use the model's outputs only, not its gradients.
 BLACK_BOX = frozenset({"square", "transfer"})
+# These attacks are for a network behind a denoiser: its gradient replaced by the identity's, and
+# the classifier attacked as if there were no denoiser.
+OF_DENOISED: tuple[AttackName, ...] = ("bpda_pgd", "unguarded_pgd")
+# Sanity checks expect attacks that know the whole network to do at least as much harm as these.
+KNOWS_LESS = BLACK_BOX | {"unguarded_pgd"}
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from medspark.attacks.apgd import apgd
+from medspark.attacks.bpda import bpda_pgd, unguarded_pgd
 from medspark.attacks.carlini_wagner import carlini_wagner
 from medspark.attacks.config import Effort
 from medspark.attacks.deepfool import deepfool
@@ -45,6 +46,8 @@ def attacks_by_name(
         "cw": _carlini_wagner,
         "square": partial(_square, queries=effort.queries),
         "transfer": partial(_transfer, surrogates=surrogates, steps=effort.steps),
+        "bpda_pgd": partial(_of_denoised, how=bpda_pgd, steps=effort.steps),
+        "unguarded_pgd": partial(_of_denoised, how=unguarded_pgd, steps=effort.steps),
     }
     ensembles: Mapping[str, Attack] = {
         "apgd": one_after_another([known["apgd_ce"], known["apgd_dlr"]]),
@@ -159,3 +162,17 @@ def _transfer(
     steps: int,
 ) -> Tensor:
     return transfer(model, images, labels, threat=threat, surrogates=surrogates, steps=steps)
+
+
+def _of_denoised(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    threat: ThreatModel,
+    rng: KeyedRandom,
+    *,
+    how: Callable[..., Tensor],
+    steps: int,
+) -> Tensor:
+    start = threat.random_start(images, rng.noise(images, "pgd/0"))
+    return how(model, images, labels, threat=threat, steps=steps, start=start)

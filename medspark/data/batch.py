@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-__all__ = ["Batch", "Reader", "Targets", "batch_of", "to_unit"]
+__all__ = ["Batch", "Reader", "Targets", "batch_of", "pinned", "to_unit"]
 
 Pixels = npt.NDArray[np.generic]
 Integers = npt.NDArray[np.int64]
@@ -64,6 +64,11 @@ def batch_of(
     """
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
     return Batch(pixels, torch.from_numpy(labels), rows, weight, global_size, epoch, step)
+
+
+def pinned(batch: Batch) -> Batch:
+    """Return ``batch`` in page-locked memory; a GPU copies from it while the host goes on."""
+    return replace(batch, images=batch.images.pin_memory(), labels=batch.labels.pin_memory())
 
 
 def to_unit(images: Tensor, device: torch.device) -> Tensor:

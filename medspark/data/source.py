@@ -8,6 +8,7 @@ from pathlib import Path
 
 import fsspec
 import numpy as np
+import numpy.typing as npt
 
 from medspark import ownership
 from medspark.data.batch import Reader
@@ -16,9 +17,8 @@ from medspark.data.native import MappedSplit, NativeReader
 from medspark.data.petastorm import PetastormReader
 from medspark.errors import UsageError
 from medspark.files import replacing, write_whole
-from medspark.shards.manifest import NAME, Manifest, read_manifest, verify
+from medspark.shards.manifest import NAME, Manifest, patients_of, read_manifest, verify
 from medspark.shards.portion import portion
-from medspark.shards.schema import read_patients
 
 __all__ = ["Source", "localise", "open_source"]
 
@@ -59,6 +59,10 @@ class Source:
             augmentation=self._config.augment,
         )
 
+    def patients(self, name: str) -> npt.NDArray[np.str_]:
+        """Return the patient of every image of a split, (N,)."""
+        return patients_of(self.folder, self.manifest, name)
+
     def split(self, name: str) -> MappedSplit:
         """Return a split by name; of train, the rows that ``data.share`` selects.
 
@@ -69,9 +73,7 @@ class Source:
         split = MappedSplit(self.folder, self.manifest, name)
         if name != "train" or self._config.share == 1:
             return split
-        shards = self.manifest.splits[name].shards
-        patients = np.concatenate([read_patients(self.folder / shard.path) for shard in shards])
-        rows = portion(patients, self._config.share, seed=self._seed)
+        rows = portion(self.patients(name), self._config.share, seed=self._seed)
         return split.subset(rows)
 
 

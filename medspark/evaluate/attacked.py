@@ -8,21 +8,26 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from medspark.attacks.bpda import Denoised
 from medspark.attacks.fgsm import one_step
 from medspark.attacks.gradient import input_gradient
 from medspark.attacks.keyed_random import KeyedRandom
 from medspark.attacks.losses import correct, cross_entropy
 from medspark.attacks.suite import Attack, attacks_by_name
 from medspark.attacks.threat import ThreatModel
+from medspark.evaluate.budgets import ENSEMBLES, NEAREST, Found, downwards, once
 from medspark.evaluate.config import AttackSettings, check_attacks
 from medspark.evaluate.deploy import evaluation_copy
+from medspark.evaluate.sanity import CONTROL_EVERY
 from medspark.evaluate.summary import Trial
 
 __all__ = ["AttackedBatch", "Attacker", "ImageBatch", "attacked_batches", "has_gradients"]
 
 # These attacks run on every image. The others run only on images that the network gets right, so
 # AUROC under them is higher than if the attacker also harmed the wrong ones.
-_ATTACK_EVERY_IMAGE = frozenset({"fgsm", "pgd", "pgd_margin", "pgd_rescaled"})
+_ATTACK_EVERY_IMAGE = frozenset(
+    {"fgsm", "pgd", "pgd_margin", "pgd_rescaled", "bpda_pgd", "unguarded_pgd"}
+)
 
 
 @dataclass(frozen=True)
@@ -40,13 +45,18 @@ class ImageBatch:
 
 @dataclass(frozen=True)
 class AttackedBatch:
-    """A batch under one attack at one budget: attacked images (B, C, H, W), their logits (B, K)."""
+    """A batch under one attack at one budget: attacked images (B, C, H, W), their logits (B, K).
+
+    ``carried`` (B,) marks images that were not attacked at this budget, because they held at a
+    larger one.
+    """
 
     trial: Trial
     threat: ThreatModel
     clean: ImageBatch
     images: Tensor
     logits: Tensor
+    carried: Tensor
 
 
 @dataclass(frozen=True)
@@ -70,9 +80,15 @@ class Attacker:
         """Return the attacks of ``config``, and ``own_attacks``, on a copy of ``model``.
 
         The copy is in eval mode and float32, and is checked with ``images`` (B, C, H, W).
-        Raises UsageError for an attack that needs gradients or surrogates that are missing.
+        Raises UsageError for an attack that needs gradients, surrogates or a denoiser that are
+        missing.
         """
-        check_attacks(config.attacks, gradients=has_gradients(model), surrogates=len(surrogates))
+        check_attacks(
+            config.attacks,
+            gradients=has_gradients(model),
+            surrogates=len(surrogates),
+            denoised=isinstance(model, Denoised),
+        )
         victims = [evaluation_copy(network, images[:2]) for network in (model, *surrogates)]
         named = attacks_by_name(config.attacks, config.effort, surrogates=victims[1:])
         return cls(victims[0], named | dict(own_attacks or {}), config)
@@ -95,19 +111,50 @@ class Attacker:
         ``gradient``.
         """
         right = correct(logits, batch.labels).nonzero().flatten()
+        together = self._at_all_budgets(batch.of(right))
         for eps in self.config.eps:
             threat = self.config.threat(eps)
             for name, attack in self.attacks.items():
+                carried = torch.zeros_like(batch.rows, dtype=torch.bool)
                 if name == "fgsm" and gradient is not None:
                     attacked = one_step(batch.pixels, gradient, threat=threat)
                 elif name in _ATTACK_EVERY_IMAGE:
                     attacked = self._run(attack, batch, threat)
+                elif (name, eps) in together:
+                    found = together[name, eps]
+                    attacked = _placed(found.images, right, batch.pixels)
+                    carried = _placed(found.carried.cpu(), right.cpu(), carried)
                 else:
-                    attacked = batch.pixels.clone()
-                    attacked[right] = self._run(attack, batch.of(right), threat)
+                    few = self._run(attack, batch.of(right), threat)
+                    attacked = _placed(few, right, batch.pixels)
                 trial = Trial(name, self.config.effort.steps_of(name), eps)
                 answers = logits if eps == 0 else self.logits(attacked)
-                yield AttackedBatch(trial, threat, batch, attacked, answers)
+                yield AttackedBatch(trial, threat, batch, attacked, answers, carried)
+
+    def _at_all_budgets(self, batch: ImageBatch) -> dict[tuple[str, float], Found]:
+        """Return what attacks find that do not attack each budget alone, by name and budget."""
+        threats = {eps: self.config.threat(eps) for eps in self.config.eps if eps > 0}
+        if len(batch.rows) == 0 or not threats:
+            return {}
+        control = (batch.rows % CONTROL_EVERY == 0).to(batch.pixels.device)
+
+        def fools(images: Tensor) -> Tensor:
+            return ~correct(self.logits(images), batch.labels)
+
+        together: dict[tuple[str, float], Found] = {}
+        for name, attack in self.attacks.items():
+
+            def run(threat: ThreatModel, chosen: Tensor, attack: Attack = attack) -> Tensor:
+                return self._run(attack, batch.of(chosen), threat)
+
+            if name in NEAREST:
+                found = once(run, batch.pixels, threats)
+            elif name in ENSEMBLES:
+                found = downwards(run, batch.pixels, threats, fools=fools, control=control)
+            else:
+                continue
+            together |= {(name, eps): each for eps, each in found.items()}
+        return together
 
     def _run(self, attack: Attack, batch: ImageBatch, threat: ThreatModel) -> Tensor:
         if len(batch.rows) == 0 or threat.eps == 0:
@@ -142,6 +189,13 @@ def attacked_batches(
         )
         batch = ImageBatch(images, labels, rows)
         yield from attacker.attack(batch, *attacker.answer(batch))
+
+
+def _placed(few: Tensor, places: Tensor, images: Tensor) -> Tensor:
+    """Return a copy of ``images`` with ``few`` at ``places``."""
+    whole = images.clone()
+    whole[places] = few
+    return whole
 
 
 def has_gradients(model: nn.Module) -> bool:

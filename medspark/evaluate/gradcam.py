@@ -16,7 +16,7 @@ def grad_cam(model: Classifier, images: Tensor, classes: Tensor) -> Tensor:
     """
     backbone = model.backbone
     with torch.no_grad():
-        features = backbone.forward_features(model.normalise(images))  # type: ignore[operator]
+        features = backbone.forward_features(model.inputs(images))  # type: ignore[operator]
     features = features.detach().requires_grad_(True)
     with torch.enable_grad():
         logits = backbone.forward_head(features)  # type: ignore[operator]

@@ -20,13 +20,15 @@ import torch
 from torch import nn
 
 from medspark.data.native import MappedSplit
+from medspark.evaluate.budgets import ENSEMBLES
 from medspark.evaluate.config import AttackSettings
 from medspark.evaluate.robust import Batch, attack_all
-from medspark.evaluate.sanity import PROBE_STEPS
+from medspark.evaluate.sanity import CONTROL_EVERY, PROBE_STEPS
 from medspark.evaluate.summary import Array, Arrays, joined
 from medspark.files import json_digest, replacing
-from medspark.models.card import CARD, WEIGHTS
+from medspark.models.card import CARD, WEIGHTS, read_card
 from medspark.models.checkpoint import load_classifier
+from medspark.models.deciding import deciding
 from medspark.models.onnx import OnnxClassifier
 from medspark.shards.manifest import read_manifest
 
@@ -130,7 +132,7 @@ class Job(AttackPieces):
     def piece_arrays(self, batches: Iterator[Batch]) -> Arrays:
         """Return the arrays of the images under attack."""
         return attack_all(
-            network_of(self.model),
+            deciding_network(self.model),
             batches,
             self.config,
             surrogates=[network_of(path) for path in self.surrogates],
@@ -148,6 +150,9 @@ def fingerprint(job: Job, *, dataset_digest: str) -> str:
     if job.config.sanity_images and job.config.steps != PROBE_STEPS:
         # Earlier versions ran the sanity probes with config.steps steps.
         decisive["probe_steps"] = PROBE_STEPS
+    if ENSEMBLES & {*job.config.attacks} and sum(eps > 0 for eps in job.config.eps) > 1:
+        # Earlier versions attacked every image at every budget.
+        decisive["control_every"] = CONTROL_EVERY
     return json_digest(decisive)[:16]
 
 
@@ -156,6 +161,12 @@ def fingerprint(job: Job, *, dataset_digest: str) -> str:
 def network_of(path: Path) -> nn.Module:
     """Return the network in a folder or an .onnx file."""
     return OnnxClassifier(path) if path.suffix == ".onnx" else load_classifier(path)
+
+
+def deciding_network(path: Path) -> nn.Module:
+    """Return the network in a folder, with its card's decision, or in an .onnx file."""
+    network = network_of(path)
+    return network if path.suffix == ".onnx" else deciding(network, read_card(path))
 
 
 def _sha256(path: Path) -> str:

@@ -13,8 +13,10 @@ from sklearn.metrics import roc_curve
 
 from medspark.eps import eps_text
 from medspark.evaluate.answers import Answers, answers_of
+from medspark.evaluate.decision import net_benefit
 from medspark.evaluate.gallery import Exhibit
 from medspark.evaluate.names import short, wrapped
+from medspark.evaluate.operating_point import OperatingPoint
 from medspark.evaluate.result import WORST, AttackFigures, RobustnessResult
 from medspark.evaluate.sanity import HOLLOW_MEANS
 from medspark.evaluate.summary import Predictions, Trial
@@ -22,6 +24,7 @@ from medspark.evaluate.summary import Predictions, Trial
 Array = npt.NDArray[Any]
 
 _BINS = 10
+_DASHED = "Dashed: flagged by a sanity check; do not trust it."
 
 
 def accuracy_curves(result: RobustnessResult) -> Figure:
@@ -90,7 +93,8 @@ def roc_curves(
 ) -> Figure:
     """Draw the ROC curves of class ``positive``, clean and in the worst case of every eps.
 
-    With ``positive`` None, the curves pool the decisions on all findings.
+    A dot shows where the answers of ``predictions`` lie. With ``positive`` None, the curves pool
+    the decisions on all findings.
     """
     figure, axes = _blank(4.6, 4.2)
     axes.plot([0, 1], [0, 1], color="grey", lw=1, ls="--")
@@ -101,13 +105,45 @@ def roc_curves(
         if truth.any() and not truth.all():
             score = np.stack([answers.log_odds(k) for k in watched], axis=1)
             false, true, _ = roc_curve(truth, score.ravel())
-            axes.plot(false, true, label=name, ls="-" if result.believable else "--")
+            (line,) = axes.plot(false, true, label=name, ls="-" if result.believable else "--")
+            called = answers.predicted[:, watched].ravel()
+            axes.plot(called[~truth].mean(), called[truth].mean(), "o", ms=6, c=line.get_color())
             axes.legend(fontsize=8)
     title = "all findings" if positive is None else classes[positive]
     axes.set_title(wrapped(title, width=40, lines=2), parse_math=False)
     axes.set(xlabel="1 - specificity", ylabel="sensitivity")
     if not result.believable:
-        figure.supxlabel("Dashed: flagged by a sanity check; do not trust it.", fontsize=8)
+        figure.supxlabel(_DASHED, fontsize=8)
+    return figure
+
+
+def decision_curve(
+    result: RobustnessResult, calibrated: Predictions, point: OperatingPoint
+) -> Figure:
+    """Draw the net benefit over the threshold, clean and in the worst case of every eps.
+
+    The grey lines call all images positive, and none (Vickers and Elkin 2006).
+    """
+    figure, axes = _blank(5.2, 4.2)
+    positive = calibrated.labels == point.positive
+    share, thresholds = float(positive.mean()), np.linspace(0.01, 0.99, 99)
+    for name, probabilities in _clean_and_worst(result, calibrated):
+        likely = probabilities[:, point.positive]
+        benefit = net_benefit(likely, positive, thresholds)
+        axes.plot(thresholds, benefit, label=name, ls="-" if result.believable else "--")
+    everybody = net_benefit(np.ones(len(positive)), positive, thresholds)
+    axes.plot(thresholds, everybody, color="grey", lw=1, label="all positive")
+    axes.axhline(0, color="grey", lw=1, ls=":", label="none positive")
+    axes.axvline(point.threshold, color="black", lw=1, ls="--", label="decision")
+    axes.set(
+        xlabel="threshold of the probability",
+        ylabel="net benefit",
+        xlim=(0, 1),
+        ylim=(-0.1, max(share, 0.05) * 1.1),
+    )
+    axes.legend(fontsize=8)
+    if not result.believable:
+        figure.supxlabel(_DASHED, fontsize=8)
     return figure
 
 

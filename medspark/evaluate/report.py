@@ -14,9 +14,21 @@ from medspark.eps import eps_text
 from medspark.evaluate.bootstrap import Interval
 from medspark.evaluate.gallery import Exhibit
 from medspark.evaluate.names import in_markdown
-from medspark.evaluate.plots import accuracy_curves, image_grid, reliability_diagram, roc_curves
+from medspark.evaluate.operating_point import (
+    OperatingPoint,
+    decision_lines,
+    decision_sentence,
+    rate_lines,
+)
+from medspark.evaluate.plots import (
+    accuracy_curves,
+    decision_curve,
+    image_grid,
+    reliability_diagram,
+    roc_curves,
+)
 from medspark.evaluate.result import AttackFigures, ConditionFigures, RobustnessResult
-from medspark.evaluate.sanity import SIGN, Flag
+from medspark.evaluate.sanity import CONTROL_EVERY, SIGN, Flag
 from medspark.evaluate.summary import Predictions
 from medspark.evaluate.tables import STYLE, html_table, piped_table
 
@@ -30,16 +42,25 @@ def write_report(
     facts: Mapping[str, str],
     classes: Sequence[str],
     positive: int | None,
+    point: OperatingPoint | None = None,
     shown: Sequence[Exhibit] = (),
     shown_eps: float = 0.0,
 ) -> None:
-    """Write report.md, report.html and the figures as PNG to ``folder``."""
+    """Write report.md, report.html and the figures as PNG to ``folder``.
+
+    ``point`` says where a model of two classes decides; then probabilities are drawn calibrated,
+    and there is a decision curve.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    calibrated = predictions if point is None else point.calibrated(predictions)
+    facts = {**facts, **carried_facts(result)}
     figures = {
         "accuracy": accuracy_curves(result),
-        "reliability": reliability_diagram(result, predictions),
+        "reliability": reliability_diagram(result, calibrated),
         "roc": roc_curves(result, predictions, classes=classes, positive=positive),
     }
+    if point is not None:
+        figures["decision"] = decision_curve(result, calibrated, point)
     if shown:
         figures["images"] = image_grid(shown, classes=classes, eps=shown_eps)
     pictures = {name: _png(figure) for name, figure in figures.items()}
@@ -67,8 +88,13 @@ def table(result: RobustnessResult) -> list[list[str]]:
     """Return the metrics as rows of text; the first row is the heading."""
     names = [name.replace("_", " ") for name in result.clean.metrics]
     clean = ["clean", "0", *_figures(result.clean), ""]
-    attacked = [_row(attack) for attack in result.under_attack]
-    return [["attack", "eps", *names, "success"], *_signed([clean, *attacked], result)]
+    rows = [clean, *(_row(attack) for attack in result.under_attack)]
+    head = ["attack", "eps", *names, "success"]
+    if result.clean.psnr is not None:
+        head += ["PSNR denoised", "SSIM denoised"]
+        for row, of in zip(rows, (result.clean, *result.under_attack), strict=True):
+            row += [_text(of.psnr), _text(of.ssim)]
+    return [head, *_signed(rows, result)]
 
 
 def class_table(result: RobustnessResult) -> list[list[str]]:
@@ -110,6 +136,8 @@ def markdown(
         "",
     ]
     lines += [*piped_table(table(result)), ""]
+    if result.decision is not None:
+        lines += ["## Operating point", "", *decision_lines(result), ""]
     if result.clean.classes:
         named = [[*row[:2], in_markdown(row[2]), *row[3:]] for row in class_table(result)]
         lines += ["## Classes", "", *piped_table(named), ""]
@@ -144,9 +172,30 @@ def _page(
         f"<style>{STYLE}</style><h1>{html.escape(title)}</h1>"
         f'<div class="{"flagged" if flagged else "fine"}">{html.escape(first)}'
         f"<ul>{reasons}</ul></div>"
-        f"{html_table(table(result))}{images}{classes}"
+        f"{html_table(table(result))}{_decided(result)}{images}{classes}"
         f"<h2>Sanity checks</h2><ul>{checks}</ul><table>{settings}</table></html>\n"
     )
+
+
+def _decided(result: RobustnessResult) -> str:
+    if result.decision is None:
+        return ""
+    rates = "".join(f"<li>{html.escape(line[2:])}</li>" for line in rate_lines(result))
+    sentence = html.escape(decision_sentence(result.decision))
+    return f"<h2>Operating point</h2><p>{sentence}</p><ul>{rates}</ul>"
+
+
+def carried_facts(result: RobustnessResult) -> dict[str, str]:
+    """Return the fact which images were not attacked at every eps, if there are any."""
+    rows = [row for row in result.attacks if row.carried]
+    if not rows:
+        return {}
+    counts = "; ".join(f"{row.name} {eps_text(row.eps)}: {row.carried} images" for row in rows)
+    return {
+        "not attacked again": f"{counts}. They held at a larger eps, and what that attack had "
+        f"found, made smaller, stands for them; one image in {CONTROL_EVERY} is attacked at every "
+        "eps"
+    }
 
 
 def _row(attack: AttackFigures) -> list[str]:

@@ -14,14 +14,17 @@ from medspark.evaluate.metrics import ClassMetrics, FindingMetrics
 from medspark.evaluate.noise_result import NoiseResult
 from medspark.evaluate.sanity import Flag
 from medspark.job import Result
+from medspark.models.card import Decision
 
 __all__ = [
-    "CLEAN", "WORST", "AttackFigures", "ConditionFigures", "EvaluationResult",
+    "CLEAN", "QUALITY", "WORST", "AttackFigures", "ConditionFigures", "EvaluationResult",
     "Figure", "RobustnessResult", "metrics_by_name",
 ]  # fmt: skip
 
 CLEAN = "clean"
 WORST = "worst_case"
+# Fields of a condition: how near the denoised images are to the clean ones.
+QUALITY = ("psnr", "ssim")
 
 
 class Figure(Config):
@@ -53,6 +56,12 @@ class ConditionFigures(Result):
     sensitivity: float | None = None
     specificity: float | None = None
     label_accuracy: float | None = Field(None, description="for findings only")
+    psnr: float | None = Field(
+        None, description="of the denoised images against the clean ones, in dB, at most 100"
+    )
+    ssim: float | None = Field(
+        None, description="structural similarity of the denoised images with the clean ones"
+    )
     intervals: dict[str, Interval] = Field({}, description="95 % intervals by metric")
     classes: tuple[ClassMetrics, ...] = ()
 
@@ -70,7 +79,7 @@ class ConditionFigures(Result):
                 yield Figure(attack=attack, eps=eps, metric=metric, value=value, low=low, high=high)
 
     def _values(self) -> Mapping[str, float | None]:
-        return self.metrics
+        return self.metrics | {name: getattr(self, name) for name in QUALITY}
 
 
 class AttackFigures(ConditionFigures):
@@ -88,16 +97,24 @@ class AttackFigures(ConditionFigures):
     rms_255: float | None = Field(
         None, description="root mean square of the change, mean over the images, in grey levels"
     )
+    carried: int | None = Field(
+        None,
+        description="images not attacked at this eps, because the attack failed at a larger one; "
+        "its perturbation, made smaller, stands for them",
+    )
 
     def _values(self) -> Mapping[str, float | None]:
         names = ("success_rate", "linf_255", "rms_255")
-        return self.metrics | {name: getattr(self, name) for name in names}
+        return dict(super()._values()) | {name: getattr(self, name) for name in names}
 
 
 class RobustnessResult(Result):
     """Metrics clean and under attack, and the sanity flags."""
 
     images: int
+    decision: Decision | None = Field(
+        None, description="the operating point of all figures; without one, the likeliest class"
+    )
     clean: ConditionFigures
     attacks: tuple[AttackFigures, ...] = ()
     worst_case: tuple[AttackFigures, ...] = Field(

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from medspark.attacks.bpda import Denoised
 from medspark.attacks.gradient import zero_gradient
 from medspark.attacks.keyed_random import KeyedRandom
 from medspark.attacks.losses import correct, margin, probabilities, rescaled
@@ -22,7 +23,9 @@ from medspark.attacks.suite import Attack
 from medspark.attacks.threat import ThreatModel, norms
 from medspark.errors import UsageError
 from medspark.evaluate.attacked import AttackedBatch, Attacker, ImageBatch, has_gradients
+from medspark.evaluate.budgets import ENSEMBLES
 from medspark.evaluate.config import AttackSettings
+from medspark.evaluate.quality import psnr, ssim
 from medspark.evaluate.result import RobustnessResult
 from medspark.evaluate.sanity import PROBE_STEPS
 from medspark.evaluate.summary import (
@@ -140,6 +143,7 @@ class _Recorder:
         if gradient is not None:
             self.found.add("zero_gradient", zero_gradient(gradient))
         self.found.add("clean", probabilities(clean, batch.labels))
+        self._compare("clean", batch.pixels, batch.pixels)
         for attacked in self.attacker.attack(batch, clean, gradient):
             self._record(attacked)
         if self.config.sanity_images > 0 and max(self.config.eps, default=0.0) > 0:
@@ -153,6 +157,17 @@ class _Recorder:
         self.found.add(f"{key}/rms_255", 255 * norms(change).flatten() / change[0].numel() ** 0.5)
         outside = ~attacked.threat.holds(attacked.images, clean.pixels)
         self.found.add(f"{key}/outside", outside)
+        if attacked.trial.name in ENSEMBLES:
+            self.found.add(f"{key}/carried", attacked.carried)
+        self._compare(key, attacked.images, clean.pixels)
+
+    @torch.no_grad()
+    def _compare(self, key: str, seen: Tensor, clean: Tensor) -> None:
+        """Record how near the denoised images are to the clean ones, if there is a denoiser."""
+        if isinstance(self.attacker.model, Denoised):
+            denoised = self.attacker.model.denoiser(seen)
+            self.found.add(f"{key}/psnr", psnr(denoised, clean))
+            self.found.add(f"{key}/ssim", ssim(denoised, clean))
 
     def _probe(self, batch: ImageBatch, clean: Tensor) -> None:
         """Run the sanity probes (margin PGD, noise, re-batching) at the largest eps."""

@@ -21,6 +21,10 @@ PROBED_IMAGES = 256
 # ... by PGD on the rescaled margin with this many steps, for any number of steps of the report.
 PROBE_STEPS = 20
 
+# An ensemble of attacks does not attack an image at a smaller budget if it held at a larger one. Of
+# this many rows of a dataset, one is a control image, which it attacks at every budget.
+CONTROL_EVERY = 16
+
 # The mark of flagged networks in tables and figures, and its explanations.
 SIGN = "⚠"
 SIGN_MEANS = f"{SIGN}: a sanity check flagged this network; do not trust its figures under attack."

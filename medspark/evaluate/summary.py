@@ -6,26 +6,32 @@ The arrays are ``rows`` (N,), ``labels`` (N,) or (N, K) for findings, probabilit
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from medspark.attacks.config import BLACK_BOX
+from medspark.attacks.config import KNOWS_LESS
 from medspark.evaluate import sanity
 from medspark.evaluate.answers import Answers, answers_of
 from medspark.evaluate.bootstrap import Interval, intervals
 from medspark.evaluate.metrics import ClassMetrics, class_metrics, metrics
-from medspark.evaluate.result import WORST, AttackFigures, ConditionFigures, RobustnessResult
-from medspark.evaluate.sanity import PROBE_STEPS, Flag, SanityConfig
+from medspark.evaluate.result import (
+    QUALITY,
+    WORST,
+    AttackFigures,
+    ConditionFigures,
+    RobustnessResult,
+)
+from medspark.evaluate.sanity import CONTROL_EVERY, PROBE_STEPS, Flag, SanityConfig
 
 Array = npt.NDArray[Any]
 Arrays = dict[str, Array]
 
 # Where these attacks fail they do less harm than noise, even to a sound network.
-_MAY_FAIL = frozenset({"transfer", "fgsm", "fab", "deepfool", "cw"})
+_MAY_FAIL = frozenset({"transfer", "unguarded_pgd", "bpda_pgd", "fgsm", "fab", "deepfool", "cw"})
 
 
 @dataclass(frozen=True)
@@ -76,7 +82,7 @@ def summarise(
     worst = worst_cases(arrays, trials)
     return RobustnessResult(
         images=len(arrays["labels"]),
-        clean=scored.clean_figures(),
+        clean=scored.clean_figures(arrays),
         attacks=tuple(scored.attacked(trial, arrays[trial.key], arrays) for trial in trials),
         worst_case=tuple(scored.attacked(trial, values, {}) for trial, values in worst),
         believable=not any(flag.triggered for flag in checks),
@@ -98,18 +104,17 @@ class _Scoring:
     positive: int | None
     detail: Detail | None
 
-    def clean_figures(self) -> ConditionFigures:
-        return ConditionFigures.model_validate(self._figures(self.clean, None))
+    def clean_figures(self, arrays: Mapping[str, Array]) -> ConditionFigures:
+        quality = _means(arrays, "clean", QUALITY)
+        return ConditionFigures.model_validate(self._figures(self.clean, None) | quality)
 
     def attacked(self, trial: Trial, attacked: Array, arrays: Mapping[str, Array]) -> AttackFigures:
         head = {"name": trial.name, "steps": trial.steps, "eps": trial.eps}
-        sizes = {
-            name: float(arrays[f"{trial.key}/{name}"].mean())
-            for name in ("linf_255", "rms_255")
-            if f"{trial.key}/{name}" in arrays
-        }
+        sizes = _means(arrays, trial.key, ("linf_255", "rms_255", *QUALITY))
         success = self._success(attacked)
-        more = sizes if success is None else {"success_rate": success} | sizes
+        more: dict[str, Any] = sizes if success is None else {"success_rate": success} | sizes
+        if f"{trial.key}/carried" in arrays:
+            more = more | {"carried": int(arrays[f"{trial.key}/carried"].sum())}
         return AttackFigures.model_validate(head | self._figures(attacked, self.clean) | more)
 
     def _figures(self, probabilities: Array, clean: Array | None) -> dict[str, Any]:
@@ -152,6 +157,12 @@ class _Scoring:
             figures.model_copy(update={"intervals": _of_class(k, intervals)})
             for k, figures in enumerate(by_class)
         ]
+
+
+def _means(arrays: Mapping[str, Array], key: str, names: Sequence[str]) -> dict[str, float]:
+    """Return the means over the images of those of ``names`` that were measured for ``key``."""
+    found = {name: arrays[f"{key}/{name}"] for name in names if f"{key}/{name}" in arrays}
+    return {name: float(values.mean()) for name, values in found.items()}
 
 
 def _overall(intervals: Mapping[str, Interval]) -> dict[str, Interval]:
@@ -197,9 +208,12 @@ def flags(arrays: Arrays, trials: Sequence[Trial], limits: SanityConfig) -> list
     largest = max(trial.eps for trial in trials)
     at_largest = [trial for trial in trials if trial.eps == largest]
     for trial in at_largest:
-        by_eps = {t.eps: view.accuracy(t.key) for t in trials if t.name == trial.name}
-        flag = sanity.not_falling(trial.name, {0.0: view.accuracy("clean")} | by_eps, limits)
-        found.append(flag.measured_on(images, eps=largest, steps=trial.steps))
+        keys = {0.0: "clean"} | {t.eps: t.key for t in trials if t.name == trial.name}
+        chosen = view.attacked_at_every_budget(keys.values())
+        if chosen.any():
+            by_eps = {eps: view.accuracy(key, chosen) for eps, key in keys.items()}
+            flag = sanity.not_falling(trial.name, by_eps, limits)
+            found.append(flag.measured_on(int(chosen.sum()), eps=largest, steps=trial.steps))
     overall = [*_outside(arrays, trials), *_black_box_flags(view, at_largest, limits)]
     found += [flag.measured_on(images, eps=largest) for flag in overall]
     if "unsteady" in arrays and (~np.isnan(arrays["unsteady"])).any():
@@ -217,14 +231,14 @@ def _outside(arrays: Arrays, trials: Sequence[Trial]) -> list[Flag]:
 
 
 def _black_box_flags(view: _View, trials: Sequence[Trial], limits: SanityConfig) -> list[Flag]:
-    inside = [view.right(trial.key) for trial in trials if trial.name not in BLACK_BOX]
+    inside = [view.right(trial.key) for trial in trials if trial.name not in KNOWS_LESS]
     if not inside:
         return []
     white_box = float(np.all(inside, axis=0).mean())
     return [
         sanity.black_box_beats_white_box(trial.name, white_box, view.accuracy(trial.key), limits)
         for trial in trials
-        if trial.name in BLACK_BOX
+        if trial.name in KNOWS_LESS
     ]
 
 
@@ -261,6 +275,17 @@ class _View:
 
     def accuracy(self, name: str, chosen: Array | slice = slice(None)) -> float:
         return float(self.right(name)[chosen].mean())
+
+    def attacked_at_every_budget(self, keys: Iterable[str]) -> Array:
+        """Return the images (N,) that show whether an attack's accuracy falls with eps.
+
+        These are all of them, or the control images if others were carried over.
+        """
+        carried = [self.arrays.get(f"{key}/carried") for key in keys]
+        if not any(found is not None and found.any() for found in carried):
+            return np.ones(len(self.arrays["rows"]), dtype=bool)
+        control: Array = self.arrays["rows"] % CONTROL_EVERY == 0
+        return control
 
     def noise_wins(self, attack: str, chosen: Array) -> float:
         """Return the share of right predictions that noise harms at least as much as the attack."""

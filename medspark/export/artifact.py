@@ -31,14 +31,15 @@ def write_artifact(
     """Write ``graph`` to ``folder``, the card last, and return its card.
 
     ``card`` is the card of the torch twin, whose weights have the SHA-256 ``twin``. The temperature
-    of an int8 graph is fitted to its own logits of the validation images.
+    of an int8 graph is fitted to its own logits of the validation images, unless the card has a
+    decision, whose threshold holds at the twin's temperature.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in graph.files.items():
         with replacing(folder / name) as draft:
             draft.write_bytes(content)
     temperature = card.temperature
-    if precision == "int8" and len(judge.labels):
+    if precision == "int8" and len(judge.labels) and card.decision is None:
         logits = torch.from_numpy(in_batches(graph.run, judge.images))
         temperature = best_temperature(logits, torch.from_numpy(judge.labels))
     exported = ExportedGraph(

@@ -21,11 +21,13 @@ from medspark.attacks.losses import cross_entropy, margin
 from medspark.attacks.pgd import pgd
 from medspark.attacks.suite import Attack, one_after_another
 from medspark.attacks.threat import ThreatModel
-from medspark.evaluate.pieces import AttackPieces, SplitPieces, network_of
+from medspark.evaluate.pieces import AttackPieces, SplitPieces, deciding_network
 from medspark.evaluate.robust import Batch, attack_all
 from medspark.evaluate.summary import Array, Arrays
 from medspark.export.runtime import DeployedModel
 from medspark.export.straight_through import StraightThrough
+from medspark.models.card import ModelCard
+from medspark.models.deciding import deciding
 
 __all__ = ["STRAIGHT_THROUGH", "DeployedClassifier", "DeployedJob", "straight_through"]
 
@@ -40,6 +42,11 @@ class DeployedClassifier(nn.Module):
     def __init__(self, model: DeployedModel) -> None:
         super().__init__()
         self._model = model
+
+    @property
+    def card(self) -> ModelCard:
+        """The model's card."""
+        return self._model.card
 
     def __deepcopy__(self, _: dict[int, Any]) -> Self:
         """Return the classifier itself: its graph cannot be copied, and nothing changes it."""
@@ -82,14 +89,13 @@ class DeployedJob(AttackPieces):
         """Return the arrays of the images under attack."""
         own: dict[str, Attack] = {}
         if self.surrogate is not None:
-            own[STRAIGHT_THROUGH] = straight_through(
-                _fake_quantised(self.surrogate), steps=self.config.steps
-            )
+            twin = deciding(_fake_quantised(self.surrogate), _deployed(self.model).card)
+            own[STRAIGHT_THROUGH] = straight_through(twin, steps=self.config.steps)
         return attack_all(
-            _deployed(self.model),
+            _deciding(self.model),
             batches,
             self.config,
-            surrogates=[network_of(self.twin)],
+            surrogates=[deciding_network(self.twin)],
             own_attacks=own,
             probed_below=self.config.probed_below(self.rows),
         )
@@ -120,9 +126,12 @@ class ComparedJob(SplitPieces):
 
     @torch.no_grad()
     def piece_arrays(self, batches: Iterator[Batch]) -> Arrays:
-        """Return ``labels``, and the logits of the ``twin`` and of every export by its name."""
-        networks: dict[str, nn.Module] = {"twin": network_of(self.twin)}
-        networks |= {path.name: _deployed(path) for path in self.exports}
+        """Return ``labels``, and the logits of the ``twin`` and of every export by its name.
+
+        The largest logit is the card's decision.
+        """
+        networks: dict[str, nn.Module] = {"twin": deciding_network(self.twin)}
+        networks |= {path.name: _deciding(path) for path in self.exports}
         parts: dict[str, list[Tensor]] = {}
         for images, labels, rows in batches:
             answers = {name: network(images) for name, network in networks.items()}
@@ -135,6 +144,11 @@ class ComparedJob(SplitPieces):
 @lru_cache(maxsize=8)
 def _deployed(folder: Path) -> DeployedClassifier:
     return DeployedClassifier(DeployedModel.load(folder))
+
+
+def _deciding(folder: Path) -> nn.Module:
+    model = _deployed(folder)
+    return deciding(model, model.card)
 
 
 @lru_cache(maxsize=4)

@@ -207,6 +207,19 @@ def _hard_sigmoid(a: Attributes, x: Tensor) -> Tensor:
     return (alpha * x + beta).clamp(0, 1)
 
 
+def _conv_transpose(a: Attributes, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    before, after = a.get("pads", [0, 0, 0, 0])[:2], a.get("output_padding", [0, 0])
+    return F.conv_transpose2d(
+        x, weight, bias, stride=tuple(a.get("strides", (1, 1))), padding=tuple(before),
+        output_padding=tuple(after), groups=a.get("group", 1),
+    )  # fmt: skip
+
+
+def _layer_norm(a: Attributes, x: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
+    sizes = x.shape[a.get("axis", -1) :]
+    return F.layer_norm(x, sizes, scale, bias, eps=a.get("epsilon", 1e-5))
+
+
 _OPERATORS: dict[str, Operator] = {
     "QuantizeLinear": _quantize,
     "DequantizeLinear": _dequantize,
@@ -230,6 +243,11 @@ _OPERATORS: dict[str, Operator] = {
     "ReduceMean": _reduce_mean,
     "Reshape": _reshape,
     "Flatten": _flatten,
+    "ConvTranspose": _conv_transpose,
+    "LayerNormalization": _layer_norm,
+    "Softmax": lambda a, x: x.softmax(a.get("axis", -1)),
+    "Erf": lambda _, x: x.erf(),
+    "Transpose": lambda a, x: x.permute(a["perm"]),
     "Constant": lambda a: torch.from_numpy(numpy_helper.to_array(a["value"]).copy()),
     "Identity": lambda _, x: x,
 }

@@ -20,7 +20,9 @@ from medspark.evaluate.summary import Array, Arrays
 from medspark.federate.folder import FederationFolder
 from medspark.federate.stored import read_memory
 from medspark.federate.weights import Weights, pack_kept, unpack_kept
+from medspark.models.card import read_card
 from medspark.models.checkpoint import load_classifier
+from medspark.models.deciding import deciding
 
 __all__ = ["OwnNetwork", "evaluation", "own_networks"]
 
@@ -75,7 +77,7 @@ def own_networks(
     A client that no round counted has no batch norms of its own, and is tested with those of the
     whole network. All share one network, so a test has to end before the next one begins.
     """
-    network = load_classifier(whole.model)
+    network, card = load_classifier(whole.model), read_card(whole.model)
     usual = pack_kept(network, "local")
     for client, (rows, last) in clients.items():
         known = None if last is None else read_memory(folder.memory(int(client), last)).norms
@@ -83,7 +85,7 @@ def own_networks(
 
         def own(norms: Weights = norms) -> nn.Module:
             unpack_kept(network, norms, "local")
-            return network
+            return deciding(network, card)
 
         yield OwnNetwork(
             shards=whole.shards,

@@ -7,12 +7,8 @@ fails to decode, in any way, becomes a quarantine row.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import logging
-import tempfile
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,22 +16,14 @@ import pyarrow as pa
 from pyspark.sql.pandas.types import from_arrow_schema
 
 from medspark.images.content import HEAD_BYTES, content_of
-from medspark.images.decode import SMALL_BYTES, decode
-from medspark.images.deidentify import Privacy, Pseudonyms
+from medspark.images.deidentify import Pseudonyms
 from medspark.images.frame import Attributes, Frame, Rendered
-from medspark.images.guard import GuardedDecoder
 from medspark.images.reasons import Reason, Unreadable
-from medspark.images.rendering import Rendering
-from medspark.ingest import ledger, npz
-from medspark.ingest.config import ArchiveLimits
+from medspark.ingest import ledger
 from medspark.ingest.ledger import CONFLICTING_LABEL, QUARANTINED, SAMPLE
 from medspark.ingest.parts import Part, PartWriter
+from medspark.ingest.reading import ArchiveReader, verdict
 from medspark.memory import keep_freed_memory
-from medspark.spark import storage
-
-_LOGGER = logging.getLogger(__name__)
-
-_CHUNK = 1 << 20
 
 # Besides ledger rows, a task reports its part, in a row that has a ``part_sha256``.
 OUTCOME_SCHEMA = pa.schema(
@@ -49,18 +37,18 @@ Outcome = dict[str, Any]
 
 @dataclass(frozen=True)
 class DecodeFiles:
-    """The decoding task with all its settings. It is pickled: no Spark setting holds the key."""
+    """The decoding task with all its settings."""
 
-    source: str
+    reader: ArchiveReader
     source_key: str
     samples: str
     generation: str
-    rendering: Rendering
-    limits: ArchiveLimits
-    privacy: Privacy
-    pseudonyms: Pseudonyms
     label_attribute: str | None = None
-    guarded: bool = True
+
+    @property
+    def pseudonyms(self) -> Pseudonyms:
+        """The pseudonyms of the dataset."""
+        return self.reader.pseudonyms
 
     def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Decode the files of ``batches`` (rows as annotated) and yield rows of OUTCOME_SCHEMA."""
@@ -86,30 +74,17 @@ class DecodeFiles:
         known |= {"source_key": self.source_key, "content_key": None}
         row = row | {"path": self.pseudonyms.unseal(row["sealed_path"])}
         try:
-            with self._opened(row["path"], row["size"]) as (source, sha256):
+            with self.reader.opened(row["path"], row["size"]) as (source, sha256):
                 known["content_key"] = self.pseudonyms.content(sha256)
                 self._check_label(row, source)
-                return [known | self._store(frame, row, writer) for frame in self._frames(source)]
+                return [
+                    known | self._store(frame, row, writer) for frame in self.reader.frames(source)
+                ]
         except _Conflict:
-            verdict = (CONFLICTING_LABEL, "the label table gives this file two labels")
-        except Unreadable as error:
-            verdict = (error.reason.value, error.message)
+            reason, message = CONFLICTING_LABEL, "the label table gives this file two labels"
         except Exception as error:  # noqa: BLE001 - a bad file must not fail the task
-            verdict = (Reason.DECODE_FAILED.value, f"{type(error).__name__} while decoding")
-        return [known | {"outcome": QUARANTINED, "reason": verdict[0], "message": verdict[1]}]
-
-    def _frames(self, source: str | bytes) -> Iterator[Frame]:
-        if self.guarded:
-            return _guard(self).decode(source)
-        return decode(source, **self._settings())
-
-    def _settings(self) -> dict[str, Any]:
-        return {
-            "rendering": self.rendering,
-            "limits": self.limits,
-            "pseudonyms": self.pseudonyms,
-            "privacy": self.privacy,
-        }
+            reason, message = verdict(error)
+        return [known | {"outcome": QUARANTINED, "reason": reason, "message": message}]
 
     def _check_label(self, row: dict[str, Any], source: str | bytes) -> None:
         if row["conflict"]:
@@ -128,7 +103,7 @@ class DecodeFiles:
         kept: Outcome = {
             "frame": frame.number,
             "sample_key": self._sample_key(frame, row["path"]),
-            "patient_key": self._patient_key(frame, row),
+            "patient_key": row["patient_key"] or self.reader.patient_key(frame, row["path"]),
             "label": label,
             "split": row["split"],
             "site": row["site"],
@@ -144,59 +119,6 @@ class DecodeFiles:
     def _sample_key(self, frame: Frame, path: str) -> str:
         # The path is relative to the source: a copy of the archive gives the same dataset.
         return self.pseudonyms.name("sample", f"{path}\n{frame.number}\n{frame.pixel_sha256}")
-
-    def _patient_key(self, frame: Frame, row: dict[str, Any]) -> str:
-        # A file without any patient id counts as a patient.
-        known = row["patient_key"] or frame.attributes.patient_key
-        return str(known or self.pseudonyms.name("file-as-patient", row["path"]))
-
-    def _may_open(self, path: str) -> bool:
-        return self.limits.follow_links or storage.is_inside(self.source, path)
-
-    @contextmanager
-    def _opened(self, path: str, size: int) -> Iterator[tuple[str | bytes, str]]:
-        """Yield the file's bytes, or a local path to them, with their SHA-256."""
-        if size == storage.OUTSIDE or not self._may_open(path):
-            raise Unreadable(Reason.LINK_OUTSIDE)
-        if size < 0:
-            raise Unreadable(Reason.UNREADABLE_FILE, "not a regular file, or a link to nothing")
-        self.limits.check_file(size)
-        if npz.is_npz(self.source):
-            content = npz.read_image(self.source, path, run=self.generation, limits=self.limits)
-            yield content, hashlib.sha256(content).hexdigest()
-            return
-        system, inside = storage.filesystem(storage.join(self.source, path))
-        try:
-            if size <= SMALL_BYTES:  # read once; a larger file is hashed, then read in place
-                content = bytes(system.cat_file(inside))
-                yield content, hashlib.sha256(content).hexdigest()
-                return
-            with system.open(inside, "rb") as file:
-                if storage.is_local(self.source):
-                    yield inside, hashlib.file_digest(file, "sha256").hexdigest()
-                    return
-                with tempfile.NamedTemporaryFile() as copy:
-                    digest = hashlib.sha256()
-                    while chunk := file.read(_CHUNK):
-                        digest.update(chunk)
-                        copy.write(chunk)
-                    copy.flush()
-                    yield copy.name, digest.hexdigest()
-        except OSError as error:
-            raise Unreadable(Reason.UNREADABLE_FILE, error.strerror or "") from None
-
-
-# A decoder process takes a second to start, so it lives as long as Spark's reused Python worker,
-# not as long as a task. It ends with the worker.
-_guards: dict[str, GuardedDecoder] = {}
-
-
-def _guard(decoding: DecodeFiles) -> GuardedDecoder:
-    if decoding.generation not in _guards:
-        while _guards:
-            _guards.popitem()[1].close()
-        _guards[decoding.generation] = GuardedDecoder(**decoding._settings())
-    return _guards[decoding.generation]
 
 
 class _Conflict(Exception):  # noqa: N818 - control flow, not an error

@@ -12,7 +12,8 @@ from pyspark.sql import functions as F
 
 from medspark.errors import UsageError
 from medspark.spark import storage
-from medspark.spark.task import map_batches
+from medspark.spark.cluster import default_parallelism
+from medspark.spark.task import from_arrow, map_batches
 
 SCHEMA = pa.schema([("path", pa.string()), ("size", pa.int64()), ("modified", pa.int64())])
 _SPARK_SCHEMA = "path string, size bigint, modified bigint"
@@ -45,10 +46,10 @@ def discover(
     table = pa.Table.from_pylist(
         [dict(zip(SCHEMA.names, row, strict=True)) for row in files], schema=SCHEMA
     )
-    listed = spark.createDataFrame(table)
+    listed = from_arrow(spark, table)
     if folders:
         tasks = spark.createDataFrame([(folder,) for folder in folders], "folder string")
-        tasks = tasks.repartition(min(len(folders), 8 * spark.sparkContext.defaultParallelism))
+        tasks = tasks.repartition(min(len(folders), 8 * default_parallelism(spark)))
         listed = listed.unionByName(map_batches(tasks, walk, _SPARK_SCHEMA))
     return listed.where(~F.col("path").isin(sorted(exclude))) if exclude else listed
 

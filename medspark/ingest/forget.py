@@ -35,6 +35,7 @@ from medspark.ingest.sealing import unsealed
 from medspark.ingest.tally import SUMS, Sums, WriteLedger, digest_of, total
 from medspark.lock import locked
 from medspark.spark import storage
+from medspark.spark.cluster import default_parallelism
 from medspark.spark.session import task_errors
 from medspark.spark.task import map_batches
 
@@ -195,7 +196,7 @@ class _Removal:
         rows = [(p.path, p.rows, p.bytes, p.sha256) for p in self._manifest.parts]
         if not rows:
             return {}
-        tasks = min(len(rows), 8 * self._spark.sparkContext.defaultParallelism)
+        tasks = min(len(rows), 8 * default_parallelism(self._spark))
         table = self._spark.createDataFrame(rows, PARTS).repartition(tasks)
         blank = _BlankRows(self._samples.url, self._generation, self._patients.keys)
         found = map_batches(table, blank, f"old string, {PARTS}").collect()

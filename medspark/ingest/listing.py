@@ -18,12 +18,13 @@ from medspark.errors import UsageError
 from medspark.images.deidentify import Privacy, Pseudonyms
 from medspark.ingest import ledger, npz
 from medspark.ingest.archive import Archive
+from medspark.ingest.config import ArchiveLimits
 from medspark.ingest.discover import discover, from_inventory
 from medspark.ingest.label_table import SPARK_SCHEMA as LABEL_SCHEMA
 from medspark.ingest.label_table import Match, match_key
 from medspark.ingest.labels import from_folders
 from medspark.spark import storage
-from medspark.spark.task import map_batches
+from medspark.spark.task import from_arrow, map_batches
 
 _TEXT, _NUMBER = pa.string(), pa.int64()
 _KEYED = pa.schema(
@@ -35,7 +36,7 @@ _KEYED = pa.schema(
         ("match", _TEXT),
     ]
 )
-_ANNOTATED = pa.schema(
+ANNOTATED = pa.schema(
     [
         ("sealed_path", _TEXT),
         ("size", _NUMBER),
@@ -53,23 +54,35 @@ _ANNOTATED = pa.schema(
 def annotated(spark: SparkSession, archive: Archive) -> DataFrame:
     """Return the files of ``archive`` with label, patient, split, site, and their keys."""
     config = archive.config
-    if npz.is_npz(archive.source):
-        listed = spark.createDataFrame(npz.list_images(archive.source, config.limits))
-    elif config.inventory:
-        listed = from_inventory(spark, config.inventory, archive.source)
-    else:
-        listed = discover(
-            spark,
-            archive.source,
-            exclude=_side_files(archive),
-            follow_links=config.limits.follow_links,
-        )
+    listed = listing(
+        spark,
+        archive.source,
+        inventory=config.inventory,
+        limits=config.limits,
+        exclude=_side_files(archive),
+    )
     if archive.table is not None:
         listed = _with_table(spark, archive, listed)
     annotate = Annotate(
         archive.source, archive.pseudonyms, config.privacy, by_folder=archive.by_folder
     )
-    return map_batches(listed, annotate, from_arrow_schema(_ANNOTATED))
+    return map_batches(listed, annotate, from_arrow_schema(ANNOTATED))
+
+
+def listing(
+    spark: SparkSession,
+    source: str,
+    *,
+    inventory: str | None,
+    limits: ArchiveLimits,
+    exclude: frozenset[str] = frozenset(),
+) -> DataFrame:
+    """Return the files of a source with path, size and modified, and what an .npz knows of them."""
+    if npz.is_npz(source):
+        return from_arrow(spark, npz.list_images(source, limits))
+    if inventory:
+        return from_inventory(spark, inventory, source)
+    return discover(spark, source, exclude=exclude, follow_links=limits.follow_links)
 
 
 def check_folders(archive: Archive, classes: int) -> None:
@@ -153,7 +166,7 @@ class Annotate:
     def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
             rows = [self._annotated(row) for row in batch.to_pylist()]
-            yield pa.RecordBatch.from_pylist(rows, schema=_ANNOTATED)
+            yield pa.RecordBatch.from_pylist(rows, schema=ANNOTATED)
 
     def _annotated(self, row: dict[str, Any]) -> dict[str, Any]:
         keyed = row if "file_key" in row else self._keyed.row(row)

@@ -20,6 +20,7 @@ from medspark.ingest import ledger
 from medspark.ingest.parts import SAMPLE_SCHEMA, Part, rewrite
 from medspark.ingest.sample_set import SCHEMA_VERSION, SampleSet, SamplesManifest
 from medspark.spark import storage
+from medspark.spark.cluster import default_parallelism
 from medspark.spark.task import map_batches
 
 PARTS = "path string, rows bigint, bytes bigint, sha256 string"
@@ -41,7 +42,7 @@ class Migration:
     def parts(self, spark: SparkSession, samples: SampleSet, parts: Sequence[Part]) -> DataFrame:
         """Rewrite ``parts`` in tasks and return the new parts as rows of PARTS."""
         rows = [(part.path, part.rows, part.bytes, part.sha256) for part in parts]
-        tasks = max(1, min(len(rows), 8 * spark.sparkContext.defaultParallelism))
+        tasks = max(1, min(len(rows), 8 * default_parallelism(spark)))
         table = spark.createDataFrame(rows, PARTS).repartition(tasks)
         return map_batches(table, _RenewParts(self, samples.url), PARTS)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -19,15 +18,14 @@ from medspark.ingest.listing import annotated, check_folders
 from medspark.ingest.migrate import Migration, former_paths, is_former
 from medspark.ingest.parts import Part
 from medspark.ingest.quarantine import staged_rows
+from medspark.ingest.reading import ArchiveReader
 from medspark.ingest.sample_set import SamplesManifest, new_generation
 from medspark.ingest.sealing import unsealed
 from medspark.ingest.tally import SUMS, Sums, WriteLedger, digest_of, total
 from medspark.lock import locked
 from medspark.spark import storage
 from medspark.spark.session import task_errors
-from medspark.spark.task import map_batches
-
-_FILES_PER_TASK = 1000
+from medspark.spark.task import map_batches, tasks_for
 
 
 def ingest(spark: SparkSession, archive: Archive) -> dict[str, Any]:
@@ -141,25 +139,23 @@ class _Ingest:
         """Decode new and changed files; return the outcomes of the successful task attempts."""
         archive, config = self._archive, self._archive.config
         decoding = DecodeFiles(
-            source=archive.source,
+            ArchiveReader(
+                source=archive.source,
+                run=self._generation,
+                rendering=config.effective_rendering,
+                limits=config.limits,
+                privacy=config.privacy,
+                pseudonyms=archive.pseudonyms,
+                guarded=config.guarded,
+            ),
             source_key=archive.source_key,
             samples=self._samples.url,
             generation=self._generation,
-            rendering=config.effective_rendering,
-            limits=config.limits,
-            privacy=config.privacy,
-            pseudonyms=archive.pseudonyms,
             label_attribute=config.label_attribute,
-            guarded=config.guarded,
         )
         todo = files.where(F.col("status").isin(ledger.NEW, ledger.CHANGED))
-        spread = todo.repartition(max(1, self._tasks(count)))
+        spread = todo.repartition(tasks_for(self._spark, count))
         return self._staged("outcomes", map_batches(spread, decoding, OUTCOME_SPARK_SCHEMA))
-
-    def _tasks(self, files: int) -> int:
-        # Several tasks per core, so that a task with slow files does not delay the rest.
-        cores = self._spark.sparkContext.defaultParallelism
-        return min(files, max(4 * cores, math.ceil(files / _FILES_PER_TASK)))
 
     def _settled(self, before: DataFrame, files: DataFrame, decoded: DataFrame | None) -> Sums:
         """Write the new ledger, if anything was decoded, and return its sums."""

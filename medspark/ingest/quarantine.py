@@ -10,7 +10,7 @@ import csv
 import logging
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain
@@ -41,12 +41,7 @@ class QuarantineList:
     def of(cls, privacy: Privacy, *, dataset: str, source: str) -> QuarantineList:
         """Return the list of ``dataset``. Raises UsageError for a path inside it or ``source``."""
         path = privacy.quarantine_file or private_file(dataset, "quarantine", ".csv")
-        for folder in (dataset, source):
-            if path.resolve().is_relative_to(Path(folder).resolve()):
-                raise UsageError(
-                    f"The quarantine list {path} names files of the archive, so it must not lie in "
-                    f"{folder}: change --privacy.quarantine_file."
-                )
+        check_outside(path, (dataset, source), setting="privacy.quarantine_file")
         return cls(path)
 
     def renewed(self, rows: Iterable[Row], *, known: Iterable[tuple[str, str]]) -> str | None:
@@ -104,18 +99,33 @@ class QuarantineList:
         first = next(rows, None)
         if first is None and not self.path.exists():
             return 0
-        self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        count = 0
-        with (
-            replacing(self.path, durable=True) as draft,
-            open(draft, "x", encoding="utf-8", newline="", opener=_for_its_owner) as file,
-        ):
-            table = csv.writer(file)
-            table.writerow(_COLUMNS)
-            for row in chain([first] if first else [], rows):
-                table.writerow(row)
-                count += 1
-        return count
+        return write_private(self.path, _COLUMNS, chain([first] if first else [], rows))
+
+
+def check_outside(path: Path, folders: Iterable[str], *, setting: str) -> None:
+    """Raise UsageError if the private list ``path``, which ``setting`` names, lies in a folder."""
+    for folder in folders:
+        if path.resolve().is_relative_to(Path(folder).resolve()):
+            raise UsageError(
+                f"The private list {path} names files of the archive, so it must not lie in "
+                f"{folder}: change --{setting}."
+            )
+
+
+def write_private(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> int:
+    """Replace the table ``path`` (CSV), readable by its owner only; return its number of rows."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    count = 0
+    with (
+        replacing(path, durable=True) as draft,
+        open(draft, "x", encoding="utf-8", newline="", opener=_for_its_owner) as file,
+    ):
+        table = csv.writer(file)
+        table.writerow(columns)
+        for row in rows:
+            table.writerow(row)
+            count += 1
+    return count
 
 
 def _for_its_owner(path: str, flags: int) -> int:

@@ -35,6 +35,7 @@ from medspark.ingest import ledger
 from medspark.ingest.parts import Part
 from medspark.lock import locked
 from medspark.spark import storage
+from medspark.spark.task import from_arrow
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -50,9 +51,10 @@ _LEDGER = from_arrow_schema(
 )
 # Names that ingests generate: nothing else below the folder is ever removed.
 GENERATION, _FILE = r"\d{8}T\d{6}-[0-9a-f]{6}", r"[0-9a-f]{32}\.parquet"
-_SPARKS = r"\.?(part-.*|_(SUCCESS|(started|committed)_\d+)(\.crc)?)"
+SPARK_FILES = r"\.?(part-.*|_(SUCCESS|(started|committed)_\d+)(\.crc)?)"
 STAGED = tuple(
-    f"staging/{name}" for name in (r"labels\.parquet", f"[a-z]+/{_SPARKS}", "[a-z]+/_temporary/")
+    f"staging/{name}"
+    for name in (r"labels\.parquet", f"[a-z]+/{SPARK_FILES}", "[a-z]+/_temporary/")
 )
 
 
@@ -121,7 +123,7 @@ class SampleSet:
         medspark.ingest.migrate turns them into keys.
         """
         if not files:
-            return spark.createDataFrame(ledger.SCHEMA.empty_table())
+            return from_arrow(spark, ledger.SCHEMA.empty_table())
         paths = [storage.for_spark(self.path(path)) for path in files]
         rows = spark.read.schema(_LEDGER).parquet(*paths)
         for name, former in _FORMER.items():

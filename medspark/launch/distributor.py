@@ -23,16 +23,15 @@ from medspark.errors import MedsparkError, RunError, UsageError
 from medspark.launch.ranks.attempt import Attempt, Interrupted, new_nonce
 from medspark.launch.ranks.rank import Order
 from medspark.launch.ranks.reports import Failure
-from medspark.spark.ship import package_zip
-from medspark.spark.slots import (
-    Slots,
+from medspark.spark.cluster import (
     available_cores,
-    check_settings,
+    is_local,
     local_slots,
-    submitted_master,
-    usual_ranks,
-    wait_for,
+    master_of,
+    task_cpus,
 )
+from medspark.spark.ship import package_zip
+from medspark.spark.slots import Slots, check_settings, submitted_master, usual_ranks, wait_for
 
 __all__ = ["SPARK_SETTINGS", "LaunchConfig", "Launched", "Task", "check_room", "run_ddp"]
 
@@ -149,8 +148,9 @@ class _Supervisor:
         self._spark = spark
         self._launch = launch
         self._package = package_zip()
-        local = local_slots(str(spark.sparkContext.master)) is not None
-        self._on_executors = launch.where == "executors" or (launch.where == "auto" and not local)
+        self._on_executors = launch.where == "executors" or (
+            launch.where == "auto" and not is_local(spark)
+        )
         if self._on_executors:
             check_settings(spark, gpu=launch.gpu)
         self._wanted = launch.processes or 2
@@ -301,10 +301,10 @@ def _name(cls: type) -> str:
 
 def _no_room(wanted: int, slots: Slots, spark: SparkSession) -> str:
     return (
-        f"launch.processes is {wanted}, but {spark.sparkContext.master} has "
+        f"launch.processes is {wanted}, but {master_of(spark)} has "
         f"{_count(slots.tasks, 'slot')}: {_count(slots.executors, 'executor')} with "
         f"{_count(slots.cores, 'core')} in all, and spark.task.cpus is "
-        f"{spark.conf.get('spark.task.cpus', '1')}."
+        f"{task_cpus(spark)}."
     )
 
 

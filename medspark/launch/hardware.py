@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from pyspark.sql import SparkSession
 
-from medspark.spark.session import is_local
-from medspark.spark.slots import available_cores, slots_of
+from medspark.spark.cluster import available_cores, is_local
+from medspark.spark.slots import slots_of
 
 __all__ = ["hardware"]
 

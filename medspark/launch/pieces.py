@@ -7,19 +7,18 @@ way.
 from __future__ import annotations
 
 import logging
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from pyspark.sql import SparkSession
-from tqdm import tqdm
 
 from medspark.errors import RunError
 from medspark.memory import keep_freed_memory
-from medspark.spark.session import is_local, task_errors
+from medspark.spark.cluster import is_local, task_cpus
+from medspark.spark.progress import followed
+from medspark.spark.session import task_errors
+from medspark.spark.task import for_each
 
 __all__ = ["Pieces", "do_pieces"]
 
@@ -59,11 +58,9 @@ def do_pieces(spark: SparkSession, job: Pieces, *, total: int, unit: str, doing:
     if len(missing) < job.pieces:
         _LOGGER.info("%d of %d pieces are done already", job.pieces - len(missing), job.pieces)
     if missing:
-        threads = int(spark.conf.get("spark.task.cpus", "1") or "1")
-        with _progress(job, total=total, unit=unit, doing=doing), task_errors():
-            spark.sparkContext.parallelize(missing, len(missing)).foreach(
-                lambda number: _do_piece(job, number, threads)
-            )
+        threads = task_cpus(spark)
+        with followed(job.done, total=total, unit=unit, doing=doing), task_errors():
+            for_each(spark, missing, lambda number: _do_piece(job, number, threads))
     if job.missing():
         where = "" if is_local(spark) else "; all workers must share that folder"
         raise RunError(f"Pieces are missing in {job.work} although Spark did them{where}.")
@@ -78,26 +75,3 @@ def _do_piece(job: Pieces, number: int, threads: int) -> None:
         job.do(number)
     finally:
         torch.set_num_threads(before)
-
-
-@contextmanager
-def _progress(job: Pieces, *, total: int, unit: str, doing: str) -> Iterator[None]:
-    """Show the number of finished units, counted from the files in the work folder."""
-    stop = threading.Event()
-    with tqdm(total=total, initial=job.done(), unit=unit, desc=doing) as bar:
-
-        def advance() -> None:
-            bar.update(max(job.done() - bar.n, 0))
-
-        def follow() -> None:
-            while not stop.wait(1.0):
-                advance()
-
-        thread = threading.Thread(target=follow, name="progress", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            stop.set()
-            thread.join()
-            advance()

@@ -34,7 +34,9 @@ from medspark import ownership
 from medspark.errors import RunError
 from medspark.files import DRAFT, write_whole
 from medspark.memory import keep_freed_memory
+from medspark.spark.cluster import end_jobs, tag_jobs, task_cpus
 from medspark.spark.session import task_errors
+from medspark.spark.task import for_each
 
 __all__ = ["PartWorker", "StandingTasks", "standing_tasks"]
 
@@ -68,7 +70,7 @@ class StandingTasks:
         self._number = -1
         self._failed_at = -1
         self._error: RunError | None = None
-        self._group = f"medspark {secrets.token_hex(4)}"
+        self._tag = f"medspark-{secrets.token_hex(4)}"
         self.parts = tasks
         self._thread = self._started()
 
@@ -97,7 +99,7 @@ class StandingTasks:
         write_whole(self._step(self._number), json.dumps(_END))
         self._thread.join(_CLOSE_SECONDS)
         if self._thread.is_alive():
-            self._spark.sparkContext.cancelJobGroup(self._group)
+            end_jobs(self._spark, self._tag)
             self._thread.join()
 
     def _started(self) -> threading.Thread:
@@ -106,14 +108,15 @@ class StandingTasks:
         return thread
 
     def _run(self) -> None:
-        context, folder, make = self._spark.sparkContext, self._folder, self._make
-        threads = int(self._spark.conf.get("spark.task.cpus", "1") or "1")
-        context.setJobGroup(self._group, "tasks that stay", interruptOnCancel=True)
+        folder, make, threads = self._folder, self._make, task_cpus(self._spark)
         self._error = None
         try:
             with task_errors():
-                context.parallelize(range(self.parts), self.parts).foreach(
-                    lambda part: _serve(folder, part, make, threads)
+                tag_jobs(self._spark, self._tag)
+                for_each(
+                    self._spark,
+                    range(self.parts),
+                    lambda part: _serve(folder, part, make, threads),
                 )
         except RunError as error:
             self._error = error

@@ -19,13 +19,14 @@ if TYPE_CHECKING:  # reading a card, on a device too, must not need pyarrow
     from medspark.shards.manifest import Manifest
 
 __all__ = [
-    "CARD", "WEIGHTS", "ExportedGraph", "Kind", "ModelCard", "Pruning", "columns_of", "read_card",
-    "write_card",
+    "CARD", "PLAIN", "WEIGHTS", "Criterion", "Decision", "DenoiserShape", "ExportedGraph", "Kind",
+    "ModelCard", "Pruning", "Rate", "Recalibration", "columns_of", "read_card", "write_card",
 ]  # fmt: skip
 
 WEIGHTS, CARD = "model.safetensors", "model.json"
 # The other columns of a prediction: no class may take their names.
 _ANSWER = ("label", "probability", "error")
+_OF_GUARD = ("suspicious", "p_value")
 _LARGEST = 1 << 22  # bytes of a card
 _PICKLED = {".pt", ".pth", ".pt2", ".pkl", ".pickle", ".bin", ".ckpt"}
 
@@ -40,8 +41,11 @@ Side = Annotated[int, Field(ge=1, le=8192)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 # Only these names: a card must not name a file outside its folder.
 GraphFile = Literal["model.onnx", "model.xml", "model.bin"]
-Kind = Literal["classifier", "pruned", "onnx", "openvino"]
-_CLASSIFIERS: tuple[Kind, ...] = ("classifier", "pruned")
+Kind = Literal["classifier", "pruned", "guarded", "onnx", "openvino"]
+Criterion = Literal["sensitivity", "specificity", "youden"]
+# Networks without a denoiser, and all networks with weights.
+PLAIN: tuple[Kind, ...] = ("classifier", "pruned")
+_CLASSIFIERS: tuple[Kind, ...] = (*PLAIN, "guarded")
 
 
 class ExportedGraph(Config):
@@ -63,6 +67,68 @@ class Pruning(Config):
     widths: dict[LayerName, tuple[Width, Width]] = Field(
         {}, max_length=10_000, description="output and input channels of narrowed layers"
     )
+
+
+class Rate(Config):
+    """How many images of a class were called right."""
+
+    right: int = Field(ge=0)
+    images: int = Field(ge=0)
+    design_effect: Annotated[float, Field(ge=1, allow_inf_nan=False)] = Field(
+        1.0, description="variance of the share over a binomial one; images of a patient correlate"
+    )
+
+
+class Decision(Config):
+    """The operating point of a model of two classes, and how it does where it was chosen."""
+
+    positive: ClassName = Field(description="the class that is called from the threshold on")
+    threshold: float = Field(gt=0, lt=1, description="of the calibrated probability of positive")
+    criterion: Criterion = Field(description="what the threshold was chosen for")
+    target: float | None = Field(
+        None, gt=0, le=1, description="sensitivity or specificity to reach"
+    )
+    under: Literal["clean", "pgd"] = Field("clean", description="the images it was chosen on")
+    eps: float = Field(0.0, ge=0, le=1, description="budget of pgd, a fraction of [0, 1]")
+    norm: Literal["linf", "l2"] = Field("linf", description="norm of pgd")
+    sensitivity: Rate = Field(description="of the images that the threshold was chosen on")
+    specificity: Rate = Field(description="of the images that the threshold was chosen on")
+
+    @model_validator(mode="after")
+    def _has_its_target(self) -> Decision:
+        if (self.criterion == "youden") != (self.target is None):
+            raise ValueError(
+                f"the criterion {self.criterion} does not fit the target {self.target}"
+            )
+        return self
+
+
+class Recalibration(Config):
+    """The sample of a site that temperature and threshold were fitted to, and the model before."""
+
+    before: Sha256 = Field(description="SHA-256 of the card before")
+    dataset_digest: str = Field(description="of the site's shards", max_length=200)
+    split: str = Field(max_length=20)
+    images: int = Field(ge=1)
+    patients: int = Field(ge=1)
+    seed: int = Field(ge=0)
+
+
+class DenoiserShape(Config):
+    """The sizes of a guarded classifier's denoiser, a vision transformer, and of its embedding."""
+
+    grid: int = Field(8, ge=1, le=64, description="patches along each side of an image")
+    width: int = Field(128, ge=1, le=2048, description="numbers in a token")
+    depth: int = Field(4, ge=1, le=64, description="transformer blocks")
+    heads: int = Field(4, ge=1, le=64, description="attention heads; they divide the width")
+    stem: int = Field(16, ge=1, le=1024, description="channels of the features of single pixels")
+    embedding: int = Field(64, ge=1, le=4096, description="numbers in an image's embedding")
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> DenoiserShape:
+        if self.width % self.heads:
+            raise ValueError(f"{self.heads} heads do not divide a width of {self.width}")
+        return self
 
 
 class ModelCard(Config):
@@ -87,6 +153,15 @@ class ModelCard(Config):
     medspark: str = Field("", description="version of medspark that wrote the files")
     exported: ExportedGraph | None = Field(None, description="the graph of an exported model")
     pruning: Pruning | None = Field(None, description="of a pruned network, and of its exports")
+    decision: Decision | None = Field(
+        None, description="the operating point; without one, the likeliest class is the answer"
+    )
+    recalibrated: Recalibration | None = Field(
+        None, description="what fitted temperature and decision to a site"
+    )
+    denoiser: DenoiserShape | None = Field(
+        None, description="of a guarded network, and of its exports"
+    )
 
     @model_validator(mode="after")
     def _is_consistent(self) -> ModelCard:
@@ -99,9 +174,22 @@ class ModelCard(Config):
             raise ValueError("a class is named twice")
         if (self.kind in _CLASSIFIERS) != (self.exported is None):
             raise ValueError(f"kind {self.kind} does not fit the description of the graph")
-        if self.exported is None and (self.kind == "pruned") != (self.pruning is not None):
+        if self.exported is None and (self.kind == "guarded") != (self.denoiser is not None):
+            raise ValueError(f"kind {self.kind} does not fit the description of the denoiser")
+        pruned = self.pruning is not None  # a guarded network may be pruned as well
+        if self.exported is None and self.kind in PLAIN and (self.kind == "pruned") != pruned:
             raise ValueError(f"kind {self.kind} does not fit the description of the pruning")
+        if self.decision is not None:
+            if self.multi_label or len(self.classes) != 2:
+                raise ValueError("a decision needs a model of two classes")
+            if self.decision.positive not in self.classes:
+                raise ValueError(f"the decision's class {self.decision.positive!r} is no class")
         return self
+
+    @property
+    def positive(self) -> int | None:
+        """The index of the class that the decision calls from its threshold on, if there is one."""
+        return None if self.decision is None else self.classes.index(self.decision.positive)
 
     def misfit(self, manifest: Manifest) -> str:
         """Return how the model's classes and images differ from the shards'; "" if they match."""
@@ -114,15 +202,17 @@ _KINDS: tuple[str, ...] = get_args(ModelCard.model_fields["kind"].annotation)
 _VERSION = re.compile(r"\d[\w.+-]{0,30}")
 
 
-def columns_of(classes: Sequence[str]) -> tuple[str, ...]:
+def columns_of(classes: Sequence[str], *, guarded: bool = False) -> tuple[str, ...]:
     """Return the column names of the probabilities of ``classes`` in predictions.
 
-    They are the class names. A class called like another column gets the prefix "class ".
+    They are the class names. A class called like another column, with ``guarded`` those of a guard
+    too, gets the prefix "class ".
     """
-    taken, columns = {*_ANSWER, *classes}, []
+    others = (*_ANSWER, *_OF_GUARD) if guarded else _ANSWER
+    taken, columns = {*others, *classes}, []
     for name in classes:
         column = name
-        while column in _ANSWER or (column != name and column in taken):
+        while column in others or (column != name and column in taken):
             column = f"class {column}"
         columns.append(column)
     return tuple(columns)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -18,9 +19,18 @@ from medspark import __version__
 from medspark.errors import UsageError
 from medspark.files import replacing
 from medspark.models.backbones import Size, build
-from medspark.models.card import WEIGHTS, ModelCard, Pruning, read_card, write_card
+from medspark.models.card import (
+    WEIGHTS,
+    Decision,
+    Kind,
+    ModelCard,
+    Pruning,
+    read_card,
+    write_card,
+)
 from medspark.models.classifier import Classifier, Normalise
 from medspark.models.config import ModelConfig, check_weights, model_folder
+from medspark.models.guarded import GuardedClassifier, guard_classifier
 from medspark.models.noisy import add_noise, plain_layers
 from medspark.models.widths import narrow
 
@@ -40,9 +50,12 @@ def describe(
     """Return the card of ``model``; ``classes`` are in the order of its logits."""
     if pruning is not None:
         pruning = pruning.model_copy(update={"widths": model.widths})
+    denoiser = model.denoiser.shape if isinstance(model, GuardedClassifier) else None
+    plain: Kind = "classifier" if pruning is None else "pruned"
     return ModelCard(
-        kind="classifier" if pruning is None else "pruned",
+        kind=plain if denoiser is None else "guarded",
         pruning=pruning,
+        denoiser=denoiser,
         architecture=model.architecture,
         classes=classes,
         multi_label=multi_label,
@@ -75,10 +88,10 @@ def save_classifier(
     write_card(folder, card)
 
 
-def calibrate(folder: Path, temperature: float) -> None:
-    """Write ``temperature``, the divisor of the logits, to the card in ``folder``."""
-    card = read_card(folder).model_copy(update={"temperature": temperature})
-    write_card(folder, card)
+def calibrate(folder: Path, temperature: float, decision: Decision | None = None) -> None:
+    """Write ``temperature``, the divisor of the logits, and ``decision`` to the card."""
+    update = {"temperature": temperature, "decision": decision}
+    write_card(folder, read_card(folder).model_copy(update=update))
 
 
 def load_classifier(folder: Path, *, noisy: bool = False) -> Classifier:
@@ -100,6 +113,11 @@ def load_classifier(folder: Path, *, noisy: bool = False) -> Classifier:
     try:
         if card.pruning is not None:
             _shape(model, card.pruning)
+        if card.denoiser is not None:
+            # On "meta" it takes no memory: the card may ask for layers that the file does not hold.
+            with torch.device("meta"):
+                size = card.height, card.width
+                model = guard_classifier(model, card.denoiser, size=size)
         _check_shapes(path, model)
         tensors = load_file(path)
     except (OSError, SafetensorError, TypeError, ValueError) as error:
@@ -111,7 +129,7 @@ def load_classifier(folder: Path, *, noisy: bool = False) -> Classifier:
             f"'{path}' does not fit its card: {other} has {tensors[other].dtype} instead of "
             f"{own[other].dtype}."
         )
-    model.load_state_dict(tensors)
+    model.load_state_dict(tensors, assign=card.denoiser is not None)
     if not noisy:
         plain_layers(model)
     return model.eval()
@@ -134,7 +152,10 @@ def first_network(
             f"model.weights: the model '{folder}' has {len(card.classes)} classes and "
             f"{card.channels} channel(s), but the shards have {num_classes} and {channels}."
         )
-    return load_classifier(folder)
+    model = load_classifier(folder)
+    if isinstance(model, GuardedClassifier):
+        model.contrast.requires_grad_(False)  # no logit depends on it
+    return model
 
 
 def _shape(model: Classifier, pruning: Pruning) -> None:

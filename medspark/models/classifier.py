@@ -59,9 +59,14 @@ class Classifier(nn.Module):
                 layer.eval()
         return self
 
+    def inputs(self, images: Tensor) -> Tensor:
+        """Return what the backbone takes, of images (B, C, H, W) in [0, 1]."""
+        normalised: Tensor = self.normalise(images)
+        return normalised
+
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits (B, K) of images (B, C, H, W) in [0, 1]."""
-        logits: Tensor = self.backbone(self.normalise(images))
+        logits: Tensor = self.backbone(self.inputs(images))
         return logits
 
 

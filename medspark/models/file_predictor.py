@@ -17,7 +17,7 @@ from medspark.errors import RunError, UsageError
 from medspark.images.limits import Limits
 from medspark.images.pool import Busy, DecoderPool, Turn, Turns
 from medspark.images.reasons import Unreadable
-from medspark.models.prediction import answer_of, as_pixels, rendering_of
+from medspark.models.prediction import as_pixels, rendering_of
 from medspark.models.predictor import Predictor
 
 __all__ = ["SERVING", "FilePredictor", "serving_limits"]
@@ -56,11 +56,19 @@ class FilePredictor:
 
         Raises UsageError if ``folder`` holds no model, or for an unknown or invalid limit.
         """
+        return cls.of(Predictor.load(folder))
+
+    @classmethod
+    def of(cls, predictor: Predictor) -> FilePredictor:
+        """Return the predictor of files by ``predictor``, with limits from the environment.
+
+        Raises UsageError for an unknown or invalid limit.
+        """
         limits, turns = serving_limits(os.environ)
-        return cls(Predictor.load(folder), limits=limits, turns=turns)
+        return cls(predictor, limits=limits, turns=turns)
 
     def __call__(self, files: Sequence[str]) -> list[dict[str, Any]]:
-        """Return for each of ``files`` the most probable class and the probability of every class.
+        """Return for each of ``files`` the predictor's answer, with label and probabilities.
 
         A file that cannot be classified gets an ``error`` instead, a sentence with the reason.
         """
@@ -73,6 +81,11 @@ class FilePredictor:
             answers += [_error(_BUSY)] * (len(files) - len(answers))
         return answers
 
+    @property
+    def columns(self) -> list[str]:
+        """The names of all values that an answer may have."""
+        return [*self._predictor.columns, "error"]
+
     def close(self) -> None:
         """Stop the decoder processes."""
         self._pool.close()
@@ -80,13 +93,9 @@ class FilePredictor:
     def _answers(self, files: Sequence[str], turn: Turn) -> Iterator[dict[str, Any]]:
         decoded = [self._pixels(text, turn) for text in files]
         images = [found for found in decoded if not isinstance(found, str)]
-        rows = iter(self._predictor(np.stack(images)) if images else ())
+        answers = iter(self._predictor.answers(np.stack(images)) if images else ())
         for found in decoded:
-            yield (
-                _error(found)
-                if isinstance(found, str)
-                else answer_of(next(rows), self._predictor.card)
-            )
+            yield _error(found) if isinstance(found, str) else next(answers)
 
     def _pixels(self, text: object, turn: Turn) -> npt.NDArray[np.generic] | str:
         """Return the pixels (H, W, C) of a file in base64, or a sentence with the error."""
@@ -103,9 +112,11 @@ class FilePredictor:
     def _content(self, text: object) -> bytes:
         if not isinstance(text, str):
             raise ValueError("not text")
-        # Check the size before base64 decoding copies the content.
-        self._limits.check_file(max(1, len(text) // 4 * 3 - text[-2:].count("=")))
-        return base64.b64decode(text, validate=True)
+        # Check the size before base64 decoding copies the content. Lines may be broken (RFC 2045,
+        # 6.8), as those of Spark's base64() are.
+        length = len(text) - text.count("\r") - text.count("\n")
+        self._limits.check_file(max(1, length // 4 * 3 - text[-2:].count("=")))
+        return base64.b64decode(text.replace("\r", "").replace("\n", ""), validate=True)
 
 
 _BUSY = "The server has no time left for this image: send it again, later or with fewer others."

@@ -11,8 +11,8 @@ from medspark.images.rendering import Rendering
 from medspark.models.card import ModelCard, columns_of
 
 __all__ = [
-    "Floats", "answer_of", "as_pixels", "calibrated", "probabilities_of", "rendering_of",
-    "unit_floats",
+    "Floats", "answer_of", "as_pixels", "calibrated", "decided", "probabilities_of",
+    "rendering_of", "unit_floats",
 ]  # fmt: skip
 
 Floats = npt.NDArray[np.float32]
@@ -56,15 +56,32 @@ def probabilities_of(logits: npt.NDArray[Any], *, multi_label: bool) -> Floats:
     return shares
 
 
-def answer_of(row: Floats, card: ModelCard) -> dict[str, Any]:
+def decided(probabilities: Floats, card: ModelCard) -> list[str]:
+    """Return the label of each row of calibrated ``probabilities`` (N, K).
+
+    It is the decision's class from its threshold on, and the other class below; without a decision
+    the likeliest class. For findings, it joins all with a probability above 0.5: ``a|b``.
+    """
+    if card.multi_label:
+        return ["|".join(np.array(card.classes)[row > 0.5]) for row in probabilities]
+    yes = card.positive
+    if card.decision is None or yes is None:
+        return [card.classes[k] for k in probabilities.argmax(axis=1)]
+    # Both probabilities, since one may be rounded to 1 where the other still tells images apart.
+    likely, threshold = probabilities.astype(np.float64), card.decision.threshold
+    called = likely[:, yes] * (1 - threshold) >= likely[:, 1 - yes] * threshold
+    return [card.classes[yes if each else 1 - yes] for each in called]
+
+
+def answer_of(row: Floats, card: ModelCard, *, guarded: bool = False) -> dict[str, Any]:
     """Return label, its probability and the probability of every class, from a row (K,).
 
-    For findings, the label joins all with a probability above 0.5: ``a|b``.
+    For findings, the probability is the largest one. ``guarded`` states that the answer gets the
+    columns of a guard as well.
     """
-    label = card.classes[int(row.argmax())]
-    if card.multi_label:
-        label = "|".join(name for name, p in zip(card.classes, row, strict=True) if p > 0.5)
-    named = zip(columns_of(card.classes), row, strict=True)
-    return {"label": label, "probability": float(row.max())} | {
+    (label,) = decided(row[None], card)
+    sure = row.max() if card.multi_label else row[card.classes.index(label)]
+    named = zip(columns_of(card.classes, guarded=guarded), row, strict=True)
+    return {"label": label, "probability": float(sure)} | {
         name: float(value) for name, value in named
     }

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from medspark.errors import UsageError
-from medspark.models.card import ModelCard, read_card
+from medspark.models.card import ModelCard, columns_of, read_card
 from medspark.models.checkpoint import load_classifier
 from medspark.models.classifier import Classifier
-from medspark.models.prediction import unit_floats
+from medspark.models.prediction import answer_of, unit_floats
 
 
 class Predictor:
@@ -37,19 +40,36 @@ class Predictor:
         Unsigned integers are stored pixels with the card's ``bits``; floats are in [0, 1]. Raises
         UsageError for any other shape, type or range.
         """
-        pixels = self._to_unit_floats(images)
-        parts = [
-            self._probabilities(pixels[start : start + self._batch_size])
-            for start in range(0, len(pixels), self._batch_size)
-        ]
+        parts = self._batches(images, self._probabilities)
         return np.concatenate(parts) if parts else np.empty((0, len(self.card.classes)), "f4")
 
-    def _probabilities(self, pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        tensor = torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
+    @property
+    def columns(self) -> list[str]:
+        """The names of all values that an answer may have."""
+        return ["label", "probability", *columns_of(self.card.classes)]
+
+    def answers(self, images: npt.NDArray[np.generic]) -> list[dict[str, Any]]:
+        """Return for each of ``images`` (N, H, W, C) its label and all probabilities."""
+        return [answer_of(row, self.card) for row in self(images)]
+
+    def _batches(
+        self, images: npt.NDArray[np.generic], work: Callable[[Tensor], npt.NDArray[Any]]
+    ) -> list[npt.NDArray[Any]]:
+        """Return what ``work`` makes of each batch of ``images``, given as (B, C, H, W)."""
+        pixels = self._to_unit_floats(images)
+        starts = range(0, len(pixels), self._batch_size)
+        parts = (pixels[start : start + self._batch_size].transpose(0, 3, 1, 2) for start in starts)
+        return [work(torch.from_numpy(np.ascontiguousarray(part))) for part in parts]
+
+    def _probabilities(self, pixels: Tensor) -> npt.NDArray[np.float32]:
         with torch.inference_mode():
-            logits = self.model(tensor) / self.card.temperature
-            values = logits.sigmoid() if self.card.multi_label else logits.softmax(dim=1)
-            probabilities: npt.NDArray[np.float32] = values.numpy()
+            return self._calibrated(self.model(pixels))
+
+    def _calibrated(self, logits: Tensor) -> npt.NDArray[np.float32]:
+        """Return the probabilities (B, K) of ``logits`` at the card's temperature."""
+        logits = logits / self.card.temperature
+        values = logits.sigmoid() if self.card.multi_label else logits.softmax(dim=1)
+        probabilities: npt.NDArray[np.float32] = values.numpy()
         return probabilities
 
     def _to_unit_floats(self, images: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:

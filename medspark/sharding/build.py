@@ -31,6 +31,7 @@ from medspark.sharding.reshape import PLACED, WRITTEN, ReadSamples, WriteShards,
 from medspark.shards.manifest import Manifest, Shard, Split, digest_of, write_manifest
 from medspark.shards.schema import SPLITS, PixelFormat
 from medspark.spark import storage
+from medspark.spark.cluster import default_parallelism
 from medspark.spark.session import task_errors
 from medspark.spark.task import map_batches
 
@@ -213,7 +214,7 @@ class _Sharding:
             "bucket", "position", "sample_key", "patient_key", "site", "number", "part", "row"
         )
         parts = self._parts
-        cores = self._spark.sparkContext.defaultParallelism
+        cores = default_parallelism(self._spark)
         read = ReadSamples(self._samples.url, parts, pixel_format)
         write = WriteShards(str(self._config.shards), self._generation, layout, pixel_format,
                        self._config.rows_per_group)  # fmt: skip

@@ -26,6 +26,7 @@ from medspark.files import replacing
 from medspark.sharding.reshape import ReadSamples
 from medspark.shards.schema import PixelFormat
 from medspark.shards.split import together
+from medspark.spark.cluster import default_parallelism
 from medspark.spark.task import map_batches
 
 # The table of samples that look like another patient's, in the shard folder.
@@ -89,7 +90,7 @@ def lookalikes(rows: DataFrame, samples: HashSamples, *, bits: int) -> list[Look
     form one group with one number.
     """
     spark = rows.sparkSession
-    tasks = min(len(samples.parts), 8 * spark.sparkContext.defaultParallelism)
+    tasks = min(len(samples.parts), 8 * default_parallelism(spark))
     placed = rows.select(
         F.lit(0).alias("bucket"), F.lit(0).cast("bigint").alias("position"), "sample_key",
         "patient_key", "site", F.lit(0).alias("number"), "part", "row",

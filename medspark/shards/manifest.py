@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from medspark.documents import parse_json, read_regular
 from medspark.errors import UsageError
 from medspark.files import sha256_of, write_whole
-from medspark.shards.schema import MOST_FINDINGS, PixelFormat, findings_of
+from medspark.shards.schema import MOST_FINDINGS, PixelFormat, findings_of, read_patients
 
 NAME = "manifest.json"
 # Version 2 added multi_label; images of version 1 have one class each. Version 3 added sites.
@@ -131,6 +131,13 @@ def read_manifest(folder: str | Path) -> Manifest:
         raise UsageError(f"{path} cannot be read: {error.strerror}.") from error
     except (ValueError, AttributeError, ValidationError) as error:
         raise UsageError(f"{path} is not a manifest of training shards.") from error
+
+
+def patients_of(folder: Path, manifest: Manifest, split: str) -> npt.NDArray[np.str_]:
+    """Return the patient key of every image of a split, (N,), in the order of its rows."""
+    shards = manifest.splits[split].shards
+    keys = [read_patients(folder / shard.path) for shard in shards]
+    return np.concatenate([np.empty(0, dtype=np.str_), *keys])
 
 
 def verify(folder: str | Path, manifest: Manifest, *, contents: bool = True) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from ipaddress import ip_address
@@ -18,6 +20,13 @@ from pyspark.sql import SparkSession
 
 from medspark.config import Config
 from medspark.errors import RunError, UsageError
+from medspark.spark.cluster import (
+    default_parallelism,
+    is_connect,
+    is_local,
+    running_session,
+    runs_here,
+)
 from medspark.spark.ship import package_file
 
 _LOGGER = logging.getLogger(__name__)
@@ -40,13 +49,17 @@ _PARTITIONS = "spark.sql.shuffle.partitions"
 _LOOPBACK = {"spark.driver.host": "127.0.0.1", "spark.driver.bindAddress": "127.0.0.1"}
 _UI = "spark.ui.enabled"
 _AUTHENTICATE = "spark.authenticate"
+_REMOTE = "SPARK_REMOTE"
+_CONNECT_ADDRESS = "spark.connect.grpc.binding.address"
 
 
 class SparkConfig(Config):
     """Where Spark runs. medspark's defaults never override spark-submit's or the platform's."""
 
     master: str | None = Field(
-        None, description="Spark master; by default spark-submit's, else all local cores"
+        None,
+        description="Spark master; by default spark-submit's, else all local cores. Spark's "
+        "variable SPARK_REMOTE comes before it: local[2] or sc://HOST:PORT, through Spark Connect",
     )
     log_level: str = Field("WARN", description="log level of the JVM: ERROR, WARN, INFO, DEBUG")
     settings: dict[str, str] = Field(
@@ -69,18 +82,22 @@ def spark_session(config: SparkConfig, *, name: str = "medspark") -> Iterator[Sp
     """
     # A thread that is new to the JVM has no active session, although its process has one.
     alone = SparkContext._active_spark_context is None
-    running = SparkSession.getActiveSession()
-    spark = running or _start(config, name)
+    running = running_session()
+    remote = os.environ.get(_REMOTE)
+    spark = running or _start(config, name, remote)
     try:
         if config.encrypted:
             _check_encrypted(spark)
-        spark.sparkContext.setLogLevel(config.log_level)
+        if not is_connect(spark):
+            spark.sparkContext.setLogLevel(config.log_level)
         if not is_local(spark):
-            spark.sparkContext.addPyFile(str(package_file()))
+            _ship(spark)
         yield spark
     finally:
         if running is None and alone:
             spark.stop()
+            if remote:
+                os.environ[_REMOTE] = remote  # a Connect session forgets it when it stops
 
 
 @contextmanager
@@ -105,31 +122,90 @@ def _cause(text: str) -> str:
     return str(message) if name.endswith("RunError") else f"{name.rpartition('.')[2]}: {message}"
 
 
-def is_local(spark: SparkSession) -> bool:
-    """Return whether driver and workers share one machine and one Python installation."""
-    return _runs_here(str(spark.sparkContext.master))
+def _ship(spark: SparkSession) -> None:
+    """Let the workers import medspark."""
+    if is_connect(spark):
+        spark.addArtifacts(str(package_file()), pyfile=True)
+    else:
+        spark.sparkContext.addPyFile(str(package_file()))
 
 
-def _runs_here(master: str) -> bool:
-    return master == "local" or master.startswith("local[")
-
-
-def _start(config: SparkConfig, name: str) -> SparkSession:
-    SparkContext._ensure_initialized()  # so that SparkConf sees spark-submit's arguments
-    submitted = SparkConf()
-    master = config.master or submitted.get("spark.master", "local[*]") or "local[*]"
-    if _runs_here(master):
+def _start(config: SparkConfig, name: str, remote: str | None) -> SparkSession:
+    if remote:
+        _check_connect()
+    if remote and not runs_here(remote):
+        return _connected(config, name)
+    with _without_remote():
+        SparkContext._ensure_initialized()  # so that SparkConf sees spark-submit's arguments
+        submitted = SparkConf()
+    master = remote or config.master or submitted.get("spark.master", "local[*]") or "local[*]"
+    if runs_here(master):
         # Without it the workers run the first python3 on the path.
         os.environ["PYSPARK_PYTHON"] = sys.executable
-    builder = SparkSession.builder.appName(name).master(_retrying(master))
-    builder = builder.config("spark.log.level", config.log_level)
+    builder = SparkSession.builder.appName(name).config("spark.log.level", config.log_level)
     for key, value in _chosen(config.settings, master, submitted.get).items():
         builder = builder.config(key, value)
-    spark = builder.getOrCreate()
-    if _runs_here(master) and not submitted.contains(_PARTITIONS):
+    if not remote:
+        spark = builder.master(_retrying(master)).getOrCreate()
+    else:
+        if not submitted.contains(_CONNECT_ADDRESS) and _CONNECT_ADDRESS not in config.settings:
+            builder = builder.config(_CONNECT_ADDRESS, "127.0.0.1")
+        spark = _own_server(builder.remote(_retrying(remote)))
+    if runs_here(master) and not submitted.contains(_PARTITIONS):
         # Spark's default of 200 suits clusters. On a laptop it costs a second per shuffle.
-        spark.conf.set(_PARTITIONS, str(2 * spark.sparkContext.defaultParallelism))
+        spark.conf.set(_PARTITIONS, str(2 * default_parallelism(spark)))
     return spark
+
+
+@contextmanager
+def _without_remote() -> Iterator[None]:
+    """Hide SPARK_REMOTE, with which Spark's launcher would start no JVM."""
+    remote = os.environ.pop(_REMOTE, None)
+    try:
+        yield
+    finally:
+        if remote is not None:
+            os.environ[_REMOTE] = remote
+
+
+def _own_server(builder: SparkSession.Builder) -> SparkSession:
+    """Start a Connect server in this process's JVM, on a free port; return a session of it.
+
+    PySpark makes a token for each such server, so that no other user of the machine can use it.
+    """
+    with warnings.catch_warnings():
+        # Spark gives the session the server's own settings too, and warns of each.
+        warnings.filterwarnings("ignore", "Failed to set spark", UserWarning)
+        # PySpark takes a free port with this variable only; without, a second job would meet the
+        # first one's server. The JVM runs already and does not see it.
+        os.environ["SPARK_TESTING"] = "1"
+        try:
+            return builder.getOrCreate()
+        finally:
+            del os.environ["SPARK_TESTING"]
+
+
+def _connected(config: SparkConfig, name: str) -> SparkSession:
+    """Return a session of the server that SPARK_REMOTE names, with what a session can set.
+
+    Spark warns of those of ``config.settings`` that only a server can set when it starts.
+    """
+    builder = SparkSession.builder.appName(name)
+    own = {key: value for key, value in _SETTINGS.items() if key.startswith("spark.sql.")}
+    for key, value in (own | config.settings).items():
+        builder = builder.config(key, value)
+    return builder.getOrCreate()
+
+
+def _check_connect() -> None:
+    """Raise UsageError if Spark Connect's libraries are missing."""
+    try:
+        importlib.import_module("pyspark.sql.connect.session")
+    except ImportError as error:
+        raise UsageError(
+            f"{_REMOTE} asks for Spark Connect, whose libraries are missing: pip install "
+            "'medspark[connect]'."
+        ) from error
 
 
 def _chosen(
@@ -142,14 +218,14 @@ def _chosen(
 
     Raises UsageError if a standalone cluster authenticates and the secret is missing.
     """
-    defaults = _SETTINGS | (_LOOPBACK | {_UI: "false"} if _runs_here(master) else {})
+    defaults = _SETTINGS | (_LOOPBACK | {_UI: "false"} if runs_here(master) else {})
     chosen = {key: value for key, value in defaults.items() if submitted(key) is None}
     chosen |= settings
 
     def is_on(key: str) -> bool:
         return str(chosen.get(key, submitted(key))).lower() == "true"
 
-    if _runs_here(master) and is_on(_UI) and not _is_loopback(environment.get("SPARK_LOCAL_IP")):
+    if runs_here(master) and is_on(_UI) and not _is_loopback(environment.get("SPARK_LOCAL_IP")):
         _LOGGER.warning(
             "Spark's UI stays off, because it would listen on all interfaces: to use it, set "
             "SPARK_LOCAL_IP=127.0.0.1 in the environment."
@@ -178,6 +254,11 @@ def _check_encrypted(spark: SparkSession) -> None:
     The check asks Spark's security manager: settings that a profile gives after the session's
     start are not in force.
     """
+    if is_connect(spark):
+        raise UsageError(
+            "A Spark Connect session does not tell whether its cluster encrypts its traffic, so "
+            "spark.encrypted needs a classic session."
+        )
     java = spark.sparkContext._jvm
     assert java is not None, "there is a session"
     security = java.org.apache.spark.SparkEnv.get().securityManager()

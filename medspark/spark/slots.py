@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import time
 from typing import NamedTuple
 
@@ -12,20 +11,20 @@ from pyspark import SparkConf, SparkContext
 from pyspark.sql import SparkSession
 
 from medspark.errors import UsageError
+from medspark.spark.cluster import (
+    available_cores,
+    executor_slots,
+    is_local,
+    local_slots,
+    master_of,
+    running_session,
+    setting,
+    task_cpus,
+)
 
-__all__ = [
-    "Slots",
-    "check_settings",
-    "local_slots",
-    "slots_of",
-    "submitted_master",
-    "usual_ranks",
-    "wait_for",
-]
+__all__ = ["Slots", "check_settings", "slots_of", "submitted_master", "usual_ranks", "wait_for"]
 
 logger = logging.getLogger(__name__)
-
-_LOCAL = re.compile(r"local(?:\[(\d+|\*)(?:,\d+)?\])?$")
 
 
 class Slots(NamedTuple):
@@ -36,28 +35,13 @@ class Slots(NamedTuple):
     cores: int
 
 
-def local_slots(master: str) -> int | None:
-    """Return how many tasks a local ``master`` runs at once; None for a cluster."""
-    match = _LOCAL.match(master)
-    if not match:
-        return None
-    if match[1] == "*":
-        return available_cores()
-    return int(match[1] or 1)
-
-
-def available_cores() -> int:
-    """Return how many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def submitted_master(configured: str | None) -> str:
     """Return the master that a new session would have, without starting one."""
-    running = SparkSession.getActiveSession()
+    running = running_session()
     if running is not None:
-        return str(running.conf.get("spark.master", "local[*]"))
+        return master_of(running)
+    if remote := os.environ.get("SPARK_REMOTE"):
+        return remote
     if configured:
         return configured
     if "PYSPARK_GATEWAY_PORT" in os.environ:  # spark-submit has started a JVM
@@ -68,22 +52,15 @@ def submitted_master(configured: str | None) -> str:
 
 def slots_of(spark: SparkSession, *, on_executors: bool = True) -> Slots:
     """Return the current slots of the executors of ``spark``, or of its driver."""
-    context = spark.sparkContext
-    local = local_slots(str(context.master))
+    local = local_slots(master_of(spark)) if is_local(spark) else None
     if local is None and not on_executors:
         cores = available_cores()
         return Slots(cores, 1, cores)
-    task_cpus = int(str(spark.conf.get("spark.task.cpus", "1")))
     if local is not None:
-        return Slots(local // task_cpus, 1, local)
-    executors = context._jsc.sc().statusStore().executorList(True)
-    workers = [executors.apply(index) for index in range(executors.size())]
-    workers = [worker for worker in workers if worker.id() != "driver"]
-    return Slots(
-        sum(worker.maxTasks() for worker in workers),
-        len(workers),
-        sum(worker.totalCores() for worker in workers),
-    )
+        return Slots(local // task_cpus(spark), 1, local)
+    executors = executor_slots(spark)
+    return Slots(sum(tasks for tasks, _ in executors), len(executors),
+                 sum(cores for _, cores in executors))  # fmt: skip
 
 
 def wait_for(spark: SparkSession, tasks: int, *, on_executors: bool, seconds: float) -> Slots:
@@ -91,7 +68,7 @@ def wait_for(spark: SparkSession, tasks: int, *, on_executors: bool, seconds: fl
 
     A cluster's executors register one by one. A local master or the driver needs no waiting.
     """
-    grows = on_executors and local_slots(str(spark.sparkContext.master)) is None
+    grows = on_executors and not is_local(spark)
     deadline = time.monotonic() + seconds
     while True:
         slots = slots_of(spark, on_executors=on_executors)
@@ -107,7 +84,6 @@ def usual_ranks(slots: Slots, *, gpus: int) -> int:
 
 def check_settings(spark: SparkSession, *, gpu: bool) -> None:
     """Raise UsageError for Spark settings with which ranks cannot run on executors."""
-    conf = spark.conf
     if _is_true(spark, "spark.dynamicAllocation.enabled"):
         raise UsageError(
             "All ranks start together, which Spark refuses with dynamic allocation: set "
@@ -120,7 +96,7 @@ def check_settings(spark: SparkSession, *, gpu: bool) -> None:
             "This cluster encrypts its traffic, but ranks exchange gradients unencrypted: give "
             f"--spark.settings.{ignored} true if that is allowed."
         )
-    amount = str(conf.get("spark.task.resource.gpu.amount", "0"))
+    amount = setting(spark, "spark.task.resource.gpu.amount", "0")
     # SPARK-41916: TorchDistributor 4.0 counts ranks wrongly for more than one.
     if gpu and amount != "1":
         raise UsageError(
@@ -129,4 +105,4 @@ def check_settings(spark: SparkSession, *, gpu: bool) -> None:
 
 
 def _is_true(spark: SparkSession, key: str) -> bool:
-    return str(spark.conf.get(key, "false")).lower() == "true"
+    return setting(spark, key, "false").lower() == "true"

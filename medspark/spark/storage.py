@@ -18,7 +18,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from medspark.errors import UsageError
-from medspark.files import write_whole
+from medspark.files import replacing
 
 # The size that is given for a link that leads out of the source.
 OUTSIDE = -2
@@ -107,11 +107,17 @@ def read_text(url: str) -> str | None:
 
 def write_text(url: str, text: str) -> None:
     """Write a small file atomically: readers find the old content or the new one."""
+    write_bytes(url, text.encode())
+
+
+def write_bytes(url: str, content: bytes) -> None:
+    """Write a small file atomically: readers find the old content or the new one."""
     system, path = filesystem(url)
     if not isinstance(system, LocalFileSystem):
-        system.pipe_file(path, text.encode())  # an object store shows only complete puts
+        system.pipe_file(path, content)  # an object store shows only complete puts
         return
-    write_whole(Path(path), text, durable=True)
+    with replacing(Path(path), durable=True) as draft:
+        draft.write_bytes(content)
 
 
 def make_folder(url: str) -> None:

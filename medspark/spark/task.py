@@ -1,19 +1,28 @@
-"""Run functions of Arrow batches in Spark's Python workers, which are reused from task to task."""
+"""Give Arrow tables to Spark, and run functions of Arrow batches in its Python workers.
+
+Workers are reused from task to task.
+"""
 
 from __future__ import annotations
 
 import functools
 import gc
+import math
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from zipimport import zipimporter
 
 import pyarrow as pa
-from pyspark.sql import DataFrame
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql.pandas.types import from_arrow_schema
 from pyspark.sql.types import StructType
 
+from medspark.spark.cluster import default_parallelism
+
 Batches = Iterable[pa.RecordBatch]
+
+_FILES_PER_TASK = 1000
 
 
 def map_batches(
@@ -24,6 +33,38 @@ def map_batches(
     Afterwards the worker is prepared for its next task, which would else start half a second late.
     """
     return rows.mapInArrow(_Task(work), schema)
+
+
+def tasks_for(spark: SparkSession, files: int) -> int:
+    """Return into how many tasks to spread ``files``: one or more.
+
+    There are several tasks per core, so that a task with slow files does not delay the rest.
+    """
+    cores = default_parallelism(spark)
+    return max(1, min(files, max(4 * cores, math.ceil(files / _FILES_PER_TASK))))
+
+
+def from_arrow(spark: SparkSession, table: pa.Table) -> DataFrame:
+    """Return ``table`` as a DataFrame. Connect needs the schema of one without rows."""
+    return spark.createDataFrame(table, from_arrow_schema(table.schema))
+
+
+def for_each(spark: SparkSession, numbers: Sequence[int], work: Callable[[int], object]) -> None:
+    """Call ``work`` with each of ``numbers`` in a task of its own; return when all are done."""
+    rows = spark.range(0, len(numbers), numPartitions=len(numbers))
+    map_batches(rows, _Each(tuple(numbers), work), "done boolean").collect()
+
+
+@dataclass(frozen=True)
+class _Each:
+    numbers: tuple[int, ...]
+    work: Callable[[int], object]
+
+    def __call__(self, batches: Batches) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            for row in batch["id"].to_pylist():
+                self.work(self.numbers[row])
+        yield pa.RecordBatch.from_pylist([], pa.schema([("done", pa.bool_())]))
 
 
 @dataclass(frozen=True)

@@ -53,10 +53,13 @@ def log_model(model: ModelEntry, *, run_id: str, uri: str) -> str:
 
 def register_model(model: ModelEntry, name: str, *, run_id: str, uri: str) -> str:
     """Log the model with file inputs, register it as ``name``, and return its URI by alias."""
-    # The columns are optional: an unreadable file gets only the error.
+    # The columns are optional: an unreadable file gets only the error, and a suspicious one perhaps
+    # no label.
     texts = [ColSpec(DataType.string, each, required=False) for each in ("label", "error")]
-    numbers = ("probability", *model.classes)
-    probabilities = [ColSpec(DataType.double, each, required=False) for each in numbers]
+    numbers = ("probability", *model.classes, *(["p_value"] if model.guarded else []))
+    columns: list[Any] = [ColSpec(DataType.double, each, required=False) for each in numbers]
+    if model.guarded:
+        columns.append(ColSpec(DataType.boolean, "suspicious", required=False))
     info = _logged(
         "served",
         model,
@@ -66,7 +69,7 @@ def register_model(model: ModelEntry, name: str, *, run_id: str, uri: str) -> st
         model_config={"file_loader": model.file_loader},
         signature=ModelSignature(
             Schema([ColSpec(DataType.string, "image")]),
-            Schema([*texts, *probabilities]),
+            Schema([*texts, *columns]),
         ),
         pip_requirements=_requirements(*model.packages, *_READ_FILES),
         registered_model_name=name,

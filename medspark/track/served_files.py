@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import pkgutil
+import sys
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
+
+_FILES_OF_A_TURN = 64
 
 
 class Answers(pd.DataFrame):  # type: ignore[misc]
@@ -40,7 +44,22 @@ class ServedFiles(PythonModel):  # type: ignore[misc]
 
         The row holds label and probabilities, or an ``error`` that gives the reason.
         """
-        return Answers(self._predict(list(model_input["image"])))
+        files = list(model_input["image"])
+        if not _in_spark_task():
+            return Answers(self._predict(files))
+        # A server limits the time of a request. A task of Spark brings thousands of files at once,
+        # and keeps nobody waiting.
+        starts = range(0, len(files), _FILES_OF_A_TURN)
+        parts = [self._predict(files[start : start + _FILES_OF_A_TURN]) for start in starts]
+        # spark_udf needs every column, and would write a missing text as "nan".
+        table = pd.DataFrame(chain.from_iterable(parts), columns=self._predict.columns)
+        return table.fillna({"label": "", "error": ""})
+
+
+def _in_spark_task() -> bool:
+    """Return whether this is a Python worker of Spark, as for ``mlflow.pyfunc.spark_udf``."""
+    loaded = sys.modules.get("pyspark.taskcontext")
+    return loaded is not None and loaded.TaskContext.get() is not None
 
 
 set_model(ServedFiles())

@@ -50,7 +50,10 @@ class ModelEntry(Config):
     input_shape: tuple[int, ...]
     outputs: int
     file_loader: Loader = Field("", description="function that loads it for file inputs")
-    classes: tuple[str, ...] = Field((), description="names of the outputs")
+    classes: tuple[str, ...] = Field((), description="names of the classes' outputs")
+    guarded: bool = Field(
+        False, description="whether answers to files have columns of a guard, and arrays a p-value"
+    )
     card: str = Field("", description="the model card, as Markdown")
     register_as: str | None = Field(None, description="name in the model registry")
     alias: str = Field("candidate", description="alias of the registered version")

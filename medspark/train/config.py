@@ -12,7 +12,7 @@ from medspark.attacks.threat import ThreatModel
 from medspark.config import Config, TrainingConfig
 from medspark.data.config import DataConfig
 from medspark.errors import UsageError
-from medspark.evaluate.config import AttackSettings
+from medspark.evaluate.config import AttackSettings, DecisionConfig
 from medspark.files import json_digest
 from medspark.models.config import ModelConfig
 
@@ -284,13 +284,14 @@ class RecipeSettings(TrainingConfig):
     """The settings that all trainings share, whatever network they start from."""
 
     decides_weights: ClassVar = frozenset({"data", "attack", "train", "seed"})
-    decides_report: ClassVar = frozenset({"evaluate"})
+    decides_report: ClassVar = frozenset({"evaluate", "decision"})
     decides_nothing: ClassVar = frozenset({"checkpoint"})
 
     data: DataConfig = DataConfig()
     attack: ThreatModel = ThreatModel()
     train: TrainConfig = TrainConfig()
     evaluate: AttackSettings = AttackSettings()
+    decision: DecisionConfig = DecisionConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     seed: int = Field(0, ge=0, description="of the weights, the image order and all noise")
 

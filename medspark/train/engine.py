@@ -24,6 +24,7 @@ from medspark.errors import RunError
 from medspark.models.classifier import Classifier, batch_norms, freeze_batch_norm
 from medspark.models.kernels.fold import fold
 from medspark.models.kernels.lower import lower
+from medspark.models.kernels.processor import processor
 from medspark.models.kernels.trained_form import TrainedForm
 from medspark.seeding import derive
 from medspark.train.adversarial import take_step
@@ -32,7 +33,7 @@ from medspark.train.dual_norm import dual
 from medspark.train.gradients import Gradients, Overlapped, VirtualShards
 from medspark.train.learner import Learner, Sample, StepRule, StepStats
 from medspark.train.objective import Objective
-from medspark.train.optimise import Average, adamw, clip_gradients, set_rate
+from medspark.train.optimise import Average, adamw, clip_gradients, set_rate, step_if_finite
 from medspark.train.prune.pruner import Pruner
 from medspark.train.schedule import one_cycle, ramp
 from medspark.train.state import optimiser_tensors, restore_optimiser
@@ -52,16 +53,20 @@ class Report:
 
     ``figures`` (4,) stay on the device and are summed over ranks later: this rank's share of the
     mean loss, and its numbers of correct clean images, correct attacked images and all images.
+    ``gradient_norm`` () stays there too; it is the same on all ranks.
     """
 
     figures: Tensor
     rate: float
     eps: float
-    gradient_norm: float
+    gradient_norm: Tensor
 
 
 class Engine:
-    """Takes training steps. A step is a function of the weights and of (seed, step, batch)."""
+    """Takes training steps. A step is a function of the weights and of (seed, step, batch).
+
+    A step reads nothing from the device, so that the next one can be sent while a GPU computes.
+    """
 
     def __init__(
         self,
@@ -106,6 +111,7 @@ class Engine:
         self._seed = seed
         self._world = world
         self._device = world.device
+        self._unread: list[tuple[int, Tensor]] = []  # updates and the norms of their gradients
         self._lost = 0
         self._blank = example[:1]
         self._learnt = 0  # steps with an image since the batch-norm statistics were averaged
@@ -266,41 +272,49 @@ class Engine:
         self._pruner.apply(dict(model.named_parameters()))
         return model
 
-    def _update(self, update: int, rate: float) -> float:
+    def _update(self, update: int, rate: float) -> Tensor:
         if update < self._config.head_steps * self._replays:
             # Dropped only here: under DDP every parameter must take part in the backward pass.
             for parameter in self._below_head:
                 parameter.grad = None
         self._pruner.hold_back()
         norm = clip_gradients(self.model.parameters(), self._config.clip_grad)
-        if math.isfinite(norm):
-            self._lost = 0
-            set_rate(self.optimiser, rate)
-            self.optimiser.step()
-            self._pruner.after(update, rate)
-            if self.average is not None:
-                self.average.update(self.model, update)
-        else:
-            self._skip(update)
+        set_rate(self.optimiser, rate)
+        step_if_finite(self.optimiser, norm)
+        self._pruner.after(update, rate)
+        if self.average is not None:
+            self.average.update(self.model, update)
         self.optimiser.zero_grad(set_to_none=True)
+        self._unread.append((update, norm))
         return norm
 
-    def _skip(self, update: int) -> None:
-        # All ranks have the same all-reduced gradient, so all of them skip.
-        self._lost += 1
-        _LOGGER.warning("update %d is skipped: its gradient is not finite", update)
-        if self._lost >= _HOPELESS:
-            raise RunError(
-                f"Training diverged: {_HOPELESS} updates in a row had no finite gradient. "
-                "Lower train.lr."
-            )
+    def check(self) -> None:
+        """Read the norms of the gradients since the last call, and warn of those not finite.
+
+        Raises RunError if 20 updates in a row had no finite gradient. All ranks have the same
+        gradients, so all of them raise.
+        """
+        if not self._unread:
+            return
+        updates, norms = zip(*self._unread, strict=True)
+        self._unread = []
+        for update, finite in zip(updates, torch.stack(norms).isfinite().tolist(), strict=True):
+            self._lost = 0 if finite else self._lost + 1
+            if finite:
+                continue
+            _LOGGER.warning("update %d is skipped: its gradient is not finite", update)
+            if self._lost >= _HOPELESS:
+                raise RunError(
+                    f"Training diverged: {_HOPELESS} updates in a row had no finite gradient. "
+                    "Lower train.lr."
+                )
 
 
 def bf16_pays(device: torch.device) -> bool:
-    """Return whether bf16 passes are faster than float32; on a CPU this needs AMX tiles."""
+    """Return whether bf16 passes are faster than float32; a CPU needs products of bf16 numbers."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return bool(torch.cpu._is_amx_tile_supported())
+    return processor() != "plain"
 
 
 def _below_head(model: Classifier) -> list[nn.Parameter]:
@@ -326,5 +340,6 @@ def _figures(stats: StepStats, sample: Sample, scale: float) -> Tensor:
             return torch.zeros((), device=stats.loss.device)
         return correct(logits, sample.labels).sum()
 
-    count = torch.tensor(float(len(sample.labels)), device=stats.loss.device)
+    # Filled on the device: a copy from the host would make the host wait for it.
+    count = torch.full((), float(len(sample.labels)), device=stats.loss.device)
     return torch.stack([stats.loss * scale, right(stats.clean), right(stats.adversarial), count])

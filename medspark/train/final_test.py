@@ -1,4 +1,4 @@
-"""Calibrate the chosen network after training, and test it under attack."""
+"""Calibrate the chosen network after training, choose its operating point, and attack it there."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ from medspark.evaluate.noise_result import NoiseResult
 from medspark.evaluate.noisy import judge_noise, judged_rows
 from medspark.evaluate.result import RobustnessResult
 from medspark.evaluate.robust import evaluate
+from medspark.evaluate.summary import Detail
 from medspark.models.card import read_card
 from medspark.models.checkpoint import calibrate, load_classifier
+from medspark.models.deciding import deciding
+from medspark.train.decide import decide_on
 from medspark.train.run_setup import RunSetup
 from medspark.train.validate import gatherer, slices
 from medspark.train.world import World
@@ -26,16 +29,38 @@ _CALIBRATION_IMAGES = 1024
 
 
 def calibrate_and_test(setup: RunSetup) -> RobustnessResult:
-    """Calibrate the chosen network, then attack it on the test images; each rank takes a slice."""
+    """Calibrate the chosen network, decide, and attack it on the test images.
+
+    Each rank takes a slice. With a decision, the figures are those of its answers, and have
+    intervals.
+    """
     if setup.world.is_main:
         _calibrate(setup)
     setup.world.barrier()
-    model = load_classifier(setup.model_folder).to(setup.world.device)
     config = setup.config.evaluate
+    if setup.config.decision.criterion is not None:
+        decide_on(
+            setup.model_folder,
+            setup.validation,
+            setup.source.patients("val"),
+            setup.config.decision,
+            threat=setup.config.attack,
+            settings=config,
+            world=setup.world,
+        )
+    card = read_card(setup.model_folder)
+    model = deciding(load_classifier(setup.model_folder), card).to(setup.world.device)
     rows = config.rows(len(setup.test))
-    batches = slices(setup.test, rows, batch_size=config.batch_size, world=setup.world)
-    gather, probed_below = gatherer(setup.world), config.probed_below(rows)
-    return evaluate(model, batches, config, gather=gather, probed_below=probed_below)
+    decides = card.decision is not None
+    return evaluate(
+        model,
+        slices(setup.test, rows, batch_size=config.batch_size, world=setup.world),
+        config,
+        gather=gatherer(setup.world),
+        positive=card.positive,
+        probed_below=config.probed_below(rows),
+        detail=Detail(groups=setup.source.patients("test")[rows]) if decides else None,
+    )
 
 
 def judge_with_noise(setup: RunSetup) -> NoiseResult | None:

@@ -98,9 +98,13 @@ class Learner:
 
     def logits(self, model: nn.Module, images: Tensor) -> Tensor:
         """Return the logits (B, K) of ``model`` at the training precision."""
-        with nullcontext() if self.autocast is None else _precision(images, self.autocast):
+        with self.precise(images):
             logits: Tensor = model(images)
         return logits.float() if logits.dtype == torch.bfloat16 else logits
+
+    def precise(self, images: Tensor) -> AbstractContextManager[None]:
+        """Return the context in which passes of ``images`` compute at the training precision."""
+        return nullcontext() if self.autocast is None else _precision(images, self.autocast)
 
     def gradient(self, images: Tensor, labels: Tensor, *, graph: bool = False) -> Tensor:
         """Return the gradient of the loss at ``images``; parameters get no gradient."""

@@ -8,24 +8,19 @@ from typing import Any
 
 import torch
 
+from medspark.data.batch import pinned
 from medspark.data.prefetch import Prefetcher
 from medspark.data.source import open_source
 from medspark.evaluate.noise_result import NoiseResult
 from medspark.evaluate.result import RobustnessResult
+from medspark.models.card import read_card
 from medspark.models.checkpoint import describe, save_classifier
 from medspark.train.config import FitConfig, check_ranks
 from medspark.train.engine import Engine
 from medspark.train.final_test import calibrate_and_test, judge_with_noise
 from medspark.train.meter import Meter, Recorder
 from medspark.train.monitor import Monitor, attack_watched
-from medspark.train.prepare import (
-    make_network,
-    make_objective,
-    make_pruner,
-    make_pruning,
-    make_step_rule,
-    watched_images,
-)
+from medspark.train.prepare import Recipe, make_objective, make_pruning, watched_images
 from medspark.train.prune.figures import pruning_figures
 from medspark.train.result import ValidationResult
 from medspark.train.resume import Progress, Resumption
@@ -34,7 +29,7 @@ from medspark.train.timeline import Timeline, peak_memory_mb
 from medspark.train.validate import validate
 from medspark.train.world import World
 
-__all__ = ["fit"]
+__all__ = ["fit", "trained"]
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -45,26 +40,34 @@ def fit(config: FitConfig, world: World, journal: Recorder) -> dict[str, Any]:
     The best network is saved to ``run_dir/model``. Raises UsageError for unusable input, and
     RunError if training diverges or a later attempt takes the run over.
     """
+    return trained(config, world, journal, Recipe())[0]
+
+
+def trained(
+    config: FitConfig, world: World, journal: Recorder, recipe: Recipe
+) -> tuple[dict[str, Any], RunSetup]:
+    """Do as ``fit``, by ``recipe``; return the setup of the run as well."""
     timeline = Timeline()
     timeline.note("joined")
     check_ranks(config.train, world.size)
     source = open_source(config.shards, config.data, seed=config.seed)
     timeline.note("opened")
+    config.decision.check(source.manifest)
     setup = set_up(config, world, journal, source, timeline)
-    training = _Training(setup)
+    training = _Training(setup, recipe)
     timeline.note("built")
     training.run()
     timeline.note("trained")
     tested = calibrate_and_test(setup)
     noise = judge_with_noise(setup)
     timeline.note("tested")
-    return _result(setup, training, tested) | _pruned(setup, noise)
+    return _result(setup, training, tested) | _pruned(setup, noise), setup
 
 
-def _build_engine(setup: RunSetup, *, steps: int) -> Engine:
+def _build_engine(setup: RunSetup, recipe: Recipe, *, steps: int) -> Engine:
     config, manifest = setup.config, setup.source.manifest
     return Engine(
-        make_network(config, setup.source, setup.world),
+        recipe.network(config, setup.source, setup.world),
         config=config.train,
         threat=config.attack,
         objective=make_objective(config, setup.source, setup.world),
@@ -73,24 +76,24 @@ def _build_engine(setup: RunSetup, *, steps: int) -> Engine:
         seed=config.seed,
         world=setup.world,
         settle=config.train.batch_norm == "settle",
-        step_rule=make_step_rule(config, setup.source, setup.world),
-        pruner=make_pruner(config),
+        step_rule=recipe.step_rule(config, setup.source, setup.world),
+        pruner=recipe.pruner(config),
     )
 
 
 class _Training:
     """The epochs of one run: steps, validation, monitor and checkpoints."""
 
-    def __init__(self, setup: RunSetup) -> None:
+    def __init__(self, setup: RunSetup, recipe: Recipe) -> None:
         config, world = setup.config, setup.world
-        self._setup = setup
+        self._setup, self._recipe = setup, recipe
         self._reader = setup.source.training(
             global_batch=config.train.batch_size,
             seed=config.seed,
             rank=world.rank,
             world=world.size,
         )
-        self.engine = _build_engine(setup, steps=config.train.epochs * self._reader.steps)
+        self.engine = _build_engine(setup, recipe, steps=config.train.epochs * self._reader.steps)
         self.progress = Progress()
         self.meter = Meter(world, setup.journal)
         self._monitor = Monitor(config.train.monitor)
@@ -111,6 +114,8 @@ class _Training:
         """Take the remaining steps of ``epoch``; return the seconds spent waiting for images."""
         start = self.progress.step - epoch * self._reader.steps
         batches = self._reader.batches(epoch, start=start)
+        if self._setup.world.device.type == "cuda":
+            batches = map(pinned, batches)
         self.meter.begin()
         with Prefetcher(batches, depth=self._setup.config.data.prefetch) as ready:
             for batch in ready:
@@ -127,6 +132,7 @@ class _Training:
 
     def _report(self, epoch: int, waited: float) -> None:
         self.meter.publish(self.progress.step, epoch, waited=waited)
+        self.engine.check()
         # Moving batch-norm statistics are averaged at fixed steps, whether or not a checkpoint is
         # due, so that a resumed run averages as often as an unbroken one.
         self.engine.average_buffers()
@@ -139,13 +145,15 @@ class _Training:
     def _finish_epoch(self, epoch: int, waited: float) -> None:
         config, progress = self._setup.config, self.progress
         self.meter.publish(progress.step, epoch, waited=waited)
+        self.engine.check()
         self.engine.average_buffers()
         validation = self._validate(epoch)
         progress.validations.append(validation)
         self._setup.journal.record(progress.step, validation.metrics())
         if self._setup.world.is_main:
             _LOGGER.info("epoch %d of %d: %s", epoch + 1, config.train.epochs, validation)
-        better = progress.best is None or validation.score > progress.best.score
+        best = progress.best
+        better = not self._recipe.chooses or best is None or validation.score > best.score
         if better and self.engine.complete:
             progress.best = validation
             self._keep_model()
@@ -219,6 +227,7 @@ def _result(setup: RunSetup, training: _Training, tested: RobustnessResult) -> d
         "epochs": config.train.epochs,
         "alarms": progress.alarms,
         "steps": progress.step,
+        **_decision(setup),
         "model": str(setup.model_folder),
         "architecture": engine.model.architecture,
         "batch_norm": "frozen" if engine.model.batch_norm_frozen else "train",
@@ -236,9 +245,15 @@ def _result(setup: RunSetup, training: _Training, tested: RobustnessResult) -> d
     }
 
 
+def _decision(setup: RunSetup) -> dict[str, Any]:
+    decision = read_card(setup.model_folder).decision
+    return {} if decision is None else {"decision": decision.model_dump(mode="json")}
+
+
 def _pruned(setup: RunSetup, noise: NoiseResult | None) -> dict[str, Any]:
     """Return the part of the result document on the pruning; nothing for other networks."""
-    if make_pruning(setup.config) is None:
+    card = read_card(setup.model_folder)
+    if card.pruning is None or card.denoiser is not None:
         return {}
     figures = pruning_figures(setup.model_folder)
     return figures if noise is None else figures | {"noise": noise.as_json()}

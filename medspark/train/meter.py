@@ -64,6 +64,7 @@ class Meter:
             return
         # Reading the figures waits for the device, so read the clock afterwards.
         figures = self._world.sum(torch.stack([report.figures for report in self._reports])).cpu()
+        norms = torch.stack([report.gradient_norm for report in self._reports]).tolist()
         now = time.perf_counter()
         seconds, wait = now - self._window_began, waited - self._waited_before
         images = int(figures[:, 3].sum())
@@ -73,9 +74,10 @@ class Meter:
         self.waited += wait
         speed = {"images_per_second": images / seconds, "data_wait_share": wait / seconds}
         first = step - len(self._reports) + 1
-        for offset, (report, row) in enumerate(zip(self._reports, figures.tolist(), strict=True)):
+        read = zip(self._reports, figures.tolist(), norms, strict=True)
+        for offset, (report, row, norm) in enumerate(read):
             last = first + offset == step
-            metrics = _step_metrics(report, row) | {"epoch": epoch}
+            metrics = _step_metrics(report, row) | {"gradient_norm": norm, "epoch": epoch}
             self._journal.record(first + offset, metrics | (speed if last else {}))
         self._reports = []
         self._window_began, self._waited_before = now, waited
@@ -103,5 +105,4 @@ def _step_metrics(report: Report, figures: list[float]) -> dict[str, float]:
         "train/attacked_accuracy": attacked / images,
         "lr": report.rate,
         "eps": report.eps,
-        "gradient_norm": report.gradient_norm,
     }

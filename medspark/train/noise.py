@@ -24,7 +24,7 @@ def keyed_noise(images: Tensor, rows: Integers, *, key: int) -> Tensor:
     """
     pixels = images[0].numel()
     halves = hash64(key, rows).view(np.int32).reshape(-1, 2)
-    first, second = torch.from_numpy(halves).to(images.device).unbind(1)
+    first, second = torch.from_numpy(halves).to(images.device, non_blocking=True).unbind(1)
     bits = torch.arange(pixels, dtype=torch.int32, device=images.device)
     bits = bits.expand(len(images), pixels) ^ first[:, None]
     bits = _mix(bits).add_(second[:, None])

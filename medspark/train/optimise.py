@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from medspark.train.config import TrainConfig
 
-__all__ = ["Average", "Descent", "adamw", "clip_gradients", "set_rate"]
+__all__ = ["Average", "Descent", "adamw", "clip_gradients", "set_rate", "step_if_finite"]
 
 
 def adamw(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
@@ -43,14 +43,25 @@ def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate * group["scale"]
 
 
-def clip_gradients(parameters: Iterable[nn.Parameter], largest: float) -> float:
-    """Scale the gradients to a norm of at most ``largest`` (0: no limit); return their norm."""
+def clip_gradients(parameters: Iterable[nn.Parameter], largest: float) -> Tensor:
+    """Scale the gradients to a norm of at most ``largest`` (0: no limit); return their norm ().
+
+    The norm is read on a CPU only, to save the pass that scales. A GPU would be waited for.
+    """
     kept = list(parameters)
     norm = nn.utils.get_total_norm([p.grad for p in kept if p.grad is not None])
-    length = float(norm)
-    if 0 < largest < length:
+    if largest > 0 and (norm.device.type != "cpu" or norm > largest):
         nn.utils.clip_grads_with_norm_(kept, largest, norm)
-    return length
+    return norm
+
+
+def step_if_finite(optimiser: torch.optim.AdamW, norm: Tensor) -> None:
+    """Update the weights and moments if ``norm`` () is finite, without reading it from the device.
+
+    ``found_inf`` is how torch.amp.GradScaler tells a fused optimiser to leave out an update.
+    """
+    optimiser.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
+    optimiser.step()
 
 
 class Descent:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -34,7 +36,7 @@ from medspark.train.prune.pruner import Pruner
 from medspark.train.world import World
 
 __all__ = [
-    "make_network", "make_objective", "make_pruner", "make_pruning", "make_step_rule",
+    "Recipe", "make_network", "make_objective", "make_pruner", "make_pruning", "make_step_rule",
     "validation_split", "watched_images",
 ]  # fmt: skip
 
@@ -113,6 +115,19 @@ def make_pruner(config: FitConfig) -> Pruner:
     """Return what prunes the network, or keeps the zeros of a pruned one, or does nothing."""
     narrowed = config.prune is not None and config.prune.structured
     return Pruner(None if narrowed else config.prune, pruned=_pruned(config) is not None)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a training makes of its configuration. Another one trains another kind of network.
+
+    With ``chooses`` the epoch with the best score on validation images is kept, else the last one.
+    """
+
+    network: Callable[[FitConfig, Source, World], Classifier] = make_network
+    step_rule: Callable[[FitConfig, Source, World], StepRule | None] = make_step_rule
+    pruner: Callable[[FitConfig], Pruner] = make_pruner
+    chooses: bool = True
 
 
 def make_pruning(config: FitConfig) -> Pruning | None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
-from medspark.evaluate.noise_result import NoiseResult
+from medspark.evaluate.noise_result import NoiseResult, noise_lines
 from medspark.evaluate.result import ConditionFigures, RobustnessResult
 from medspark.job import Result
 
@@ -87,3 +87,11 @@ class TrainResult(RobustnessResult):
     mlflow: dict[str, Any] = Field({}, description="where to find the run")
     ingest: dict[str, Any] | None = Field(None, description="result of the demo's ingest")
     baseline: TrainResult | None = Field(None, description="result of training without attacks")
+
+    def more_lines(self) -> list[str]:
+        """Return lines of Markdown for the report, on what its table does not show."""
+        return [] if self.noise is None else ["", *noise_lines(self.noise)]
+
+    def more_metrics(self) -> dict[str, float]:
+        """Return figures of a kind of training of its own, by their MLflow names."""
+        return {}

@@ -15,7 +15,7 @@ from medspark.config import Config
 from medspark.job import write_result
 from medspark.lock import locked
 from medspark.shards import manifest
-from medspark.spark.slots import available_cores
+from medspark.spark.cluster import available_cores
 
 __all__ = ["DemoConfig", "check_demo", "demo_folder", "demo_shards", "ingest_sum"]
 

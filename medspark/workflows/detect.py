@@ -32,6 +32,7 @@ from medspark.defend.detect.pieces import (
 from medspark.defend.detect.registry import grid
 from medspark.defend.detect.report import metrics, write_detection_report
 from medspark.defend.detect.result import Chosen, DetectResult, Generalisation
+from medspark.defend.detect.served import copy_guarded
 from medspark.eps import eps_text
 from medspark.errors import UsageError
 from medspark.evaluate.config import check_attacks
@@ -44,10 +45,11 @@ from medspark.models.checkpoint import load_classifier
 from medspark.shards.manifest import Manifest, read_manifest, verify
 from medspark.shards.schema import read_patients, read_sites
 from medspark.track.runs import tracked
-from medspark.track.spool import DatasetEntry, RunEntry
+from medspark.track.spool import DatasetEntry, ModelEntry, RunEntry
 from medspark.workflows.attacked_data import resolve_model
 from medspark.workflows.detect_config import DetectConfig
 from medspark.workflows.detect_parts import Part, Parts
+from medspark.workflows.model_description import model_entry
 
 __all__ = ["Detection"]
 
@@ -103,6 +105,7 @@ class Detection:
                 "FINISHED",
                 summary=metrics(result),
                 artifacts=self.folder / "report",
+                model=self._served() if self.config.track.log_model else None,
                 patience_seconds=self.config.track.patience_seconds,
             )
             reference = run.reference
@@ -124,7 +127,12 @@ class Detection:
         if "bu" in self.config.detectors and PENULTIMATE not in self.layers:
             raise UsageError("detectors: bu looks at the layer penultimate; add it to layers.")
         attacks = (*self.config.attacks, self.config.fit.attack)
-        check_attacks(attacks, gradients=True, surrogates=len(self.surrogates))
+        check_attacks(
+            attacks,
+            gradients=True,
+            surrogates=len(self.surrogates),
+            denoised=read_card(self.model).denoiser is not None,
+        )
         if min((*self.config.eps, *(self.config.fit.eps or ()))) <= 0:
             raise UsageError("eps: a detector needs attacks, so every budget is larger than 0.")
         calibrating = int((~self.parts.choosing()).sum())
@@ -299,6 +307,13 @@ class Detection:
             network=sha256_of(self.model / WEIGHTS),
         )
         return guard
+
+    def _served(self) -> ModelEntry:
+        """Return the model with its guard, in one folder as it is served."""
+        folder = self.folder / "served"
+        copy_guarded(self.model, self.guard_folder, folder)
+        card = (self.folder / "report" / "report.md").read_text("utf-8")
+        return model_entry(folder, self.manifest, self.config.track, card=card)
 
     def _entry(self) -> RunEntry:
         return RunEntry(

@@ -10,10 +10,11 @@ from pyspark.sql import SparkSession
 from medspark import ownership
 from medspark.data.native import MappedSplit
 from medspark.errors import UsageError
-from medspark.evaluate.config import check_attacks
+from medspark.evaluate.config import check_attacks, through_denoiser
 from medspark.evaluate.gallery import Exhibit, exhibits, typical_rows
 from medspark.evaluate.noise_result import NoiseResult
 from medspark.evaluate.noisy_pieces import NoisyJob
+from medspark.evaluate.operating_point import OperatingPoint
 from medspark.evaluate.pieces import Job, fingerprint
 from medspark.evaluate.report import write_report
 from medspark.evaluate.result import EvaluationResult, RobustnessResult, metrics_by_name
@@ -42,14 +43,20 @@ class Evaluation:
 
     def __init__(self, config: EvaluationConfig) -> None:
         """Find the model and the data. Raises UsageError if they are missing or do not fit."""
-        self.config = config
         self.data = AttackedData(config)
         model = resolve_model(config.model, uri=config.track.uri)
         surrogates = tuple(resolve_model(name, uri=config.track.uri) for name in config.surrogates)
         for path in (model, *surrogates):
             _check_fit(path, self.data.manifest)
         gradients = model.suffix != ".onnx"
-        check_attacks(config.attacks, gradients=gradients, surrogates=len(surrogates))
+        self.card = read_card(model) if gradients else None
+        denoised = self.card is not None and self.card.denoiser is not None
+        if denoised:
+            config = config.model_copy(update={"attacks": through_denoiser(config.attacks)})
+        check_attacks(
+            config.attacks, gradients=gradients, surrogates=len(surrogates), denoised=denoised
+        )
+        self.config = config
         others = {f"the surrogate {path}": path for path in surrogates}
         sources = {"the model": model, **others, "the shards": config.shards}
         ownership.apart(sources, {"the folder of evaluations": config.folder})
@@ -109,7 +116,7 @@ class Evaluation:
     def _noise(self, spark: SparkSession) -> NoiseResult | None:
         """Judge a network that has noisy weights with its noise; None for any other model."""
         model = self.job.model
-        pruning = None if model.suffix == ".onnx" else read_card(model).pruning
+        pruning = None if self.card is None else self.card.pruning
         if pruning is None or not pruning.noise or max(self.config.eps, default=0.0) == 0:
             return None
         job = NoisyJob(
@@ -131,9 +138,11 @@ class Evaluation:
             arrays,
             trials,
             limits=self.job.config.sanity,
-            positive=self.data.positive,
+            positive=self._positive(self.data.positive),
             detail=self.data.detail(arrays["rows"]),
         )
+        if self.card is not None and self.card.decision is not None:
+            result = result.model_copy(update={"decision": self.card.decision})
         eps = max(self.config.eps, default=0.0)
         shown = self._exhibits(arrays, eps)
         write_report(
@@ -143,11 +152,17 @@ class Evaluation:
             title=f"Robustness of {Path(self.config.model).name}",
             facts=self._facts(result) | ({} if noise is None else {"noise": noise.sentence}),
             classes=self.data.manifest.classes,
-            positive=self.data.drawn,
+            positive=self._positive(self.data.drawn),
+            point=None if self.card is None else OperatingPoint.of(self.card),
             shown=shown,
             shown_eps=eps,
         )
         return result, len(shown)
+
+    def _positive(self, otherwise: int | None) -> int | None:
+        """Return the positive class: the one asked for, the decision's, or ``otherwise``."""
+        own = None if self.card is None else self.card.positive
+        return otherwise if own is None or self.config.positive is not None else own
 
     def _facts(self, result: RobustnessResult) -> dict[str, str]:
         manifest = self.data.manifest

@@ -16,6 +16,7 @@ from pyspark.sql import SparkSession
 from medspark import ownership
 from medspark.attacks.config import AttackName
 from medspark.errors import UsageError
+from medspark.evaluate.operating_point import OperatingPoint
 from medspark.evaluate.pieces import Job, fingerprint
 from medspark.evaluate.report import write_report
 from medspark.evaluate.result import RobustnessResult, metrics_by_name
@@ -184,9 +185,11 @@ class EdgeExport:
             arrays,
             trials,
             limits=job.config.sanity,
-            positive=self.data.positive,
+            positive=self._positive(self.data.positive),
             detail=self.data.detail(arrays["rows"]),
         )
+        if self.card.decision is not None:
+            result = result.model_copy(update={"decision": self.card.decision})
         return result, predictions(arrays, trials)
 
     def _artifact(
@@ -240,8 +243,14 @@ class EdgeExport:
             title=f"Robustness of {self.card.architecture}, {made.backend} {made.precision}",
             facts=self._facts(),
             classes=self.data.manifest.classes,
-            positive=self.data.drawn,
+            positive=self._positive(self.data.drawn),
+            point=OperatingPoint.of(made.card),
         )
+
+    def _positive(self, otherwise: int | None) -> int | None:
+        """Return the positive class: the one asked for, the decision's, or ``otherwise``."""
+        own = self.card.positive
+        return otherwise if own is None or self.config.positive is not None else own
 
     def _facts(self) -> dict[str, str]:
         effort = self.config.settings_of(_DEPLOYED_ATTACKS).effort

@@ -15,7 +15,7 @@ from medspark.federate.privacy import check_privacy
 from medspark.federate.result import FederationResult
 from medspark.federate.server import Executor
 from medspark.files import json_digest, write_whole
-from medspark.models.card import read_card
+from medspark.models.card import PLAIN, read_card
 from medspark.models.config import check_images, check_model, check_weights, model_folder
 from medspark.shards.manifest import Manifest, read_manifest, verify
 from medspark.spark.session import spark_session
@@ -86,11 +86,12 @@ def check(config: FederateConfig) -> Manifest:
     check_model(config.model)
     check_images(config.model, manifest)
     folder = model_folder(config.model)
-    if folder is not None and read_card(folder).pruning is not None:
+    if folder is not None and read_card(folder, kinds=PLAIN).pruning is not None:
         raise UsageError(
             f"model.weights: '{folder}' is pruned, and clients do not keep its zeros and widths."
         )
     check_attacks(config.evaluate.attacks, gradients=True, surrogates=0)
+    config.decision.check(manifest)
     if config.privacy is not None:
         check_privacy()
     _check_splits(config, manifest)
@@ -163,6 +164,8 @@ def _digests(config: FederateConfig, manifest: Manifest) -> dict[str, str]:
     """Return two hashes: ``run`` of the settings that decide the weights, ``asked`` of all."""
     dataset = {"dataset": manifest.digest}
     asked = config.model_dump(mode="json", exclude=set(config.decides_nothing))
+    if config.decision.criterion is None:
+        del asked["decision"]  # runs of versions without decisions keep their hash
     return {
         "run": json_digest(config.deciding_weights() | dataset),
         "asked": json_digest(asked | dataset),

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from medspark.config import Config
-from medspark.evaluate.config import AttackSettings
+from medspark.evaluate.config import AttackSettings, DecisionConfig
 from medspark.federate.config import FederationConfig
 from medspark.job import JobConfig
 from medspark.spark.session import SparkConfig
@@ -32,7 +32,7 @@ class ValidationConfig(Config):
 class FederateConfig(JobConfig, FederationConfig):
     """Federated training on one dataset of shards, each client as a part of a Spark task."""
 
-    decides_report: ClassVar = frozenset({"evaluate", "validate_rounds"})
+    decides_report: ClassVar = frozenset({"evaluate", "validate_rounds", "decision"})
     decides_nothing: ClassVar = frozenset({
         "output", "shards", "run_dir", "resume", "overwrite", "spark", "track", "tasks",
     })  # fmt: skip
@@ -54,5 +54,6 @@ class FederateConfig(JobConfig, FederationConfig):
     tasks: int = Field(0, ge=0, description="Spark tasks that train at once; 0: all slots")
     validate_rounds: ValidationConfig = ValidationConfig()
     evaluate: AttackSettings = AttackSettings()
+    decision: DecisionConfig = DecisionConfig()
     spark: SparkConfig = SparkConfig()
     track: TrackConfig = TrackConfig()

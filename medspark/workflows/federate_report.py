@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from medspark.eps import eps_text
 from medspark.evaluate.names import in_markdown
+from medspark.evaluate.operating_point import decision_lines
 from medspark.evaluate.sanity import SIGN
 from medspark.federate.result import FederationResult, RoundFigures
 from medspark.files import replacing, write_whole
@@ -89,6 +90,7 @@ def describe_federation(result: FederationResult) -> str:
         "",
         f"On {result.images} test images; {verdict}.{_NETWORK.get(result.batch_norm, '')}",
         "",
+        *([*decision_lines(result), ""] if result.decision is not None else []),
         *_clients(result),
         "## Rounds",
         "",

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from medspark.data.native import MappedSplit
 from medspark.errors import UsageError
 from medspark.evaluate.config import AttackSettings
-from medspark.evaluate.summary import Arrays, summarise
+from medspark.evaluate.summary import Arrays, Detail, summarise
 from medspark.federate.backdoor import probe
 from medspark.federate.edge import edge_set
 from medspark.federate.folder import FederationFolder
@@ -29,12 +29,15 @@ from medspark.federate.stored import ClientRows, read_pattern, write_edge
 from medspark.federate.worker import Setting, Worker
 from medspark.files import json_digest, write_whole
 from medspark.launch.standing import standing_tasks
+from medspark.models.card import read_card
 from medspark.models.config import PRETRAINED
-from medspark.shards.manifest import Manifest
+from medspark.shards.manifest import Manifest, patients_of
 from medspark.spark.slots import wait_for
 from medspark.track.journal import Journal, JournalReader
 from medspark.track.runs import TrackedRun
+from medspark.train.decide import decide_on
 from medspark.train.final_test import calibrate_on
+from medspark.train.world import World
 from medspark.workflows.federate_config import FederateConfig
 from medspark.workflows.federate_report import write_federation_report
 
@@ -84,9 +87,16 @@ class Federation:
             total=rows_in(self.manifest, split),
             work=self.place / "pieces" / self._digest_of(config),
         )
-        tested = summarise(arrays, config.trials(), limits=config.sanity)
+        card, detail = read_card(self.place / "model"), None
+        if card.decision is not None:
+            groups = patients_of(self._shards, self.manifest, split)[arrays["rows"]]
+            detail = Detail(groups=groups)
+        tested = summarise(
+            arrays, config.trials(), limits=config.sanity, positive=card.positive, detail=detail
+        )
         result = FederationResult.model_validate(
             tested.as_json()
+            | ({} if card.decision is None else {"decision": card.decision.model_dump(mode="json")})
             | {
                 "mode": self.config.train.mode,
                 "aggregate": "dp_fedavg" if self.config.privacy else self.config.aggregate,
@@ -233,13 +243,25 @@ class Federation:
         split = "val" if rows_in(self.manifest, "val") else "train"
         images = MappedSplit(self._shards, self.manifest, split)
         size = self.config.evaluate.batch_size
-        calibrate_on(self.place / "model", images, batch_size=size, device=torch.device("cpu"))
+        world = World(0, 0, 1, torch.device("cpu"))
+        calibrate_on(self.place / "model", images, batch_size=size, device=world.device)
+        if self.config.decision.criterion is not None:
+            decide_on(
+                self.place / "model",
+                images,
+                patients_of(self._shards, self.manifest, split),
+                self.config.decision,
+                threat=self.config.attack,
+                settings=self.config.evaluate,
+                world=world,
+            )
 
     def _per_client(self, server: Server, arrays: Arrays) -> list[ClientFigures]:
         """Return the figures on the test images of each client that would hold some.
 
         Clients that keep their batch norms are tested with them; ``arrays`` are of the mean's.
         """
+        positive = read_card(self.place / "model").positive
         owners, names = owners_of(self._setting.config, self._shards, self.manifest, "test")
         if owners is None:
             return []
@@ -259,7 +281,7 @@ class Federation:
             held = owners[arrays["rows"]]
         for client in clients:
             own = {name: values[held == client] for name, values in arrays.items()}
-            seen = summarise(own, config.trials(), limits=config.sanity)
+            seen = summarise(own, config.trials(), limits=config.sanity, positive=positive)
             found.append(
                 ClientFigures(
                     client=client,
@@ -273,7 +295,10 @@ class Federation:
         return found
 
     def _digest_of(self, config: AttackSettings) -> str:
-        return json_digest(config.model_dump(mode="json"))[:16]
+        asked = config.model_dump(mode="json")
+        if self.config.decision.criterion is not None:
+            asked["decision"] = self.config.decision.model_dump(mode="json")
+        return json_digest(asked)[:16]
 
 
 _SHOWN = ("loss", "val/accuracy", "val/pgd_accuracy", "backdoor_success")

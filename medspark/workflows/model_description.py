@@ -7,6 +7,7 @@ from pathlib import Path
 
 from medspark.evaluate.names import in_markdown, short
 from medspark.evaluate.noise_result import noise_lines
+from medspark.evaluate.operating_point import decision_lines
 from medspark.evaluate.sanity import SIGN
 from medspark.models.card import ModelCard, columns_of
 from medspark.shards.manifest import Manifest
@@ -51,7 +52,7 @@ patients), data digest `{manifest.digest[:16]}`, {result.epochs} epochs, seen by
 {robustness_table({"": result})}
 
 On {result.images} test images; {verdict}.
-{_pruned(result)}
+{_decided(result)}{_pruned(result)}
 ## How to ask it
 
 A DICOM, PNG, JPEG or TIFF file in base64, in the column `image`; it is brought to the training
@@ -63,18 +64,31 @@ scaling).
 
 
 def model_entry(folder: Path, manifest: Manifest, track: TrackConfig, *, card: str) -> ModelEntry:
-    """Return how MLflow keeps the network in ``folder``, described by ``card`` in Markdown."""
+    """Return how MLflow keeps the network in ``folder``, described by ``card`` in Markdown.
+
+    A network whose folder holds a guard is served with it.
+    """
+    guarded = (folder / "guard").is_dir()
+    plain = "medspark.models.predictor:Predictor.load"
+    files = "medspark.models.file_predictor:FilePredictor.load"
     return ModelEntry(
         folder=folder,
-        loader="medspark.models.predictor:Predictor.load",
+        loader="medspark.defend.detect.served:GuardedPredictor.load" if guarded else plain,
         input_shape=(manifest.height, manifest.width, manifest.channels),
-        outputs=len(manifest.classes),
-        file_loader="medspark.models.file_predictor:FilePredictor.load",
-        classes=columns_of(manifest.classes),
+        outputs=len(manifest.classes) + guarded,
+        file_loader="medspark.defend.detect.served:guarded_files" if guarded else files,
+        classes=columns_of(manifest.classes, guarded=guarded),
+        guarded=guarded,
         card=card,
         register_as=track.register_as,
         alias=track.alias,
     )
+
+
+def _decided(result: TrainResult) -> str:
+    """Return a section on the operating point; "" for a network that answers the likeliest."""
+    lines = decision_lines(result)
+    return "\n".join(["", "## Where it decides", "", *lines, ""]) if lines else ""
 
 
 def _pruned(result: TrainResult) -> str:
@@ -109,4 +123,5 @@ def _answer(card: ModelCard) -> str:
             "the findings that are likelier than not\n(`a|b`) and a probability of its own for "
             "every finding,"
         )
-    return "the likeliest class and\na probability for every class,"
+    label = "likeliest" if card.decision is None else "decided"
+    return f"the {label} class and\na probability for every class,"

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from medspark.errors import UsageError
-from medspark.models.card import WEIGHTS, read_card
+from medspark.models.card import PLAIN, WEIGHTS, read_card
 from medspark.models.config import ModelConfig, tensor_shapes
 from medspark.shards.manifest import read_manifest
 from medspark.train.config import PruneConfig, RecipeSettings, check_pruning
@@ -80,7 +80,7 @@ def training_of(settings: SparkTrainingConfig, model: Path, how: PruneConfig) ->
 
 def check_model_to_prune(model: Path, shards: Path) -> None:
     """Raise UsageError unless ``model`` is a folder with weights to prune that fits ``shards``."""
-    if difference := read_card(model).misfit(read_manifest(shards)):
+    if difference := read_card(model, kinds=PLAIN).misfit(read_manifest(shards)):
         raise UsageError(f"The model in {model} does not fit: {difference}.")
     if not any(len(shape) > 1 for shape in _weights(model)):
         raise UsageError(f"The model in {model} has no convolution or linear layer to prune.")

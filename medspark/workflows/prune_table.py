@@ -79,6 +79,8 @@ class _Table:
             "evaluate": training.evaluate.model_dump(mode="json"),
             "dataset": self._manifest.digest,
         }
+        if training.decision.criterion is not None:
+            decisive["decision"] = training.decision.model_dump(mode="json")
         name = digest(decisive)
         return Cell(
             name=f"{blank.model}, {blank.method} at {100 * blank.sparsity:g} %, seed {blank.seed}",

@@ -20,8 +20,9 @@ from medspark.job import command_line, write_result
 from medspark.launch.distributor import SPARK_SETTINGS, Task, run_ddp
 from medspark.launch.hardware import hardware
 from medspark.shards.manifest import Manifest, read_manifest
+from medspark.spark.cluster import available_cores, is_local, task_cpus
 from medspark.spark.session import spark_session
-from medspark.spark.slots import available_cores, local_slots, slots_of
+from medspark.spark.slots import slots_of
 from medspark.study.cells import Cell, Study, StudyReport, digest, held_study, run_study
 from medspark.study.forecast import predictions, step_models
 from medspark.study.laws import StepModel, Window, all_reduce_constants, steady
@@ -348,9 +349,9 @@ def _add_flags(kept: ScaleCell, file: Path) -> None:
 def _room(config: ScaleAtConfig, spark: SparkSession) -> tuple[int, int]:
     """Return the number of cores, and the number of threads of each rank at every scale."""
     slots, wanted = slots_of(spark), max(config.grid.processes)
-    local = local_slots(str(spark.sparkContext.master)) is not None
+    local = is_local(spark)
     cores = available_cores() if local else slots.cores
-    own = max(1, cores // wanted) if local else int(spark.conf.get("spark.task.cpus", "1") or 1)
+    own = max(1, cores // wanted) if local else task_cpus(spark)
     return cores, config.launch.threads_per_process or own
 
 

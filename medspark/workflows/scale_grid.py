@@ -19,7 +19,8 @@ from medspark.evaluate.sanity import PROBED_IMAGES
 from medspark.launch.distributor import LaunchConfig
 from medspark.models.config import ModelConfig, check_images, check_model
 from medspark.shards.manifest import Manifest, read_manifest
-from medspark.spark.slots import local_slots, submitted_master
+from medspark.spark.cluster import local_slots
+from medspark.spark.slots import submitted_master
 from medspark.study.laws import Cluster
 from medspark.study.sweep import ALONE, ScalePoint, Scaling
 from medspark.train.config import ModeName as TrainMode

@@ -13,7 +13,7 @@ from pyspark.sql import SparkSession
 
 from medspark.data.config import check_data
 from medspark.errors import UsageError
-from medspark.evaluate.noise_result import noise_lines
+from medspark.evaluate.operating_point import decision_lines
 from medspark.files import json_digest
 from medspark.job import write_result
 from medspark.launch.distributor import (
@@ -53,12 +53,14 @@ __all__ = ["TrainAtConfig", "check", "summary", "train_at", "train_once"]
 # Names of the table's rows for modes that train no robustness.
 _NO_DEFENCE = {"standard": "undefended", "kd": "student (kd)", "defensive": "student (defensive)"}
 
-# The function that every rank runs.
-_FIT = "medspark.train.loop:fit"
-
 
 class TrainAtConfig(SparkTrainingConfig, TrainingSettings):
     """Adversarial fine-tuning of one classifier on one dataset of shards."""
+
+    # The function that every rank runs, its configuration, and its result.
+    rank_function: ClassVar[str] = "medspark.train.loop:fit"
+    rank_config: ClassVar[type[FitConfig]] = FitConfig
+    result_class: ClassVar[type[TrainResult]] = TrainResult
 
     decides_report: ClassVar = frozenset({"baseline"})
     decides_nothing: ClassVar = frozenset({
@@ -156,7 +158,7 @@ def _kept(config: TrainAtConfig, folder: Path) -> TrainResult | None:
     if config.resume == "never":
         return None
     kept = kept_result(folder, **_digests(config))
-    return None if kept is None else TrainResult.model_validate(kept)
+    return None if kept is None else config.result_class.model_validate(kept)
 
 
 def _digests(config: TrainAtConfig) -> dict[str, str]:
@@ -166,6 +168,8 @@ def _digests(config: TrainAtConfig) -> dict[str, str]:
     # A run trains one network, or two with a baseline.
     run = config.deciding_weights() | {"baseline": config.baseline}
     asked = config.model_dump(mode="json", exclude=set(config.decides_nothing))
+    if config.decision.criterion is None:
+        del asked["decision"]  # runs of versions without decisions keep their hash
     return {"run": json_digest(run | dataset), "asked": json_digest(asked | dataset)}
 
 
@@ -195,7 +199,9 @@ def check(config: TrainAtConfig) -> None:
     check_room(config.launch, config.spark.master)
     check_ranks(config.train, config.launch.processes)
     if config.shards is not None:
-        verify(config.shards, read_manifest(config.shards), contents=False)
+        manifest = read_manifest(config.shards)
+        verify(config.shards, manifest, contents=False)
+        config.decision.check(manifest)
     check_data(config.data)
     check_weights(config.model)
 
@@ -221,6 +227,8 @@ def summary(result: TrainResult) -> str:
         *flag_lines(rows),
         "",
     ]
+    if result.decision is not None:
+        lines += [*decision_lines(result), ""]
     lines.append(f"Model: {result.model}")
     if result.ingest is not None:
         lines.append(ingest_sum(result.ingest))
@@ -262,7 +270,7 @@ def train_once(
     )
     with tracked(folder, config.track, entry) as run:
         task = Task(
-            function=_FIT,
+            function=config.rank_function,
             config=fit_config,
             run_dir=folder,
             journal=run.spool.journal,
@@ -275,7 +283,7 @@ def train_once(
         )
         with progress(run.spool.journal, steps=steps, name=fit_config.mode):
             document, launched = run_ddp(task, spark=spark, launch=config.launch)
-        result = TrainResult.model_validate(
+        result = config.result_class.model_validate(
             document | {"startup": figures.startup(document["timeline"], launched)}
         )
         metrics = (
@@ -284,7 +292,7 @@ def train_once(
             | {"restarts": launched.restarts}
         )
         if not timed_only:
-            metrics |= figures.robustness(result) | figures.pruning(result)
+            metrics |= figures.robustness(result) | figures.pruning(result) | result.more_metrics()
             metrics |= figures.compared(result, eps=config.attack.eps)
         keep_model = config.track.log_model and not timed_only
         run.end(
@@ -312,11 +320,10 @@ def _fit_config(config: TrainAtConfig, folder: Path) -> FitConfig:
         # Each rank works in a different folder, so the path must be absolute.
         model = model.model_copy(update={"weights": str(Path(str(model.weights)).resolve())})
     # Copy the fields that both configurations share.
-    shared = {
-        name: getattr(config, name) for name in FitConfig.model_fields if hasattr(config, name)
-    }
+    names = config.rank_config.model_fields
+    shared = {name: getattr(config, name) for name in names if hasattr(config, name)}
     placed = {"shards": config.shards.resolve(), "run_dir": folder, "model": model}
-    return FitConfig(**(shared | placed))
+    return config.rank_config(**(shared | placed))
 
 
 def _entry(config: TrainAtConfig, fit_config: FitConfig, manifest: Manifest) -> RunEntry:
@@ -343,9 +350,9 @@ def _write_report(run_folder: Path, result: TrainResult, manifest: Manifest) -> 
     folder = run_folder / "report"
     folder.mkdir(parents=True, exist_ok=True)
     card = describe_model(result, manifest, read_card(run_folder / "model"))
-    noise = [] if result.noise is None else ["", *noise_lines(result.noise)]
     write_result(folder / "result.json", result.as_json())
-    table = "\n".join([robustness_table({"": result}), *noise])
+    decided = ["", *decision_lines(result)] if result.decision is not None else []
+    table = "\n".join([robustness_table({"": result}), *decided, *result.more_lines()])
     (folder / "robustness.md").write_text(table, encoding="utf-8")
     (folder / "MODEL_CARD.md").write_text(card, encoding="utf-8")
     return folder

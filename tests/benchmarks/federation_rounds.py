@@ -38,8 +38,8 @@ from medspark.federate.worker import Setting, Worker
 from medspark.launch.standing import standing_tasks
 from medspark.models.config import ModelConfig
 from medspark.models.torchvision_ops import import_timm
+from medspark.spark.cluster import available_cores
 from medspark.spark.session import SparkConfig, spark_session
-from medspark.spark.slots import available_cores
 
 CLIENTS = {"lr": 1000, "cnn": 100}
 # Rounds that are timed in a turn, and those before them.

@@ -41,6 +41,7 @@ if TYPE_CHECKING:  # ART is optional
 BATCH, EPS = 32, 2 / 255
 NETWORKS = ("densenet121", "mobilenetv2_100", "resnet50")
 SIDES = (64, 224)
+CPU = torch.device("cpu")
 TURNS = int(os.environ.get("MEDSPARK_BENCH_TURNS", "7"))
 Make = Callable[[str, int], Callable[[], object]]
 
@@ -53,11 +54,11 @@ def network(name: str) -> Classifier:
     return model.train()
 
 
-def images(side: int) -> tuple[Tensor, Tensor]:
+def images(side: int, batch: int = BATCH) -> tuple[Tensor, Tensor]:
     """Return the stored images of one batch, as the reader delivers them, and their labels."""
     generator = torch.Generator().manual_seed(0)
-    stored = torch.randint(0, 256, (BATCH, side, side, 1), dtype=torch.uint8, generator=generator)
-    return stored.permute(0, 3, 1, 2), torch.randint(0, 2, (BATCH,), generator=generator)
+    stored = torch.randint(0, 256, (batch, side, side, 1), dtype=torch.uint8, generator=generator)
+    return stored.permute(0, 3, 1, 2), torch.randint(0, 2, (batch,), generator=generator)
 
 
 def as_floats(stored: Tensor) -> Tensor:
@@ -69,10 +70,25 @@ def as_floats(stored: Tensor) -> Tensor:
     return (stored.float() / 255).clone(memory_format=torch.contiguous_format)
 
 
-def ours(name: str, side: int, config: TrainConfig | None = None) -> Callable[[], object]:
+def ours(
+    name: str,
+    side: int,
+    config: TrainConfig | None = None,
+    *,
+    device: torch.device = CPU,
+    batch: int = BATCH,
+) -> Callable[[], object]:
     """Return our step, the conversion of stored integers included."""
-    stored, labels = images(side)
-    engine = Engine(
+    engine = engine_for(name, side, config, device=device)
+    stored, labels = images(side, batch)
+    return partial(engine.step, Batch(stored, labels, np.arange(batch), 1.0, batch, 0, 0), 0)
+
+
+def engine_for(
+    name: str, side: int, config: TrainConfig | None = None, *, device: torch.device = CPU
+) -> Engine:
+    """Return the engine of our step."""
+    return Engine(
         network(name),
         config=config or TrainConfig(),
         threat=ThreatModel(eps=EPS),
@@ -80,10 +96,8 @@ def ours(name: str, side: int, config: TrainConfig | None = None) -> Callable[[]
         image_shape=(1, side, side),
         total_steps=10**6,
         seed=0,
-        world=World(0, 0, 1, torch.device("cpu")),
+        world=World(0, 0, 1, device),
     )
-    batch = Batch(stored, labels, np.arange(BATCH), 1.0, BATCH, 0, 0)
-    return partial(engine.step, batch, 0)
 
 
 def as_a_rank(name: str, side: int, *, config: TrainConfig | None = None) -> Callable[[], object]:
@@ -92,12 +106,14 @@ def as_a_rank(name: str, side: int, *, config: TrainConfig | None = None) -> Cal
     return ours(name, side, config)
 
 
-def textbook(name: str, side: int, *, attack: bool) -> Callable[[], object]:
+def textbook(
+    name: str, side: int, *, attack: bool, device: torch.device = CPU, batch: int = BATCH
+) -> Callable[[], object]:
     """Return the step as tutorials write it."""
-    model = network(name)
+    model = network(name).to(device)
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    stored, labels = images(side)
-    x = as_floats(stored)
+    stored, labels = images(side, batch)
+    x, labels = as_floats(stored).to(device), labels.to(device)
 
     def plain() -> None:
         optimiser.zero_grad()
@@ -127,6 +143,8 @@ def art_trainer(
     shape: tuple[int, int, int],
     *,
     classes: int = 2,
+    device: torch.device = CPU,
+    batch: int = BATCH,
 ) -> AdversarialTrainer:
     """Return ART's AdversarialTrainer with FGSM, half of each batch attacked."""
     from art.attacks.evasion import FastGradientMethod
@@ -140,25 +158,27 @@ def art_trainer(
         input_shape=shape,
         nb_classes=classes,
         clip_values=(0.0, 1.0),
-        device_type="cpu",
+        device_type="cpu" if device.type == "cpu" else "gpu",
     )
-    attack = FastGradientMethod(classifier, eps=EPS, batch_size=BATCH)
+    attack = FastGradientMethod(classifier, eps=EPS, batch_size=batch)
     return AdversarialTrainer(classifier, attacks=attack, ratio=0.5)
 
 
-def art(name: str, side: int) -> Callable[[], object]:
-    """Return one batch of ART's AdversarialTrainer."""
-    model = network(name)
+def art(
+    name: str, side: int, *, device: torch.device = CPU, batch: int = BATCH
+) -> Callable[[], object]:
+    """Return ART's AdversarialTrainer on as many clean and attacked images as our step has."""
+    model = network(name).to(device)
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    trainer = art_trainer(model, optimiser, (1, side, side))
-    stored, labels = images(side)
+    trainer = art_trainer(model, optimiser, (1, side, side), device=device, batch=batch)
+    stored, labels = images(side, batch)
     # It learns from one half of the images clean and from the other attacked: to learn from 32 of
     # each, as we do, it needs two batches of 32.
     x = np.concatenate([as_floats(stored).numpy()] * 2)
     y = np.eye(2, dtype=np.float32)[np.concatenate([labels.numpy()] * 2)]
 
     def one_pass() -> None:
-        trainer.fit(x, y, batch_size=BATCH, nb_epochs=1)
+        trainer.fit(x, y, batch_size=batch, nb_epochs=1)
 
     return one_pass
 

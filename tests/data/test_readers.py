@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from medspark.data.batch import Batch, to_unit
+from medspark.data.batch import Batch, pinned, to_unit
 from medspark.data.config import AugmentConfig, DataConfig
 from medspark.data.native import MappedSplit
 from medspark.data.source import open_source
@@ -91,6 +91,21 @@ def test_stored_integers_of_either_depth_become_the_same_floats_on_any_device(
 
     assert floats.device == device
     torch.testing.assert_close(floats.cpu().flatten(), torch.linspace(0, 1, 6))
+
+
+@pytest.mark.parametrize("device", ["cuda"], indirect=True)
+def test_a_batch_for_a_gpu_lies_in_pinned_memory_as_it_lay_before(
+    device: torch.device, write_shards: WriteShards
+):
+    (batches,) = read(write_shards(), "native")
+    given = batches[0]
+
+    moved = pinned(given)
+
+    assert moved.images.is_pinned()
+    assert moved.labels.is_pinned()
+    assert moved.images.stride() == given.images.stride()
+    assert torch.equal(moved.images, given.images)
 
 
 @pytest.mark.parametrize("reader", READERS)

@@ -1,8 +1,9 @@
 """A pretended device: code that breaks on a GPU also breaks on this device, without a GPU.
 
 Tensors on it say that they are elsewhere and compute here, with the same numbers. An operation that
-mixes them with tensors of the CPU is refused as CUDA refuses it, and so is ``numpy()``. Kernels,
-their rounding and what runs when cannot be pretended.
+mixes them with tensors of the CPU is refused as CUDA refuses it, and so is ``numpy()``. ``waits``
+lists the operations for which the host would wait for a GPU. Kernels and their rounding cannot be
+pretended.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch.utils import _pytree as tree
 from torch.utils import backend_registration as registration
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["pretended_device", "register"]
+__all__ = ["pretended_device", "register", "waits"]
 
 if not hasattr(registration, "_setup_privateuseone_for_python_backend"):
     raise ImportError(f"torch {torch.__version__} knows no devices that are written in Python")
@@ -26,6 +27,12 @@ if not hasattr(registration, "_setup_privateuseone_for_python_backend"):
 aten = torch.ops.aten
 _PLACED = {aten._to_copy.default, aten.copy_.default}
 _INDEXED = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default}
+# The size or the value of the result is read from the device: item(), float(), bool(), ...
+_READ = {
+    *(aten._local_scalar_dense.default, aten.equal.default, aten.nonzero.default),
+    *(aten.masked_select.default, aten._unique2.default),
+}
+_HEARD: list[list[str]] = []
 # Operations that autocast computes in bf16, as far as medspark's networks use them.
 _HALVED = [aten.conv2d.default, aten.linear.default]
 
@@ -41,6 +48,20 @@ def pretended_device() -> Iterator[torch.device]:
             yield torch.device("pretended", 0)
     finally:
         torch._C._set_only_lift_cpu_tensors(before)
+
+
+@contextmanager
+def waits() -> Iterator[list[str]]:
+    """Yield a list that gets the name of each operation for which the host would wait for a GPU.
+
+    These read values from the device, or copy from the host without ``non_blocking``.
+    """
+    heard: list[str] = []
+    _HEARD.append(heard)
+    try:
+        yield heard
+    finally:
+        _HEARD.remove(heard)
 
 
 class _Elsewhere(Tensor):
@@ -70,6 +91,7 @@ class _Elsewhere(Tensor):
         return f"pretended {self.inner!r}"
 
     def tolist(self) -> Any:
+        _tell("tolist")
         return self.inner.tolist()
 
     def numpy(self, **_: Any) -> Any:
@@ -94,6 +116,8 @@ def _computed(func: Any, args: Any, kwargs: Any) -> Any:
     else:
         elsewhere = bool(wrappers)
     plain = [t.inner if isinstance(t, _Elsewhere) else t for t in flat]
+    if _must_wait(func, args, kwargs, flat, elsewhere):
+        _tell(func.name())
     args, kwargs = tree.tree_unflatten(plain, shape)
     found = func(*args, **(kwargs if asked is None else {**kwargs, "device": "cpu"}))
     if not elsewhere:
@@ -103,6 +127,25 @@ def _computed(func: Any, args: Any, kwargs: Any) -> Any:
         return wrappers[id(t)] if id(t) in wrappers else _Elsewhere(t)
 
     return tree.tree_map_only(Tensor, placed, found)
+
+
+def _must_wait(func: Any, args: Any, kwargs: Any, flat: list[Any], elsewhere: bool) -> bool:
+    there = any(isinstance(t, _Elsewhere) for t in flat)
+    if func in _INDEXED:
+        masks = [i for i in args[1] if i is not None and i.dtype in (torch.bool, torch.uint8)]
+        return there and bool(masks)
+    if func not in _PLACED:
+        return there and func in _READ
+    source = args[1] if func is aten.copy_.default else args[0]
+    if isinstance(source, _Elsewhere):
+        return not elsewhere  # to the host
+    asynchronous = kwargs.get("non_blocking") or args[2:3] == (True,)
+    return elsewhere and not asynchronous
+
+
+def _tell(name: str) -> None:
+    for heard in _HEARD:
+        heard.append(name)
 
 
 def _refuse_mixed(func: Any, args: Any, flat: list[Any]) -> None:

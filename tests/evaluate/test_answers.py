@@ -13,7 +13,7 @@ from hypothesis.extra.numpy import arrays
 from sklearn import metrics as sklearn
 from torch import Tensor, nn
 
-from medspark.attacks.config import AttackName
+from medspark.attacks.config import OF_DENOISED, AttackName
 from medspark.attacks.losses import correct, margin, probabilities
 from medspark.evaluate.answers import answers_of
 from medspark.evaluate.bootstrap import intervals
@@ -24,7 +24,8 @@ from medspark.evaluate.robust import Batch, attack_all, evaluate
 from medspark.evaluate.sanity import SanityConfig
 from medspark.evaluate.summary import Arrays, Predictions, predictions, summarise
 
-WHITE_BOX = tuple(name for name in get_args(AttackName) if name != "transfer")
+OTHERS = ("transfer", *OF_DENOISED)
+WHITE_BOX = tuple(name for name in get_args(AttackName) if name not in OTHERS)
 LOGITS = st.floats(-30, 30, width=32).filter(lambda z: abs(z) > 1e-3)
 
 CONFIG = AttackSettings(

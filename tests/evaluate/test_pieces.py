@@ -15,8 +15,10 @@ import pytest
 import torch
 
 from medspark.evaluate.config import AttackSettings
+from medspark.evaluate.decision import probability
 from medspark.evaluate.pieces import Job, fingerprint
 from medspark.models.backbones import build
+from medspark.models.card import Decision, Rate, read_card, write_card
 from medspark.models.checkpoint import describe, save_classifier
 from medspark.models.config import ModelConfig
 
@@ -189,3 +191,20 @@ def test_an_onnx_file_is_attacked_as_the_network_it_was_made_from(job: Job, tmp_
     assert "zero_gradient" not in found
     right = [found[key].argmax(1) == found["labels"] for key in ("clean", "square@25.5")]
     assert right[1].sum() < right[0].sum()
+
+
+def test_the_answers_under_attack_are_those_of_the_decision(job: Job) -> None:
+    plain, card = finished(job), read_card(job.model)
+    odds = np.log(plain["clean"][:, 1] / plain["clean"][:, 0])
+    rate = Rate(right=1, images=2)
+    for row in range(ROWS):
+        decision = Decision(
+            positive="b", threshold=float(probability(odds[row] + 1e-4)), criterion="youden",
+            sensitivity=rate, specificity=rate,
+        )  # fmt: skip
+        write_card(job.model, card.model_copy(update={"decision": decision}))
+        (work := job.work.parent / f"work-{row}").mkdir()
+
+        answers = finished(replace(job, work=work))["clean"].argmax(1)
+
+        assert answers.tolist() == (odds > odds[row] + 1e-4).tolist()

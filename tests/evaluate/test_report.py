@@ -5,17 +5,28 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from medspark.attacks.threat import ThreatModel
 from medspark.evaluate.gallery import exhibits, typical_rows
 from medspark.evaluate.gradcam import grad_cam
-from medspark.evaluate.plots import accuracy_curves, calibration_error, reliability_diagram
+from medspark.evaluate.operating_point import OperatingPoint
+from medspark.evaluate.plots import (
+    accuracy_curves,
+    calibration_error,
+    decision_curve,
+    reliability_diagram,
+    roc_curves,
+)
 from medspark.evaluate.report import class_table, markdown, table, verdict, write_report
 from medspark.evaluate.result import RobustnessResult
 from medspark.evaluate.sanity import HOLLOW_MEANS, SanityConfig
 from medspark.evaluate.summary import Arrays, Detail, Predictions, Trial, predictions, summarise
 from medspark.models.backbones import build
+from medspark.models.card import Decision, Rate
 from medspark.models.config import ModelConfig
+from medspark.models.prediction import probabilities_of
 
 CLASSES = ("NORMAL", "PNEUMONIA")
 TRIAL = Trial("pgd", 20, 2 / 255)
@@ -189,3 +200,70 @@ def test_calibration_is_worked_by_hand() -> None:
     assert calibration_error(probabilities, np.array([0, 1, 1, 1])) == pytest.approx(
         0.5 * 0.45 + 0.5 * 0.25
     )
+
+
+RATE = Rate(right=19, images=20)
+DECISION = Decision(
+    positive="PNEUMONIA", threshold=0.3, criterion="sensitivity", target=0.95, under="pgd",
+    eps=2 / 255, sensitivity=RATE, specificity=RATE,
+)  # fmt: skip
+POINT = OperatingPoint(positive=1, threshold=0.3, temperature=2.0)
+
+
+def test_an_operating_point_is_a_section_with_intervals_clean_and_under_attack(
+    honest: RobustnessResult,
+) -> None:
+    text = markdown(honest.model_copy(update={"decision": DECISION}), title="t", facts={})
+
+    section = text.partition("## Operating point")[2]
+    assert "PNEUMONIA is called from a probability of 0.3 on" in section
+    assert "a sensitivity of 0.95 under PGD at 2/255" in section
+    low, high = honest.clean.intervals["sensitivity"]
+    assert f"- clean: sensitivity {honest.clean.sensitivity:.3f} [{low:.3f}, {high:.3f}]" in section
+    assert "- pgd at 2/255: sensitivity" in section
+    assert "## Operating point" not in markdown(honest, title="t", facts={})
+
+
+def test_the_report_of_an_operating_point_has_a_decision_curve(honest, tmp_path: Path) -> None:
+    write_report(
+        tmp_path, honest.model_copy(update={"decision": DECISION}), predicted(), title="t",
+        facts={}, classes=CLASSES, positive=1, point=POINT,
+    )  # fmt: skip
+
+    assert (tmp_path / "decision.png").stat().st_size > 1000
+    assert "Operating point" in (tmp_path / "report.html").read_text()
+
+
+def test_the_decision_curve_shows_calibrated_probabilities_clean_and_attacked(honest) -> None:
+    axes = decision_curve(honest, POINT.calibrated(predicted()), POINT).axes[0]
+
+    curves = {line.get_label(): line for line in axes.lines}
+    assert {"clean", "worst case at 2/255", "all positive", "none positive"} <= curves.keys()
+    share = arrays()["labels"].mean()
+    assert curves["clean"].get_ydata()[0] == pytest.approx(share, abs=0.02)
+    assert curves["clean"].get_ydata().max() <= share
+    assert (curves["worst case at 2/255"].get_ydata() <= curves["clean"].get_ydata() + 1e-9).all()
+
+
+@given(st.floats(0.01, 0.99), st.floats(0.3, 5), st.integers(0, 1))
+def test_what_attacks_saw_is_turned_back_into_calibrated_probabilities(
+    threshold: float, temperature: float, positive: int
+) -> None:
+    logits = np.array([[0.0, 2.0], [1.0, -1.0], [0.5, 0.4]])
+    seen = logits.copy()
+    seen[:, positive] -= temperature * np.log(threshold / (1 - threshold))
+    kept = Predictions(np.array([1, 0, 1]), {"clean": probabilities_of(seen, multi_label=False)})
+
+    found = OperatingPoint(positive, threshold, temperature).calibrated(kept)
+
+    wanted = probabilities_of(logits / temperature, multi_label=False)
+    assert found.probabilities["clean"] == pytest.approx(wanted, abs=1e-5)
+
+
+def test_a_dot_on_the_roc_curve_is_where_the_answers_lie(honest: RobustnessResult) -> None:
+    axes = roc_curves(honest, predicted(), classes=CLASSES, positive=1).axes[0]
+
+    dots = [line for line in axes.lines if line.get_marker() == "o"]
+    (false,), (true,) = dots[0].get_xdata(), dots[0].get_ydata()
+    assert true == pytest.approx(honest.clean.sensitivity)
+    assert 1 - false == pytest.approx(honest.clean.specificity)

@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from guarded_networks import build_guarded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import SIDE, images, network
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from medspark.errors import UsageError
 from medspark.export.onnx import OPSET, TOLERANCE, export_onnx
+from medspark.export.straight_through import StraightThrough
 from medspark.models.classifier import Classifier
 from medspark.models.onnx_session import OnnxSession
 
@@ -37,6 +39,16 @@ def test_any_batch_gets_the_probabilities_of_the_torch_network(seed: int, count:
 @pytest.mark.parametrize("name", ["mobilenetv2_100", "resnet10t", "densenet121", "resnet50"])
 def test_the_usual_networks_can_be_exported(name: str) -> None:
     assert export_onnx(network(name=name), height=SIDE, width=SIDE)  # which compares the answers
+
+
+@pytest.mark.parametrize("side", [32, 30])  # with patches that divide the image, and without
+def test_a_guarded_network_is_exported_with_its_denoiser_and_has_a_torch_twin(side: int) -> None:
+    guarded, batch = build_guarded(side=side), torch.rand(3, 1, side, side)
+
+    twin = StraightThrough(export_onnx(guarded, height=side, width=side))
+
+    assert torch.allclose(twin(batch), guarded(batch), atol=1e-5)
+    assert not torch.allclose(twin(batch), guarded.classify(batch), atol=1e-4)
 
 
 def test_normalisation_is_inside_and_the_operators_are_of_the_stated_version() -> None:

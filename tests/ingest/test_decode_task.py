@@ -22,6 +22,7 @@ from medspark.ingest.config import ArchiveLimits
 from medspark.ingest.decode_task import DecodeFiles
 from medspark.ingest.listing import Annotate
 from medspark.ingest.npz import has_findings, list_images
+from medspark.ingest.reading import ArchiveReader
 
 PSEUDONYMS = Pseudonyms(b"k" * 32)
 
@@ -35,16 +36,15 @@ def png(value: int, size: int = 16) -> bytes:
 def decoding(archive: Path, samples: Path, **values: Any) -> DecodeFiles:
     given: dict[str, Any] = {
         "source": str(archive),
-        "source_key": "s",
-        "samples": str(samples),
-        "generation": "g",
+        "run": "g",
         "rendering": Rendering(size=8),
         "limits": ArchiveLimits(),
         "privacy": Privacy(),
         "pseudonyms": PSEUDONYMS,
         "guarded": False,
     }
-    return DecodeFiles(**(given | values))
+    reader = ArchiveReader(**(given | values))
+    return DecodeFiles(reader, source_key="s", samples=str(samples), generation="g")
 
 
 def annotated(source: Path, *paths: str, **known: Any) -> list[pa.RecordBatch]:
@@ -216,13 +216,14 @@ from medspark.images.deidentify import Privacy, Pseudonyms
 from medspark.images.rendering import Rendering
 from medspark.ingest.decode_task import DecodeFiles
 from medspark.ingest.config import ArchiveLimits
+from medspark.ingest.reading import ArchiveReader
 
 names = Pseudonyms(b"k" * 32)
-decoding = DecodeFiles(
-    source=sys.argv[1], source_key="s", samples=sys.argv[1] + "/samples", generation="g",
-    rendering=Rendering(size=64), limits=ArchiveLimits(), privacy=Privacy(), pseudonyms=names,
-    guarded=False,
+reader = ArchiveReader(
+    source=sys.argv[1], run="g", rendering=Rendering(size=64), limits=ArchiveLimits(),
+    privacy=Privacy(), pseudonyms=names, guarded=False,
 )
+decoding = DecodeFiles(reader, source_key="s", samples=sys.argv[1] + "/samples", generation="g")
 row = dict.fromkeys(("split", "site")) | {"sealed_path": names.seal("x.png"), "size": 9}
 row |= {"label": "a", "patient_key": "p", "conflict": False, "file_key": "f", "fingerprint": "f"}
 batch = pa.RecordBatch.from_pylist([row] * 20)

@@ -22,6 +22,7 @@ Files = dict[str, bytes]
 TRAIN = "--shards {shards} --run_dir {target} --track.uri {store}"
 JOBS = {
     "ingest": "--source {source} --samples {target} --privacy.key_file {key}",
+    "predict": "--model {model} --source {source} --answers {target} --privacy.key_file {key}",
     "forget": "--samples {target} --patients {key}",
     "shard": "--samples {samples} --shards {target}",
     "train_at": TRAIN,
@@ -30,11 +31,13 @@ JOBS = {
     "train_at, on built-in data": "--demo.folder {demo} --demo.count 20 --track.uri {store}",
     "distill": f"{TRAIN} --distill.teacher {{model}}",
     "prune": f"{TRAIN} --model {{model}}",
+    "denoise": f"{TRAIN} --model {{model}} --judge.fpr 0.2",
     "prune_table": "--shards {shards} --folder {target} --models.x {model} --track.uri {store}",
     "federate": f"{TRAIN} --model.name resnet10t",
     "federate, over what is there": f"{TRAIN} --model.name resnet10t --overwrite",
     "federate, going on": f"{TRAIN} --model.name resnet10t --resume auto",
     "evaluate": "--model {model} --shards {shards} --folder {target} --track.uri {store}",
+    "recalibrate": f"{TRAIN} --model {{model}} --images 12",
     "export_edge": "--model {model} --shards {shards} --folder {target} --track.uri {store}",
     "detect": "--model {model} --shards {shards} --folder {target} --track.uri {store} "
     "--fpr 0.2 --guard_folder {target}-guard",

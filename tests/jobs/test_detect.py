@@ -7,58 +7,26 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
-from array_shards import write_arrays
-from torch.nn.functional import cross_entropy
+from bright_halves import ROWS, pictures, save_network, write_halves
 
 from medspark.defend.detect.guard import load_guard
+from medspark.defend.detect.served import GuardedPredictor
 from medspark.files import sha256_of
-from medspark.models.backbones import build
-from medspark.models.checkpoint import describe, save_classifier
-from medspark.models.config import ModelConfig
-from medspark.seeding import uniform
+from medspark.models.checkpoint import load_classifier
+from medspark.track.models import fetch_model
 
 Run = Callable[..., tuple[int, dict[str, Any]]]
-SIDE, ROWS = 16, {"train": 160, "val": 80, "test": 24}
-
-
-def pictures(split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return noisy images (N, H, W, 1) in which one half or the other is brighter."""
-    count = ROWS[split]
-    drawn = uniform(len(split), np.arange(count * SIDE * SIDE)).reshape(count, SIDE, SIDE, 1)
-    labels = np.arange(count) % 2
-    images = 80 + 60 * drawn
-    images[labels == 1, : SIDE // 2] += 12
-    images[labels == 0, SIDE // 2 :] += 12
-    return images.astype(np.uint8), labels
 
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("detect") / "shards"
-    sites = {"test": ["north"] * 12 + ["south"] * 12}
-    return write_arrays(folder, {split: pictures(split) for split in ROWS}, sites=sites)
+    return write_halves(tmp_path_factory.mktemp("detect") / "shards")
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A network that has learnt the task a little."""
-    images, labels = pictures("train")
-    pixels = torch.from_numpy(images).permute(0, 3, 1, 2) / 255
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        network = build(ModelConfig(name="test_resnet"), num_classes=2, channels=1)
-        optimiser = torch.optim.Adam(network.parameters(), 1e-2)
-        for rows in torch.arange(160).repeat(10).split(32):
-            optimiser.zero_grad()
-            cross_entropy(network(pixels[rows]), torch.from_numpy(labels)[rows]).backward()
-            optimiser.step()
-    folder = tmp_path_factory.mktemp("model") / "network"
-    card = describe(network, classes=("a", "b"), height=SIDE, width=SIDE)
-    save_classifier(folder, network, card)
-    return folder
+    return save_network(tmp_path_factory.mktemp("model") / "network")
 
 
 @pytest.fixture
@@ -75,7 +43,7 @@ def run(tmp_path: Path, shards: Path, model: Path, load_job) -> Run:
             f"--adaptive.attacks=selective --folder={tmp_path / folder} "
             f"--guard_folder={tmp_path / f'{folder}-guard'} "
             f"--track.uri=sqlite:///{tmp_path / 'mlflow.db'} --track.system_metrics=false "
-            f"--output={output}"
+            f"--track.log_model=false --output={output}"
         )
         # A key that is given twice would hold both lists.
         given = dict(word.split("=", 1) for word in [*words.split(), *more])
@@ -108,6 +76,22 @@ def test_a_guard_is_kept_and_the_report_is_the_same_after_a_kill(
     assert set(whole["false_positives"]["sites"]) == {"north", "south"}
     assert "oblivious / adaptive" in said
     assert "adaptive wrong and undetected" in Path(whole["report"]).read_text()
+
+
+@pytest.mark.spark
+@pytest.mark.slow
+def test_the_model_in_mlflow_holds_its_guard_and_answers_with_it(
+    spark, run: Run, model: Path, tmp_path: Path
+) -> None:
+    _, result = run("--track.log_model=true", "--guard=refuse", "--fpr=0.3", "--detectors=kde")
+
+    store = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    kept = fetch_model(f"runs:/{result['mlflow']['run_id']}/model", uri=store)
+    answers = GuardedPredictor.load(kept).answers(pictures("test")[0])
+    suspicious = [answer["suspicious"] for answer in answers]
+    assert sum(suspicious) / len(suspicious) == result["false_positives"]["rate"]
+    assert [set(a) == {"suspicious", "p_value"} for a in answers] == suspicious
+    assert load_classifier(kept).architecture == load_classifier(model).architecture
 
 
 @pytest.mark.spark

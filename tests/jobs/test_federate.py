@@ -187,6 +187,10 @@ def test_batch_norms_of_clients_come_to_a_network_that_can_be_tested(
         ("--aggregate krum --rule.adversaries many", "rule.adversaries of krum: input should be"),
         ("--privacy.rate 0.2 --aggregate median", "privacy has its own aggregation rule"),
         ("--clients.by dirichlet", "clients.by dirichlet needs clients.count"),
+        (
+            "--decision.youden true --decision.positive x",
+            "decision.positive: there is no class 'x'",
+        ),
         ("--clients.by site --clients.count 3", "clients.by site takes no clients.count"),
         ("--model.name test_resnot", "model.name: timm has no model 'test_resnot'"),
         ("--overwrite --resume auto", "overwrite begins a run anew and resume auto goes on"),
@@ -356,3 +360,20 @@ def test_a_finished_federation_is_returned_and_another_one_is_refused(
     status, _ = run(tmp_path, *BY_SITE, "--rounds", 1)
     assert status == 2
     assert "--resume auto" in capsys.readouterr().err
+
+
+@pytest.mark.spark
+@pytest.mark.slow
+def test_a_finished_federation_gets_a_decision_without_training_again(run: Run, tmp_path: Path):
+    _, first = run(tmp_path, *BY_SITE, "--rounds", 1)
+
+    decided = ("--resume", "auto", "--decision.youden", "true", "--decision.positive", "a")
+    status, second = run(tmp_path, *BY_SITE, "--rounds", 1, *decided)
+
+    assert status == 0
+    assert same_network(first, second)
+    assert "decision" not in first
+    assert (second["decision"]["positive"], second["decision"]["criterion"]) == ("a", "youden")
+    assert {"sensitivity", "specificity"} <= second["clean"]["intervals"].keys()
+    counts = [second["decision"][name]["images"] for name in ("sensitivity", "specificity")]
+    assert counts == [4, 4]  # the validation images

@@ -51,7 +51,8 @@ def no_spark(monkeypatch: pytest.MonkeyPatch, load_job: Callable[[str], ModuleTy
     def started(*_: object, **__: object) -> None:
         raise AssertionError("Spark was started")
 
-    jobs = [load_job(name) for name in ("ingest", "shard", "evaluate", "export_edge", "detect")]
+    names = ("ingest", "shard", "evaluate", "export_edge", "detect", "predict")
+    jobs = [load_job(name) for name in names]
     for module in (training, scaling, paper_table, federating, *jobs):
         monkeypatch.setattr(module, "spark_session", started)
 
@@ -125,6 +126,10 @@ def test_an_archive_is_not_its_own_target(call: Call, home: Path, tmp_path: Path
         ("detect", "--model", "a/b", "a"),
         ("detect", "--model", "a", "a/b"),
         ("detect", "--shards", "a", "a/b"),
+        ("predict", "--source", "a", "a/b"),
+        ("predict", "--source", "a/b", "a"),
+        ("predict", "--model", "a", "a/b"),
+        ("predict", "--model", "a/b", "a"),
         ("scale_at", "--shards", "a/b", "a"),
         ("federate", "--shards", "a/b", "a"),
         ("federate", "--shards", "a", "a/b"),

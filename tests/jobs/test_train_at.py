@@ -209,6 +209,25 @@ def test_a_mistake_is_one_sentence_and_status_2_before_spark_starts(
 
 
 @pytest.mark.usefixtures("no_session")
+def test_a_decision_between_more_than_two_is_one_sentence_before_spark_starts(
+    job: ModuleType,
+    tmp_path: Path,
+    write_shards: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(training, "spark_session", _too_late)
+    shards, run = write_shards(findings=3), tmp_path / "run"
+
+    status = job.main(f"--shards {shards} --run_dir {run} --decision.sensitivity 0.95".split())
+
+    assert status == 2
+    assert capsys.readouterr().err.strip() == (
+        "train_at: decision: a threshold needs two classes, and there are 3 findings."
+    )
+
+
+@pytest.mark.usefixtures("no_session")
 def test_a_network_that_timm_does_not_have_is_one_sentence_and_status_2(
     job: ModuleType,
     tmp_path: Path,

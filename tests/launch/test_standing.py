@@ -21,6 +21,7 @@ import torch
 
 from medspark.errors import RunError
 from medspark.files import write_whole
+from medspark.launch import standing
 from medspark.launch.standing import StandingTasks, _serve, _steps, standing_tasks
 
 ROOT = Path(__file__).parents[2]
@@ -200,6 +201,22 @@ def test_tasks_end_with_their_block_even_if_it_fails(spark: Any, tmp_path: Path)
         raise KeyError
 
     assert spark.sparkContext.parallelize(range(2), 2).count() == 2
+
+
+@pytest.mark.spark
+def test_tasks_that_do_not_end_are_cancelled(spark: Any, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(standing, "_CLOSE_SECONDS", 0.5)
+
+    def stuck() -> None:
+        (tmp_path / f"{os.getpid()}").touch()
+        time.sleep(600)
+
+    with standing_tasks(spark, tmp_path, stuck, tasks=2) as crew:
+        while len(list(tmp_path.glob("[0-9]*"))) < 2:
+            time.sleep(0.05)
+
+    assert not crew._thread.is_alive()
+    assert "A Spark task failed" in str(crew._error)
 
 
 DRIVER = """

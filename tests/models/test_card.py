@@ -91,9 +91,8 @@ def test_a_card_without_what_came_later_is_read_with_the_usual_values(tmp_path: 
 
 def test_a_card_of_the_first_format_is_read_and_written_again_in_the_newest(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").touch()
-    old = card_of(CLASSES, False, 1).model_dump(
-        mode="json", exclude={"kind", "exported", "pruning"}
-    )
+    later = {"kind", "exported", "pruning", "decision", "recalibrated", "denoiser"}
+    old = card_of(CLASSES, False, 1).model_dump(mode="json", exclude=later)
     (tmp_path / CARD).write_text(json.dumps(old | {"schema_version": 1}))
 
     write_card(tmp_path, read_card(tmp_path))
@@ -141,3 +140,47 @@ def test_every_channel_has_a_mean_and_a_deviation(
         UsageError, match=rf"{channels} channel.* there are {means} and {deviations}"
     ):
         read_card(tmp_path)
+
+
+DECISION = {
+    "positive": "pneumonia", "threshold": 0.3, "criterion": "sensitivity", "target": 0.95,
+    "sensitivity": {"right": 19, "images": 20}, "specificity": {"right": 9, "images": 20},
+}  # fmt: skip
+
+
+def test_a_decision_is_read_as_it_was_written(tmp_path: Path) -> None:
+    card = card_of(CLASSES[:2], False, 1)
+    card = ModelCard.model_validate(card.model_dump() | {"decision": DECISION})
+    (tmp_path / "model.safetensors").touch()
+
+    write_card(tmp_path, card)
+
+    assert read_card(tmp_path).decision == card.decision
+    assert read_card(tmp_path).positive == 1
+
+
+@pytest.mark.parametrize(
+    ("classes", "multi_label", "changed", "said"),
+    [
+        (CLASSES, False, {}, "a decision needs a model of two classes"),
+        (CLASSES[:2], True, {}, "a decision needs a model of two classes"),
+        (CLASSES[:2], False, {"positive": "other"}, "the decision's class 'other' is no class"),
+        (CLASSES[:2], False, {"threshold": 1.0}, "decision.threshold"),
+        (CLASSES[:2], False, {"target": None}, "sensitivity does not fit the target None"),
+    ],
+)
+def test_a_decision_that_does_not_fit_is_refused(
+    classes, multi_label, changed, said, tmp_path: Path
+) -> None:
+    card = card_of(classes, multi_label, 1).model_dump(mode="json", exclude_none=True)
+    (tmp_path / CARD).write_text(json.dumps(card | {"decision": DECISION | changed}))
+
+    with pytest.raises(UsageError, match=said):
+        read_card(tmp_path)
+
+
+def test_a_card_without_a_decision_has_no_field_that_earlier_versions_do_not_know(tmp_path):
+    write_card(tmp_path, card_of(CLASSES[:2], False, 1))
+
+    written = json.loads((tmp_path / CARD).read_text())
+    assert not {"decision", "recalibrated"} & written.keys()

@@ -75,6 +75,15 @@ def test_a_dicom_file_of_any_size_is_answered(folder: Path) -> None:
     assert answer["normal"] + answer["pneumonia"] == pytest.approx(1)
 
 
+def test_lines_of_base64_may_be_broken(folder: Path) -> None:
+    content = Path(str(get_testdata_file("CT_small.dcm"))).read_bytes()
+    whole, broken = base64.b64encode(content).decode(), base64.encodebytes(content).decode()
+
+    first, *others = FilePredictor.load(folder)([whole, broken, broken.replace("\n", "\r\n")])
+
+    assert others == [first, first]
+
+
 def test_the_temperature_of_the_card_moves_the_probability_and_not_the_answer(folder: Path) -> None:
     pixels = np.random.default_rng(1).integers(0, 256, (32, 32), dtype=np.uint8)
     (before,) = FilePredictor.load(folder)([_png(pixels)])

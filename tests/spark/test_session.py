@@ -7,15 +7,19 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
+from pyspark.sql import SparkSession
 
 from medspark.errors import RunError, UsageError
 from medspark.spark.session import (
     SparkConfig,
     _cause,
+    _check_encrypted,
     _chosen,
+    _connected,
     _retrying,
     spark_session,
     task_errors,
@@ -176,6 +180,56 @@ def test_a_standalone_cluster_without_its_secret_is_refused_in_a_sentence():
     settled(master, {"spark.authenticate.secret": "s"}, **secure)
     for makes_its_own in ("yarn", "k8s://https://host:6443", "local[2]"):
         settled(makes_its_own, **secure)
+
+
+class Builder:
+    """Collects the settings of a session."""
+
+    def __init__(self):
+        self.settings = {}
+
+    def appName(self, name):  # noqa: N802 - Spark's name
+        return self
+
+    def config(self, key, value):
+        self.settings[key] = value
+        return self
+
+    def getOrCreate(self):  # noqa: N802 - Spark's name
+        return SimpleNamespace(made_with=self.settings)
+
+
+def test_a_server_elsewhere_gets_what_a_session_can_set_and_what_was_asked_for(monkeypatch):
+    monkeypatch.setattr(SparkSession, "builder", Builder())
+
+    session = _connected(SparkConfig(settings={"spark.task.cpus": "2"}), "a job")
+
+    assert session.made_with["spark.task.cpus"] == "2"
+    assert session.made_with["spark.sql.session.timeZone"] == "UTC"
+    assert all(
+        key.startswith("spark.sql.") for key in session.made_with.keys() - {"spark.task.cpus"}
+    )
+
+
+@pytest.mark.usefixtures("no_session")
+@pytest.mark.parametrize("remote", ["local[2]", "sc://host:15002"])
+def test_without_the_libraries_of_connect_a_sentence_names_the_extra(remote, monkeypatch):
+    monkeypatch.setenv("SPARK_REMOTE", remote)
+    monkeypatch.setitem(sys.modules, "pyspark.sql.connect.session", None)
+
+    with (
+        pytest.raises(UsageError, match=r"pip install 'medspark\[connect\]'\.$"),
+        spark_session(SparkConfig()),
+    ):
+        pass
+
+
+def test_a_connect_session_that_has_to_be_encrypted_is_refused():
+    class Connected:
+        __module__ = "pyspark.sql.connect.session"
+
+    with pytest.raises(UsageError, match=r"needs a classic session\.$"):
+        _check_encrypted(Connected())
 
 
 def read_profile(name):

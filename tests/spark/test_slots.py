@@ -17,11 +17,10 @@ from hypothesis import strategies as st
 from medspark.errors import UsageError
 from medspark.launch.distributor import LaunchConfig, check_room
 from medspark.spark import slots
+from medspark.spark.cluster import available_cores, local_slots
 from medspark.spark.slots import (
     Slots,
-    available_cores,
     check_settings,
-    local_slots,
     slots_of,
     usual_ranks,
     wait_for,

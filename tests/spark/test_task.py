@@ -5,12 +5,13 @@ from __future__ import annotations
 import gc
 import sys
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from zipimport import zipimporter
 
 import pyarrow as pa
 import pytest
 
-from medspark.spark.task import map_batches
+from medspark.spark.task import for_each, map_batches
 
 
 def look(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -27,3 +28,15 @@ def test_a_worker_neither_reads_zips_nor_collects_libraries_before_its_next_task
         rows = map_batches(spark.range(0, 8, 1, 8), look, "state string").collect()
 
     assert [row["state"] for row in rows].count("0 True") >= 6
+
+
+@pytest.mark.spark
+def test_each_number_is_worked_on_in_a_task_of_its_own(spark, tmp_path: Path):
+    def work(number: int) -> None:
+        from pyspark import TaskContext
+
+        (tmp_path / f"{number}-{TaskContext.get().partitionId()}").touch()
+
+    for_each(spark, [7, 3, 11], work)
+
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["11-2", "3-1", "7-0"]

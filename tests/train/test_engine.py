@@ -15,6 +15,7 @@ from medspark.errors import RunError
 from medspark.models.backbones import build
 from medspark.models.classifier import Classifier
 from medspark.models.config import ModelConfig
+from medspark.train.adversarial import MODES
 from medspark.train.engine import Engine, bf16_pays
 from medspark.train.learner import Sample
 from medspark.train.objective import CrossEntropy
@@ -73,6 +74,32 @@ def test_passes_in_bf16_learn_nearly_what_passes_in_float32_do(
 
     assert halved != whole
     assert halved == pytest.approx(whole, abs=0.05)
+
+
+WAYS: list[dict[str, object]] = [
+    *({"mode": mode} for mode in MODES),
+    {"mode": "fused_noise", "precision": "bf16", "accumulate": 2, "ema": 0.9},
+    {"mode": "fused", "elastic": "exact", "virtual_shards": 2},
+    {"mode": "nfgsm", "gradalign": 0.2},
+    {"mode": "fused", "dual_bn": True},
+]
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: "-".join(map(str, way.values())))
+def test_a_step_does_not_wait_for_the_device(
+    way: dict[str, object], tiny: Tiny, sample: Make
+) -> None:
+    pretended = pytest.importorskip("pretended", exc_type=ImportError)
+    with pretended.pretended_device() as device:
+        engine = engine_on(device, tiny(), **way)
+        with pretended.waits() as heard:
+            for step in range(2):
+                engine.step(plain_batch(sample(dtype=torch.float32)), step)
+        with pretended.waits() as read:
+            engine.check()
+
+    assert heard == []
+    assert read
 
 
 def test_a_gpu_that_only_emulates_bf16_computes_in_float32(monkeypatch: pytest.MonkeyPatch):
@@ -158,8 +185,10 @@ def test_a_step_without_a_finite_gradient_is_left_out_and_twenty_in_a_row_end_th
     assert moved(engine, batch, 0)
     Objective.broken = True
     assert all(moved(engine, batch, 0) == set() for _ in range(19))
+    engine.check()
+    engine.step(batch, 0)
     with pytest.raises(RunError, match=r"Training diverged: 20 updates .* Lower train\.lr"):
-        engine.step(batch, 0)
+        engine.check()
 
 
 def test_a_report_counts_right_answers_on_clean_and_on_attacked_images(

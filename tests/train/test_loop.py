@@ -11,8 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from medspark.errors import UsageError
+from medspark.errors import RunError, UsageError
 from medspark.models.checkpoint import load_classifier
+from medspark.train import engine as engines
 from medspark.train.config import FitConfig
 from medspark.train.loop import fit
 from medspark.train.world import World
@@ -50,6 +51,19 @@ def configure(shards: Path, run_dir: Path, **train: Any) -> FitConfig:
             "evaluate": {"attacks": ["fgsm"], "sanity_images": 0},
         }
     )
+
+
+def test_a_run_without_finite_gradients_ends_with_the_report_of_the_twentieth(
+    write_shards: WriteShards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(engines, "clip_gradients", lambda *_: torch.tensor(torch.nan))
+    config = configure(write_shards(rows=44, side=32), tmp_path / "run", batch_size=2)
+    losses = Losses()
+
+    with pytest.raises(RunError, match="Training diverged"):
+        fit(config, ALONE, losses)
+
+    assert max(losses.by_step) == 20
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"], indirect=True)

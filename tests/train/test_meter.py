@@ -38,7 +38,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def report(*figures: float) -> Report:
-    return Report(torch.tensor(figures), rate=0.1, eps=2 / 255, gradient_norm=3.0)
+    return Report(torch.tensor(figures), rate=0.1, eps=2 / 255, gradient_norm=torch.tensor(3.0))
 
 
 def test_steps_are_recorded_under_their_numbers_and_speed_with_the_last(clock: Clock) -> None:

@@ -13,7 +13,7 @@ from medspark.evaluate.metrics import auroc
 from medspark.evaluate.sanity import Flag
 from medspark.evaluate.summary import Array, Arrays, Trial
 
-__all__ = ["detector_flags"]
+__all__ = ["area_under_attack", "detector_flags"]
 
 _UNSTEADY = 0.01  # change of a score in another batch, in deviations of the clean scores
 _SAME_FILE = 0.1  # distance of AUROC from .5 between images that are one file
@@ -40,7 +40,7 @@ def detector_flags(
         if not any(target.detector is detector for target in targets):
             continue
         name, clean = key_of(detector), arrays["clean/scores"][:, number]
-        area, fooled = _area_under_attack(arrays, trials, number)
+        area, fooled = area_under_attack(arrays, trials, number)
         found.append(_chance(name, area, len(clean), fooled))
         drift = _drift(clean, calibration[:, number])
         gain = (area - validated[number]) / max(_GAP, 3 * _spread(len(clean), fooled))
@@ -108,7 +108,7 @@ def _drift(clean: Array, calibration: Array) -> float:
     return abs(_area(calibration, clean) - 0.5) / allowed
 
 
-def _area_under_attack(arrays: Arrays, trials: Sequence[Trial], number: int) -> tuple[float, int]:
+def area_under_attack(arrays: Arrays, trials: Sequence[Trial], number: int) -> tuple[float, int]:
     """Return the mean AUROC over the oblivious attacks, and the fewest images that one fools."""
     honest = np.concatenate([arrays[f"{c}/scores"][:, number] for c in ("clean", "noisy")])
     areas, counts = [], []

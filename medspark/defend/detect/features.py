@@ -12,11 +12,15 @@ from torch import Tensor, nn
 
 from medspark.errors import UsageError
 from medspark.models.classifier import Normalise, evaluating
+from medspark.models.guarded import GuardedClassifier, Passed
 
-__all__ = ["LOGITS", "PENULTIMATE", "Features", "Layers", "Tap", "find_layers"]
+__all__ = [
+    "EMBEDDING", "LOGITS", "PENULTIMATE", "Features", "Layers", "Tap", "chosen_layers",
+    "find_layers",
+]  # fmt: skip
 
-# Names of layers that every network with a linear head has.
-PENULTIMATE, LOGITS = "penultimate", "logits"
+# Names of layers that every network with a linear head has, and of one that guarded networks have.
+PENULTIMATE, LOGITS, EMBEDDING = "penultimate", "logits", "contrast"
 
 
 @dataclass(frozen=True)
@@ -46,15 +50,18 @@ class Layers:
     """The layers of a network that detectors can look at.
 
     ``head`` is the name of the linear layer that makes the logits, or "" if there is none.
+    ``embeds`` states whether the network has a contrastive embedding of images.
     """
 
     stages: tuple[str, ...]
     head: str
+    embeds: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names of all layers, from the image to the logits."""
-        return (*self.stages, *([PENULTIMATE] if self.head else []), LOGITS)
+        """The names of all layers, from the image to the logits, and then the embedding."""
+        penultimate = [PENULTIMATE] if self.head else []
+        return (*self.stages, *penultimate, LOGITS, *([EMBEDDING] if self.embeds else []))
 
 
 @dataclass(frozen=True)
@@ -72,7 +79,11 @@ class Tap:
         """Return the features of ``images`` (B, C, H, W) in [0, 1], by one forward pass."""
         found: dict[str, Tensor] = {}
         with _reading(self.model, self.layers, self.head, found):
-            logits = self.model(images)
+            if EMBEDDING in self.layers:
+                passed: Passed = self.model(images, "whole")
+                logits, found[EMBEDDING] = passed.logits, passed.embedding
+            else:
+                logits = self.model(images)
         found[LOGITS] = logits
         return Features(logits, {name: found[name] for name in self.layers})
 
@@ -90,7 +101,7 @@ def _reading(
     hooks = [
         model.get_submodule(name).register_forward_hook(reader(name))
         for name in layers
-        if name not in (PENULTIMATE, LOGITS)
+        if name not in (PENULTIMATE, LOGITS, EMBEDDING)
     ]
     if PENULTIMATE in layers:
         hooks.append(
@@ -139,7 +150,8 @@ def find_layers(model: nn.Module, images: Tensor) -> Layers:
     # Containers come after their parts, so the last name of a resolution is the whole stage.
     stages = {side: name for name, side in sides.items()}
     names = (name for name in sides if name in stages.values())
-    return Layers(tuple(n for n in names if not _same(outputs[n], inputs.get(head))), head)
+    kept = tuple(n for n in names if not _same(outputs[n], inputs.get(head)))
+    return Layers(kept, head, embeds=isinstance(model, GuardedClassifier))
 
 
 def chosen_layers(asked: Sequence[str], known: Layers, model: nn.Module) -> tuple[str, ...]:

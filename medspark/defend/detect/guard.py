@@ -27,9 +27,9 @@ from medspark.documents import read_regular
 from medspark.errors import UsageError
 from medspark.files import sha256_of, write_whole
 
-__all__ = ["Guard", "GuardCard", "load_guard", "save_guard"]
+__all__ = ["GUARD_FILES", "Guard", "GuardCard", "guard_of", "load_guard", "save_guard"]
 
-ARRAYS, CARD = "guard.safetensors", "guard.json"
+ARRAYS, CARD = GUARD_FILES = "guard.safetensors", "guard.json"
 _LARGEST = 1 << 22  # bytes of a card
 
 
@@ -76,6 +76,11 @@ class Guard:
     def extractor(self, model: nn.Module, head: str) -> Extractor:
         """Return the extractor of the features that the detector looks at."""
         return Extractor.on(model, self.detector.layers, head)
+
+
+def guard_of(model: Path) -> Path:
+    """Return where a model's folder holds a guard of its own, which is served with it."""
+    return model / "guard"
 
 
 def save_guard(folder: Path, guard: Guard, *, features: Features, head: str, network: str) -> None:

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 
 from medspark.defend.detect.bu import BayesianUncertainty
 from medspark.defend.detect.change_point import CENTRED, UNCENTRED
+from medspark.defend.detect.contrastive import Contrastive
 from medspark.defend.detect.detector import Detector
-from medspark.defend.detect.features import LOGITS, PENULTIMATE
+from medspark.defend.detect.features import EMBEDDING, LOGITS, PENULTIMATE
 from medspark.defend.detect.kde import KernelDensity
 from medspark.defend.detect.lid import LocalDimension
 from medspark.defend.detect.mahalanobis import Mahalanobis
@@ -20,6 +21,7 @@ DETECTORS: Mapping[str, type[Detector]] = {
     cls.name: cls
     for cls in (
         KernelDensity, BayesianUncertainty, LocalDimension, SafetyNet, Mahalanobis, RankPca,
+        Contrastive,
     )
 }  # fmt: skip
 
@@ -33,6 +35,8 @@ def grid(names: Sequence[str], layers: Sequence[str]) -> list[tuple[str, str]]:
     for name in names:
         if name == "rank_pca":
             found += [(name, layer) for layer in COMPONENT_LAYERS]
+        elif name == "contrastive":
+            found += [(name, layer) for layer in layers if layer == EMBEDDING]
         elif name == "bu":
             found += [(name, layer) for layer in layers if layer == PENULTIMATE]
         elif name == "safetynet":

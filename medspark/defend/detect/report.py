@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from medspark.defend.detect.result import (
@@ -14,10 +14,10 @@ from medspark.defend.detect.result import (
 )
 from medspark.eps import eps_text
 from medspark.evaluate.names import in_markdown
-from medspark.evaluate.sanity import SIGN
+from medspark.evaluate.sanity import SIGN, Flag
 from medspark.evaluate.tables import STYLE, html_table, piped_table
 
-__all__ = ["matrix", "metrics", "sentences", "table", "write_detection_report"]
+__all__ = ["matrix", "metrics", "rate_text", "sentences", "table", "write_detection_report"]
 
 Table = list[list[str]]
 
@@ -29,7 +29,7 @@ def write_detection_report(folder: Path, result: DetectResult, *, facts: Mapping
     (folder / "report.html").write_text(_page(result, facts), encoding="utf-8")
 
 
-def table(result: DetectResult) -> Table:
+def table(detectors: Sequence[DetectorFigures], triggered: Sequence[Flag]) -> Table:
     """Return the figures of the attacked detectors as rows of text; the first row is the heading.
 
     Where a detector was not attacked, bounds stand for adaptive figures: it is no better than that.
@@ -39,12 +39,12 @@ def table(result: DetectResult) -> Table:
         "wrong and undetected", "adaptive AUROC", "adaptive TPR at 1 %", "adaptive TPR at 5 %",
         "adaptive wrong and undetected", "adaptive accuracy with guard",
     ]  # fmt: skip
-    signed = {flag.name.rpartition(": ")[0] for flag in result.triggered_flags}
+    signed = {flag.name.rpartition(": ")[0] for flag in triggered}
     return [
         head,
         *(
             _row(each, flagged=bool({"", f"{each.name}:{each.layer}"} & signed))
-            for each in result.detectors
+            for each in detectors
             if _own(each)
         ),
     ]
@@ -80,7 +80,7 @@ def rates(result: DetectResult) -> Table:
     found = result.false_positives
     groups = {"all": found} | {f"class {n}": r for n, r in found.classes.items()}
     groups |= {f"site {n}": r for n, r in found.sites.items()}
-    rows = [[name, str(each.images), _rate(each)] for name, each in groups.items()]
+    rows = [[name, str(each.images), rate_text(each)] for name, each in groups.items()]
     return [["images", "number", "false positives"], *rows]
 
 
@@ -112,7 +112,7 @@ def sentences(result: DetectResult) -> list[str]:
     chosen, found = result.chosen, result.false_positives
     lines = [
         f"The guard is {chosen.name} on {chosen.layer} (the best single feature is "
-        f"{chosen.best_single}): it flags {_rate(found)} of the clean test "
+        f"{chosen.best_single}): it flags {rate_text(found)} of the clean test "
         f"images (asked: {found.asked:.1%}). With it, {result.accuracy_with_guard:.1%} of them are "
         f"right and not flagged; without it, {result.accuracy:.1%} are right."
     ]
@@ -188,7 +188,8 @@ def _text(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
 
 
-def _rate(found: RateFigures) -> str:
+def rate_text(found: RateFigures) -> str:
+    """Return a share in per cent, with its interval."""
     if found.rate is None:
         return "–"
     return f"{found.rate:.1%} [{found.interval[0]:.1%}, {found.interval[1]:.1%}]"
@@ -196,7 +197,7 @@ def _rate(found: RateFigures) -> str:
 
 def _tables(result: DetectResult) -> dict[str, Table]:
     named = {
-        "Detectors, oblivious and adaptive": table(result),
+        "Detectors, oblivious and adaptive": table(result.detectors, result.triggered_flags),
         "AUROC by layer, oblivious / adaptive": matrix(result),
         "False positives": rates(result),
     }

@@ -20,6 +20,7 @@ from medspark.launch.ranks.rank import NONCE, Order
 from medspark.launch.ranks.reports import Failure, Reports, diagnose
 from medspark.launch.ranks.torchrun import WRAPPER, QuietDistributor
 from medspark.launch.ranks.trampoline import trampoline
+from medspark.spark.cluster import end_jobs, tag_jobs
 
 __all__ = ["Attempt", "Interrupted"]
 
@@ -82,7 +83,7 @@ class Attempt:
     def _launch(self) -> None:
         try:
             if self._on_executors:
-                self._spark.addTag(self._tag)
+                tag_jobs(self._spark, self._tag)
             distributor = QuietDistributor(
                 num_processes=self._processes,
                 local_mode=not self._on_executors,
@@ -116,7 +117,7 @@ class Attempt:
 
     def _cancel(self, thread: threading.Thread) -> None:
         if self._on_executors:
-            self._spark.interruptTag(self._tag)
+            end_jobs(self._spark, self._tag)
         else:
             _end_local_ranks(self._order.mark)
         thread.join(_CANCEL_SECONDS)

@@ -1,6 +1,7 @@
 """Replace convolutions and dense blocks by equal layers that are faster on the CPU.
 
-All times are for one thread, batch 32, bf16, forward and backward.
+All times are for one thread, batch 32, bf16, forward and backward, on a processor with AMX; see
+``processor`` for the sizes from which on a layer is replaced.
 
 oneDNN's convolutions are optimised for large images. At 64 pixels the last stages of a network have
 2 x 2 or 4 x 4 positions and half a million weights or more. There oneDNN's weight gradient takes up
@@ -23,14 +24,9 @@ from torch import Tensor, nn
 from medspark.models.classifier import evaluating
 from medspark.models.kernels.dense_block import BufferedDenseBlock, can_be_buffered
 from medspark.models.kernels.matrix_conv import MatrixConv2d, padding_of
+from medspark.models.kernels.processor import thresholds
 
 __all__ = ["Float32Conv2d", "PaddedConv2d", "lower"]
-
-# From this many weights per position the product is faster; a 3 x 3 layer must first copy its input
-# nine times.
-_WORTH_POINTWISE, _WORTH_WINDOW = 16, 1000
-# Up to this many positions, a depthwise layer is faster on padded images.
-_WORTH_PADDING = 4
 
 
 class PaddedConv2d(nn.Conv2d):
@@ -92,9 +88,9 @@ def _better(conv: nn.Conv2d, *, positions: int, batch: int) -> type[nn.Conv2d] |
             return None
         if conv.stride != (1, 1):
             return Float32Conv2d
-        few = positions <= _WORTH_PADDING and conv.padding != (0, 0)
+        few = positions <= thresholds().padding and conv.padding != (0, 0)
         return PaddedConv2d if few else None
-    limit = _WORTH_POINTWISE if conv.kernel_size == (1, 1) else _WORTH_WINDOW
+    limit = thresholds().pointwise if conv.kernel_size == (1, 1) else thresholds().window
     return MatrixConv2d if conv.weight.numel() >= limit * positions * batch else None
 
 

@@ -42,7 +42,7 @@ def result(world: World) -> DetectResult:
 
 
 def test_each_row_has_the_adaptive_figures_beside_the_oblivious_ones(result: DetectResult) -> None:
-    head, *rows = table(result)
+    head, *rows = table(result.detectors, result.triggered_flags)
 
     oblivious, adaptive = head.index("AUROC"), head.index("adaptive AUROC")
     assert len(rows) == 2 * 4  # attacks x targets
@@ -97,10 +97,14 @@ def test_a_detector_that_was_not_attacked_is_named_with_the_reason(result: Detec
     )
 
     assert f"{first.name} on {first.layer} was not attacked: no time." in sentences(changed)
-    assert table(changed)[1][8].startswith("≤")
+    assert table(changed.detectors, changed.triggered_flags)[1][8].startswith("≤")
 
 
 def test_the_rows_of_a_flagged_detector_are_marked_and_no_others(result, world: World) -> None:
-    marked = {f"{row[0].removeprefix('⚠ ')}:{row[1]}" for row in table(result) if "⚠" in row[0]}
+    marked = {
+        f"{row[0].removeprefix('⚠ ')}:{row[1]}"
+        for row in table(result.detectors, result.triggered_flags)
+        if "⚠" in row[0]
+    }
 
     assert marked == {world.choice.targets[0].key}

@@ -1,0 +1,1 @@
+"""A denoiser before a trained classifier and a contrastive detector, trained together."""

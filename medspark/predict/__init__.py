@@ -1,0 +1,1 @@
+"""Archive to answers: list, decode, ask a model, quarantine, commit. No torch."""

@@ -1,0 +1,103 @@
+"""Answer files in a Spark task: decode a batch while the model answers the one before it.
+
+A task writes its rows itself, as one file that appears whole or not at all. A file that cannot be
+decoded becomes a row with a reason.
+"""
+
+from __future__ import annotations
+
+import io
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from medspark.images.frame import Pixels
+from medspark.ingest.reading import ArchiveReader, verdict
+from medspark.memory import keep_freed_memory
+from medspark.predict.folder import OUTCOMES, piece_name
+from medspark.spark import storage
+
+__all__ = ["DONE", "Answer", "AnswerFiles", "Model"]
+
+DONE = "files bigint"  # what a task reports
+_DONE = pa.schema([("files", pa.int64())])
+
+Row = dict[str, Any]
+Answer = dict[str, Any]
+T = TypeVar("T")
+
+
+class Model(Protocol):
+    """A model on an executor. It is pickled."""
+
+    def __call__(self, images: Sequence[Pixels]) -> Sequence[Answer]:
+        """Return label, probability and probabilities of ``images``, (H, W) or (H, W, 3) each."""
+
+
+@dataclass(frozen=True)
+class AnswerFiles:
+    """The answering task with all its settings."""
+
+    reader: ArchiveReader
+    model: Model
+    answers: str  # folder of the prediction
+    batch_size: int
+
+    def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Answer the files of ``batches`` (rows as annotated), and yield their number."""
+        keep_freed_memory()
+        files = [row for batch in batches for row in batch.to_pylist()]
+        starts = range(0, len(files), self.batch_size)
+        chosen = (files[start : start + self.batch_size] for start in starts)
+        rows: list[Row] = []
+        for decoded in _ahead(map(self._decoded, chosen)):
+            rows += self._answered(decoded)
+        if rows:
+            self._write(rows)
+        yield pa.RecordBatch.from_pylist([{"files": len(rows)}], schema=_DONE)
+
+    def _decoded(self, files: Sequence[Row]) -> list[tuple[Row, Pixels | None]]:
+        return [self._read(row) for row in files]
+
+    def _read(self, row: Row) -> tuple[Row, Pixels | None]:
+        """Return the file's row with its keys, and its pixels; or with a reason, and None."""
+        known = {name: row[name] for name in ("file_key", "fingerprint")}
+        path = self.reader.pseudonyms.unseal(row["sealed_path"])
+        try:
+            with self.reader.opened(path, row["size"]) as (source, _):
+                (frame,) = self.reader.frames(source)
+        except Exception as error:  # noqa: BLE001 - a bad file must not fail the task
+            reason, message = verdict(error)
+            return known | {"reason": reason, "message": message}, None
+        keys = ("study_key", "series_key", "instance_key")
+        known |= {name: getattr(frame.attributes, name) for name in keys}
+        patient = self.reader.patient_key(frame, path)
+        return known | {"patient_key": patient, "frame": frame.number}, frame.pixels
+
+    def _answered(self, decoded: Sequence[tuple[Row, Pixels | None]]) -> Iterator[Row]:
+        images = [pixels for _, pixels in decoded if pixels is not None]
+        answers = iter(self.model(images) if images else ())
+        for row, pixels in decoded:
+            yield row if pixels is None else row | next(answers)
+
+    def _write(self, rows: list[Row]) -> None:
+        content = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist(rows, schema=OUTCOMES), content)
+        # The name is unique, so that two attempts of a task share no file; the commit takes each
+        # file's row once.
+        name = piece_name(uuid.uuid4().hex, len(rows))
+        storage.write_bytes(storage.join(self.answers, name), content.getvalue())
+
+
+def _ahead(batches: Iterator[T]) -> Iterator[T]:
+    """Yield ``batches``; a second thread makes the next one meanwhile."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, batches, None)
+        while (batch := coming.result()) is not None:
+            coming = pool.submit(next, batches, None)
+            yield batch

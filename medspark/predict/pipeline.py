@@ -1,0 +1,216 @@
+"""Apply a model to an archive: list, answer what is new, settle, commit."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow.parquet as pq
+from pyspark.sql import DataFrame, SparkSession, Window
+from pyspark.sql import functions as F
+from pyspark.sql.pandas.types import from_arrow_schema
+
+from medspark import ownership
+from medspark.errors import RunError
+from medspark.ingest.labels import BETWEEN_FINDINGS
+from medspark.ingest.listing import ANNOTATED, Annotate, listing
+from medspark.ingest.quarantine import write_private
+from medspark.ingest.reading import ArchiveReader
+from medspark.ingest.sample_set import new_generation
+from medspark.lock import locked
+from medspark.predict.answer_task import DONE, AnswerFiles, Model
+from medspark.predict.archive import Asked
+from medspark.predict.folder import OUTCOMES, QUARANTINE, PredictionManifest
+from medspark.spark import storage
+from medspark.spark.progress import followed
+from medspark.spark.session import task_errors
+from medspark.spark.task import map_batches, tasks_for
+
+__all__ = ["predict"]
+
+_LOGGER = logging.getLogger(__name__)
+
+_SAME = ["file_key", "fingerprint"]
+
+
+def predict(spark: SparkSession, asked: Asked, model: Model) -> dict[str, Any]:
+    """Answer the files of the archive that have no answer yet, and return counts of all outcomes.
+
+    ``files_found = answered + quarantined`` counts each file once. What the tasks of a killed job
+    had finished is kept. Raises UsageError if another job holds the folder, and RunError if a task
+    fails for a reason other than its files.
+    """
+    folder = asked.folder
+    ownership.claim(folder.url, "predictions")
+    with locked(folder.url), task_errors():
+        asked.check_same()
+        folder.commit(asked.manifest)
+        folder.clean_staging()
+        folder.clean_generations()
+        storage.make_folder(folder.path("work"))
+        try:
+            return _Prediction(spark, asked, model).run()
+        finally:
+            folder.clean_staging()
+            folder.clean_generations()
+
+
+class _Prediction:
+    """One prediction, step by step."""
+
+    def __init__(self, spark: SparkSession, asked: Asked, model: Model) -> None:
+        self._spark, self._asked, self._model = spark, asked, model
+        self._folder, self._generation = asked.folder, new_generation()
+        self._before = asked.manifest
+
+    def run(self) -> dict[str, Any]:
+        """Run the prediction and return its result document."""
+        files = self._listed()
+        found = files.count()
+        todo = files.join(self._known().select(_SAME), _SAME, "left_anti")
+        todo = self._staged("todo", todo)
+        new = todo.count()
+        seconds = self._answer(todo, new)
+        manifest = self._settled(files, found) if self._is_news(found) else self._before
+        result = {"files_found": found} | self._outcomes(manifest)
+        if found != result["answered"] + result["quarantined"]:
+            raise RunError(
+                f"{self._folder.url} does not hold one row for each of the {found} files; the "
+                "workers may not share the folder."
+            )
+        if manifest is not self._before:
+            self._folder.commit(manifest)
+            self._folder.clean_pieces()
+        return (
+            result
+            | {"done_before": found - new, "done_now": new, "seconds": seconds}
+            | {"images_per_second": new / seconds if new else None}
+            | {"answers": self._folder.path("answers", str(manifest.generation))}
+            | self._private(manifest)
+        )
+
+    def _listed(self) -> DataFrame:
+        asked, config = self._asked, self._asked.config
+        found = listing(
+            self._spark, asked.source, inventory=config.inventory, limits=config.limits
+        ).select("path", "size", "modified")
+        keyed = Annotate(asked.source, asked.pseudonyms, config.privacy, by_folder=False)
+        files = map_batches(found, keyed, from_arrow_schema(ANNOTATED))
+        return self._staged("files", files.select(*_SAME, "sealed_path", "size"))
+
+    def _known(self) -> DataFrame:
+        """Return the rows of the last commit, and those of tasks that finished after it."""
+        names = (*self._before.answers, *self._before.quarantine, *self._folder.pieces())
+        return self._folder.read(self._spark, names)
+
+    def _answer(self, todo: DataFrame, count: int) -> float:
+        """Answer the files ``todo``; return the seconds that it took."""
+        asked, config, began = self._asked, self._asked.config, time.monotonic()
+        if count == 0:
+            return 0.0
+        reader = ArchiveReader(
+            source=asked.source,
+            run=self._generation,
+            rendering=asked.model.rendering,
+            limits=config.limits,
+            privacy=config.privacy,
+            pseudonyms=asked.pseudonyms,
+            guarded=config.guarded,
+        )
+        task = AnswerFiles(reader, self._model, self._folder.url, config.batch_size)
+        spread = todo.repartition(tasks_for(self._spark, count))
+        earlier = self._folder.finished()
+        with followed(
+            lambda: self._folder.finished() - earlier, total=count, unit="file", doing="answered"
+        ):
+            map_batches(spread, task, DONE).collect()
+        return time.monotonic() - began
+
+    # --- settling ---
+
+    def _is_news(self, found: int) -> bool:
+        """Return whether the last commit differs from what is there now."""
+        before = self._before
+        return before.generation is None or before.files != found or bool(self._folder.pieces())
+
+    def _settled(self, files: DataFrame, found: int) -> PredictionManifest:
+        """Write the row of each of ``files`` once; return the manifest that would commit them."""
+        # A task that ran twice left two rows of a file. Answers come before failures, which may
+        # have been a matter of time or memory.
+        first = Window.partitionBy("file_key").orderBy(
+            F.col("reason").asc_nulls_first(), "message", "probability"
+        )
+        rows = (
+            self._known()
+            .join(files.select(_SAME), _SAME, "left_semi")
+            .select(*OUTCOMES.names, F.row_number().over(first).alias("rank"))
+            .where(F.col("rank") == 1)
+        )
+        answered, failed = rows.where(F.col("reason").isNull()), F.col("reason").isNotNull()
+        kept = [name for name in OUTCOMES.names if name not in ("reason", "message")]
+        written = {
+            "answers": self._written("answers", answered.select(kept)),
+            "quarantine": self._written("quarantine", rows.where(failed).select(*QUARANTINE)),
+        }
+        more = {"generation": self._generation, "files": found}
+        return self._before.model_copy(update=more | written)
+
+    def _written(self, table: str, rows: DataFrame) -> tuple[str, ...]:
+        rows.write.parquet(storage.for_spark(self._folder.path(table, self._generation)))
+        return self._folder.written(table, self._generation)
+
+    def _staged(self, name: str, rows: DataFrame) -> DataFrame:
+        """Write rows to ``staging`` and read them back, so that Spark computes them only once."""
+        path = storage.for_spark(self._folder.path("staging", name))
+        rows.write.parquet(path)
+        return self._spark.read.schema(rows.schema).parquet(path)
+
+    # --- what to say ---
+
+    def _outcomes(self, manifest: PredictionManifest) -> dict[str, Any]:
+        answers = self._folder.read(self._spark, manifest.answers).groupBy("label").count()
+        bad = self._folder.read(self._spark, manifest.quarantine).groupBy("reason").count()
+        counts = {row["label"]: row["count"] for row in answers.collect()}
+        reasons = {row["reason"]: row["count"] for row in bad.collect()}
+        labels = Counter(dict.fromkeys(manifest.classes, 0))
+        for label, count in counts.items():
+            names = label.split(BETWEEN_FINDINGS) if manifest.multi_label else [label]
+            labels.update({name: count for name in names if name})
+        return {
+            "answered": sum(counts.values()),
+            "quarantined": sum(reasons.values()),
+            "quarantine_reasons": dict(sorted(reasons.items())),
+            "labels": dict(labels),
+        }
+
+    # --- the private lists ---
+
+    def _private(self, manifest: PredictionManifest) -> dict[str, Any]:
+        """Write the private lists of paths; return where they are."""
+        asked = self._asked
+        rows = (
+            (row["file_key"], None, row["reason"], row["message"])
+            for row in self._folder.read(self._spark, manifest.quarantine).toLocalIterator()
+        )
+        listed = asked.quarantined.renewed(rows, known=self._paths())
+        try:
+            write_private(asked.paths, ("file_key", "path"), self._paths())
+            paths = str(asked.paths)
+        except OSError as error:
+            _LOGGER.warning("The files are not listed: %s", error)
+            paths = None
+        return {"quarantine_file": listed, "paths_file": paths}
+
+    def _paths(self) -> Iterator[tuple[str, str]]:
+        """Yield the key and the absolute path of each file."""
+        source, pseudonyms = self._asked.source, self._asked.pseudonyms
+        for name in self._folder.written("staging", "files"):
+            system, path = storage.filesystem(self._folder.path(name))
+            with system.open(path, "rb") as file:
+                for batch in pq.ParquetFile(file).iter_batches(columns=["file_key", "sealed_path"]):
+                    for row in batch.to_pylist():
+                        inside = pseudonyms.unseal(row["sealed_path"])
+                        yield row["file_key"], storage.join(source, inside)
