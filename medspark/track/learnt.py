@@ -11,6 +11,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from medspark.errors import RunError
+from medspark.track.local_store import open_store
 from medspark.track.store import first_line, quieten, tracking_uri
 
 __all__ = ["DIGEST_TAG", "Learnt", "runs_with_data"]
@@ -37,7 +38,7 @@ def runs_with_data(uri: str | None) -> list[Learnt]:
     """
     quieten()
     try:
-        return list(_runs(MlflowClient(tracking_uri(uri))))
+        return list(_runs(open_store(tracking_uri(uri))))
     except (MlflowException, OSError) as error:
         raise RunError(first_line(error)) from error
 

@@ -20,6 +20,7 @@ from mlflow.tracking import MlflowClient
 
 from medspark.track.journal import JournalReader, Record
 from medspark.track.learnt import DIGEST_TAG
+from medspark.track.local_store import open_store
 from medspark.track.models import log_model, register_model
 from medspark.track.run_list import describe_experiment
 from medspark.track.spool import DatasetEntry, ModelEntry, Spool
@@ -40,7 +41,7 @@ class Publisher:
         """Open the store. A new local store takes seconds to create its tables."""
         quieten()  # MLflow sets up its loggers when it is imported
         self.spool = spool
-        self._client = MlflowClient(spool.uri)
+        self._client = open_store(spool.uri)
         self._reader = JournalReader(spool.journal)
         self._pending: list[Metric] = []
         self._counted = dict(spool.state.published)
