@@ -41,8 +41,10 @@ class ArchiveReader:
     guarded: bool = True
 
     @contextmanager
-    def opened(self, path: str, size: int) -> Iterator[tuple[str | bytes, str]]:
-        """Yield the file's bytes, or a local path to them, with their SHA-256.
+    def opened(
+        self, path: str, size: int, *, hashed: bool = True
+    ) -> Iterator[tuple[str | bytes, str]]:
+        """Yield the file's bytes, or a local path to them, with their SHA-256 if ``hashed``.
 
         ``path`` is relative to the source. Raises Unreadable for a file that may not or cannot be
         read.
@@ -54,17 +56,17 @@ class ArchiveReader:
         self.limits.check_file(size)
         if npz.is_npz(self.source):
             content = npz.read_image(self.source, path, run=self.run, limits=self.limits)
-            yield content, hashlib.sha256(content).hexdigest()
+            yield content, _digest(content) if hashed else ""
             return
         system, inside = storage.filesystem(storage.join(self.source, path))
         try:
             if size <= SMALL_BYTES:  # read once; a larger file is hashed, then read in place
                 content = bytes(system.cat_file(inside))
-                yield content, hashlib.sha256(content).hexdigest()
+                yield content, _digest(content) if hashed else ""
                 return
             with system.open(inside, "rb") as file:
                 if storage.is_local(self.source):
-                    yield inside, hashlib.file_digest(file, "sha256").hexdigest()
+                    yield inside, hashlib.file_digest(file, "sha256").hexdigest() if hashed else ""
                     return
                 with tempfile.NamedTemporaryFile() as copy:
                     digest = hashlib.sha256()
@@ -97,6 +99,10 @@ class ArchiveReader:
             "pseudonyms": self.pseudonyms,
             "privacy": self.privacy,
         }
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def verdict(error: Exception) -> tuple[str, str]:

@@ -1,4 +1,7 @@
-"""Answer files in a Spark task: decode a batch while the model answers the one before it.
+"""Answer files in a Spark task: decode a batch, and have the model answer it.
+
+A batch from a remote archive is fetched while the model answers the one before it. With local files
+a second thread would only take turns with the first: tasks have all cores already.
 
 A task writes its rows itself, as one file that appears whole or not at all. A file that cannot be
 decoded becomes a row with a reason.
@@ -29,6 +32,7 @@ _DONE = pa.schema([("files", pa.int64())])
 
 Row = dict[str, Any]
 Answer = dict[str, Any]
+Decoded = list[tuple[Row, Pixels | None]]
 T = TypeVar("T")
 
 
@@ -48,20 +52,23 @@ class AnswerFiles:
     answers: str  # folder of the prediction
     batch_size: int
 
-    def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """Answer the files of ``batches`` (rows as annotated), and yield their number."""
+    def __call__(self, records: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Answer the files of ``records`` (rows as annotated), and yield their number."""
         keep_freed_memory()
-        files = [row for batch in batches for row in batch.to_pylist()]
+        files = [row for record in records for row in record.to_pylist()]
         starts = range(0, len(files), self.batch_size)
         chosen = (files[start : start + self.batch_size] for start in starts)
         rows: list[Row] = []
-        for decoded in _ahead(map(self._decoded, chosen)):
+        batches: Iterator[Decoded] = map(self._decoded, chosen)
+        if not storage.is_local(self.reader.source):
+            batches = _ahead(batches)
+        for decoded in batches:
             rows += self._answered(decoded)
         if rows:
             self._write(rows)
         yield pa.RecordBatch.from_pylist([{"files": len(rows)}], schema=_DONE)
 
-    def _decoded(self, files: Sequence[Row]) -> list[tuple[Row, Pixels | None]]:
+    def _decoded(self, files: Sequence[Row]) -> Decoded:
         return [self._read(row) for row in files]
 
     def _read(self, row: Row) -> tuple[Row, Pixels | None]:
@@ -69,7 +76,7 @@ class AnswerFiles:
         known = {name: row[name] for name in ("file_key", "fingerprint")}
         path = self.reader.pseudonyms.unseal(row["sealed_path"])
         try:
-            with self.reader.opened(path, row["size"]) as (source, _):
+            with self.reader.opened(path, row["size"], hashed=False) as (source, _):
                 (frame,) = self.reader.frames(source)
         except Exception as error:  # noqa: BLE001 - a bad file must not fail the task
             reason, message = verdict(error)
@@ -79,7 +86,7 @@ class AnswerFiles:
         patient = self.reader.patient_key(frame, path)
         return known | {"patient_key": patient, "frame": frame.number}, frame.pixels
 
-    def _answered(self, decoded: Sequence[tuple[Row, Pixels | None]]) -> Iterator[Row]:
+    def _answered(self, decoded: Decoded) -> Iterator[Row]:
         images = [pixels for _, pixels in decoded if pixels is not None]
         answers = iter(self.model(images) if images else ())
         for row, pixels in decoded:
