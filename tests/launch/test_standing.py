@@ -97,11 +97,14 @@ def test_a_task_in_the_midst_of_its_work_ends_if_the_folder_of_its_driver_goes(t
     words = [sys.executable, "-c", code, tmp_path / "own"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, cwd=ROOT) as task:
         assert task.stdout is not None
-        task.stdout.readline()
+        try:
+            task.stdout.readline()
 
-        shutil.rmtree(tmp_path / "own")
+            shutil.rmtree(tmp_path / "own")
 
-        assert task.wait(60) == 1
+            assert task.wait(60) == 1
+        finally:
+            task.kill()  # else a task that goes on would hold up the end of the block
 
 
 def step(folder: Path, number: int, **more: Any) -> None:
