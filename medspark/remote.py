@@ -103,12 +103,13 @@ def copied(url: str, files: Sequence[RemoteFile], cache: Path | None, *, name: s
     copied again. Raises UsageError if the cache is not ours or has too little room, and RunError
     for a file whose SHA-256 is wrong.
     """
-    cache = cache or cache_folder()
+    if cache is None:
+        cache = cache_folder()
+        cache.mkdir(parents=True, exist_ok=True, mode=0o700)
     ownership.claim(cache, "shard cache")
     place = cache / name
     if not _missing(place, files):
         return place
-    cache.chmod(0o700)
     place.mkdir(exist_ok=True)
     with _alone(cache / f".{name}.lock"):
         if missing := _missing(place, files):
