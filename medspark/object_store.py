@@ -33,11 +33,11 @@ class StoreError(MedsparkError):
     """The store failed or refused, whatever the object: no object of it can be judged by that."""
 
 
-class _RefusedError(StoreError, UsageError):
+class _StoreUsageError(StoreError, UsageError):
     """The bucket, the credentials or the package is missing or wrong."""
 
 
-class _FailedError(StoreError, RunError):
+class _StoreRunError(StoreError, RunError):
     """The store does not answer, or answers with an error."""
 
 
@@ -256,7 +256,7 @@ def _obstore() -> Any:
     try:
         import obstore
     except ImportError:
-        raise _RefusedError(
+        raise _StoreUsageError(
             "Addresses of object stores (s3://) need obstore: pip install 'medspark[s3]'."
         ) from None
     return obstore
@@ -276,7 +276,7 @@ def _bucket(name: str) -> Any:
 def _split(path: str) -> tuple[str, str]:
     bucket, _, key = path.partition("/")
     if not bucket:
-        raise _RefusedError("An address of an object store names a bucket: s3://BUCKET/FOLDER.")
+        raise _StoreUsageError("An address of an object store names a bucket: s3://BUCKET/FOLDER.")
     return bucket, key
 
 
@@ -310,27 +310,27 @@ def _explained(error: Exception, path: str) -> MedsparkError:
     code = found[1] if found else kind
     where = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "AWS"
     if code == "NoSuchBucket":
-        return _RefusedError(f"There is no bucket {path.partition('/')[0]} at {where}.")
+        return _StoreUsageError(f"There is no bucket {path.partition('/')[0]} at {where}.")
     if kind == "InvalidPathError":
-        return _RefusedError(
+        return _StoreUsageError(
             f"The name of s3://{path}, or of an object below it, has a part that is empty, '.' or "
             "'..': rename it."
         )
     if code in ("AccessDenied", "PermissionDeniedError"):
         return AccessDeniedError(f"These credentials have no access to s3://{path} at {where}.")
     if kind in ("PermissionDeniedError", "UnauthenticatedError") or code in _NOT_ACCEPTED:
-        return _RefusedError(
+        return _StoreUsageError(
             f"{where} does not accept the credentials for s3://{path} ({code}): see "
             "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN."
         )
     if "169.254." in text:
-        return _RefusedError(
+        return _StoreUsageError(
             f"There are no credentials for s3://{path}: set AWS_ACCESS_KEY_ID and "
             "AWS_SECRET_ACCESS_KEY."
         )
     if found is None and "error sending request" in text:
-        return _FailedError(f"{where} does not answer (s3://{path}).")
-    return _FailedError(f"{where} failed with {code} (s3://{path}).")
+        return _StoreRunError(f"{where} does not answer (s3://{path}).")
+    return _StoreRunError(f"{where} failed with {code} (s3://{path}).")
 
 
 _NOT_ACCEPTED = {"ExpiredToken", "InvalidToken", "InvalidAccessKeyId", "SignatureDoesNotMatch"}

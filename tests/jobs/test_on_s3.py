@@ -69,7 +69,7 @@ def test_the_whole_road_leads_through_an_object_store(run: Run, bucket: str, tmp
     assert here["splits"] == there["splits"]
     assert there["shards_folder"] == shards
     assert report["model"] == model
-    assert report["clean"]["accuracy"] == trained["test"]["clean"]["accuracy"]
+    assert report["clean"]["accuracy"] == trained["clean"]["accuracy"]
 
 
 @pytest.mark.spark

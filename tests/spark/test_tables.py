@@ -7,14 +7,22 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from pyspark.sql.types import StructType
+from pyspark.sql.pandas.types import from_arrow_schema
 
 from medspark import storage
 from medspark.spark.tables import read_files, read_foreign, staged, write_files
 
 pytestmark = pytest.mark.spark
 
-SCHEMA = StructType.fromDDL("name string, number bigint, shares map<string,double>")
+SCHEMA = from_arrow_schema(
+    pa.schema(
+        [
+            ("name", pa.string()),
+            ("number", pa.int64()),
+            ("shares", pa.map_(pa.string(), pa.float64())),
+        ]
+    )
+)
 
 
 @pytest.fixture(params=["file system", "object store"])
@@ -53,7 +61,8 @@ def test_columns_that_older_files_lack_are_null_and_others_are_left_out(s3_spark
         pq.write_table(pa.table(values), path, filesystem=system)
         files.append(url)
 
-    rows = read_files(s3_spark, files, StructType.fromDDL("name string, number bigint"))
+    wanted = from_arrow_schema(pa.schema([("name", pa.string()), ("number", pa.int64())]))
+    rows = read_files(s3_spark, files, wanted)
 
     assert sorted(map(tuple, rows.collect())) == [("n0", 0), ("n1", None)]
 
