@@ -33,7 +33,7 @@ demo: setup
 		--output build/demo/result.json
 
 test: setup
-	python -m pytest -n 2 --dist loadfile
+	python -m pytest
 
 ui: setup
 	@echo 'The runs: http://127.0.0.1:$(PORT)/#/experiments/1/runs?viewStateShareKey=medspark&workflowType=machine_learning'

@@ -3,9 +3,9 @@
 # MAGIC # 05 Guard it
 # MAGIC
 # MAGIC A guard leaves the network as it is. It cleans the image before the network sees it, or says how
-# MAGIC suspicious the image is. This notebook puts a denoiser before the plain network of notebook 02, fits
-# MAGIC every detector of medspark, and looks at one image through all of them: clean, noisy, attacked by
-# MAGIC somebody who does not know the detectors, and attacked by somebody who does.
+# MAGIC suspicious the image is. This notebook trains a plain network, puts a denoiser before it, fits every
+# MAGIC detector of medspark, and looks at one image through all of them: clean, attacked by somebody who does
+# MAGIC not know the detectors, and attacked by somebody who does.
 
 # COMMAND ----------
 
@@ -30,16 +30,18 @@ from medspark.eps import eps_text
 from medspark.evaluate.config import AttackSettings
 from medspark.models.checkpoint import load_classifier
 from medspark.shards.manifest import read_manifest
-from medspark.study.sweep import Sweep
 from medspark.workflows.denoise import DenoiseAtConfig, denoise
 from medspark.workflows.notebook import contact_sheet, open_session, parameters, show
+from medspark.workflows.train_at import TrainAtConfig, train_at
 
 chosen = parameters(
     globals().get("dbutils"),
     folder="build/notebooks",
+    model="resnet10t",
     eps="4/255",
     images="32",
     steps="10",
+    plain_epochs="20",
     epochs="4",
     tracking_uri="",
 )
@@ -47,6 +49,38 @@ folder = Path(chosen["folder"])
 pictures = folder / "pictures"
 threat = ThreatModel.model_validate({"eps": chosen["eps"]})
 spark = open_session()
+
+# COMMAND ----------
+
+# MAGIC %md
+# MAGIC ## A plain network
+# MAGIC
+# MAGIC Detectors learn from images that the network gets right, at least two of each class. The networks of
+# MAGIC notebook 02 have seen their images too few times for that.
+
+# COMMAND ----------
+
+plain = train_at(
+    TrainAtConfig.model_validate(
+        {
+            "shards": folder / "shards",
+            "run_dir": folder / "plain",
+            "resume": "auto",
+            "model": {"name": chosen["model"]},
+            "attack": {"eps": chosen["eps"]},
+            "train": {
+                "mode": "standard",
+                "epochs": chosen["plain_epochs"],
+                "lr": 3e-3,
+                "validation_steps": 2,
+            },
+            "evaluate": {"eps": [chosen["eps"]], "steps": chosen["steps"], "images": 128},
+            "launch": {"processes": 1},
+            "track": {"uri": chosen["tracking_uri"] or None, "log_model": False},
+        }
+    )
+)
+print(*plain.more_lines(), sep="\n")
 
 # COMMAND ----------
 
@@ -61,13 +95,10 @@ spark = open_session()
 
 # COMMAND ----------
 
-sweep = Sweep.model_validate_json((folder / "sweep" / "report" / "sweep.json").read_bytes())
-plain = [m for m in sweep.finished if not m.timed_only and m.point.mode == "standard"]
-name = max((m.point.data_share, m.fingerprint) for m in plain)[1]
 guarded = denoise(
     DenoiseAtConfig.model_validate(
         {
-            "model": folder / "sweep" / "cells" / name / "model",
+            "model": plain.model,
             "shards": folder / "shards",
             "run_dir": folder / "guarded",
             "resume": "auto",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
 import sys
@@ -38,13 +39,14 @@ def parameters(dbutils: Any, **defaults: str) -> dict[str, str]:
 
 def open_session() -> SparkSession:
     """Return the running session, as on Databricks, or else start a local one that stays open."""
-    # Never closed: a notebook's session lives as long as its kernel.
+    # A notebook's session lives as long as its kernel.
     return _KERNEL.enter_context(
         spark_session(SparkConfig(settings=SPARK_SETTINGS), name="medspark notebook")
     )
 
 
 _KERNEL = ExitStack()
+atexit.register(_KERNEL.close)
 
 
 def show(figure: Figure, *, name: str, folder: str | Path) -> Path:

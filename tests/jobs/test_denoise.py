@@ -61,7 +61,7 @@ def test_two_ranks_guard_a_model_and_the_guarded_model_is_evaluated_and_tracked(
     assert "SSIM" in (folder.parent / "report" / "robustness.md").read_text()
     run = MlflowClient(store).get_run(result["mlflow"]["run_id"])
     assert run.data.params["denoise.through"] == "False"
-    assert run.data.metrics["clean/psnr"] == pytest.approx(result["clean"]["psnr"])
+    assert run.data.metrics["test/clean/psnr"] == pytest.approx(result["clean"]["psnr"])
     assert "detector/adaptive/auroc" in run.data.metrics
 
     evaluated = _evaluate(load_job, folder, data[1], tmp_path, *track)

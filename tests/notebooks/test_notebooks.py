@@ -31,7 +31,8 @@ def small(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "folder": folder, "key_file": folder / "key", "count": 60, "image_size": 32,
         "processes": 1, "shares": "1.0",
         "clients": 3, "rounds": 2, "aggregate": "median",
-        "epochs": 1, "images": 12, "steps": 2, "tracking_uri": f"sqlite:///{folder / 'mlflow.db'}",
+        "epochs": 1, "plain_epochs": 48, "images": 16, "steps": 2,
+        "tracking_uri": f"sqlite:///{folder / 'mlflow.db'}",
     }  # fmt: skip
     for name, value in chosen.items():
         monkeypatch.setenv(f"MEDSPARK_{name.upper()}", str(value))
