@@ -15,9 +15,11 @@ from s3_server import serving
 
 from medspark import storage
 from medspark.errors import RunError, UsageError
+from medspark.images.deidentify import Privacy
 from medspark.ingest import pipeline
 from medspark.ingest.archive import open_archive
 from medspark.ingest.config import IngestConfig
+from medspark.ingest.forget import ForgetConfig, forget, open_dataset, read_patients
 from medspark.ingest.pipeline import ingest
 from medspark.ingest.sample_set import SampleSet
 
@@ -198,3 +200,33 @@ def test_a_missing_bucket_is_said_before_anything_is_written(
         run_to(s3_spark, key=tmp_path / "key", **(places | {setting: "s3://nowhere/x"}))
 
     assert names(bucket) == set()
+
+
+@pytest.mark.slow
+def test_a_patient_leaves_a_dataset_of_a_store(s3_spark, bucket, key_file, tmp_path):
+    put(tmp_path / "in", A__x=1, A__y=2, B__x=3)
+    shutil.copy(key_file, tmp_path / "key")
+    samples = f"{bucket}/samples"
+    run_to(s3_spark, str(tmp_path / "in"), samples, tmp_path / "key")
+    manifest = SampleSet(samples).manifest()
+    assert manifest
+    system, place = storage.filesystem(samples)
+    table = pq.read_table(f"{place}/{manifest.parts[0].path}", filesystem=system)
+    (tmp_path / "patients.txt").write_text(table["patient_key"][0].as_py())
+
+    config = ForgetConfig(
+        samples=samples,
+        patients=tmp_path / "patients.txt",
+        privacy=Privacy(key_file=tmp_path / "key", quarantine_file=tmp_path / "q.csv"),
+    )
+    dataset = open_dataset(config)
+    gone = forget(s3_spark, dataset, read_patients(config.patients, dataset.pseudonyms))
+
+    assert (gone["patients"], gone["samples"]) == (1, 1)
+    check_whole(samples)
+    after = SampleSet(samples).manifest()
+    assert after
+    assert after.counts["samples"] == 2
+    assert {name for name in names(samples) if name.startswith("data/")} == {
+        part.path for part in after.parts
+    }

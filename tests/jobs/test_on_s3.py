@@ -58,8 +58,9 @@ def test_the_whole_road_leads_through_an_object_store(run: Run, bucket: str, tmp
 
     run("ingest", "--source", source, "--samples", samples, "--privacy.key_file", key,
         tracked=False)  # fmt: skip
-    here = run("shard", "--samples", samples, "--shards", tmp_path / "shards", tracked=False)
-    there = run("shard", "--samples", samples, "--shards", shards, tracked=False)
+    near = ["--samples", samples, "--near_duplicates", 2]
+    here = run("shard", *near, "--shards", tmp_path / "shards", tracked=False)
+    there = run("shard", *near, "--shards", shards, tracked=False)
     trained = run("train_at", "--shards", shards, "--run_dir", tmp_path / "run", *TRAINING)
     model = upload(Path(trained["model"]), f"{bucket}/model")
     report = run("evaluate", "--model", model, "--shards", shards, *EVALUATION,
@@ -68,6 +69,7 @@ def test_the_whole_road_leads_through_an_object_store(run: Run, bucket: str, tmp
     assert here["digest"] == there["digest"] == trained["dataset_digest"]
     assert here["splits"] == there["splits"]
     assert there["shards_folder"] == shards
+    assert storage.is_file(f"{shards}/near_duplicates.parquet")
     assert report["model"] == model
     assert report["clean"]["accuracy"] == trained["clean"]["accuracy"]
 
