@@ -275,6 +275,11 @@ def _bucket(name: str) -> Any:
 
 def _split(path: str) -> tuple[str, str]:
     bucket, _, key = path.partition("/")
+    if "@" in bucket:
+        raise _StoreUsageError(
+            "An address of an object store has no credentials in it: set AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY."
+        )
     if not bucket:
         raise _StoreUsageError("An address of an object store names a bucket: s3://BUCKET/FOLDER.")
     return bucket, key

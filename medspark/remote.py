@@ -62,8 +62,8 @@ class RemotePath(PosixPath):
 def any_path(place: str | Path) -> Path:
     """Return ``place`` as a path of this machine, or as a RemotePath if it is an address."""
     text = os.fspath(place)
-    if text.startswith("file:/"):
-        return Path("/" + text.removeprefix("file:").lstrip("/"))
+    if text.startswith(("file:/", "dbfs:/")):  # these have paths on this machine
+        return Path(storage.normalise(text))
     return RemotePath(text) if _ADDRESS.match(text) else Path(text)
 
 

@@ -178,6 +178,12 @@ def test_a_bucket_has_a_name() -> None:
         storage.is_folder("s3:///x")
 
 
+def test_credentials_in_an_address_are_refused_and_not_repeated() -> None:
+    with pytest.raises(UsageError, match="has no credentials in it") as raised:
+        storage.is_folder("s3://key:hidden@bucket/x")
+    assert "hidden" not in str(raised.value)
+
+
 def test_missing_packages_are_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     real = builtins.__import__
 

@@ -43,6 +43,14 @@ def test_an_address_stays_one_however_it_is_handed_on(parts: list[str]) -> None:
     assert Asked.model_validate_json(asked.model_dump_json()) == asked
 
 
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [("file:///a/b", "/a/b"), ("file:/a/b", "/a/b"), ("dbfs:/mnt/x", "/dbfs/mnt/x")],
+)
+def test_an_address_of_this_machine_is_a_path(text: str, path: str) -> None:
+    assert any_path(text) == Path(path)
+
+
 @pytest.mark.parametrize("text", ["/a/b", "a/s3:/b", "s3", "C:/x", "~/x", "a::b"])
 def test_a_path_is_no_address(text: str) -> None:
     assert any_path(text) == Path(text)

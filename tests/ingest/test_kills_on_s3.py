@@ -71,7 +71,7 @@ def check_whole(samples: str, key: ArchiveSummary, result: dict[str, Any]) -> No
     assert not any(name.startswith("staging/") for name in found)
 
 
-@pytest.mark.parametrize("moment", ["staging/files", "data", "staging/outcomes", "ledger"])
+@pytest.mark.parametrize("moment", ["data", "ledger"])
 def test_a_killed_driver_leaves_no_dataset_and_the_next_run_takes_over(
     s3_spark, archive, bucket, tmp_path, moment
 ):
@@ -86,9 +86,11 @@ def test_a_killed_driver_leaves_no_dataset_and_the_next_run_takes_over(
         command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         start_new_session=True,
     )  # fmt: skip
-    wait_for(lambda: storage.is_folder(f"{samples}/{moment}"))
-    os.killpg(driver.pid, signal.SIGKILL)
-    driver.wait()
+    try:
+        wait_for(lambda: storage.is_folder(f"{samples}/{moment}"), 300)
+    finally:
+        os.killpg(driver.pid, signal.SIGKILL)
+        driver.wait()
 
     assert SampleSet(samples).manifest() is None
     with pytest.raises(UsageError, match=f"process {driver.pid} on .*; its lease ends"):
