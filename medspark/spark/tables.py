@@ -32,8 +32,8 @@ def read_files(spark: SparkSession, files: Sequence[str], schema: StructType) ->
 
     A column that a file lacks is null.
     """
-    if not files:
-        return spark.createDataFrame([], schema)
+    if not files:  # Spark leaves out what it would do with an empty Arrow table
+        return from_arrow(spark, to_arrow_schema(schema).empty_table())
     if not storage.is_object_store(files[0]):
         return spark.read.schema(schema).parquet(*map(storage.for_spark, files))
     tasks = min(len(files), 8 * default_parallelism(spark))
