@@ -23,6 +23,7 @@ from medspark.shards.manifest import Split
 __all__ = ["NO_SITES", "ClientsConfig", "Rows", "clients_of", "partition"]
 
 Rows = npt.NDArray[np.int64]
+Codes = npt.NDArray[np.int32]
 Labels = npt.NDArray[Any]
 
 NO_SITES = (
@@ -66,7 +67,7 @@ def partition(
     if config.by == "site":
         return _rows(sites.codes, len(sites.keys))
     patient, count = patients.codes, _count(config, len(patients.keys))
-    drawn = (derive(seed, "client", str(key)) for key in patients.keys)
+    drawn = (derive(seed, "client", key.as_py()) for key in patients.keys)
     queue = np.argsort(np.fromiter(drawn, np.uint64, len(patients.keys)))
     if config.by == "patient":
         owners = _even(queue, np.bincount(patient), count)
@@ -98,9 +99,9 @@ def _count(config: ClientsConfig, patients: int) -> int:
     return count
 
 
-def _rows(owner: Rows, count: int) -> list[Rows]:
+def _rows(owner: Rows | Codes, count: int) -> list[Rows]:
     # A stable sort keeps the rows of each client in order, at the cost of one pass for all.
-    rows = np.argsort(owner, kind="stable").astype(np.int64)
+    rows = np.argsort(owner, kind="stable").astype(np.int64, copy=False)
     bounds = np.cumsum(np.bincount(owner, minlength=count))[:-1]
     return np.split(rows, bounds)
 
@@ -119,7 +120,7 @@ def _even(queue: Rows, images: Rows, count: int) -> Rows:
     return owners
 
 
-def _classes(labels: Labels, patient: Rows) -> Rows:
+def _classes(labels: Labels, patient: Codes) -> Rows:
     """Return the most common class (P,) of each patient's images; ties go to the smallest class.
 
     Every combination of findings counts as one class.

@@ -57,7 +57,7 @@ def divide(config: FederationConfig, shards: Path, manifest: Manifest, split: st
 def sites_of(shards: Path, manifest: Manifest, split: str) -> Groups:
     """Return the rows of ``split`` by site. Raises UsageError if no row has one."""
     sites = _groups(shards, manifest, split, "site")
-    if not (sites.keys != "").any():
+    if sites.keys.to_pylist() in ([], [""]):
         raise UsageError(NO_SITES)
     return sites
 
@@ -74,10 +74,8 @@ def owners_of(
     patients are, into as many groups, but at most ``MOST_GROUPS``.
     """
     if config.clients.by == "site":
-        known, sites = sites_of(shards, manifest, "train").keys, sites_of(shards, manifest, split)
-        places = np.clip(np.searchsorted(known, sites.keys), 0, len(known) - 1)
-        found = np.where(known[places] == sites.keys, places, -1)
-        return found[sites.codes], known.tolist()
+        known = sites_of(shards, manifest, "train")
+        return sites_of(shards, manifest, split).places_in(known), known.keys.to_pylist()
     if not manifest.splits[split].rows:
         return None, []
     if config.clients.by == "patient":

@@ -16,10 +16,10 @@ from medspark.shards.schema import read_patients, read_sites
 
 @given(st.lists(st.sampled_from(["", "a", "b", "ba"])))
 def test_every_row_is_in_the_group_of_its_key(values: list[str]):
-    found = Groups.of(np.array(values, dtype=np.str_))
+    found = Groups.of(values)
 
-    assert found.keys[found.codes].tolist() == values
-    assert found.keys.tolist() == sorted(set(values))
+    assert found.keys.take(found.codes).to_pylist() == values
+    assert found.keys.to_pylist() == sorted(set(values))
 
 
 @pytest.mark.parametrize("shards", [1, 3])
@@ -33,14 +33,23 @@ def test_rows_of_several_shards_are_grouped_together(tmp_path: Path, shards: int
 
     by_site, by_patient = read_groups(paths, "site"), read_groups(paths, "patient_key")
 
-    assert by_site.keys.tolist() == ["", "east", "north", "west"]
-    assert "" not in by_patient.keys
+    assert by_site.keys.to_pylist() == ["", "east", "north", "west"]
+    assert "" not in by_patient.keys.to_pylist()
     for found, read in ((by_site, read_sites), (by_patient, read_patients)):
         column = np.concatenate([read(path) for path in paths])
-        assert np.array_equal(found.keys[found.codes], column)
+        assert found.keys.take(found.codes).to_pylist() == column.tolist()
 
 
 def test_no_shard_has_no_groups():
     found = read_groups([], "site")
 
     assert (len(found.keys), len(found.codes)) == (0, 0)
+
+
+@given(*[st.lists(st.sampled_from(["", "a", "b", "ba"]))] * 2)
+def test_a_row_is_placed_among_the_known_keys(values: list[str], known: list[str]):
+    keys = sorted(set(known))
+
+    places = Groups.of(values).places_in(Groups.of(known))
+
+    assert places.tolist() == [keys.index(v) if v in keys else -1 for v in values]
