@@ -99,12 +99,12 @@ def values(samples: Path) -> list[tuple[str, int]]:
     return sorted((row["label"], row["pixels"][0]) for row in live(samples).values())
 
 
-def wait_for(condition: Callable[[], Any], seconds: float = 90) -> Any:
+def wait_for(condition: Callable[[], Any], seconds: float = 90, *, pause: float = 0.005) -> Any:
     """Wait until ``condition`` returns something true, and return it."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         found = condition()
         if found:
             return found
-        time.sleep(0.005)
+        time.sleep(pause)
     raise TimeoutError

@@ -87,7 +87,8 @@ def test_a_killed_driver_leaves_no_dataset_and_the_next_run_takes_over(
         start_new_session=True,
     )  # fmt: skip
     try:
-        wait_for(lambda: storage.is_folder(f"{samples}/{moment}"), 300)
+        # The server is one process of Python: asked all the time, it would answer nobody else.
+        wait_for(lambda: storage.is_folder(f"{samples}/{moment}"), 300, pause=0.2)
     finally:
         os.killpg(driver.pid, signal.SIGKILL)
         driver.wait()
