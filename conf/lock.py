@@ -23,7 +23,7 @@ from pathlib import Path
 CONF = Path(__file__).resolve().parent
 CONSTRAINTS, LOCK = CONF / "constraints.txt", CONF / "lock"
 BUILD_TOOLS = ("pip", "setuptools", "wheel")
-EXTRAS = ("petastorm", "connect", "edge", "openvino", "privacy", "prune", "dev")
+EXTRAS = ("petastorm", "connect", "edge", "openvino", "privacy", "prune", "s3", "dev")
 
 Hashes = dict[str, list[str]]  # "torch==2.13.0" -> ["sha256:…", …]
 

@@ -17,7 +17,7 @@ install --upgrade pip
 "$place/venv/bin/python" -m pip wheel --quiet --no-deps --wheel-dir "$place" .
 wheel=$(echo "$place"/medspark-*.whl)
 install --upgrade --upgrade-strategy eager --constraint "$place/constraints.txt" \
-    "medspark[connect,edge,privacy,prune,dev] @ file://$wheel"
+    "medspark[connect,edge,privacy,prune,s3,dev] @ file://$wheel"
 install --force-reinstall --no-deps "$wheel"
 
 # Everything but the package, so that the tests import the wheel.

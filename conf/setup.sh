@@ -72,7 +72,7 @@ if [ -n "${LOCKED:-}" ]; then
 else
     say "installing the tested versions of the libraries (conf/constraints.txt); the first time takes minutes"
     install --constraint conf/constraints.txt pip setuptools wheel
-    PYTHONWARNINGS='ignore:Editable installation' install --constraint conf/constraints.txt --no-build-isolation --editable '.[petastorm,connect,edge,openvino,privacy,prune,dev]'
+    PYTHONWARNINGS='ignore:Editable installation' install --constraint conf/constraints.txt --no-build-isolation --editable '.[petastorm,connect,edge,openvino,privacy,prune,s3,dev]'
 fi
 .venv/bin/python -c '
 import sys, zipfile

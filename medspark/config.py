@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, field_validator
 
 from medspark.errors import UsageError
 from medspark.redact import HIDDEN, is_secret, redacted, safe_text
@@ -19,11 +19,25 @@ from medspark.redact import HIDDEN, is_secret, redacted, safe_text
 if TYPE_CHECKING:
     from pydantic_settings import CliSettingsSource
 
+# What Path makes of an address such as s3://bucket/folder.
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/")
+
 
 class Config(BaseModel):
     """Base of every configuration: frozen and picklable. It refuses unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _is_no_address(cls, value: Any) -> Any:
+        # medspark.remote has the type of settings that may be addresses.
+        if type(value) is type(Path()) and _ADDRESS.match(str(value)):
+            place = str(value).replace(":/", "://", 1)
+            raise ValueError(
+                f"{place} is an address: this has to be a path that all machines share"
+            )
+        return value
 
 
 class TrainingConfig(Config):

@@ -3,6 +3,9 @@
 A kernel lock ends with its process, however the process ends. Databricks volumes, other FUSE mounts
 and object stores have no locks. There a lease file says who holds the folder and until when. The
 holder renews it; a lease that is not renewed expires, and the next writer takes the folder over.
+
+Object stores write a lease only if nobody has changed it (If-None-Match, If-Match), so of two
+writers at once one gets the folder.
 """
 
 from __future__ import annotations
@@ -16,15 +19,13 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from fsspec.implementations.local import LocalFileSystem
-
-from medspark.errors import RunError, UsageError
-from medspark.ownership import place_of
+from medspark import storage
+from medspark.errors import MedsparkError, RunError, UsageError
 
 __all__ = ["locked"]
 
@@ -40,25 +41,26 @@ _NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.
 
 
 @contextmanager
-def locked(folder: str | Path) -> Iterator[None]:
+def locked(folder: str | Path) -> Iterator[Callable[[], bool]]:
     """Hold the existing ``folder`` for one writer.
 
-    Raises UsageError that names the holder if another process holds it, and RunError at the end
-    if the lease was lost meanwhile.
+    Yields a function that tells whether the folder is still held: a lease can be lost. Raises
+    UsageError that names the holder if another process holds the folder, and RunError at the end if
+    the lease was lost meanwhile.
     """
-    system, path = place_of(folder)
-    if isinstance(system, LocalFileSystem):
-        descriptor = _lock(Path(path))
+    url = storage.normalise(folder)
+    if storage.is_local(url):
+        descriptor = _lock(Path(url))
         if descriptor is not None:
             try:
-                yield
+                yield lambda: True
             finally:
                 os.close(descriptor)
             return
-    lease = _Lease(system, path)
+    lease = _Lease(url)
     lease.take()
     try:
-        yield
+        yield lease.is_held
         lease.check()
     finally:
         lease.give_back()
@@ -87,69 +89,77 @@ def _lock(folder: Path) -> int | None:
 class _Lease:
     """The file that says who holds a folder, and until when."""
 
-    def __init__(self, system: Any, folder: str) -> None:
-        self._system, self._folder, self._path = system, folder, f"{folder}/{LEASE}"
+    def __init__(self, folder: str) -> None:
+        self._folder, self._url = folder, storage.join(folder, LEASE)
         self._mine = _holder() | {"token": secrets.token_hex(8)}
+        self._version: str | None = None  # of the lease that was found, then of ours
         self._lost = False
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
 
     def take(self) -> None:
         """Take the folder. Raises UsageError if another lease on it has not expired."""
-        there = self._read()
+        there, self._version = self._read()
         if there and float(there.get("expires", 0)) > time.time():
             raise _busy(self._folder, there)
         if there:
             _LOGGER.warning("the lease of %s on %s has expired", _by(there), self._folder)
-        self._write()
-        time.sleep(_SETTLE_SECONDS)
-        if not self._is_mine():
-            raise _busy(self._folder, self._read())
+        written = self._write()
+        if not storage.is_object_store(self._url):
+            time.sleep(_SETTLE_SECONDS)
+            written = self._is_mine()
+        if not written:
+            raise _busy(self._folder, self._read()[0])
         self._thread.start()
+
+    def is_held(self) -> bool:
+        """Return whether no other process has taken the folder over."""
+        return not self._lost and self._is_mine()
 
     def check(self) -> None:
         """Raise RunError if another process has taken the folder over."""
-        if self._lost or not self._is_mine():
+        if not self.is_held():
+            by = _by(self._read()[0])
             raise RunError(
-                f"{self._folder} was taken over ({_by(self._read())}) while this job wrote to it: "
-                "its lease had not been renewed in time."
+                f"{self._folder} was taken over ({by}) while this job wrote to it: its lease had "
+                "not been renewed in time."
             )
 
     def give_back(self) -> None:
         """End the lease."""
         self._done.set()
         self._thread.join()
-        if self._is_mine():
-            with suppress(OSError):
-                self._system.rm_file(self._path)
+        with suppress(OSError, MedsparkError):  # then it expires
+            if storage.is_object_store(self._url):
+                # Removed, it could be another's by then. An empty lease is nobody's.
+                storage.write_if(self._url, b"{}", self._version)
+            elif self._is_mine():
+                storage.remove_file(self._url)
 
     def _renew(self) -> None:
         while not self._done.wait(_LEASE_SECONDS / 4):
             try:
-                self._lost = self._lost or not self._is_mine()
-                if not self._lost:
-                    self._write()
-            except OSError as error:
+                self._lost = self._lost or not self._is_mine() or not self._write()
+            except (OSError, MedsparkError) as error:
                 _LOGGER.warning("the lease on %s was not renewed: %s", self._folder, error)
 
     def _is_mine(self) -> bool:
-        return bool(self._read().get("token") == self._mine["token"])
+        return bool(self._read()[0].get("token") == self._mine["token"])
 
-    def _read(self) -> dict[str, Any]:
+    def _read(self) -> tuple[dict[str, Any], str | None]:
         try:
-            self._system.invalidate_cache(self._folder)
-            return _parse_holder(self._system.cat_file(self._path))
+            text, version = storage.read_version(self._url)
         except FileNotFoundError:
-            return {}
+            return {}, None
+        return _parse_holder(text), version
 
-    def _write(self) -> None:
+    def _write(self) -> bool:
+        """Write the lease, unless another process has written one; return whether it did."""
         text = json.dumps(self._mine | {"expires": time.time() + _LEASE_SECONDS}).encode()
-        if not isinstance(self._system, LocalFileSystem):
-            self._system.pipe_file(self._path, text)
-            return
-        scratch = Path(f"{self._path}.{self._mine['token']}")
-        scratch.write_bytes(text)
-        scratch.replace(self._path)
+        written, version = storage.write_if(self._url, text, self._version)
+        if written:
+            self._version = version
+        return written
 
 
 def _holder() -> dict[str, Any]:

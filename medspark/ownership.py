@@ -19,13 +19,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from medspark import __version__
 from medspark.errors import UsageError
+from medspark.storage import filesystem
 
-__all__ = ["MARKER", "Kind", "apart", "check", "claim", "place_of", "remove"]
+__all__ = ["MARKER", "Kind", "apart", "check", "claim", "remove"]
 
 MARKER = ".medspark.json"
 
@@ -63,12 +63,12 @@ def check(folder: str | Path, kind: Kind) -> None:
 
     ``folder`` is a path or an fsspec URL and need not exist. Nothing is written.
     """
-    _is_marked(*place_of(folder), kind)
+    _is_marked(*filesystem(folder), kind)
 
 
 def claim(folder: str | Path, kind: Kind) -> None:
     """Make ``folder`` one of ``kind`` that carries our marker. Raises UsageError as ``check``."""
-    system, path = place_of(folder)
+    system, path = filesystem(folder)
     if _is_marked(system, path, kind):
         return
     record = {"kind": kind, "medspark": __version__, "made": datetime.now(UTC).isoformat()}
@@ -114,25 +114,10 @@ def remove(folder: str | Path, names: Iterable[str], *, keep: Collection[str] = 
     with ``/`` matches a whole tree. ``keep`` holds relative paths that stay. A symbolic link that
     matches is removed itself; links are never followed.
     """
-    system, path = place_of(folder)
+    system, path = filesystem(folder)
     with suppress(FileNotFoundError):
         kept = {f"{path}/{name}" for name in keep}
         _prune(system, path, [tuple(map(re.compile, name.split("/"))) for name in names], kept)
-
-
-def place_of(folder: str | Path) -> tuple[Any, str]:
-    """Return the fsspec file system of a path or URL, and the absolute path in it.
-
-    Raises UsageError for a URL that no installed file system can reach.
-    """
-    name = os.fspath(folder)
-    if "://" not in name:
-        return fsspec.filesystem("file"), os.path.abspath(name)  # as it is: ~ is a name, too
-    try:
-        system, path = fsspec.core.url_to_fs(name)
-    except (ImportError, ValueError) as error:
-        raise UsageError(f"{name} cannot be reached: {error}.") from None
-    return system, str(path)
 
 
 # --- the decision ---
@@ -140,24 +125,25 @@ def place_of(folder: str | Path) -> tuple[Any, str]:
 
 def _is_marked(system: Any, path: str, kind: Kind) -> bool:
     """Return whether the folder carries our marker. Raises UsageError where it is not ours."""
+    place = path if isinstance(system, LocalFileSystem) else system.unstrip_protocol(path)
     try:
         if system.exists(path) and not system.isdir(path):
-            raise UsageError(f"{path} is a file; medspark needs a folder for its {kind}.")
+            raise UsageError(f"{place} is a file; medspark needs a folder for its {kind}.")
         # Read the marker last: meanwhile another process may claim the folder and begin to write.
         foreign = next(_files(system, path), None)
         theirs = _read(system, f"{path}/{MARKER}").get("kind")
         if theirs == kind:
             return True
         if theirs is not None:
-            raise UsageError(f"{path} holds medspark's {theirs}, not {kind}: give another folder.")
+            raise UsageError(f"{place} holds medspark's {theirs}, not {kind}: give another folder.")
         if foreign is not None and not _is_known(system, path, kind):
             raise UsageError(
-                f"{path} is not empty and not medspark's ({foreign} is in it): give a folder of "
+                f"{place} is not empty and not medspark's ({foreign} is in it): give a folder of "
                 f"its own for the {kind}."
             )
         return False
     except OSError as error:
-        raise UsageError(f"{path} cannot be looked into: {error.strerror or error}.") from None
+        raise UsageError(f"{place} cannot be looked into: {error.strerror or error}.") from None
 
 
 def _is_known(system: Any, path: str, kind: Kind) -> bool:
@@ -173,7 +159,7 @@ def _is_known(system: Any, path: str, kind: Kind) -> bool:
 
 
 def _within(inner: str | Path, outer: str | Path) -> bool:
-    (system, inside), (other, outside) = place_of(inner), place_of(outer)
+    (system, inside), (other, outside) = filesystem(inner), filesystem(outer)
     if not (isinstance(system, LocalFileSystem) and isinstance(other, LocalFileSystem)):
         same = system.protocol == other.protocol
         return same and f"{inside.rstrip('/')}/".startswith(f"{outside.rstrip('/')}/")

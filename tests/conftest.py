@@ -16,8 +16,11 @@ import numpy as np
 import pytest
 from array_shards import write_arrays
 from hypothesis import HealthCheck, settings
+from s3_server import bucket, s3_environment, s3_server, s3_spark
 
 from medspark.shards.schema import SPLITS
+
+__all__ = ["bucket", "s3_environment", "s3_server", "s3_spark"]
 
 if TYPE_CHECKING:  # most tests do not need torch, and its import takes a second
     import torch

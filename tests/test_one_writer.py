@@ -6,15 +6,17 @@ import errno
 import fcntl
 import json
 import multiprocessing
+import os
 import re
 import socket
+import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from medspark import lock
+from medspark import lock, storage
 from medspark.errors import RunError, UsageError
 from medspark.lock import LEASE, LOCK, locked
 
@@ -143,3 +145,92 @@ def test_object_stores_have_leases_too(monkeypatch):
         pass
     with locked(folder):
         pass
+
+
+def _take(folder: str, environment: dict[str, str], begin: object, won: object) -> None:
+    os.environ.update(environment)
+    begin.wait()  # type: ignore[attr-defined]
+    try:
+        with locked(folder):
+            won.put(os.getpid())  # type: ignore[attr-defined]
+            time.sleep(3)
+    except UsageError as error:
+        won.put(str(error))  # type: ignore[attr-defined]
+
+
+@pytest.mark.slow
+def test_of_processes_that_take_a_folder_of_a_store_at_once_one_gets_it(bucket, s3_environment):
+    context = multiprocessing.get_context("spawn")
+    begin, won = context.Event(), context.Queue()
+    args = (f"{bucket}/x", s3_environment, begin, won)
+    processes = [context.Process(target=_take, args=args) for _ in range(3)]
+    for process in processes:
+        process.start()
+    time.sleep(2)
+    begin.set()
+
+    said = [won.get(timeout=60) for _ in processes]
+    for process in processes:
+        process.join(60)
+
+    assert sorted(isinstance(each, int) for each in said) == [False, False, True]
+    assert all("Another job is writing" in each for each in said if isinstance(each, str))
+
+
+def test_a_lease_of_a_store_is_given_back(bucket):
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError), locked(f"{bucket}/x"):
+            raise ZeroDivisionError
+
+
+def test_a_killed_writers_lease_of_a_store_is_taken_over_when_it_has_run_out(bucket):
+    left = {"token": "killed", "process": 1, "host": "gone", "since": "then"}
+    storage.write_text(f"{bucket}/x/{LEASE}", json.dumps(left | {"expires": time.time() + 60}))
+    with pytest.raises(UsageError, match="process 1 on gone since then; its lease ends"):
+        locked(f"{bucket}/x").__enter__()
+
+    storage.write_text(f"{bucket}/x/{LEASE}", json.dumps(left | {"expires": time.time() - 1}))
+    with locked(f"{bucket}/x") as is_held:
+        assert is_held()
+
+
+def test_a_writer_of_a_store_whose_lease_was_taken_over_knows_it_and_leaves_the_new_one(bucket):
+    theirs = '{"token": "another", "host": "there"}'
+
+    with pytest.raises(RunError, match="was taken over"), locked(f"{bucket}/x") as is_held:
+        storage.write_text(f"{bucket}/x/{LEASE}", theirs)
+        assert not is_held()
+
+    assert storage.read_text(f"{bucket}/x/{LEASE}") == theirs
+
+
+def test_a_lease_of_a_store_is_renewed_over_itself_only(bucket, monkeypatch):
+    monkeypatch.setattr(lock, "_LEASE_SECONDS", 0.4)
+
+    with locked(f"{bucket}/x") as is_held:
+        first = storage.read_text(f"{bucket}/x/{LEASE}")
+        for _ in range(1000):
+            if storage.read_text(f"{bucket}/x/{LEASE}") != first:
+                break
+            time.sleep(0.01)
+        assert storage.read_text(f"{bucket}/x/{LEASE}") != first
+        assert is_held()
+
+
+def test_a_store_that_does_not_answer_ends_no_work_that_renews_its_lease_later(
+    bucket, monkeypatch, caplog
+):
+    monkeypatch.setattr(lock, "_LEASE_SECONDS", 0.2)
+    real, failures = storage.write_if, iter([True, True])
+
+    with locked(f"{bucket}/x"):
+
+        def write_if(*args: object) -> object:
+            if next(failures, False):
+                raise RunError("the store does not answer.")
+            return real(*args)
+
+        monkeypatch.setattr(storage, "write_if", write_if)
+        time.sleep(0.5)
+
+    assert "was not renewed: the store does not answer." in caplog.text

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from medspark import ownership
 from medspark.errors import UsageError
 from medspark.ownership import MARKER, apart, check, claim, remove
+from medspark.storage import filesystem
 
 KINDS = tuple(ownership._EVIDENCE)
 PARTS = ("manifest.json", "data", "model", "run.json", "checkpoints", ".lock", "x.dcm", "staging")
@@ -27,13 +28,13 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 def write(folder: object, name: str, text: str = "theirs") -> None:
-    system, path = ownership.place_of(str(folder))
+    system, path = filesystem(str(folder))
     system.makedirs(f"{path}/{name}".rpartition("/")[0], exist_ok=True)
     system.pipe_file(f"{path}/{name}", text.encode())
 
 
 def names(folder: object) -> set[str]:
-    system, path = ownership.place_of(str(folder))
+    system, path = filesystem(str(folder))
     return {name[len(path) + 1 :] for name in system.find(path)}
 
 

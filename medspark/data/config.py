@@ -45,7 +45,11 @@ class DataConfig(TrainingConfig):
     )
     prefetch: int = Field(4, ge=1, description="number of batches to prepare ahead")
     window: int = Field(2048, ge=1, description="rows in the petastorm reader's shuffle window")
-    cache_dir: Path | None = Field(None, description="local folder for copies of remote shards")
+    cache_dir: Path | None = Field(
+        None,
+        description="local folder of each machine for copies of remote shards (s3://), as large as "
+        "they are; by default medspark below XDG_CACHE_HOME or ~/.cache",
+    )
 
 
 def check_data(config: DataConfig) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from medspark.data.augment import augment
 from medspark.data.batch import Batch, Integers, Pixels, Targets, to_unit
 from medspark.data.config import AugmentConfig
+from medspark.shards.local import local_shards
 from medspark.shards.manifest import Manifest
 from medspark.shards.plan import EpochPlan
 from medspark.shards.schema import map_pixels, read_labels
@@ -35,7 +36,8 @@ class MappedSplit:
         """Map the files that ``manifest`` lists for ``split``, and read the labels."""
         self._format, self._targets = manifest.pixel_format, manifest.targets
         shards = manifest.splits[split].shards
-        paths = [folder / shard.path for shard in shards]
+        place = local_shards(folder)
+        paths = [place / shard.path for shard in shards]
         self._pixels = _Window([g for path in paths for g in map_pixels(path, self._format)])
         empty = np.empty(0, dtype=np.int64)
         labels = [read_labels(path) for path in paths]

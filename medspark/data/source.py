@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
-import logging
 from pathlib import Path
 
-import fsspec
 import numpy as np
 import numpy.typing as npt
 
-from medspark import ownership
 from medspark.data.batch import Reader
 from medspark.data.config import DataConfig, check_data
 from medspark.data.native import MappedSplit, NativeReader
 from medspark.data.petastorm import PetastormReader
 from medspark.errors import UsageError
-from medspark.files import replacing, write_whole
-from medspark.shards.manifest import NAME, Manifest, patients_of, read_manifest, verify
+from medspark.shards.local import local_shards, patients_of
+from medspark.shards.manifest import Manifest, read_manifest, verify
 from medspark.shards.portion import portion
 
-__all__ = ["Source", "localise", "open_source"]
-
-_LOGGER = logging.getLogger(__name__)
+__all__ = ["Source", "open_source"]
 
 
 class Source:
@@ -84,49 +78,7 @@ def open_source(shards: str | Path, config: DataConfig, *, seed: int = 0) -> Sou
     missing or damaged file, or says what to install for the chosen reader.
     """
     check_data(config)
-    folder = localise(str(shards), config.cache_dir)
+    folder = local_shards(shards, config.cache_dir)
     manifest = read_manifest(folder)
     verify(folder, manifest, contents=config.verify == "contents")
     return Source(folder, manifest, config, seed=seed)
-
-
-def localise(shards: str, cache_dir: Path | None) -> Path:
-    """Return a local folder with the dataset at ``shards``; copy it to ``cache_dir`` if remote.
-
-    The copy is named by the hash of the manifest, so changed data get a new copy. Files that
-    already exist with the right size are not copied again. Raises UsageError if a remote dataset
-    cannot be reached, or if ``cache_dir`` is None or a folder of other files.
-    """
-    scheme, separator, rest = shards.partition("://")
-    if not separator:
-        # Path collapses the two slashes into one.
-        scheme, separator, rest = shards.partition(":/")
-    if not separator or "/" in scheme:
-        return Path(shards)
-    if scheme == "file":
-        return Path("/" + rest.lstrip("/"))
-    if cache_dir is None:
-        raise UsageError(f"{shards} is remote: set data.cache_dir, a local folder to copy it to.")
-    return _copy_dataset(f"{scheme}://{rest}", cache_dir)
-
-
-def _copy_dataset(url: str, cache_dir: Path) -> Path:
-    try:
-        filesystem, root = fsspec.core.url_to_fs(url.replace("s3a://", "s3://", 1))
-        content = filesystem.cat_file(f"{root}/{NAME}")
-    except (OSError, ImportError, ValueError) as error:
-        raise UsageError(f"{url} cannot be read: {error}") from None
-    ownership.claim(cache_dir, "shard cache")
-    place = cache_dir / hashlib.sha256(content).hexdigest()[:32]
-    place.mkdir(parents=True, exist_ok=True)
-    write_whole(place / NAME, content.decode(), durable=True)
-    for split in read_manifest(place).splits.values():
-        for shard in split.shards:
-            target = place / shard.path
-            if target.is_file() and target.stat().st_size == shard.bytes:
-                continue
-            target.parent.mkdir(parents=True, exist_ok=True)
-            # Several ranks of one machine may copy at once: each writes its own draft.
-            with replacing(target) as draft:
-                filesystem.get_file(f"{root}/{shard.path}", str(draft))
-    return place

@@ -29,6 +29,7 @@ from medspark.files import json_digest, replacing
 from medspark.models.card import CARD, WEIGHTS, read_card
 from medspark.models.checkpoint import load_classifier
 from medspark.models.deciding import deciding
+from medspark.models.local import local_model
 from medspark.models.onnx import OnnxClassifier
 from medspark.shards.manifest import read_manifest
 
@@ -160,7 +161,7 @@ def fingerprint(job: Job, *, dataset_digest: str) -> str:
 @lru_cache(maxsize=8)
 def network_of(path: Path) -> nn.Module:
     """Return the network in a folder or an .onnx file."""
-    return OnnxClassifier(path) if path.suffix == ".onnx" else load_classifier(path)
+    return OnnxClassifier(local_model(path)) if path.suffix == ".onnx" else load_classifier(path)
 
 
 def deciding_network(path: Path) -> nn.Module:
@@ -170,6 +171,7 @@ def deciding_network(path: Path) -> nn.Module:
 
 
 def _sha256(path: Path) -> str:
+    path = local_model(path)
     files = [path] if path.is_file() else [path / WEIGHTS, path / CARD]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 

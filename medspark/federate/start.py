@@ -16,6 +16,7 @@ from medspark.federate.partition import NO_SITES, Rows, clients_of, partition
 from medspark.federate.weights import pack
 from medspark.files import replacing
 from medspark.shards.groups import Groups, read_groups
+from medspark.shards.local import local_shards
 from medspark.shards.manifest import Manifest
 
 __all__ = ["MOST_GROUPS", "begin", "divide", "owners_of", "sites_of"]
@@ -95,4 +96,5 @@ def owners_of(
 def _groups(
     shards: Path, manifest: Manifest, split: str, column: Literal["patient_key", "site"]
 ) -> Groups:
-    return read_groups([shards / shard.path for shard in manifest.splits[split].shards], column)
+    place = local_shards(shards)
+    return read_groups([place / shard.path for shard in manifest.splits[split].shards], column)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from medspark import ownership
+from medspark import ownership, storage
 from medspark.errors import UsageError
 from medspark.images.deidentify import Pseudonyms, load_key
 from medspark.images.resident import pseudonyms_of
@@ -14,7 +14,6 @@ from medspark.ingest.label_table import LabelTable
 from medspark.ingest.labels import has_class_folders
 from medspark.ingest.quarantine import QuarantineList
 from medspark.ingest.sample_set import SampleSet, SamplesManifest
-from medspark.spark import storage
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ class ArchiveLimits(Limits):
 class IngestConfig(Config):
     """Configuration of an ingest: source, labels, rendering, limits, and the sample folder."""
 
-    source: str = Field(description="folder of the archive: a path, or a URL (s3a, abfss, hdfs)")
+    source: str = Field(description="folder of the archive: a path, or a URL (s3, abfss, hdfs)")
     samples: str = Field(description="folder of the sample dataset, created or extended")
     labels: str | None = Field(
         None,

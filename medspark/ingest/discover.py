@@ -10,9 +10,10 @@ import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
+from medspark import storage
 from medspark.errors import UsageError
-from medspark.spark import storage
 from medspark.spark.cluster import default_parallelism
+from medspark.spark.tables import read_foreign
 from medspark.spark.task import from_arrow, map_batches
 
 SCHEMA = pa.schema([("path", pa.string()), ("size", pa.int64()), ("modified", pa.int64())])
@@ -61,13 +62,7 @@ def from_inventory(spark: SparkSession, inventory: str, source: str) -> DataFram
     ``source``), size and, optionally, modified (any number that changes with the file). Raises
     UsageError if path or size is missing.
     """
-    reader = spark.read
-    url = storage.for_spark(inventory)
-    table = (
-        reader.parquet(url)
-        if inventory.endswith((".parquet", "/"))
-        else reader.csv(url, header=True)
-    )
+    table = read_foreign(spark, inventory)
     missing = {"path", "size"} - set(table.columns)
     if missing:
         raise UsageError(f"The inventory {inventory} has no column {sorted(missing)[0]!r}.")

@@ -20,7 +20,7 @@ from pydantic import Field
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from medspark import ownership
+from medspark import ownership, storage
 from medspark.config import Config
 from medspark.documents import open_regular
 from medspark.errors import UsageError
@@ -34,7 +34,6 @@ from medspark.ingest.sample_set import SampleSet, SamplesManifest, new_generatio
 from medspark.ingest.sealing import unsealed
 from medspark.ingest.tally import SUMS, Sums, WriteLedger, digest_of, total
 from medspark.lock import locked
-from medspark.spark import storage
 from medspark.spark.cluster import default_parallelism
 from medspark.spark.session import task_errors
 from medspark.spark.task import map_batches
@@ -138,13 +137,14 @@ def forget(
     next one removes. Raises UsageError if another job holds the dataset.
     """
     ownership.claim(dataset.samples.url, "samples")
-    with locked(dataset.samples.url), task_errors():
+    with locked(dataset.samples.url) as is_held, task_errors():
         dataset.samples.clean()
         try:
             work = _Removal(spark, dataset, patients)
             return work.preview() if dry_run else work.run()
         finally:
-            dataset.samples.clean()
+            if is_held():
+                dataset.samples.clean()
 
 
 class _Removal:

@@ -16,11 +16,11 @@ import pyarrow.parquet as pq
 from pydantic import Field
 from pyspark.sql.pandas.types import from_arrow_schema
 
+from medspark import storage
 from medspark.config import Config
 from medspark.errors import UsageError
 from medspark.images.deidentify import Pseudonyms
 from medspark.ingest.labels import SPLIT_NAMES, check_length, join_findings
-from medspark.spark import storage
 
 # Cells of a finding's column. pandas writes 1 as 1.0 in a column with missing values.
 _PRESENT = {"1", "1.0", "true"}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from medspark import storage
 from medspark.errors import UsageError
-from medspark.spark import storage
 
 SPLIT_NAMES = {
     "train": "train",

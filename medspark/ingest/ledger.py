@@ -12,8 +12,8 @@ import pyarrow as pa
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
+from medspark import storage
 from medspark.images.reasons import Reason
-from medspark.spark import storage
 
 SAMPLE, DUPLICATE, QUARANTINED = "sample", "duplicate", "quarantined"
 

@@ -14,6 +14,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.pandas.types import from_arrow_schema
 
+from medspark import storage
 from medspark.errors import UsageError
 from medspark.images.deidentify import Privacy, Pseudonyms
 from medspark.ingest import ledger, npz
@@ -23,7 +24,7 @@ from medspark.ingest.discover import discover, from_inventory
 from medspark.ingest.label_table import SPARK_SCHEMA as LABEL_SCHEMA
 from medspark.ingest.label_table import Match, match_key
 from medspark.ingest.labels import from_folders
-from medspark.spark import storage
+from medspark.spark.tables import read_files
 from medspark.spark.task import from_arrow, map_batches
 
 _TEXT, _NUMBER = pa.string(), pa.int64()
@@ -101,7 +102,7 @@ def _with_table(spark: SparkSession, archive: Archive, listed: DataFrame) -> Dat
     assert table is not None
     storage.make_folder(archive.samples.path("staging"))
     table.write(path, archive.pseudonyms)
-    rows = spark.read.schema(LABEL_SCHEMA).parquet(storage.for_spark(path))
+    rows = read_files(spark, [path], LABEL_SCHEMA)
     labels = (
         rows.where(F.col("match").isNotNull())
         .groupBy("match")

@@ -15,11 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyspark.sql import DataFrame, SparkSession
 
+from medspark import storage
 from medspark.images.deidentify import Privacy, Pseudonyms, coarse_spacing
 from medspark.ingest import ledger
 from medspark.ingest.parts import SAMPLE_SCHEMA, Part, rewrite
 from medspark.ingest.sample_set import SCHEMA_VERSION, SampleSet, SamplesManifest
-from medspark.spark import storage
 from medspark.spark.cluster import default_parallelism
 from medspark.spark.task import map_batches
 

@@ -26,11 +26,11 @@ import numpy.typing as npt
 import pyarrow as pa
 from PIL import Image
 
+from medspark import storage
 from medspark.errors import UsageError
 from medspark.images.reasons import Reason, Unreadable
 from medspark.ingest.config import ArchiveLimits
 from medspark.ingest.labels import join_findings
-from medspark.spark import storage
 
 _FORMAT: Any = np.lib.format  # untyped in numpy
 

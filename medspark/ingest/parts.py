@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
+from medspark import storage
 from medspark.errors import RunError
 from medspark.images.frame import Attributes, Rendered
-from medspark.spark import storage
 
 # Size of a row group. Rows wait in memory until it is full, and writing takes three times its size:
 # large enough for good pages, small beside a worker's memory.

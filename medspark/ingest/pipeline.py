@@ -23,8 +23,8 @@ from medspark.ingest.sample_set import SamplesManifest, new_generation
 from medspark.ingest.sealing import unsealed
 from medspark.ingest.tally import SUMS, Sums, WriteLedger, digest_of, total
 from medspark.lock import locked
-from medspark.spark import storage
 from medspark.spark.session import task_errors
+from medspark.spark.tables import staged
 from medspark.spark.task import map_batches, tasks_for
 
 
@@ -36,7 +36,7 @@ def ingest(spark: SparkSession, archive: Archive) -> dict[str, Any]:
     dataset.
     """
     ownership.claim(archive.samples.url, "samples")
-    with locked(archive.samples.url), task_errors():
+    with locked(archive.samples.url) as is_held, task_errors():
         archive.samples.clean()
         try:
             work = _Ingest(spark, archive)
@@ -47,10 +47,12 @@ def ingest(spark: SparkSession, archive: Archive) -> dict[str, Any]:
                 archive.samples.clean()
             return result
         except Exception:  # free the disk space, whatever the error was
-            archive.samples.clean()
+            if is_held():  # what lies there now may be another job's
+                archive.samples.clean()
             raise
         finally:
-            archive.samples.clean_staging()
+            if is_held():
+                archive.samples.clean_staging()
 
 
 class _Ingest:
@@ -229,11 +231,7 @@ class _Ingest:
         return [Part.model_validate(row.asDict()) for row in rows]
 
     def _staged(self, name: str, rows: DataFrame) -> DataFrame:
-        """Write rows to ``staging`` and read them back, so that Spark computes them only once."""
-        path = storage.for_spark(self._samples.path("staging", name))
-        schema = rows.schema
-        rows.write.parquet(path)
-        return self._spark.read.schema(schema).parquet(path)
+        return staged(rows, self._samples.path("staging", name))
 
 
 def _outcomes(sums: Sums) -> dict[str, Any]:

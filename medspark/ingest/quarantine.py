@@ -18,11 +18,11 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from medspark import storage
 from medspark.errors import UsageError
 from medspark.files import replacing
 from medspark.images.deidentify import Privacy, Pseudonyms, private_file
 from medspark.ingest.sample_set import SampleSet
-from medspark.spark import storage
 
 _LOGGER = logging.getLogger(__name__)
 

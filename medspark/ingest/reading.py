@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from medspark import storage
 from medspark.images.decode import SMALL_BYTES, decode
 from medspark.images.deidentify import Privacy, Pseudonyms
 from medspark.images.frame import Frame
@@ -17,7 +18,7 @@ from medspark.images.reasons import Reason, Unreadable
 from medspark.images.rendering import Rendering
 from medspark.ingest import npz
 from medspark.ingest.config import ArchiveLimits
-from medspark.spark import storage
+from medspark.object_store import StoreError
 
 __all__ = ["ArchiveReader", "verdict"]
 
@@ -106,7 +107,12 @@ def _digest(content: bytes) -> str:
 
 
 def verdict(error: Exception) -> tuple[str, str]:
-    """Return the quarantine reason and message of a file whose opening or decoding raised."""
+    """Return the quarantine reason and message of a file whose opening or decoding raised.
+
+    Raises ``error`` again if the store of all files failed.
+    """
+    if isinstance(error, StoreError):  # not the fault of a file
+        raise error
     if isinstance(error, Unreadable):
         return error.reason.value, error.message
     return Reason.DECODE_FAILED.value, f"{type(error).__name__} while decoding"

@@ -29,13 +29,12 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.pandas.types import from_arrow_schema
 
-from medspark import ownership
-from medspark.errors import UsageError
+from medspark import ownership, storage
+from medspark.errors import MedsparkError, UsageError
 from medspark.ingest import ledger
 from medspark.ingest.parts import Part
 from medspark.lock import locked
-from medspark.spark import storage
-from medspark.spark.task import from_arrow
+from medspark.spark.tables import read_files
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -91,6 +90,7 @@ class SampleSet:
 
     def __init__(self, url: str) -> None:
         self.url = storage.normalise(url)
+        self._version: str | None = None  # of the manifest that was read last
 
     def path(self, *names: str) -> str:
         """Return the path of a file or folder of the dataset."""
@@ -102,8 +102,10 @@ class SampleSet:
         Raises UsageError for a file of another kind or schema version.
         """
         path = self.path(MANIFEST)
-        text = storage.read_text(path)
-        if text is None:
+        try:
+            text, self._version = storage.read_version(path)
+        except FileNotFoundError:
+            self._version = None
             return None
         try:
             record = json.loads(text)
@@ -122,17 +124,19 @@ class SampleSet:
         Digests of earlier versions are returned as keys: they identify images too, and
         medspark.ingest.migrate turns them into keys.
         """
-        if not files:
-            return from_arrow(spark, ledger.SCHEMA.empty_table())
-        paths = [storage.for_spark(self.path(path)) for path in files]
-        rows = spark.read.schema(_LEDGER).parquet(*paths)
+        rows = read_files(spark, [self.path(path) for path in files], _LEDGER)
         for name, former in _FORMER.items():
             rows = rows.withColumn(name, F.coalesce(name, former))
         return rows.select(ledger.SCHEMA.names)
 
     def commit(self, manifest: SamplesManifest) -> None:
-        """Make ``manifest`` the content of the dataset, atomically."""
-        storage.write_text(self.path(MANIFEST), manifest.model_dump_json(indent=1))
+        """Make ``manifest`` the content of the dataset, atomically.
+
+        It replaces the manifest that this object read last. Raises RunError if that is not the
+        dataset's any more.
+        """
+        text = manifest.model_dump_json(indent=1)
+        self._version = storage.commit(self.path(MANIFEST), text, self._version)
 
     def clean(self) -> None:
         """Remove files that no manifest names: leftovers of unfinished ingests.
@@ -162,7 +166,7 @@ class SampleSet:
         try:
             with locked(self.url):
                 self.clean()
-        except (UsageError, OSError) as error:
+        except (MedsparkError, OSError) as error:
             _LOGGER.warning("Leftovers of an ingest stay in %s: %s", self.url, error)
 
     def clean_newest(self) -> None:

@@ -13,11 +13,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from medspark import storage
 from medspark.images.deidentify import Pseudonyms
 from medspark.ingest import ledger
 from medspark.ingest.ledger import QUARANTINED, SAMPLE
 from medspark.ingest.sealing import seal_conflicts
-from medspark.spark import storage
 
 # Columns of the quarantine files. None links to a file, a ledger row or a sample.
 QUARANTINE_NAMES = ["reason", "message"]

@@ -22,7 +22,9 @@ from medspark.models.config import (
     tensor_names,
     timm_name,
 )
+from medspark.models.local import local_model
 from medspark.models.torchvision_ops import import_timm
+from medspark.remote import any_path
 
 Size = tuple[int, int]
 
@@ -106,7 +108,7 @@ def _create(architecture: str, config: ModelConfig, options: dict[str, Any]) -> 
         return untrained
     if config.weights == PRETRAINED:
         return _download(architecture, options)
-    path = Path(config.weights)
+    path = local_model(any_path(config.weights))
     overlay = {"file": str(path)}
     try:
         model: nn.Module = timm.create_model(

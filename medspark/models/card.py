@@ -14,6 +14,7 @@ from medspark.config import Config, first_problem
 from medspark.documents import parse_json, read_regular
 from medspark.errors import UsageError
 from medspark.files import write_whole
+from medspark.models.local import local_model
 
 if TYPE_CHECKING:  # reading a card, on a device too, must not need pyarrow
     from medspark.shards.manifest import Manifest
@@ -229,6 +230,7 @@ def read_card(folder: Path, *, kinds: Collection[Kind] = _CLASSIFIERS) -> ModelC
     Raises UsageError if it is missing or invalid, or has an unknown kind or format version; then
     the message names the version of medspark that wrote it.
     """
+    folder = local_model(folder)
     if folder.suffix in _PICKLED:
         raise UsageError(
             f"'{folder}' is a pickled model, and opening one can run code; use a folder with "

@@ -31,6 +31,7 @@ from medspark.models.card import (
 from medspark.models.classifier import Classifier, Normalise
 from medspark.models.config import ModelConfig, check_weights, model_folder
 from medspark.models.guarded import GuardedClassifier, guard_classifier
+from medspark.models.local import local_model
 from medspark.models.noisy import add_noise, plain_layers
 from medspark.models.widths import narrow
 
@@ -100,6 +101,7 @@ def load_classifier(folder: Path, *, noisy: bool = False) -> Classifier:
     If it was trained with noisy weights, it computes without the noise, or with it if ``noisy``.
     Raises UsageError if the folder holds no model, or if the weights do not fit the card.
     """
+    folder = local_model(folder)
     card = read_card(folder)
     config = ModelConfig(name=card.architecture, dropout=card.dropout)
     model = build(

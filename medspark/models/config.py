@@ -13,6 +13,8 @@ from medspark.config import Config
 from medspark.documents import open_regular, parse_json
 from medspark.errors import UsageError
 from medspark.models.card import read_card
+from medspark.models.local import local_model
+from medspark.remote import any_path
 
 if TYPE_CHECKING:
     from medspark.shards.manifest import Manifest
@@ -95,14 +97,15 @@ def check_weights(config: ModelConfig) -> None:
                 f"model.weights: '{folder}' holds a {found}, but model.name is {config.name}."
             )
     elif config.weights not in (None, PRETRAINED):
-        tensor_names(Path(str(config.weights)))
+        tensor_names(local_model(any_path(str(config.weights))))
 
 
 def model_folder(config: ModelConfig) -> Path | None:
     """Return the model folder that the first weights are from, None if they are from elsewhere."""
-    if config.weights in (None, PRETRAINED) or not Path(str(config.weights)).is_dir():
+    if config.weights in (None, PRETRAINED):
         return None
-    return Path(str(config.weights))
+    folder = any_path(str(config.weights))
+    return folder if folder.is_dir() else None
 
 
 def timm_name(name: str) -> str:

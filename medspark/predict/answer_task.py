@@ -19,11 +19,11 @@ from typing import Any, Protocol, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from medspark import storage
 from medspark.images.frame import Pixels
 from medspark.ingest.reading import ArchiveReader, verdict
 from medspark.memory import keep_freed_memory
 from medspark.predict.folder import OUTCOMES, piece_name
-from medspark.spark import storage
 
 __all__ = ["DONE", "Answer", "AnswerFiles", "Model"]
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from medspark import ownership
+from medspark import ownership, storage
 from medspark.errors import UsageError
 from medspark.images.deidentify import Pseudonyms, load_key, private_file
 from medspark.images.rendering import Rendering
@@ -15,7 +15,6 @@ from medspark.ingest import npz
 from medspark.ingest.quarantine import QuarantineList, check_outside
 from medspark.predict.config import PredictConfig
 from medspark.predict.folder import PredictionFolder, PredictionManifest
-from medspark.spark import storage
 
 __all__ = ["Asked", "ModelFacts", "open_archive"]
 

@@ -22,11 +22,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.pandas.types import from_arrow_schema
 
-from medspark import ownership
+from medspark import ownership, storage
 from medspark.errors import UsageError
 from medspark.files import DRAFT
 from medspark.ingest.sample_set import GENERATION, SPARK_FILES, STAGED
-from medspark.spark import storage
+from medspark.spark.tables import read_files
 
 __all__ = ["OUTCOMES", "QUARANTINE", "PredictionFolder", "PredictionManifest", "piece_name"]
 
@@ -82,6 +82,7 @@ class PredictionFolder:
 
     def __init__(self, url: str) -> None:
         self.url = storage.normalise(url)
+        self._version: str | None = None  # of the manifest that was read last
 
     def path(self, *names: str) -> str:
         """Return the path of a file or folder of the prediction."""
@@ -89,8 +90,10 @@ class PredictionFolder:
 
     def manifest(self) -> PredictionManifest | None:
         """Return the manifest, or None if no job has started yet. Raises UsageError for another."""
-        text = storage.read_text(self.path(MANIFEST))
-        if text is None:
+        try:
+            text, self._version = storage.read_version(self.path(MANIFEST))
+        except FileNotFoundError:
+            self._version = None
             return None
         try:
             return PredictionManifest.model_validate_json(text)
@@ -101,8 +104,13 @@ class PredictionFolder:
             ) from error
 
     def commit(self, manifest: PredictionManifest) -> None:
-        """Make ``manifest`` the content of the folder, atomically."""
-        storage.write_text(self.path(MANIFEST), manifest.model_dump_json(indent=1))
+        """Make ``manifest`` the content of the folder, atomically.
+
+        It replaces the manifest that this object read last. Raises RunError if that is not the
+        folder's any more.
+        """
+        text = manifest.model_dump_json(indent=1)
+        self._version = storage.commit(self.path(MANIFEST), text, self._version)
 
     def pieces(self) -> list[str]:
         """Return the names of the files that finished tasks left, relative to the folder."""
@@ -120,10 +128,7 @@ class PredictionFolder:
 
     def read(self, spark: SparkSession, names: Sequence[str]) -> DataFrame:
         """Return the rows of the files ``names``, with all columns of OUTCOMES."""
-        if not names:
-            return spark.createDataFrame([], _SPARK_SCHEMA)
-        paths = [storage.for_spark(self.path(name)) for name in names]
-        return spark.read.schema(_SPARK_SCHEMA).parquet(*paths)
+        return read_files(spark, [self.path(name) for name in names], _SPARK_SCHEMA)
 
     def clean_staging(self) -> None:
         """Remove the temporary files of a job."""

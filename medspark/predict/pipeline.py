@@ -13,7 +13,7 @@ from pyspark.sql import DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 from pyspark.sql.pandas.types import from_arrow_schema
 
-from medspark import ownership
+from medspark import ownership, storage
 from medspark.errors import RunError
 from medspark.ingest.labels import BETWEEN_FINDINGS
 from medspark.ingest.listing import ANNOTATED, Annotate, listing
@@ -24,9 +24,9 @@ from medspark.lock import locked
 from medspark.predict.answer_task import DONE, AnswerFiles, Model
 from medspark.predict.archive import Asked
 from medspark.predict.folder import OUTCOMES, QUARANTINE, PredictionManifest
-from medspark.spark import storage
 from medspark.spark.progress import followed
 from medspark.spark.session import task_errors
+from medspark.spark.tables import staged, write_files
 from medspark.spark.task import map_batches, tasks_for
 
 __all__ = ["predict"]
@@ -45,7 +45,7 @@ def predict(spark: SparkSession, asked: Asked, model: Model) -> dict[str, Any]:
     """
     folder = asked.folder
     ownership.claim(folder.url, "predictions")
-    with locked(folder.url), task_errors():
+    with locked(folder.url) as is_held, task_errors():
         asked.check_same()
         folder.commit(asked.manifest)
         folder.clean_staging()
@@ -54,8 +54,9 @@ def predict(spark: SparkSession, asked: Asked, model: Model) -> dict[str, Any]:
         try:
             return _Prediction(spark, asked, model).run()
         finally:
-            folder.clean_staging()
-            folder.clean_generations()
+            if is_held():
+                folder.clean_staging()
+                folder.clean_generations()
 
 
 class _Prediction:
@@ -159,14 +160,14 @@ class _Prediction:
         return self._before.model_copy(update=more | written)
 
     def _written(self, table: str, rows: DataFrame) -> tuple[str, ...]:
-        rows.write.parquet(storage.for_spark(self._folder.path(table, self._generation)))
-        return self._folder.written(table, self._generation)
+        place = self._folder.path(table, self._generation)
+        files = write_files(rows, place)
+        if files is None:
+            return self._folder.written(table, self._generation)
+        return tuple(url.removeprefix(f"{self._folder.url}/") for url in files)
 
     def _staged(self, name: str, rows: DataFrame) -> DataFrame:
-        """Write rows to ``staging`` and read them back, so that Spark computes them only once."""
-        path = storage.for_spark(self._folder.path("staging", name))
-        rows.write.parquet(path)
-        return self._spark.read.schema(rows.schema).parquet(path)
+        return staged(rows, self._folder.path("staging", name))
 
     # --- what to say ---
 

@@ -8,7 +8,7 @@ from typing import Any
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from medspark import ownership
+from medspark import ownership, storage
 from medspark.errors import RunError, UsageError
 from medspark.ingest import ledger
 from medspark.ingest.migrate import is_former
@@ -28,9 +28,15 @@ from medspark.sharding.near import (
     write_lookalikes,
 )
 from medspark.sharding.reshape import PLACED, WRITTEN, ReadSamples, WriteShards, clean_shards
-from medspark.shards.manifest import Manifest, Shard, Split, digest_of, write_manifest
+from medspark.shards.manifest import (
+    Manifest,
+    Shard,
+    Split,
+    digest_of,
+    manifest_version,
+    write_manifest,
+)
 from medspark.shards.schema import SPLITS, PixelFormat
-from medspark.spark import storage
 from medspark.spark.cluster import default_parallelism
 from medspark.spark.session import task_errors
 from medspark.spark.task import map_batches
@@ -55,9 +61,7 @@ def open_samples(config: ShardConfig) -> SamplesManifest:
     manifest = samples.manifest()
     if manifest is None:
         raise UsageError(f"{config.samples} holds no samples: jobs/ingest.py has not finished.")
-    ownership.apart(
-        {"the samples": storage.normalise(config.samples)}, {"the shards": config.shards}
-    )
+    ownership.apart({"the samples": samples.url}, {"the shards": config.shards})
     ownership.check(config.shards, "shards")
     return manifest
 
@@ -72,12 +76,13 @@ def make_shards(
     empty.
     """
     ownership.claim(config.shards, "shards")
-    with locked(config.shards), task_errors():
+    with locked(config.shards) as is_held, task_errors():
         clean_shards(config.shards)
         try:
             return _Sharding(spark, config, manifest).run()
         finally:
-            clean_shards(config.shards)
+            if is_held():
+                clean_shards(config.shards)
 
 
 class _Sharding:
@@ -89,6 +94,7 @@ class _Sharding:
         self._samples = SampleSet(config.samples)
         self._parts = {part.path: (part.bytes, part.sha256) for part in manifest.parts}
         self._generation = new_generation()
+        self._replaced = manifest_version(config.shards)
 
     def run(self) -> dict[str, Any]:
         """Write and commit the shards; return the result document."""
@@ -160,9 +166,10 @@ class _Sharding:
         All patients of a group go to one split. Each patient is a separate group, named by the
         patient key, unless one of the images looks like another patient's.
         """
-        bits, table = self._config.near_duplicates, self._config.shards / NEAR_DUPLICATES
+        bits = self._config.near_duplicates
+        table = storage.join(storage.normalise(self._config.shards), NEAR_DUPLICATES)
         if bits is None:
-            table.unlink(missing_ok=True)
+            storage.remove_file(table)
             return live.withColumn("group", F.col("patient_key")), {}
         found = lookalikes(live, HashSamples(self._samples.url, self._parts), bits=bits)
         write_lookalikes(found, table)
@@ -216,8 +223,13 @@ class _Sharding:
         parts = self._parts
         cores = default_parallelism(self._spark)
         read = ReadSamples(self._samples.url, parts, pixel_format)
-        write = WriteShards(str(self._config.shards), self._generation, layout, pixel_format,
-                       self._config.rows_per_group)  # fmt: skip
+        write = WriteShards(
+            storage.normalise(self._config.shards),
+            self._generation,
+            layout,
+            pixel_format,
+            self._config.rows_per_group,
+        )
         rows = max(1, min(4096, _BATCH_BYTES // pixel_format.nbytes))
         before = self._spark.conf.get(_ARROW_ROWS)
         self._spark.conf.set(_ARROW_ROWS, str(rows))
@@ -278,6 +290,7 @@ class _Sharding:
                 leak_check=leaks,
                 source=source,
             ),
+            self._replaced,
         )
 
     def _digest(self, splits: dict[str, Split]) -> str:

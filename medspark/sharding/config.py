@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, field_validator
 
 from medspark.config import Bits, Config
+from medspark.remote import AnyPath
 from medspark.shards.split import SplitConfig
 
 
@@ -16,7 +16,7 @@ class ShardConfig(Config):
     """Configuration of a sharding run: samples, pixel format, classes, split and file sizes."""
 
     samples: str = Field(description="folder of the sample dataset that jobs/ingest.py wrote")
-    shards: Path = Field(description="folder of the training shards, created or replaced")
+    shards: AnyPath = Field(description="folder of the training shards, created or replaced")
     size: int | None = Field(
         None, ge=4, description="height and width, in pixels, at most the samples'"
     )

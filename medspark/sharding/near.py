@@ -7,11 +7,11 @@ the low frequencies of a cosine transform; Zauner 2010) differ in few bits if im
 
 from __future__ import annotations
 
+import io
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -21,8 +21,8 @@ from PIL import Image
 from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as F
 
+from medspark import storage
 from medspark.errors import UsageError
-from medspark.files import replacing
 from medspark.sharding.reshape import ReadSamples
 from medspark.shards.schema import PixelFormat
 from medspark.shards.split import together
@@ -137,12 +137,12 @@ def with_groups(samples: DataFrame, tied: Mapping[str, str]) -> DataFrame:
     return joined.withColumn("group", F.coalesce("tied", "patient_key")).drop("tied")
 
 
-def write_lookalikes(found: list[Lookalike], path: Path) -> None:
+def write_lookalikes(found: list[Lookalike], url: str) -> None:
     """Write ``found`` as a Parquet table, atomically."""
     table = pa.Table.from_pylist([row._asdict() for row in found], schema=_NEAR_SCHEMA)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as draft:
-        pq.write_table(table, draft)
+    content = io.BytesIO()
+    pq.write_table(table, content)
+    storage.write_bytes(url, content.getvalue())
 
 
 def _near_hashes(hashed: DataFrame, bits: int) -> list[tuple[int, int]]:

@@ -13,16 +13,15 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from medspark import ownership
+from medspark import ownership, storage
 from medspark.errors import RunError, UsageError
-from medspark.files import replacing, sha256_of
+from medspark.files import sha256_of
 from medspark.images.rendering import resize
 from medspark.ingest.parts import check_part
 from medspark.ingest.sample_set import GENERATION
 from medspark.sharding.layout import Layout
 from medspark.shards.manifest import NAME, read_manifest
 from medspark.shards.schema import PixelFormat, write_shard
-from medspark.spark import storage
 
 # Columns that readers send to writers through Spark's shuffle, and columns that writers report.
 PLACED = (
@@ -139,11 +138,9 @@ class WriteShards:
 
     def _file(self, bucket: int, tables: Iterator[pa.Table]) -> pa.RecordBatch:
         name = f"data/{self.generation}/{self.layout.file_name(bucket)}"
-        path = Path(self.shards) / name
-        path.parent.mkdir(parents=True, exist_ok=True)
         # A task that runs twice writes the same bytes to the same name, atomically.
         typed = (_as_shard_rows(table, self.pixel_format) for table in tables)
-        with replacing(path) as draft:
+        with storage.draft_of(storage.join(self.shards, name)) as draft:
             rows = write_shard(draft, typed, self.pixel_format, rows_per_group=self.rows_per_group)
             size, sha256 = draft.stat().st_size, sha256_of(draft)
         return pa.RecordBatch.from_pydict(
@@ -160,7 +157,7 @@ class WriteShards:
 def clean_shards(folder: Path) -> None:
     """Remove shards that the manifest does not name: older ones, and leftovers of failed jobs."""
     named: set[str] = set()
-    if (folder / NAME).exists():
+    if storage.is_file(storage.join(storage.normalise(folder), NAME)):
         try:
             splits = read_manifest(folder).splits.values()
         except UsageError:

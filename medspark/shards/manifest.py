@@ -7,6 +7,8 @@ the manifest gives. Parquet readers alone do not notice a missing, duplicate or 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,12 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
+from medspark import storage
 from medspark.documents import parse_json, read_regular
 from medspark.errors import UsageError
-from medspark.files import sha256_of, write_whole
-from medspark.shards.schema import MOST_FINDINGS, PixelFormat, findings_of, read_patients
+from medspark.files import sha256_of
+from medspark.remote import any_path, is_remote
+from medspark.shards.schema import MOST_FINDINGS, PixelFormat, findings_of
 
 NAME = "manifest.json"
 # Version 2 added multi_label; images of version 1 have one class each. Version 3 added sites.
@@ -107,37 +111,70 @@ def digest_of(splits: dict[str, Split], *, multi_label: bool = False) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def write_manifest(folder: str | Path, manifest: Manifest) -> None:
-    """Make ``manifest`` the content of ``folder``, atomically."""
-    write_whole(Path(folder) / NAME, manifest.model_dump_json(indent=1), durable=True)
+def write_manifest(
+    folder: str | Path, manifest: Manifest, version: str | None = None
+) -> str | None:
+    """Make ``manifest`` the content of ``folder``, atomically.
+
+    In an object store it replaces the manifest of ``version``, as ``manifest_version`` told it.
+    Raises RunError if that is not there any more.
+    """
+    return storage.commit(_address(folder), manifest.model_dump_json(indent=1), version)
+
+
+def manifest_version(folder: str | Path) -> str | None:
+    """Return the version of the manifest of ``folder``; None if it is missing or has none."""
+    try:
+        return storage.read_version(_address(folder))[1]
+    except FileNotFoundError:
+        return None
 
 
 def read_manifest(folder: str | Path) -> Manifest:
-    """Return the manifest of ``folder``. Raises UsageError if it is not a folder of shards."""
-    path = Path(folder) / NAME
-    if not Path(folder).is_dir():
-        raise UsageError(f"There is no shard folder {folder}.")
-    if not path.is_file():
-        raise UsageError(f"{folder} holds no {NAME}: jobs/shard.py has not finished there.")
+    """Return the manifest of ``folder``, a path or an address.
+
+    Raises UsageError if it is not a folder of shards.
+    """
+    return parse_manifest(folder, read_content(folder))
+
+
+def read_content(folder: str | Path) -> bytes:
+    """Return the manifest of ``folder`` as it is stored. Raises UsageError if there is none."""
+    folder = any_path(folder)
+    path = folder / NAME
     try:
-        record = parse_json(read_regular(path, most=_LARGEST))
+        if is_remote(folder):
+            return storage.read_version(str(path))[0]
+        if not folder.is_dir():
+            raise UsageError(f"There is no shard folder {folder}.")
+        if not path.is_file():
+            raise FileNotFoundError(path)
+        return read_regular(path, most=_LARGEST)
+    except FileNotFoundError:
+        raise UsageError(
+            f"{folder} holds no {NAME}: jobs/shard.py has not finished there."
+        ) from None
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror or error}.") from error
+
+
+def parse_manifest(folder: str | Path, content: bytes) -> Manifest:
+    """Return the manifest of ``folder``, whose ``content`` was read. Raises UsageError."""
+    path = any_path(folder) / NAME
+    try:
+        record = parse_json(content)
         version = record.get("schema_version")
         if version not in _READ:
             raise UsageError(
                 f"{path} has schema version {version}; this medspark reads {SCHEMA_VERSION}."
             )
         return Manifest.model_validate(record)
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}.") from error
     except (ValueError, AttributeError, ValidationError) as error:
         raise UsageError(f"{path} is not a manifest of training shards.") from error
 
 
-def patients_of(folder: Path, manifest: Manifest, split: str) -> npt.NDArray[np.str_]:
-    """Return the patient key of every image of a split, (N,), in the order of its rows."""
-    shards = manifest.splits[split].shards
-    keys = [read_patients(folder / shard.path) for shard in shards]
-    return np.concatenate([np.empty(0, dtype=np.str_), *keys])
+def _address(folder: str | Path) -> str:
+    return storage.join(storage.normalise(any_path(folder)), NAME)
 
 
 def verify(folder: str | Path, manifest: Manifest, *, contents: bool = True) -> None:
@@ -147,6 +184,9 @@ def verify(folder: str | Path, manifest: Manifest, *, contents: bool = True) -> 
     readers would read it as data. Raises UsageError that names the first bad file.
     """
     shards = [shard for split in manifest.splits.values() for shard in split.shards]
+    if is_remote(folder):
+        _verify_sizes(any_path(folder), shards)
+        return
     named = {Path(folder) / shard.path for shard in shards}
     for shard in shards:
         _verify_file(Path(folder) / shard.path, shard, contents=contents)
@@ -160,11 +200,27 @@ def verify(folder: str | Path, manifest: Manifest, *, contents: bool = True) -> 
             )
 
 
+def _verify_sizes(folder: Path, shards: Sequence[Shard]) -> None:
+    """Check the sizes of remote shards: their contents are checked when they are copied."""
+    sizes: dict[str, int] = {}
+    for place in sorted({str((folder / shard.path).parent) for shard in shards}):
+        with suppress(FileNotFoundError):
+            sizes |= {entry.path: entry.size for entry in storage.children(place)}
+    for shard in shards:
+        path = str(folder / shard.path)
+        if path not in sizes:
+            raise UsageError(f"The shard {path} is missing; write the shards again.")
+        _check_size(path, sizes[path], shard)
+
+
 def _verify_file(path: Path, shard: Shard, *, contents: bool) -> None:
     if not path.is_file():
         raise UsageError(f"The shard {path} is missing; write the shards again.")
-    size = path.stat().st_size
-    if size != shard.bytes:
-        raise UsageError(f"The shard {path} has {size} bytes instead of {shard.bytes}.")
+    _check_size(path, path.stat().st_size, shard)
     if contents and sha256_of(path) != shard.sha256:
         raise UsageError(f"The shard {path} has been damaged: its SHA-256 is not the manifest's.")
+
+
+def _check_size(path: str | Path, size: int, shard: Shard) -> None:
+    if size != shard.bytes:
+        raise UsageError(f"The shard {path} has {size} bytes instead of {shard.bytes}.")

@@ -119,7 +119,11 @@ def _cause(text: str) -> str:
             return "a Python worker ended unexpectedly; it may have run out of memory."
         return next((line.strip() for line in text.splitlines() if line.strip()), "no reason given")
     name, message = python[-1]
-    return str(message) if name.endswith("RunError") else f"{name.rpartition('.')[2]}: {message}"
+    return (
+        str(message)
+        if name.endswith(("RunError", "UsageError"))
+        else f"{name.rpartition('.')[2]}: {message}"
+    )
 
 
 def _ship(spark: SparkSession) -> None:

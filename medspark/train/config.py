@@ -15,6 +15,7 @@ from medspark.errors import UsageError
 from medspark.evaluate.config import AttackSettings, DecisionConfig
 from medspark.files import json_digest
 from medspark.models.config import ModelConfig
+from medspark.remote import AnyPath
 
 __all__ = [
     "AdversarialConfig", "CheckpointConfig", "DistillConfig", "FitConfig", "ModeName",
@@ -183,7 +184,7 @@ Method = Literal["kd", "defensive", "ard", "rslad"]
 class DistillConfig(Config):
     """The teacher of a distillation, and the method."""
 
-    teacher: Path = Field(description="folder of a trained model, as train_at writes it")
+    teacher: AnyPath = Field(description="folder of a trained model, as train_at writes it")
     method: Method = Field(
         "kd",
         description="kd compresses; ard and rslad transfer robustness; defensive only hides "
@@ -310,7 +311,7 @@ class FitConfig(TrainingSettings):
     decides_weights: ClassVar = frozenset({"distill", "prune"})
     decides_nothing: ClassVar = frozenset({"shards", "run_dir", "resume", "attempt"})
 
-    shards: Path = Field(description="folder that jobs/shard.py wrote")
+    shards: AnyPath = Field(description="folder that jobs/shard.py wrote")
     run_dir: Path = Field(
         Path("build/runs/train"),
         description="folder for checkpoints and the model, shared by all ranks",

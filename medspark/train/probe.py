@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 import time
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from pydantic import Field
 from medspark.config import Config
 from medspark.data.config import DataConfig
 from medspark.data.source import open_source
+from medspark.remote import AnyPath
 from medspark.train.meter import Recorder
 from medspark.train.world import World
 
@@ -25,7 +25,7 @@ _TURNS = 7
 class ProbeConfig(Config):
     """The settings of the measurement."""
 
-    shards: Path = Field(description="folder that jobs/shard.py wrote")
+    shards: AnyPath = Field(description="folder that jobs/shard.py wrote")
     data: DataConfig = DataConfig()
     batch_size: int = Field(32, ge=1, description="images per step, summed over all processes")
     sizes: tuple[int, ...] = Field(

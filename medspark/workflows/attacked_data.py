@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-import pyarrow.parquet as pq
-
 from medspark.errors import UsageError
 from medspark.evaluate.summary import Array, Detail
 from medspark.models.card import read_card
+from medspark.remote import any_path
+from medspark.shards.local import patients_of
 from medspark.shards.manifest import read_manifest, verify
 from medspark.track.models import fetch_model
 from medspark.track.spool import DatasetEntry
@@ -62,13 +61,9 @@ class AttackedData:
 
     def detail(self, rows: Array) -> Detail:
         """Return what the figures of ``rows`` of the split need: patients, classes, resamples."""
-        keys = [
-            pq.read_table(self._config.shards / shard.path, columns=["patient_key"])["patient_key"]
-            for shard in self.manifest.splits[self._config.split].shards
-        ]
-        patients: Array = np.concatenate([column.to_numpy() for column in keys])
+        patients = patients_of(self._config.shards, self.manifest, self._config.split)
         return Detail(
-            groups=patients[rows].astype(str),
+            groups=patients[rows],
             samples=self._config.bootstrap,
             classes=self.manifest.classes,
             seed=self._config.seed,
@@ -82,7 +77,7 @@ def resolve_model(name: str, *, uri: str | None) -> Path:
     """
     if name.startswith(("models:/", "runs:/")):
         return fetch_model(name, uri=uri)
-    path = Path(name)
+    path = any_path(name)
     if path.suffix == ".onnx":
         if not path.is_file():
             raise UsageError(f"model: there is no file '{path}'.")

@@ -22,6 +22,7 @@ from medspark.federate.partition import clients_of
 from medspark.files import sha256_of
 from medspark.job import JobConfig
 from medspark.models.config import PRETRAINED, ModelConfig, check_model
+from medspark.remote import AnyPath
 from medspark.shards.manifest import Manifest, read_manifest, verify
 from medspark.spark.session import SparkConfig
 from medspark.study.backdoor_report import NOBODY
@@ -55,7 +56,7 @@ class AblationConfig(Config):
 class BackdoorTableConfig(JobConfig):
     """The backdoor table. ``folder`` keeps finished cells, which are not run again."""
 
-    shards: Path | None = Field(
+    shards: AnyPath | None = Field(
         None, description="folder that jobs/shard.py wrote; built-in demo data by default"
     )
     demo: DemoConfig = DemoConfig()

@@ -14,6 +14,7 @@ from medspark.errors import UsageError
 from medspark.evaluate.config import through_denoiser
 from medspark.models.card import PLAIN, read_card
 from medspark.models.config import ModelConfig
+from medspark.remote import AnyPath
 from medspark.shards.manifest import Manifest, read_manifest
 from medspark.train.config import RecipeSettings
 from medspark.workflows.job_settings import SparkTrainingConfig
@@ -31,8 +32,10 @@ class DenoiseAtConfig(SparkTrainingConfig, RecipeSettings):
         "output", "shards", "run_dir", "resume", "overwrite", "launch", "spark", "track",
     })  # fmt: skip
 
-    model: Path = Field(description="folder of the trained model to guard, as train_at writes it")
-    shards: Path = Field(description="folder that jobs/shard.py wrote")
+    model: AnyPath = Field(
+        description="folder of the trained model to guard, as train_at writes it"
+    )
+    shards: AnyPath = Field(description="folder that jobs/shard.py wrote")
     denoise: DenoiseConfig = DenoiseConfig()
     judge: JudgeConfig = JudgeConfig()
     run_dir: Path | None = Field(

@@ -42,6 +42,8 @@ from medspark.launch.pieces import do_pieces
 from medspark.lock import locked
 from medspark.models.card import WEIGHTS, read_card
 from medspark.models.checkpoint import load_classifier
+from medspark.models.local import local_model
+from medspark.remote import is_remote
 from medspark.shards.manifest import Manifest, read_manifest, verify
 from medspark.shards.schema import read_patients, read_sites
 from medspark.track.runs import tracked
@@ -147,7 +149,7 @@ class Detection:
         """Return a hash of all that decides the arrays: networks, data and settings."""
         decisive = {
             "models": [
-                [sha256_of(path / WEIGHTS), read_card(path).model_dump_json()]
+                [sha256_of(local_model(path) / WEIGHTS), read_card(path).model_dump_json()]
                 for path in (self.model, *self.surrogates)
             ],
             "data": self.manifest.digest,
@@ -304,7 +306,7 @@ class Detection:
             guard,
             features=features_of(validation, "clean"),
             head=self.head,
-            network=sha256_of(self.model / WEIGHTS),
+            network=sha256_of(local_model(self.model) / WEIGHTS),
         )
         return guard
 
@@ -355,8 +357,8 @@ def _classifier_folder(name: str, config: DetectConfig, manifest: Manifest) -> P
 
 
 def _beside(config: DetectConfig, model: Path) -> Path:
-    """Return MODEL-guard beside the model's folder, or among the detections for one of MLflow."""
-    if config.model.startswith(("models:/", "runs:/")):
+    """Return MODEL-guard beside the model's folder, or beside the detections if it is remote."""
+    if config.model.startswith(("models:/", "runs:/")) or is_remote(config.model):
         return config.folder.with_name(f"{config.folder.name}-guard")
     real = model.resolve()
     return real.with_name(f"{real.name}-guard")

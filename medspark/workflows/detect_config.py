@@ -11,6 +11,7 @@ from medspark.config import Config
 from medspark.defend.detect.config import Action, AdaptiveSettings, DetectorName
 from medspark.eps import Eps
 from medspark.evaluate.config import AttackSettings
+from medspark.remote import AnyPath
 from medspark.track.config import TrackConfig
 from medspark.workflows.evaluate_config import AttackedImages
 
@@ -49,7 +50,7 @@ class DetectConfig(AttackedImages):
         description="folder with model.safetensors, or an MLflow model or run: models:/NAME/1, "
         "runs:/ID/model"
     )
-    shards: Path = Field(description="folder that jobs/shard.py wrote")
+    shards: AnyPath = Field(description="folder that jobs/shard.py wrote")
     detectors: tuple[DetectorName, ...] = Field(
         ("kde", "bu", "lid", "safetynet", "mahalanobis"),
         min_length=1,

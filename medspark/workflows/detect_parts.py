@@ -13,6 +13,7 @@ from medspark.defend.detect.pieces import drawn_rows
 from medspark.evaluate.config import AttackSettings
 from medspark.evaluate.summary import Array
 from medspark.seeding import derive, uniform
+from medspark.shards.local import local_shards
 from medspark.shards.manifest import Manifest
 from medspark.shards.schema import read_patients
 from medspark.workflows.detect_config import DetectConfig
@@ -78,6 +79,7 @@ class Parts:
     def of_images(self, read: Callable[[Path], Array], part: Part) -> Array:
         """Return what ``read`` gives for each image of a part, (N,), in the order of its rows."""
         shards = self.manifest.splits[self.split(part)].shards
-        values = np.concatenate([read(self.config.shards / shard.path) for shard in shards])
+        place = local_shards(self.config.shards)
+        values = np.concatenate([read(place / shard.path) for shard in shards])
         found: Array = values[self.rows(part)]
         return found

@@ -23,6 +23,7 @@ from medspark.launch.pieces import do_pieces
 from medspark.lock import locked
 from medspark.models.card import read_card
 from medspark.models.checkpoint import load_classifier
+from medspark.models.local import local_model
 from medspark.models.onnx import OnnxClassifier
 from medspark.shards.manifest import Manifest
 from medspark.track.runs import tracked
@@ -188,7 +189,7 @@ class Evaluation:
 
 
 def _check_fit(path: Path, manifest: Manifest) -> None:
-    model = OnnxClassifier(path) if path.suffix == ".onnx" else read_card(path)
+    model = OnnxClassifier(local_model(path)) if path.suffix == ".onnx" else read_card(path)
     if difference := model.misfit(manifest):
         raise UsageError(f"The model '{path}' does not fit: {difference}.")
 

@@ -14,6 +14,7 @@ from medspark.eps import Eps
 from medspark.errors import UsageError
 from medspark.evaluate.config import AttackSettings
 from medspark.evaluate.sanity import PROBED_IMAGES
+from medspark.remote import AnyPath
 from medspark.track.config import TrackConfig
 
 __all__ = [
@@ -80,7 +81,7 @@ class AttackedSplit(AttackedImages):
 class AttackedShards(AttackedSplit):
     """The images of a split of one folder of shards."""
 
-    shards: Path = Field(description="folder that jobs/shard.py wrote")
+    shards: AnyPath = Field(description="folder that jobs/shard.py wrote")
 
 
 class EvaluationSettings(AttackedSplit):

@@ -23,6 +23,7 @@ from medspark.export.runtime import read_graph
 from medspark.files import json_digest, replacing, sha256_of, write_whole
 from medspark.models.card import WEIGHTS, ModelCard, read_card
 from medspark.models.checkpoint import load_classifier
+from medspark.models.local import local_model
 from medspark.seeding import derive
 from medspark.shards.manifest import Manifest
 from medspark.shards.plan import permute
@@ -86,7 +87,7 @@ def make_artifacts(
     Raises UsageError for a network that cannot be exported.
     """
     wanted = [(backend, precision) for backend in config.backend for precision in config.precision]
-    twin = sha256_of(model / WEIGHTS)
+    twin = sha256_of(local_model(model) / WEIGHTS)
     found = {pair: _found(folder, *pair, twin=twin) for pair in wanted}
     if any(each is None for each in found.values()):
         workshop = _Workshop(config, manifest, model, folder, twin)

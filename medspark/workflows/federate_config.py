@@ -11,6 +11,7 @@ from medspark.config import Config
 from medspark.evaluate.config import AttackSettings, DecisionConfig
 from medspark.federate.config import FederationConfig
 from medspark.job import JobConfig
+from medspark.remote import AnyPath
 from medspark.spark.session import SparkConfig
 from medspark.track.config import TrackConfig
 
@@ -37,7 +38,7 @@ class FederateConfig(JobConfig, FederationConfig):
         "output", "shards", "run_dir", "resume", "overwrite", "spark", "track", "tasks",
     })  # fmt: skip
 
-    shards: Path = Field(description="folder that jobs/shard.py wrote")
+    shards: AnyPath = Field(description="folder that jobs/shard.py wrote")
     run_dir: Path | None = Field(
         None,
         description="folder for rounds and the model, shared by all machines; by default a new "

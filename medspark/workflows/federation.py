@@ -31,7 +31,9 @@ from medspark.files import json_digest, write_whole
 from medspark.launch.standing import standing_tasks
 from medspark.models.card import read_card
 from medspark.models.config import PRETRAINED
-from medspark.shards.manifest import Manifest, patients_of
+from medspark.remote import any_path
+from medspark.shards.local import patients_of
+from medspark.shards.manifest import Manifest
 from medspark.spark.slots import wait_for
 from medspark.track.journal import Journal, JournalReader
 from medspark.track.runs import TrackedRun
@@ -338,6 +340,6 @@ def _placed(config: FederateConfig) -> FederateConfig:
     if config.model.weights in (None, PRETRAINED):
         return config
     model = config.model.model_copy(
-        update={"weights": str(Path(str(config.model.weights)).resolve())}
+        update={"weights": str(any_path(str(config.model.weights)).resolve())}
     )
     return config.model_copy(update={"model": model})

@@ -14,6 +14,8 @@ from pyspark.sql import SparkSession
 from medspark.errors import RunError, UsageError
 from medspark.ingest.forget import Dataset, ForgetConfig, Patients, forget
 from medspark.job import Result
+from medspark.remote import AnyPath, any_path
+from medspark.shards.local import local_shards
 from medspark.shards.manifest import read_manifest
 from medspark.shards.schema import read_patients
 from medspark.track.config import TrackConfig
@@ -29,7 +31,7 @@ _LOGGER = logging.getLogger(__name__)
 class ForgetWorkConfig(ForgetConfig):
     """Remove patients from a sample dataset, and name what was made from their images."""
 
-    shards: tuple[Path, ...] = Field(
+    shards: tuple[AnyPath, ...] = Field(
         (),
         description="shard folders to look into, separated by commas, besides those that runs in "
         "MLflow name",
@@ -82,7 +84,7 @@ def forget_patients(
     removed = forget(spark, dataset, patients, dry_run=config.dry_run)
     runs, error = _runs(config.track.uri)
     folders = {str(path): path for path in config.shards}
-    folders |= {run.source: Path(run.source) for run in runs if run.source}
+    folders |= {run.source: any_path(run.source) for run in runs if run.source}
     stale: list[StaleShards] = []
     digests: set[str] = set()
     for name, path in folders.items():
@@ -117,7 +119,8 @@ def _stale(name: str, folder: Path, patients: Patients) -> StaleShards:
     """Return how many images of the patients are in a shard folder."""
     manifest = read_manifest(folder)
     files = [shard.path for split in manifest.splits.values() for shard in split.shards]
-    images = sum(int(np.isin(read_patients(folder / path), patients.keys).sum()) for path in files)
+    place = local_shards(folder)
+    images = sum(int(np.isin(read_patients(place / path), patients.keys).sum()) for path in files)
     return StaleShards(folder=name, digest=manifest.digest, images=images)
 
 

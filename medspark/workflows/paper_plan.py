@@ -20,6 +20,7 @@ from medspark.evaluate.config import AttackSettings, check_attacks
 from medspark.files import sha256_of
 from medspark.launch.distributor import check_room
 from medspark.models.config import PRETRAINED, ModelConfig, check_images, check_model
+from medspark.remote import AnyPath, any_path
 from medspark.shards.manifest import Manifest, read_manifest, verify
 from medspark.study.cells import digest
 from medspark.study.paper_report import MetricName
@@ -69,7 +70,7 @@ class TableEvaluation(EvaluationSettings):
 class PaperTableConfig(SparkTrainingConfig):
     """The paper's table. ``folder`` keeps finished cells, which are not run again."""
 
-    datasets: dict[str, Path] = Field(
+    datasets: dict[str, AnyPath] = Field(
         {}, description="folders that jobs/shard.py wrote, by name: --datasets.NAME FOLDER"
     )
     phantom: PhantomSets = PhantomSets()
@@ -148,7 +149,7 @@ def check(config: PaperTableConfig) -> None:
 def _check_folders(config: PaperTableConfig) -> None:
     files = {name: file for name, file in config.weights.items() if file != PRETRAINED}
     sources = {f"datasets.{name}": folder for name, folder in config.datasets.items()}
-    sources |= {f"weights.{name}": Path(file) for name, file in files.items()}
+    sources |= {f"weights.{name}": any_path(file) for name, file in files.items()}
     ownership.apart(sources, {"the folder of the table": config.folder})
     ownership.check(config.folder, "study")
     for demo in phantom_sets(config):

@@ -12,6 +12,7 @@ from medspark.models.prediction import rendering_of
 from medspark.predict.archive import Asked, ModelFacts, open_archive
 from medspark.predict.config import PredictConfig
 from medspark.predict.pipeline import predict
+from medspark.remote import any_path
 from medspark.workflows.shipped_model import ModelFiles
 
 __all__ = ["PredictResult", "Prediction"]
@@ -65,4 +66,4 @@ def _folder(name: str, *, uri: str | None) -> Path:
         from medspark.track.models import fetch_model  # imports mlflow
 
         return fetch_model(name, uri=uri)
-    return Path(name)
+    return any_path(name)

@@ -10,6 +10,8 @@ from pydantic import Field
 from medspark.errors import UsageError
 from medspark.models.card import PLAIN, WEIGHTS, read_card
 from medspark.models.config import ModelConfig, tensor_shapes
+from medspark.models.local import local_model
+from medspark.remote import AnyPath
 from medspark.shards.manifest import read_manifest
 from medspark.train.config import PruneConfig, RecipeSettings, check_pruning
 from medspark.train.result import TrainResult
@@ -29,8 +31,10 @@ class PruneAtConfig(SparkTrainingConfig, RecipeSettings, PruneConfig):
         "output", "shards", "run_dir", "resume", "overwrite", "launch", "spark", "track",
     })  # fmt: skip
 
-    model: Path = Field(description="folder of the trained model to prune, as train_at writes it")
-    shards: Path = Field(description="folder that jobs/shard.py wrote")
+    model: AnyPath = Field(
+        description="folder of the trained model to prune, as train_at writes it"
+    )
+    shards: AnyPath = Field(description="folder that jobs/shard.py wrote")
     run_dir: Path | None = Field(
         None,
         description="folder for checkpoints, logs and the model, shared by all machines; by "
@@ -88,5 +92,5 @@ def check_model_to_prune(model: Path, shards: Path) -> None:
 
 def _weights(folder: Path) -> list[tuple[int, ...]]:
     """Return the shapes of the weights in the model ``folder``, by the file's header."""
-    shapes = tensor_shapes(folder / WEIGHTS)
+    shapes = tensor_shapes(local_model(folder) / WEIGHTS)
     return [shape for name, shape in shapes.items() if name.endswith(".weight")]

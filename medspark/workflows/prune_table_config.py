@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from medspark import ownership
+from medspark.remote import AnyPath
 from medspark.train.config import PruneConfig, PruneMethod, RecipeSettings, check_pruning
 from medspark.workflows.job_settings import SparkTrainingConfig
 from medspark.workflows.prune import check_model_to_prune, training_of
@@ -26,10 +27,10 @@ class PruneTableConfig(SparkTrainingConfig, RecipeSettings):
         "output", "shards", "folder", "launch", "spark", "track",
     })  # fmt: skip
 
-    models: dict[str, Path] = Field(
+    models: dict[str, AnyPath] = Field(
         min_length=1, description="folders of the trained models to prune, by names for the table"
     )
-    shards: Path = Field(description="folder that jobs/shard.py wrote")
+    shards: AnyPath = Field(description="folder that jobs/shard.py wrote")
     methods: tuple[PruneMethod, ...] = Field(
         ("rsr", "magnitude", "lasso", "noise", "hydra"), description="methods, by commas"
     )

@@ -43,7 +43,9 @@ from medspark.models.card import (
 )
 from medspark.models.config import ModelConfig
 from medspark.models.deciding import decision_shift
-from medspark.shards.manifest import patients_of, read_manifest, verify
+from medspark.models.local import local_model
+from medspark.shards.local import patients_of
+from medspark.shards.manifest import read_manifest, verify
 from medspark.track.runs import tracked
 from medspark.track.spool import DatasetEntry, RunEntry
 from medspark.train.decide import scores_of
@@ -209,7 +211,7 @@ def _new_card(site: SiteSample, sample: Sample, found: Site) -> ModelCard:
 def _write_model(source: Path, folder: Path, card: ModelCard) -> None:
     """Write the weights of ``source`` with the new ``card``, the card last."""
     folder.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source / WEIGHTS, folder / WEIGHTS)
+    shutil.copyfile(local_model(source) / WEIGHTS, folder / WEIGHTS)
     write_card(folder, card)
 
 

@@ -12,6 +12,7 @@ from medspark.config import Config
 from medspark.evaluate.config import DecisionConfig
 from medspark.job import Result
 from medspark.models.card import Decision
+from medspark.remote import AnyPath
 from medspark.track.config import TrackConfig
 
 __all__ = ["Estimate", "RecalibrateConfig", "RecalibrateResult"]
@@ -24,7 +25,7 @@ class RecalibrateConfig(Config):
         description="folder with model.safetensors, or an MLflow model or run: models:/NAME/1, "
         "runs:/ID/model"
     )
-    shards: Path = Field(description="folder that jobs/shard.py wrote, with images of the site")
+    shards: AnyPath = Field(description="folder that jobs/shard.py wrote, with images of the site")
     split: Literal["train", "val", "test"] = Field("test", description="split to draw from")
     images: int = Field(50, ge=10, description="number of images to draw, by patients")
     seed: int = Field(0, ge=0, description="of the draw and the resamples")

@@ -18,6 +18,7 @@ from medspark.evaluate.config import AttackSettings
 from medspark.evaluate.sanity import PROBED_IMAGES
 from medspark.launch.distributor import LaunchConfig
 from medspark.models.config import ModelConfig, check_images, check_model
+from medspark.remote import AnyPath
 from medspark.shards.manifest import Manifest, read_manifest
 from medspark.spark.cluster import local_slots
 from medspark.spark.slots import submitted_master
@@ -118,7 +119,7 @@ class ProjectConfig(Cluster):
 class ScaleAtConfig(SparkTrainingConfig):
     """Train at many scales and compare."""
 
-    shards: Path | None = Field(
+    shards: AnyPath | None = Field(
         None, description="folder that jobs/shard.py wrote; built-in demo data by default"
     )
     folder: Path | None = Field(

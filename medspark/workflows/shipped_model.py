@@ -20,6 +20,7 @@ from medspark.documents import read_regular
 from medspark.files import json_digest
 from medspark.images.frame import Pixels
 from medspark.models.card import CARD, WEIGHTS, Kind, ModelCard, read_card
+from medspark.models.local import local_model
 from medspark.models.prediction import Floats, answer_of, as_pixels
 from medspark.predict.answer_task import Answer
 from medspark.spark.cluster import Shared, shared, task_cpus
@@ -45,6 +46,7 @@ class ModelFiles:
 
         Raises UsageError if the folder holds none.
         """
+        folder = local_model(folder)
         card = read_card(folder, kinds=get_args(Kind))
         names = [CARD, *((WEIGHTS,) if card.exported is None else card.exported.files)]
         return cls(card, {name: read_regular(folder / name, most=_LARGEST) for name in names})

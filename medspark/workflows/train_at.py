@@ -30,6 +30,7 @@ from medspark.models.config import (
     check_weights,
     model_folder,
 )
+from medspark.remote import AnyPath, any_path
 from medspark.shards.manifest import Manifest, read_manifest, verify
 from medspark.shards.plan import EpochPlan
 from medspark.spark.session import spark_session
@@ -67,7 +68,7 @@ class TrainAtConfig(SparkTrainingConfig, TrainingSettings):
         "output", "shards", "run_dir", "resume", "overwrite", "launch", "spark", "track", "demo",
     })  # fmt: skip
 
-    shards: Path | None = Field(
+    shards: AnyPath | None = Field(
         None, description="folder that jobs/shard.py wrote; built-in demo data by default"
     )
     run_dir: Path | None = Field(
@@ -318,7 +319,7 @@ def _fit_config(config: TrainAtConfig, folder: Path) -> FitConfig:
     model = config.model
     if model.weights not in (None, PRETRAINED):
         # Each rank works in a different folder, so the path must be absolute.
-        model = model.model_copy(update={"weights": str(Path(str(model.weights)).resolve())})
+        model = model.model_copy(update={"weights": str(any_path(str(model.weights)).resolve())})
     # Copy the fields that both configurations share.
     names = config.rank_config.model_fields
     shared = {name: getattr(config, name) for name in names if hasattr(config, name)}

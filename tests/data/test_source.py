@@ -14,8 +14,9 @@ import pytest
 from medspark.data import petastorm
 from medspark.data.config import DataConfig
 from medspark.data.petastorm_import import import_petastorm
-from medspark.data.source import Source, localise, open_source
+from medspark.data.source import Source, open_source
 from medspark.errors import UsageError
+from medspark.shards.local import local_shards
 
 WriteShards = Callable[..., Path]
 
@@ -83,7 +84,7 @@ def test_a_remote_dataset_is_copied_once_and_read_from_there(
     remote = fsspec.filesystem("memory")
     remote.put(str(folder), "/bucket/shards", recursive=True)
 
-    place = localise("memory://bucket/shards", cache)
+    place = local_shards("memory://bucket/shards", cache)
     stamps = {path: path.stat().st_mtime_ns for path in place.rglob("*.parquet")}
     again = open_source(Path("memory://bucket/shards"), DataConfig(cache_dir=cache))
 
@@ -92,24 +93,35 @@ def test_a_remote_dataset_is_copied_once_and_read_from_there(
     assert stamps == {path: path.stat().st_mtime_ns for path in place.rglob("*.parquet")}
 
 
-def test_a_remote_dataset_is_not_copied_into_somebody_elses_folder(tmp_path: Path):
-    (tmp_path / "theirs").write_text("theirs")
-    fsspec.filesystem("memory").pipe_file("/bucket/other/manifest.json", b"{}")
+def test_a_remote_dataset_is_not_copied_into_somebody_elses_folder(
+    write_shards: WriteShards, tmp_path_factory: pytest.TempPathFactory
+):
+    cache = tmp_path_factory.mktemp("cache")
+    (cache / "theirs").write_text("theirs")
+    fsspec.filesystem("memory").put(str(write_shards()), "/other/shards", recursive=True)
 
     with pytest.raises(UsageError, match="not medspark's"):
-        localise("memory://bucket/other", tmp_path)
+        local_shards("memory://other/shards", cache)
 
-    assert [path.name for path in tmp_path.iterdir()] == ["theirs"]
+    assert [path.name for path in cache.iterdir()] == ["theirs"]
 
 
-def test_a_remote_dataset_needs_a_place_to_go_to():
-    with pytest.raises(UsageError, match="cache_dir"):
-        localise("s3a://bucket/shards", None)
+def test_a_remote_dataset_goes_to_the_users_cache_by_default(
+    write_shards: WriteShards, tmp_path_factory: pytest.TempPathFactory, monkeypatch
+):
+    home = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home))
+    fsspec.filesystem("memory").put(str(write_shards()), "/home/shards", recursive=True)
+
+    place = local_shards("memory://home/shards")
+
+    assert place.parent == home / "medspark"
+    assert place.parent.stat().st_mode & 0o077 == 0
 
 
 @pytest.mark.parametrize("shards", ["file:///tmp/x", "file:/tmp/x", "/tmp/x"])
 def test_a_local_dataset_is_read_where_it_lies(shards: str):
-    assert localise(shards, None) == Path("/tmp/x")
+    assert local_shards(shards, None) == Path("/tmp/x")
 
 
 def test_a_share_is_of_the_training_images_alone_and_reads_them_as_they_are(
@@ -168,11 +180,11 @@ def test_a_copy_that_was_cut_short_is_made_again(
 ):
     folder, cache = write_shards(), tmp_path_factory.mktemp("cut")
     fsspec.filesystem("memory").put(str(folder), "/cut/shards", recursive=True)
-    place = localise("memory://cut/shards", cache)
+    place = local_shards("memory://cut/shards", cache)
     (path, *_) = sorted(place.rglob("*.parquet"))
     whole = path.read_bytes()
     path.write_bytes(whole[:-1])
 
-    localise("memory://cut/shards", cache)
+    local_shards("memory://cut/shards", cache)
 
     assert path.read_bytes() == whole

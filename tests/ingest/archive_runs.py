@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,3 +97,14 @@ def put(folder: Path, **files: int) -> None:
 
 def values(samples: Path) -> list[tuple[str, int]]:
     return sorted((row["label"], row["pixels"][0]) for row in live(samples).values())
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 90, *, pause: float = 0.005) -> Any:
+    """Wait until ``condition`` returns something true, and return it."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        found = condition()
+        if found:
+            return found
+        time.sleep(pause)
+    raise TimeoutError

@@ -8,9 +8,9 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from medspark import storage
 from medspark.ingest import discover as discovery
 from medspark.ingest.discover import Walk, discover
-from medspark.spark import storage
 
 
 @pytest.fixture

@@ -7,14 +7,13 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
 import pyarrow.parquet as pq
 import pytest
+from archive_runs import wait_for
 from key_files import write_key
 
 from medspark.images.deidentify import Privacy
@@ -47,16 +46,6 @@ def run(spark: SparkSession, folder: Path, key: ArchiveSummary) -> dict[str, Any
         privacy=Privacy(key_file=folder / "key"),
     )
     return ingest(spark, open_archive(config))
-
-
-def wait_for(condition: Callable[[], Any], seconds: float = 90) -> Any:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        found = condition()
-        if found:
-            return found
-        time.sleep(0.005)
-    raise TimeoutError
 
 
 def check_whole(samples: Path, key: ArchiveSummary, result: dict[str, Any]) -> None:

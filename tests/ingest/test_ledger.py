@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from medspark.ingest import ledger
-from medspark.spark.storage import OUTSIDE
+from medspark.storage import OUTSIDE
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession

@@ -41,7 +41,7 @@ def manifest(**values: object) -> SamplesManifest:
 
 @pytest.mark.parametrize("base", ["{tmp}", "memory://parts"])
 def test_a_part_knows_its_rows_bytes_and_hash(tmp_path, base):
-    from medspark.spark import storage
+    from medspark import storage
 
     folder = base.format(tmp=tmp_path)
     writer = PartWriter(folder, "data/g/p.parquet")

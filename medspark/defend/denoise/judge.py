@@ -31,6 +31,7 @@ from medspark.evaluate.summary import Array, Arrays, each_once
 from medspark.files import sha256_of
 from medspark.models.card import WEIGHTS
 from medspark.models.checkpoint import load_classifier
+from medspark.shards.local import local_shards
 from medspark.shards.schema import read_patients, read_sites
 from medspark.train.run_setup import RunSetup
 from medspark.train.validate import gatherer, slices
@@ -145,7 +146,7 @@ class _Judge:
         save_guard(folder, guard, features=any_image, head="", network=network)
 
     def _false_positives(self, arrays: Arrays, flagged: Array) -> Any:
-        source, manifest = self.config.shards, self.setup.source.manifest
+        source, manifest = local_shards(self.config.shards), self.setup.source.manifest
         shards = manifest.splits["test"].shards
         patients, sites = (
             np.concatenate([read(source / shard.path) for shard in shards])[arrays["rows"]]

@@ -9,8 +9,8 @@ from pathlib import Path
 import fsspec
 import pytest
 
+from medspark import storage
 from medspark.errors import UsageError
-from medspark.spark import storage
 
 AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 

@@ -1,14 +1,19 @@
-"""Access files by path or URL: local folders, and all schemes of fsspec (s3, abfs, hdfs, ...).
+"""Access files by path or URL: local folders, S3, and the other schemes of fsspec (abfs, hdfs).
 
 Spark and fsspec name the same place differently. ``normalise`` returns fsspec's name, and
 ``for_spark`` returns Spark's.
+
+Writers of one document keep each other's changes by its version: ``read_version``, then
+``write_if``. Only object stores have versions. Elsewhere a kernel lock keeps other writers away.
 """
 
 from __future__ import annotations
 
 import os
 import stat
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -17,8 +22,9 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from medspark.errors import UsageError
+from medspark.errors import RunError, UsageError
 from medspark.files import replacing
+from medspark.object_store import ObjectStore
 
 # The size that is given for a link that leads out of the source.
 OUTSIDE = -2
@@ -40,8 +46,9 @@ class Entry:
     modified: int = 0
 
 
-def normalise(url: str) -> str:
+def normalise(url: str | Path) -> str:
     """Return ``url`` in fsspec's form: absolute, no trailing slash, a plain path if local."""
+    url = os.fspath(url)
     if url.startswith("dbfs:/"):
         url = "/dbfs/" + url.removeprefix("dbfs:").lstrip("/")
     if url.startswith("file:"):
@@ -66,22 +73,32 @@ def join(folder: str, path: str) -> str:
     return f"{folder.rstrip('/')}/{path}"
 
 
-def filesystem(url: str) -> tuple[Any, str]:
+def filesystem(url: str | Path) -> tuple[Any, str]:
     """Return fsspec's filesystem for ``url`` and the path inside it.
 
     Raises UsageError for a scheme without a driver. The message names the missing package if
     fsspec knows it.
     """
     url = normalise(url)
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        return fsspec.filesystem("file"), url  # as it is: ~ and :: are names too
+    if scheme == "s3":
+        return ObjectStore(), rest
     try:
         return fsspec.core.url_to_fs(url)  # type: ignore[no-any-return]
     except (ValueError, ImportError) as error:
         raise UsageError(f"{url} cannot be reached: {error}") from None
 
 
-def is_local(url: str) -> bool:
+def is_local(url: str | Path) -> bool:
     """Return whether ``url`` is a path of this machine's file system."""
     return isinstance(filesystem(url)[0], LocalFileSystem)
+
+
+def is_object_store(url: str | Path) -> bool:
+    """Return whether ``url`` is in an object store: Spark has no driver for it, we have."""
+    return isinstance(filesystem(url)[0], ObjectStore)
 
 
 def is_folder(url: str) -> bool:
@@ -118,6 +135,68 @@ def write_bytes(url: str, content: bytes) -> None:
         return
     with replacing(Path(path), durable=True) as draft:
         draft.write_bytes(content)
+
+
+def read_version(url: str) -> tuple[bytes, str | None]:
+    """Return a small file and its version. Raises FileNotFoundError.
+
+    The version is None where files have none.
+    """
+    system, path = filesystem(url)
+    if isinstance(system, ObjectStore):
+        return system.read_version(path)
+    system.invalidate_cache(path.rpartition("/")[0])
+    return bytes(system.cat_file(path)), None
+
+
+def write_if(url: str, content: bytes, version: str | None) -> tuple[bool, str | None]:
+    """Write a small file, whole, if it still has ``version``; None means that it is not there.
+
+    Returns whether it was written, and its new version. Where files have no versions, it is written
+    in any case.
+    """
+    system, path = filesystem(url)
+    if not isinstance(system, ObjectStore):
+        write_bytes(url, content)
+        return True, None
+    written = system.put_if(path, content, version)
+    return written is not None, written
+
+
+def commit(url: str, text: str, version: str | None) -> str | None:
+    """Replace the document ``url``, which was read as ``version``; return its new version.
+
+    Raises RunError if another process has replaced it meanwhile.
+    """
+    done, written = write_if(url, text.encode(), version)
+    if not done:
+        raise RunError(
+            f"Another job changed {url} while this one worked, so nothing was committed: give the "
+            "same command again."
+        )
+    return written
+
+
+@contextmanager
+def draft_of(url: str) -> Iterator[Path]:
+    """Yield the path of a local draft that becomes the file ``url`` if the block succeeds."""
+    system, path = filesystem(url)
+    if isinstance(system, LocalFileSystem):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with replacing(Path(path)) as draft:
+            yield draft
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        draft = Path(folder, path.rpartition("/")[2])
+        yield draft
+        system.put_file(str(draft), path)
+
+
+def remove_file(url: str) -> None:
+    """Remove a file, if it is there."""
+    system, path = filesystem(url)
+    with suppress(FileNotFoundError):
+        system.rm_file(path)
 
 
 def make_folder(url: str) -> None:
