@@ -168,7 +168,7 @@ def test_another_catalog_replaces_in_one_step_and_chooses_its_format(spark, monk
 
 @pytest.mark.parametrize("name", ["images", "a.b", "a.b.c.d", "a..c", "a.b.c`", "a.b.c;d"])
 def test_a_name_that_is_not_of_three_parts_is_refused(name):
-    with pytest.raises(ValidationError, match="CATALOG.SCHEMA.NAME"):
+    with pytest.raises(ValidationError, match=r"CATALOG\.SCHEMA\.NAME"):
         TableConfig(table=name)
 
 
