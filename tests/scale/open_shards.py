@@ -1,6 +1,6 @@
 """Open shards and plan an epoch as a rank of a training does; print seconds and memory as JSON.
 
-    python tests/scale/open_shards.py SHARDS
+python tests/scale/open_shards.py SHARDS
 """
 
 from __future__ import annotations

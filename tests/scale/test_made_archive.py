@@ -30,7 +30,9 @@ def test_every_file_reads_back_with_its_own_identifiers(archive):
         assert len(values) == 50
         assert all(UID(value).is_valid for value in values)
     assert all(file.file_meta.MediaStorageSOPInstanceUID == file.SOPInstanceUID for file in files)
-    assert len({file.PatientID for file in files}) == len({file.PatientName for file in files}) == 25
+    assert (
+        len({file.PatientID for file in files}) == len({file.PatientName for file in files}) == 25
+    )
 
 
 def test_every_image_is_another_and_decodes(archive):
