@@ -37,9 +37,12 @@ class MappedSplit:
         shards = manifest.splits[split].shards
         paths = [folder / shard.path for shard in shards]
         self._pixels = _Window([g for path in paths for g in map_pixels(path, self._format)])
-        empty = np.empty(0, dtype=np.int64)
-        labels = [read_labels(path) for path in paths]
-        self._labels: Integers = np.concatenate([empty, *labels])
+        # Not concatenated: for a moment, all labels would be there twice.
+        self._labels: Integers = np.empty(sum(shard.rows for shard in shards), dtype=np.int64)
+        first = 0
+        for shard, path in zip(shards, paths, strict=True):
+            self._labels[first : first + shard.rows] = read_labels(path)
+            first += shard.rows
         self._rows: Integers | None = None
 
     def subset(self, rows: Integers) -> Self:

@@ -17,6 +17,7 @@ from medspark.data.native import MappedSplit, NativeReader
 from medspark.data.petastorm import PetastormReader
 from medspark.errors import UsageError
 from medspark.files import replacing, write_whole
+from medspark.shards.groups import read_groups
 from medspark.shards.manifest import NAME, Manifest, patients_of, read_manifest, verify
 from medspark.shards.portion import portion
 
@@ -35,6 +36,7 @@ class Source:
         self.manifest = manifest
         self._config = config
         self._seed = seed
+        self._splits: dict[str, MappedSplit] = {}
 
     def training(self, *, global_batch: int, seed: int, rank: int, world: int) -> Reader:
         """Return the reader of this rank's augmented, shuffled training batches."""
@@ -66,15 +68,21 @@ class Source:
     def split(self, name: str) -> MappedSplit:
         """Return a split by name; of train, the rows that ``data.share`` selects.
 
-        Raises UsageError if the split is missing or empty.
+        Its files are opened once. Raises UsageError if the split is missing or empty.
         """
+        if name not in self._splits:
+            self._splits[name] = self._opened(name)
+        return self._splits[name]
+
+    def _opened(self, name: str) -> MappedSplit:
         if name not in self.manifest.splits or self.manifest.splits[name].rows == 0:
             raise UsageError(f"The shards in {self.folder} have no {name} images.")
         split = MappedSplit(self.folder, self.manifest, name)
         if name != "train" or self._config.share == 1:
             return split
-        rows = portion(self.patients(name), self._config.share, seed=self._seed)
-        return split.subset(rows)
+        paths = [self.folder / shard.path for shard in self.manifest.splits[name].shards]
+        patients = read_groups(paths, "patient_key")
+        return split.subset(portion(patients, self._config.share, seed=self._seed))
 
 
 def open_source(shards: str | Path, config: DataConfig, *, seed: int = 0) -> Source:

@@ -40,11 +40,11 @@ def read_groups(paths: Iterable[Path], column: Literal["patient_key", "site"]) -
 
 
 def _of_shard(path: Path, column: str) -> Groups:
-    if column not in pq.read_schema(path).names:
-        rows = pq.read_metadata(path).num_rows
-        return Groups(np.array([""]), np.zeros(rows, dtype=np.int64))
     # Never a string for every row: ten thousand patients have fewer keys than images.
-    table = pq.read_table(path, columns=[column], read_dictionary=[column])
+    file = pq.ParquetFile(path, read_dictionary=[column])
+    if column not in file.schema_arrow.names:
+        return Groups(np.array([""]), np.zeros(file.metadata.num_rows, dtype=np.int64))
+    table = file.read(columns=[column], use_threads=False)
     coded = table[column].unify_dictionaries().combine_chunks()
     known = coded.dictionary.to_pylist()
     keys = [*known, ""] if coded.null_count else known

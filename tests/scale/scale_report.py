@@ -90,9 +90,9 @@ def record_of(result: Mapping[str, Any]) -> dict[str, Any]:
         "seeds": [0],
         "figures": figures,
         "text": [
-            "Phantom DICOM files of 64 x 64 with labels by folder, on a cluster of one executor. Start-up, which",
-            "is the time for 100 files, is taken off. The driver's memory is its Python process and what its JVM",
-            "holds after a collection, the most of all steps:",
+            "Phantom DICOM files of 64 x 64 with labels by folder, on a cluster of one executor.",
+            "Start-up, which is the time for 100 files, is taken off. The driver's memory is its",
+            "Python process and what its JVM holds after a collection, the most of all steps:",
             "",
             *table({"sizes": [], "rows": []}),
             *cells,
