@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
+import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
@@ -35,14 +36,17 @@ class MappedSplit:
         """Map the files that ``manifest`` lists for ``split``, and read the labels."""
         self._format, self._targets = manifest.pixel_format, manifest.targets
         shards = manifest.splits[split].shards
-        paths = [folder / shard.path for shard in shards]
-        self._pixels = _Window([g for path in paths for g in map_pixels(path, self._format)])
         # Not concatenated: for a moment, all labels would be there twice.
         self._labels: Integers = np.empty(sum(shard.rows for shard in shards), dtype=np.int64)
+        groups: list[Pixels] = []
         first = 0
-        for shard, path in zip(shards, paths, strict=True):
-            self._labels[first : first + shard.rows] = read_labels(path)
+        for shard in shards:
+            path = folder / shard.path
+            metadata = pq.read_metadata(path)
+            groups += map_pixels(path, self._format, metadata)
+            self._labels[first : first + shard.rows] = read_labels(path, metadata)
             first += shard.rows
+        self._pixels = _Window(groups)
         self._rows: Integers | None = None
 
     def subset(self, rows: Integers) -> Self:

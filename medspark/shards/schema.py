@@ -109,13 +109,16 @@ def _recut(tables: Iterable[pa.Table], rows: int) -> Iterable[pa.Table]:
         yield pa.concat_tables(pending).combine_chunks()
 
 
-def map_pixels(path: str | Path, pixel_format: PixelFormat) -> list[npt.NDArray[np.generic]]:
+def map_pixels(
+    path: str | Path, pixel_format: PixelFormat, metadata: pq.FileMetaData | None = None
+) -> list[npt.NDArray[np.generic]]:
     """Return the pixels of each row group of a shard, (N, H, W, C), as views of the mapped file.
 
     Pixels are read from disk when they are accessed, without copying or decoding. The views keep
-    the mapping alive. Raises UsageError if the file does not have the layout of a shard.
+    the mapping alive. ``metadata`` is the file's, if it was read already. Raises UsageError if the
+    file does not have the layout of a shard.
     """
-    metadata = pq.read_metadata(path)
+    metadata = metadata or pq.read_metadata(path)
     if metadata.num_rows == 0:
         return []
     mapped = map_file(path)
@@ -154,15 +157,18 @@ def _page_body(
     return flat.reshape(rows, *pixel_format.shape)
 
 
-def read_labels(path: str | Path) -> npt.NDArray[np.int64]:
+def read_labels(path: str | Path, metadata: pq.FileMetaData | None = None) -> npt.NDArray[np.int64]:
     """Return the stored labels of a shard, (N,), in the order of its rows."""
-    labels: npt.NDArray[np.int64] = _read_column(path, "label").to_numpy().astype(np.int64)
+    column = _read_column(path, "label", metadata)
+    labels: npt.NDArray[np.int64] = column.to_numpy().astype(np.int64)
     return labels
 
 
-def _read_column(path: str | Path, name: str) -> pa.ChunkedArray:
-    # pq.read_table takes fifteen times as long for one column.
-    return pq.ParquetFile(path).read(columns=[name], use_threads=False)[name]
+def _read_column(
+    path: str | Path, name: str, metadata: pq.FileMetaData | None = None
+) -> pa.ChunkedArray:
+    file = pq.ParquetFile(path, metadata=metadata)
+    return file.read(columns=[name], use_threads=False)[name]
 
 
 def findings_of(masks: npt.NDArray[np.generic], count: int) -> npt.NDArray[np.float32]:
