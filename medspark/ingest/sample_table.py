@@ -28,7 +28,7 @@ def publish_samples(spark: SparkSession, samples: str, table: str) -> None:
     manifest = dataset.manifest()
     if manifest is None:
         raise UsageError(f"{samples} holds no samples: no ingest has finished there.")
-    rows = dataset.read_ledger(spark, manifest.ledger)
+    rows = dataset.read_ledger(spark, manifest.ledger, manifest.superseded)
     live: DataFrame = rows.where(F.col("outcome") == ledger.SAMPLE)
     published = live.select(*COLUMNS, F.lit(manifest.digest).alias("dataset"))
     publish(spark, published, table, "samples")
