@@ -10,7 +10,7 @@ the replaced rows, plus those of the new ones.
 from __future__ import annotations
 
 import uuid
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -33,7 +33,8 @@ __all__ = ["Increment", "Replaced", "settled_of", "sums_of"]
 
 # What describes a whole ledger; the other sums name files.
 _STANDING = ("outcome", "reason", "label", "total", "digest")
-# Beyond these, settling everything anew is cheaper, or keeps later readers fast.
+# Outside of these, settling everything anew is cheaper, or keeps later readers fast.
+_FEWEST_ROWS = 5_000
 _MOST_SUPERSEDED, _MOST_NEW, _MOST_FILES = 0.2, 0.2, 4096
 
 
@@ -45,7 +46,7 @@ def settled_of(sums: Sums, source_key: str, *, rows: int, superseded: int = 0) -
 
 def sums_of(settled: Settled) -> Sums:
     """Return the sums that ``settled`` holds."""
-    return {what: Counter(settled.sums[what]) for what in _STANDING}
+    return defaultdict(Counter, {what: Counter(settled.sums[what]) for what in _STANDING})
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class Increment:
         settled = manifest.settled if manifest else None
         if manifest is None or settled is None or settled.source_key != source_key:
             return False
-        few = touched <= _MOST_NEW * settled.rows
+        few = settled.rows >= _FEWEST_ROWS and touched <= _MOST_NEW * settled.rows
         tidy = settled.superseded <= _MOST_SUPERSEDED * settled.rows
         return few and tidy and len(manifest.ledger) + len(manifest.superseded) <= _MOST_FILES
 

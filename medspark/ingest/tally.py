@@ -27,7 +27,7 @@ LISTED_NAMES = ["file_key", "sealed_path", "reason", "message"]
 SUMS = "what string, kind string, number string"
 
 # Rows wait in memory until a row group is full: a few megabytes.
-_GROUP_ROWS = 1 << 14
+_GROUP_ROWS = 1 << 12
 _KEPT = [*ledger.SCHEMA.names, "present", "speaks_for_file"]
 _IDENTITY = ["sample_key", "pixel_key", "patient_key", "label", "split", "site"]
 
