@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyspark.sql import DataFrame
 from pyspark.sql.pandas.types import from_arrow_schema
@@ -79,27 +80,24 @@ def _places(hashes: npt.NDArray[np.uint64], probe: int, size: int) -> npt.NDArra
 
 
 def hash_keys(keys: pa.ChunkedArray) -> npt.NDArray[np.uint64]:
-    """Return 64 bits for each of ``keys`` (N,), the same on every machine."""
+    """Return 64 bits for each of ``keys`` (N,), the same on every machine; any for a null."""
     words = _fixed(keys).view("<u8").reshape(-1, _KEY_BYTES // 8)
-    mixed = np.zeros(len(words), dtype=np.uint64)
-    for column in range(words.shape[1]):
-        mixed = hash64(column, mixed ^ words[:, column])
-    return mixed
+    # Sixteen random hexadecimal digits are 64 bits.
+    return hash64(0, hash64(0, words[:, 0]) ^ words[:, 1])
 
 
 def _fixed(keys: pa.ChunkedArray) -> npt.NDArray[np.uint8]:
     """Return the first 32 bytes of each key, (N * 32,); shorter keys are filled up."""
-    values = pa.chunked_array(keys.chunks, keys.type).combine_chunks().fill_null("0" * _KEY_BYTES)
-    if isinstance(values, pa.ChunkedArray):
-        values = pa.concat_arrays(values.chunks) if values.num_chunks else pa.array([], pa.string())
+    filled = pc.fill_null(keys, "0" * _KEY_BYTES)
+    values = pa.concat_arrays([pa.array([], pa.string()), *filled.chunks])
     _, offsets, data = values.buffers()
-    ends = np.frombuffer(offsets, np.int32)[values.offset : values.offset + len(values) + 1]
     if len(values) == 0:
         return np.empty(0, np.uint8)
+    ends = np.frombuffer(offsets, np.int32)[values.offset : values.offset + len(values) + 1]
     if (np.diff(ends) == _KEY_BYTES).all():
-        return np.frombuffer(data, np.uint8)[ends[0] : ends[-1]].copy()
-    filled = [key.encode()[:_KEY_BYTES].ljust(_KEY_BYTES) for key in values.to_pylist()]
-    return np.frombuffer(b"".join(filled), np.uint8).copy()
+        return np.frombuffer(data, np.uint8)[ends[0] : ends[-1]]
+    padded = [key.encode()[:_KEY_BYTES].ljust(_KEY_BYTES) for key in values.to_pylist()]
+    return np.frombuffer(b"".join(padded), np.uint8)
 
 
 def _hash_batches(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

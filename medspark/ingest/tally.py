@@ -175,6 +175,9 @@ class File:
         if self.writer is None:
             system, path = storage.filesystem(storage.join(self.folder, self.name))
             system.makedirs(path.rpartition("/")[0], exist_ok=True)
-            self.writer = pq.ParquetWriter(path, table.schema, filesystem=system)
+            # Keys are hexadecimal digits: zstd halves them.
+            self.writer = pq.ParquetWriter(
+                path, table.schema, filesystem=system, compression="zstd", compression_level=1
+            )
         self.writer.write_table(table)
         self.pending.clear()

@@ -88,6 +88,7 @@ def test_increments_and_settling_everything_anew_agree(
 ) -> None:
     chance, source = random.Random(seed), tmp_path / "in"
     put(source, **{f"{'AB'[n % 2]}__{n}": n % 7 + 12 * (n % 2) for n in range(16)})
+    (source / "A" / "bad").write_bytes(b"")
     by_parts, anew = tmp_path / "parts", tmp_path / "anew"
 
     for _ in range(4):

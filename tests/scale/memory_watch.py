@@ -8,7 +8,7 @@ import subprocess
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,13 @@ def run(
     if status:
         raise RuntimeError(f"status {status}, see {log}: {' '.join(map(str, command))}")
     return {"seconds": seconds, "peak_mb": {k: v / 1e6 for k, v in sorted(watch.peaks.items())}}
+
+
+@contextlib.contextmanager
+def watching(process: int) -> Iterator[Callable[[], dict[str, float]]]:
+    """Watch the processes below ``process``; yield a function that returns the peaks in MB."""
+    with _Watch(process) as watch:
+        yield lambda: {role: peak / 1e6 for role, peak in sorted(watch.peaks.items())}
 
 
 def live_heap(log: Path) -> int | None:
