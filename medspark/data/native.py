@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from itertools import islice
 from pathlib import Path
@@ -36,17 +37,21 @@ class MappedSplit:
         """Map the files that ``manifest`` lists for ``split``, and read the labels."""
         self._format, self._targets = manifest.pixel_format, manifest.targets
         shards = manifest.splits[split].shards
+        starts = np.cumsum([0, *(shard.rows for shard in shards)])
         # Not concatenated: for a moment, all labels would be there twice.
-        self._labels: Integers = np.empty(sum(shard.rows for shard in shards), dtype=np.int64)
-        groups: list[Pixels] = []
-        first = 0
-        for shard in shards:
-            path = folder / shard.path
+        self._labels: Integers = np.empty(starts[-1], dtype=np.int64)
+
+        def open_shard(number: int) -> list[Pixels]:
+            path = folder / shards[number].path
             metadata = pq.read_metadata(path)
-            groups += map_pixels(path, self._format, metadata)
-            self._labels[first : first + shard.rows] = read_labels(path, metadata)
-            first += shard.rows
-        self._pixels = _Window(groups)
+            labels = read_labels(path, metadata)
+            self._labels[starts[number] : starts[number + 1]] = labels
+            return map_pixels(path, self._format, metadata)
+
+        # Half of the time, Arrow works without Python's lock.
+        with ThreadPoolExecutor(max_workers=2) as pool:
+            opened = pool.map(open_shard, range(len(shards)))
+            self._pixels = _Window([group for groups in opened for group in groups])
         self._rows: Integers | None = None
 
     def subset(self, rows: Integers) -> Self:

@@ -128,9 +128,9 @@ def map_pixels(
     column = names.index("pixels")
     views = []
     for group in range(metadata.num_row_groups):
-        rows = metadata.row_group(group).num_rows
-        chunk = metadata.row_group(group).column(column)
-        views.append(_page_body(mapped, path, chunk, rows, pixel_format))
+        about = metadata.row_group(group)
+        chunk = about.column(column)
+        views.append(_page_body(mapped, path, chunk, about.num_rows, pixel_format))
     return views
 
 
@@ -150,11 +150,9 @@ def _page_body(
             f"{path} does not have the layout of a training shard with {pixel_format.shape} images "
             f"of {pixel_format.bits} bits; write it again with jobs/shard.py."
         )
-    values = rows * pixel_format.height * pixel_format.width * pixel_format.channels
-    flat: npt.NDArray[np.generic] = np.frombuffer(
-        mapped, dtype=pixel_format.dtype, count=values, offset=chunk.data_page_offset + header
-    )
-    return flat.reshape(rows, *pixel_format.shape)
+    start = chunk.data_page_offset + header
+    pixels: npt.NDArray[np.generic] = mapped[start : start + body].view(pixel_format.dtype)
+    return pixels.reshape(rows, *pixel_format.shape)
 
 
 def read_labels(path: str | Path, metadata: pq.FileMetaData | None = None) -> npt.NDArray[np.int64]:

@@ -30,7 +30,8 @@ def published(
     write_archive(home / "in", PhantomConfig(count=60, size=32, seed=3))
     key = write_key(home / "key", "tables")
     run(load_job, home, "ingest", "--source", home / "in", "--labels", home / "in/labels.csv",
-        "--privacy.key_file", key, "--samples", home / "samples", "--guarded", "false", "--image_size", 32,
+        "--privacy.key_file", key, "--samples", home / "samples", "--guarded", "false",
+        "--image_size", 32,
         "--privacy.quarantine_file", home / "private.csv", "--table", SAMPLES)  # fmt: skip
     run(load_job, home, "shard", "--samples", home / "samples", "--shards", home / "shards",
         "--table", SHARDS)  # fmt: skip

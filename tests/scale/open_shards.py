@@ -18,7 +18,7 @@ from medspark.data.source import open_source
 
 def main(shards: Path) -> None:
     """Open, plan, and read no image."""
-    before = _megabytes()
+    before, cpu = _megabytes(), time.process_time()
     began = time.perf_counter()
     source = open_source(shards, DataConfig(verify="size"))
     opened = time.perf_counter()
@@ -32,7 +32,8 @@ def main(shards: Path) -> None:
     said = {
         "rows": sum(rows.values()), "open_seconds": done - began, "checked_seconds": opened - began,
         "mapped_seconds": mapped - opened, "planned_seconds": done - mapped,
-        "steps": planned.steps, "first_rows": sum(map(len, first)),
+        "cpu_seconds": time.process_time() - cpu, "steps": planned.steps,
+        "first_rows": sum(map(len, first)),
         "rank_mb": _megabytes(), "rank_mb_before": before,
     }  # fmt: skip
     print(json.dumps(said))

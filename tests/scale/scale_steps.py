@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -77,7 +78,7 @@ class Size:
 
     def _ingest(self, name: str) -> dict[str, Any]:
         key = self.folder / "key"
-        key.write_text("5ca1e" * 16 + "\n")
+        key.write_text(hashlib.sha256(b"scale").hexdigest() + "\n")
         key.chmod(0o600)
         done = self._submit(
             name, "ingest", "--source", self.folder / "archive",
@@ -132,7 +133,7 @@ class Size:
         gc.unlink(missing_ok=True)
         return [
             "spark-submit", "--master", master, "--driver-java-options",
-            f"{JAVA} -Xlog:gc:file={gc}:::filecount=0", "--conf", "spark.executor.memory=2g",
+            f"{JAVA} -Xlog:gc:file={gc}:time:filecount=0", "--conf", "spark.executor.memory=2g",
         ]  # fmt: skip
 
     def _watched(self, name: str, command: list[object]) -> dict[str, Any]:
