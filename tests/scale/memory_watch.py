@@ -17,6 +17,7 @@ import psutil
 # Roles of the processes below a job.
 DRIVER, DRIVER_JVM, EXECUTOR_JVM, WORKER = "driver", "driver_jvm", "executor_jvm", "worker"
 _EVERY_SECONDS = 0.2
+_JOB = re.compile(r"(^|/)jobs/\w+\.py$")
 _FULL = re.compile(r"Pause Full .*->(\d+)M\(")
 
 
@@ -96,4 +97,4 @@ def _role(words: Sequence[str]) -> str | None:
     if "python" not in Path(words[0]).name:
         return None
     # Whatever is no job is a worker of Spark, what it has forked, or a rank.
-    return DRIVER if any(word.startswith("jobs/") for word in words) else WORKER
+    return DRIVER if any(map(_JOB.search, words)) else WORKER

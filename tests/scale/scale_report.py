@@ -10,6 +10,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = "make scale"
+LARGE = 100_000  # files
 # name: (title of the column, digits)
 COLUMNS = {
     "ingest_per_second": ("ingest, images/s", 0),
@@ -33,7 +34,9 @@ def goals(sizes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         _row("again", last["again_share"], 0.05, False),
         _row("open_seconds", last["open_seconds"], 2.0, False),
     ]
-    return rows[2:] if first is last else rows
+    # What grows cannot be told from one size, nor what is new from what a few Spark jobs take.
+    told = rows if first is not last else rows[2:]
+    return told if last["files"] >= LARGE else told[:-2] + told[-1:]
 
 
 def _row(name: str, value: float, goal: float, higher: bool) -> dict[str, Any]:

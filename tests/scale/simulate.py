@@ -59,6 +59,8 @@ def settled(folder: Path, rows: int, new: Sequence[int]) -> list[dict[str, Any]]
     size = sum(path.stat().st_size for path in place.rglob("*.parquet"))
     found = []
     settings = {"spark.ui.showConsoleProgress": "false"}
+    # So that Spark's workers find the modules beside this one.
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
     with spark_session(SparkConfig(master=f"local[{CORES}]", settings=settings)) as spark:
         for count in (min(new), *new):  # the first warms up
             generation = new_generation()

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from measure import look_up
+from memory_watch import DRIVER, DRIVER_JVM, EXECUTOR_JVM, WORKER, _role
 from records import Record
 from scale_report import COLUMNS, goals, record_of, table
 
@@ -25,13 +26,14 @@ def size(files: int, **figures: float | None) -> dict[str, Any]:
     ],
 )  # fmt: skip
 def test_a_goal_is_held_at_the_largest_size(name, value, reached):
-    rows = goals([size(10), size(100), size(1000, **{name: value})])
+    rows = goals([size(10), size(100), size(1_000_000, **{name: value})])
 
     assert all(row["reached"] for row in rows) is reached
 
 
 def test_one_size_alone_has_no_growth():
-    assert [row["name"] for row in goals([size(10)])] == ["again", "open_seconds"]
+    assert [row["name"] for row in goals([size(10)])] == ["open_seconds"]
+    assert [row["name"] for row in goals([size(1_000_000)])] == ["again", "open_seconds"]
 
 
 def test_a_record_of_the_result_renders_and_finds_its_figures_again():
@@ -46,6 +48,21 @@ def test_a_record_of_the_result_renders_and_finds_its_figures_again():
 
 
 def test_the_table_has_a_line_for_each_size_and_goal():
-    result = {"sizes": [size(10), size(100)], "rows": goals([size(10), size(100)])}
+    sizes = [size(10), size(100_000)]
 
-    assert len(table(result)) == 2 + 2 + 4
+    assert len(table({"sizes": sizes, "rows": goals(sizes)})) == 2 + 2 + 4
+
+
+@pytest.mark.parametrize(
+    ("line", "role"),
+    [
+        ("/usr/bin/java -cp x org.apache.spark.deploy.SparkSubmit", DRIVER_JVM),
+        ("java org.apache.spark.executor.CoarseGrainedExecutorBackend --x", EXECUTOR_JVM),
+        ("/venv/bin/python /work/jobs/ingest.py --source jobs/x", DRIVER),
+        ("python3 jobs/shard.py", DRIVER),
+        ("python3.11 -m pyspark.daemon", WORKER),
+        ("bash spark-submit jobs/ingest.py", None),
+    ],
+)
+def test_a_process_has_its_role_in_a_job(line, role):
+    assert _role(line.split()) == role
