@@ -86,6 +86,10 @@ class Increment:
         tidy = settled.superseded <= _MOST_SUPERSEDED * settled.rows
         return few and tidy and len(manifest.ledger) + len(manifest.superseded) <= _MOST_FILES
 
+    def known(self, files: DataFrame) -> DataFrame:
+        """Return the stored rows of ``files``, and perhaps of a few others, by their file_key."""
+        return self._found({"file_key": KeyFilter.of(files.select("file_key"))})
+
     def settle(self, touched: DataFrame, fresh: DataFrame) -> Replaced | None:
         """Settle ``fresh`` rows and the rows of ``touched`` files with all that they concern.
 

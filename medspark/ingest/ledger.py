@@ -69,12 +69,13 @@ NEW, CHANGED, UNCHANGED, DELETED = "new", "changed", "unchanged", "deleted"
 FORGOTTEN = "forgotten"
 
 
-def compare(files: DataFrame, ledger: DataFrame) -> DataFrame:
+def compare(files: DataFrame, ledger: DataFrame, *, all_files: bool = True) -> DataFrame:
     """Return ``files`` (file_key, fingerprint, ...) with their ``status`` against the ``ledger``.
 
     A file of the ledger that no longer exists has a row too: deleted if it was a sample, else
     forgotten. A file is also changed if the privacy setting now stores its site differently. A file
     is ``touched`` if its rows in the ledger have to be written again, or are not there yet.
+    If ``files`` are not ``all_files``, the others are unchanged.
     """
     known = ledger.groupBy("file_key").agg(
         F.first("fingerprint").alias("old"),
@@ -84,7 +85,8 @@ def compare(files: DataFrame, ledger: DataFrame) -> DataFrame:
     )
     same_site = F.col("old_site").isNull() | F.col("old_site").eqNullSafe(F.col("site"))
     status = (
-        F.when(F.col("old").isNull(), NEW)
+        F.when(F.col("fingerprint").isNull() & (not all_files) & F.col("was_present"), UNCHANGED)
+        .when(F.col("old").isNull(), NEW)
         .when(F.col("fingerprint").isNull() & (F.col("was_sample") == 1), DELETED)
         .when(F.col("fingerprint").isNull(), FORGOTTEN)
         # The target of a link outside is not read, so an earlier sample stays a sample.

@@ -71,9 +71,9 @@ class _Ingest:
     def run(self) -> dict[str, Any]:
         """Run the ingest and return its result document."""
         before = self._ledger()
-        of_source = before.where(F.col("source_key") == self._archive.source_key)
-        files = ledger.compare(annotated(self._spark, self._archive), of_source)
-        files = self._staged("files", files)
+        partly = self._archive.config.inventory_of == "changes"
+        quickly = partly and self._can_increment(0)
+        files = self._staged("files", self._compared(None if quickly else before))
         counts = self._changes(files)
         gone = counts.pop(ledger.DELETED) + counts[ledger.FORGOTTEN]
         forgotten, touched = counts.pop(ledger.FORGOTTEN), counts.pop("touched")
@@ -88,6 +88,8 @@ class _Ingest:
             changes = bool(todo or forgotten or self._manifest is None or self.migration)
             decoded, sums = self._decoded(files, todo) if changes else None, None
         if sums is None:
+            if quickly:  # now the other files have to be known, too
+                files = self._compared(before)
             sums = self._settled_anew(before, files, decoded, result)
         archive = self._archive
         rows = staged_rows(
@@ -96,6 +98,28 @@ class _Ingest:
         known = former_paths(self._samples, self._manifest)
         listed = archive.quarantined.renewed(rows, known=known)
         return result | {"quarantine_file": listed, "samples_folder": self._samples.url}
+
+    def _compared(self, before: DataFrame | None) -> DataFrame:
+        """Return the listed files and those of the ledger ``before``, with their status.
+
+        Without a ledger, the listed files are looked up in it.
+        """
+        listed = annotated(self._spark, self._archive)
+        if before is None:
+            listed = self._staged("changes", listed)
+            known = self._increment().known(listed)
+            keys = F.broadcast(listed.select("file_key"))
+            before = known.join(keys, "file_key", "left_semi")
+        of_source = before.where(F.col("source_key") == self._archive.source_key)
+        all_files = self._archive.config.inventory_of == "all"
+        return ledger.compare(listed, of_source, all_files=all_files)
+
+    def _increment(self) -> Increment:
+        assert self._manifest is not None, "Increment.fits"
+        return Increment(
+            self._spark, self._samples, self._manifest, generation=self._generation,
+            source_key=self._archive.source_key, pseudonyms=self._archive.pseudonyms,
+        )  # fmt: skip
 
     def _can_increment(self, touched: int) -> bool:
         """Return whether to settle only what ``touched`` files concern."""
@@ -113,10 +137,7 @@ class _Ingest:
         manifest = self._manifest
         assert manifest is not None, "Increment.fits"
         assert manifest.settled is not None, "Increment.fits"
-        increment = Increment(
-            self._spark, self._samples, manifest, generation=self._generation,
-            source_key=self._archive.source_key, pseudonyms=self._archive.pseudonyms,
-        )  # fmt: skip
+        increment = self._increment()
         touched = files.where(F.col("touched"))
         replaced = None
         if decoded is not None:
@@ -151,6 +172,10 @@ class _Ingest:
     def _report(self, result: dict[str, Any], sums: Sums) -> None:
         result |= _outcomes(sums) | {"labels": self._by_label(sums["label"])}
         result |= {"added": 0, "removed": 0}
+        if self._archive.config.inventory_of == "changes":
+            seen = sum(sums["outcome"].values())
+            old = seen - result["new"] - result["changed"]
+            result |= {"files_seen": seen, "unchanged": old, "deleted": 0}
 
     def _exchanged(self, before: DataFrame, after: DataFrame, sums: Sums) -> dict[str, int]:
         added, removed = (

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from archive_runs import live, put, quarantine, standing, values
 
+from medspark.errors import UsageError
 from medspark.ingest import increment
 from medspark.ingest.increment import Increment
 from medspark.ingest.sample_set import SampleSet, SamplesManifest
@@ -187,3 +188,45 @@ def test_another_source_settles_everything_and_then_each_its_increments(
 
     assert increments == [True]
     assert (result["files_seen"], result["samples"], result["quarantined"]) == (3, 2, 1)
+
+
+def inventory(source: Path, path: Path, *names: str) -> Path:
+    rows = [(name, (source / name).stat()) for name in names]
+    lines = [f"{name},{status.st_size},{status.st_mtime_ns}" for name, status in rows]
+    path.write_text("\n".join(["path,size,modified", *lines]) + "\n")
+    return path
+
+
+@pytest.mark.parametrize("torn", [False, True])
+def test_an_inventory_of_changes_does_what_a_listing_does(
+    run: Run, tmp_path: Path, increments: list[bool], torn: bool
+) -> None:
+    source, partly, wholly = tmp_path / "in", tmp_path / "partly", tmp_path / "wholly"
+    put(source, **{f"A__{n}": n for n in range(8)})
+    (source / "A" / "bad").write_bytes(b"")
+    for samples in (partly, wholly):
+        run(source, samples)
+    put(source, A__3=30, A__new=40, A__copy=5)
+    more = {"B/torn"} if torn else set()
+    put(source, **{name.replace("/", "__"): 6 for name in more})
+    names = ("A/3", "A/4", "A/new", "A/copy", *more)
+
+    one = run(source, partly, inventory=str(inventory(source, tmp_path / "i.csv", *names)),
+              inventory_of="changes")  # fmt: skip
+    other = run(source, wholly)
+
+    assert increments == [not torn] * 2
+    assert told(one) == told(other)
+    assert said(partly) == said(wholly)
+    assert manifest(partly).digest == manifest(wholly).digest
+    assert quarantine(partly) == quarantine(wholly)
+
+
+def test_an_inventory_of_changes_needs_a_dataset_and_an_inventory(run: Run, tmp_path: Path) -> None:
+    put(tmp_path / "in", A__one=1)
+    listed = str(inventory(tmp_path / "in", tmp_path / "i.csv", "A/one"))
+
+    with pytest.raises(UsageError, match="needs an ingest of all files before"):
+        run(tmp_path / "in", tmp_path / "out", inventory=listed, inventory_of="changes")
+    with pytest.raises(UsageError, match="needs --inventory"):
+        run(tmp_path / "in", tmp_path / "out", inventory_of="changes")
