@@ -73,7 +73,7 @@ class _Ingest:
         before = self._ledger()
         partly = self._archive.config.inventory_of == "changes"
         quickly = partly and self._can_increment(0)
-        files = self._staged("files", self._compared(None if quickly else before))
+        files = self._staged("files", self._lean(self._compared(None if quickly else before)))
         counts = self._changes(files)
         gone = counts.pop(ledger.DELETED) + counts[ledger.FORGOTTEN]
         forgotten, touched = counts.pop(ledger.FORGOTTEN), counts.pop("touched")
@@ -113,6 +113,16 @@ class _Ingest:
         of_source = before.where(F.col("source_key") == self._archive.source_key)
         all_files = self._archive.config.inventory_of == "all"
         return ledger.compare(listed, of_source, all_files=all_files)
+
+    def _lean(self, files: DataFrame) -> DataFrame:
+        """Return ``files``; if an increment may do, of most only what is counted."""
+        if not self._can_increment(0):
+            return files
+        counted = ("file_key", "label", "status", "touched")
+        others = [name for name in files.columns if name not in counted]
+        return files.select(
+            *counted, *[F.when(F.col("touched"), F.col(n)).alias(n) for n in others]
+        )
 
     def _increment(self) -> Increment:
         assert self._manifest is not None, "Increment.fits"

@@ -230,3 +230,20 @@ def test_an_inventory_of_changes_needs_a_dataset_and_an_inventory(run: Run, tmp_
         run(tmp_path / "in", tmp_path / "out", inventory=listed, inventory_of="changes")
     with pytest.raises(UsageError, match="needs --inventory"):
         run(tmp_path / "in", tmp_path / "out", inventory_of="changes")
+
+
+def test_a_patient_counts_once_however_often_new_images_come(
+    run: Run, tmp_path: Path, increments: list[bool]
+) -> None:
+    source, samples, table = tmp_path / "in", tmp_path / "out", tmp_path / "labels.csv"
+    put(source, A__1=1, A__2=2, A__3=3)
+    lines = [f"A/{n},A,person-{n % 2}" for n in range(1, 7)]
+    table.write_text("\n".join(["path,label,patient_id", *lines]) + "\n")
+    first = run(source, samples, labels=str(table))
+    put(source, A__4=4, A__5=5)
+
+    second = run(source, samples, labels=str(table))
+
+    assert increments == [True]
+    assert first["patients"] == second["patients"] == 2
+    assert second["frames"] == 5
