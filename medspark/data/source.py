@@ -17,8 +17,8 @@ from medspark.data.native import MappedSplit, NativeReader
 from medspark.data.petastorm import PetastormReader
 from medspark.errors import UsageError
 from medspark.files import replacing, write_whole
-from medspark.shards.groups import read_groups
-from medspark.shards.manifest import NAME, Manifest, patients_of, read_manifest, verify
+from medspark.shards.groups import Groups, read_groups
+from medspark.shards.manifest import NAME, Manifest, read_manifest, verify
 from medspark.shards.portion import portion
 
 __all__ = ["Source", "localise", "open_source"]
@@ -61,9 +61,9 @@ class Source:
             augmentation=self._config.augment,
         )
 
-    def patients(self, name: str) -> npt.NDArray[np.str_]:
-        """Return the patient of every image of a split, (N,)."""
-        return patients_of(self.folder, self.manifest, name)
+    def patients(self, name: str) -> npt.NDArray[np.int64]:
+        """Return the number of the patient of every image of a split, (N,)."""
+        return self._grouped(name).codes
 
     def split(self, name: str) -> MappedSplit:
         """Return a split by name; of train, the rows that ``data.share`` selects.
@@ -80,9 +80,12 @@ class Source:
         split = MappedSplit(self.folder, self.manifest, name)
         if name != "train" or self._config.share == 1:
             return split
+        rows = portion(self._grouped(name), self._config.share, seed=self._seed)
+        return split.subset(rows)
+
+    def _grouped(self, name: str) -> Groups:
         paths = [self.folder / shard.path for shard in self.manifest.splits[name].shards]
-        patients = read_groups(paths, "patient_key")
-        return split.subset(portion(patients, self._config.share, seed=self._seed))
+        return read_groups(paths, "patient_key")
 
 
 def open_source(shards: str | Path, config: DataConfig, *, seed: int = 0) -> Source:

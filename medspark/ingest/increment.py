@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,6 @@ from medspark.ingest.lookup import FOUND_SPARK, FindRows, KeyFilter
 from medspark.ingest.sample_set import SampleSet, SamplesManifest, Settled
 from medspark.ingest.sealing import unsealed
 from medspark.ingest.tally import LISTED_NAMES, SUMS, File, Sums, WriteLedger, reports, total
-from medspark.spark import storage
 from medspark.spark.cluster import default_parallelism
 from medspark.spark.task import map_batches
 
@@ -71,8 +70,11 @@ class Increment:
         generation: str,
         source_key: str,
         pseudonyms: Pseudonyms,
+        staged: Callable[[str, DataFrame], DataFrame],
     ) -> None:
+        """``staged`` computes rows once, and keeps them under a name of small letters."""
         self._spark, self._samples, self._manifest = spark, samples, manifest
+        self._staged = staged
         self._generation, self._source_key = generation, source_key
         self._pseudonyms = pseudonyms
 
@@ -146,10 +148,10 @@ class Increment:
         """Return the stored rows that share pixels, patient or file with a change."""
         changed = touched.where(F.col("status") != ledger.NEW).select("file_key")
         files = {"file_key": KeyFilter.of(changed)}
-        of_files = self._staged("of-files", self._found(files))
+        of_files = self._staged("offiles", self._found(files))
         pixels = of_files.select("pixel_key").unionByName(fresh.select("pixel_key"))
         images = {"pixel_key": KeyFilter.of(pixels)}
-        same = self._staged("same-pixels", self._found(images))
+        same = self._staged("samepixels", self._found(images))
         both = of_files.unionByName(same)
         patients = both.select("patient_key").unionByName(fresh.select("patient_key"))
         return self._found(
@@ -203,12 +205,6 @@ class Increment:
 
     def _write(self, generation: str | None) -> WriteLedger:
         return WriteLedger(self._samples.url, generation, self._pseudonyms, quarantine=False)
-
-    def _staged(self, name: str, rows: DataFrame) -> DataFrame:
-        path = storage.for_spark(self._samples.path("staging", name.replace("-", "")))
-        schema = rows.schema
-        rows.write.parquet(path)
-        return self._spark.read.schema(schema).parquet(path)
 
 
 def _settled(found: DataFrame, fresh: DataFrame | None = None) -> DataFrame:

@@ -129,6 +129,7 @@ class _Ingest:
         return Increment(
             self._spark, self._samples, self._manifest, generation=self._generation,
             source_key=self._archive.source_key, pseudonyms=self._archive.pseudonyms,
+            staged=self._staged,
         )  # fmt: skip
 
     def _can_increment(self, touched: int) -> bool:

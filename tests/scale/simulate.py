@@ -21,6 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import memory_watch
 import simulated_ledger
 import simulated_shards
+from pyspark.sql import DataFrame, SparkSession
 
 from medspark.images.deidentify import Pseudonyms
 from medspark.ingest.increment import Increment, Replaced
@@ -67,6 +69,7 @@ def settled(folder: Path, rows: int, new: Sequence[int]) -> list[dict[str, Any]]
             increment = Increment(
                 spark, SampleSet(str(place)), manifest, generation=generation,
                 source_key=simulated_ledger.SOURCE, pseudonyms=Pseudonyms(bytes(32)),
+                staged=partial(_staged, spark, place / "staging"),
             )  # fmt: skip
             touched, fresh = simulated_ledger.fresh(
                 spark, rows, count, tasks=tasks_for(spark, count)
@@ -88,6 +91,11 @@ def settled(folder: Path, rows: int, new: Sequence[int]) -> list[dict[str, Any]]
             )  # fmt: skip
     shutil.rmtree(place)
     return found[1:]
+
+
+def _staged(spark: SparkSession, folder: Path, name: str, rows: DataFrame) -> DataFrame:
+    rows.write.parquet(f"file://{folder}/{name}")
+    return spark.read.schema(rows.schema).parquet(f"file://{folder}/{name}")
 
 
 def _check(replaced: Replaced, rows: int, new: int) -> None:
