@@ -96,12 +96,12 @@ class Increment:
         """Settle ``fresh`` rows and the rows of ``touched`` files with all that they concern.
 
         ``touched`` have file_key, status and sealed_path; ``fresh`` have ledger.ROW_NAMES. Returns
-        None if a row that is stored in clear now has to be sealed: then the whole ledger must be
-        written again, so that no file of it links the row to a patient.
+        None if a file that goes into quarantine has been a sample: then the whole ledger must be
+        written again, so that no file of it links a path of the private list to a patient.
         """
         before = self._staged("concerned", self._concerned(touched, fresh))
         after = self._staged("settled", self._after(before, touched, fresh))
-        if self._newly_sealed(before, after):
+        if self._newly_hidden(before, after):
             return None
         old = total(map_batches(_settled(before), self._write(None), SUMS).collect())
         new = total(map_batches(after, self._write(self._generation), SUMS).collect())
@@ -137,7 +137,7 @@ class Increment:
             [*manifest.ledger, *new.get("ledger", ())],
             [*manifest.superseded, *new.get("superseded", ())],
         ).where((F.col("outcome") == ledger.QUARANTINED) & F.col("speaks_for_file"))
-        paths = F.broadcast(touched.select("file_key", "sealed_path"))
+        paths = touched.select("file_key", "sealed_path")
         known = rows.join(paths, "file_key", "left").select(LISTED_NAMES)
         write = _WriteQuarantine(self._samples.url, self._generation if added else None)
         return total(map_batches(known, write, SUMS).collect())
@@ -180,7 +180,7 @@ class Increment:
 
     def _after(self, before: DataFrame, touched: DataFrame, fresh: DataFrame) -> DataFrame:
         """Return the rows ``before`` without what is gone, and the fresh ones, settled."""
-        statuses = F.broadcast(touched.select("file_key", "status"))
+        statuses = touched.where(F.col("status") != ledger.NEW).select("file_key", "status")
         known = before.join(statuses, "file_key", "left")
         status = F.coalesce("status", F.lit(""))
         gone = status.isin(ledger.CHANGED, ledger.FORGOTTEN) | (
@@ -194,14 +194,18 @@ class Increment:
         rows = known.where(~gone).withColumn("present", present)
         return _settled(rows, fresh)
 
-    def _newly_sealed(self, before: DataFrame, after: DataFrame) -> bool:
-        conflict = F.col("reason") == ledger.CONFLICTING_LABEL
-        sealed = after.where(conflict & F.col("sample_key").isNotNull()).select("file_key", "frame")
-        clear = before.where(~F.col("was_sealed")).select(
-            F.col("file_key").alias("key"), F.col("frame").alias("number")
+    def _newly_hidden(self, before: DataFrame, after: DataFrame) -> bool:
+        """Return whether a file that the private list names has a patient in clear in ``before``."""
+        speaks, number = F.col("speaks_for_file"), F.col("frame").alias("number")
+        hidden = after.where(
+            (F.col("outcome") == ledger.QUARANTINED)
+            & (speaks | (F.col("reason") == ledger.CONFLICTING_LABEL))
+        ).select(F.col("file_key").alias("key"), number, speaks.alias("speaks"))
+        clear = before.where(~F.col("was_sealed") & F.col("patient_key").isNotNull())
+        same = (clear["file_key"] == hidden["key"]) & (
+            hidden["speaks"] | clear["frame"].eqNullSafe(hidden["number"])
         )
-        same = (sealed["file_key"] == clear["key"]) & sealed["frame"].eqNullSafe(clear["number"])
-        return bool(sealed.join(clear, same, "left_semi").take(1))
+        return bool(clear.join(hidden, same, "left_semi").take(1))
 
     def _write(self, generation: str | None) -> WriteLedger:
         return WriteLedger(self._samples.url, generation, self._pseudonyms, quarantine=False)

@@ -108,8 +108,7 @@ class _Ingest:
         if before is None:
             listed = self._staged("changes", listed)
             known = self._increment().known(listed)
-            keys = F.broadcast(listed.select("file_key"))
-            before = known.join(keys, "file_key", "left_semi")
+            before = known.join(listed.select("file_key"), "file_key", "left_semi")
         of_source = before.where(F.col("source_key") == self._archive.source_key)
         all_files = self._archive.config.inventory_of == "all"
         return ledger.compare(listed, of_source, all_files=all_files)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow.parquet as pq
 import pytest
 from archive_runs import live, put, quarantine, standing, values
 
@@ -140,6 +141,27 @@ def test_what_has_to_be_sealed_is_in_clear_in_no_file_of_the_ledger(
     torn = [row for row in standing(samples) if row["reason"] == "conflicting_label"]
     assert [row["patient_key"] for row in torn] == [None, None]
     assert set(manifest(samples).ledger).isdisjoint(manifest(samples).retired)
+
+
+def test_a_sample_that_is_damaged_later_is_in_clear_in_no_file_of_the_ledger(
+    run: Run, tmp_path: Path, increments: list[bool]
+) -> None:
+    source, samples = tmp_path / "in", tmp_path / "out"
+    put(source, A__one=1, A__two=2, B__three=3)
+    run(source, samples)
+    (source / "A" / "one").write_bytes(b"torn")
+
+    run(source, samples)
+
+    assert increments == [False]
+    (bad,) = [row for row in standing(samples) if row["outcome"] == "quarantined"]
+    named = [
+        row
+        for file in manifest(samples).ledger
+        for row in pq.read_table(samples / file).to_pylist()
+        if row["file_key"] == bad["file_key"]
+    ]
+    assert [row["patient_key"] for row in named] == [None]
 
 
 def test_files_of_earlier_generations_stay_while_the_manifest_names_them(
