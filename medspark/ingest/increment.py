@@ -195,7 +195,7 @@ class Increment:
         return _settled(rows, fresh)
 
     def _newly_hidden(self, before: DataFrame, after: DataFrame) -> bool:
-        """Return whether a file that the private list names has a patient in clear in ``before``."""
+        """Return whether a file of the private list has a patient in clear in ``before``."""
         speaks, number = F.col("speaks_for_file"), F.col("frame").alias("number")
         hidden = after.where(
             (F.col("outcome") == ledger.QUARANTINED)
