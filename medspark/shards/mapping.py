@@ -44,6 +44,6 @@ def map_file(path: str | Path) -> npt.NDArray[np.uint8]:
     held = (ctypes.c_ubyte * size).from_address(address)
     # Not when the interpreter ends: other objects may still read the mapping then.
     weakref.finalize(held, _libc.munmap, address, size).atexit = False
-    mapped = np.frombuffer(held, np.uint8)
+    mapped: npt.NDArray[np.uint8] = np.frombuffer(memoryview(held), np.uint8)
     mapped.flags.writeable = False
     return mapped
