@@ -9,11 +9,13 @@
 # make edge     build build/edge/medspark_edge-….whl, which predicts on devices without torch
 # make modern   test the wheel with the newest libraries that it admits, without Petastorm (ONLY=words for pytest)
 # make chaos   kill processes while they work, and check that nothing is lost (ONLY=row for one)
+# make scale   ingest, cut and train on 10^4 to 10^6 files (SIZES=10000 for less)
 # make hosts   train across hosts in network namespaces, disconnect one (ONLY=row for one; root)
 
 SHELL := /bin/bash
 PORT ?= 5000
 ONLY ?=
+SIZES ?= 10000,100000,1000000
 LOCKED ?=
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export SPARK_CONF_DIR := $(CURDIR)/conf
@@ -21,7 +23,7 @@ export PYTHON
 export LOCKED
 export ONLY
 
-.PHONY: demo test ui check bench readme claims edge modern chaos hosts setup clean
+.PHONY: demo test ui check bench readme claims edge modern chaos hosts scale setup clean
 
 setup: .venv/.ready$(if $(LOCKED),-locked)
 
@@ -66,6 +68,9 @@ chaos: setup
 
 hosts: setup
 	python tests/hosts/run.py $(if $(ONLY),--only $(ONLY))
+
+scale: setup
+	python tests/scale/run.py --sizes $(SIZES)
 
 clean:
 	rm -rf build .venv

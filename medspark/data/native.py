@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from itertools import islice
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
+import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
 from medspark.data.augment import augment
 from medspark.data.batch import Batch, Integers, Pixels, Targets, to_unit
 from medspark.data.config import AugmentConfig
+from medspark.errors import UsageError
 from medspark.shards.local import local_shards
 from medspark.shards.manifest import Manifest
 from medspark.shards.plan import EpochPlan
@@ -37,11 +40,22 @@ class MappedSplit:
         self._format, self._targets = manifest.pixel_format, manifest.targets
         shards = manifest.splits[split].shards
         place = local_shards(folder)
-        paths = [place / shard.path for shard in shards]
-        self._pixels = _Window([g for path in paths for g in map_pixels(path, self._format)])
-        empty = np.empty(0, dtype=np.int64)
-        labels = [read_labels(path) for path in paths]
-        self._labels: Integers = np.concatenate([empty, *labels])
+        starts = np.cumsum([0, *(shard.rows for shard in shards)])
+        # In few bytes, and not concatenated: there may be a hundred million.
+        self._labels = np.empty(starts[-1], dtype=_label_type(manifest))
+
+        def open_shard(number: int) -> list[Pixels]:
+            path = place / shards[number].path
+            metadata = pq.read_metadata(path)
+            labels = read_labels(path, metadata)
+            _check_labels(path, labels, self._labels.dtype)
+            self._labels[starts[number] : starts[number + 1]] = labels
+            return map_pixels(path, self._format, metadata)
+
+        # Half of the time, Arrow works without Python's lock.
+        with ThreadPoolExecutor(max_workers=2) as pool:
+            opened = pool.map(open_shard, range(len(shards)))
+            self._pixels = _Window([group for groups in opened for group in groups])
         self._rows: Integers | None = None
 
     def subset(self, rows: Integers) -> Self:
@@ -65,7 +79,7 @@ class MappedSplit:
     @property
     def labels(self) -> Targets:
         """The labels of all rows: classes (N,), or findings (N, K)."""
-        return self._targets(self._labels)
+        return self._targets(self._labels.astype(np.int64))
 
     def tensors(self, rows: Integers, device: torch.device = CPU) -> tuple[Tensor, Tensor]:
         """Return the images (B, C, H, W) of ``rows`` as floats in [0, 1], and their labels."""
@@ -77,8 +91,19 @@ class MappedSplit:
         """Return a copy of the images (B, H, W, C) of ``rows``, and their labels."""
         stored = rows if self._rows is None else self._rows[rows]
         images = self._pixels.take(stored).view(self._format.dtype)
-        labels = self._targets(self._labels[rows])
+        labels = self._targets(self._labels[rows].astype(np.int64))
         return images.reshape(len(rows), *self._format.shape), labels
+
+
+def _label_type(manifest: Manifest) -> np.dtype[Any]:
+    """Return the type that holds a stored label of ``manifest``: a class, or a mask of findings."""
+    return np.dtype(np.int32) if manifest.multi_label else np.min_scalar_type(len(manifest.classes))
+
+
+def _check_labels(path: Path, labels: Integers, kind: np.dtype[Any]) -> None:
+    """Raise UsageError if a label of a shard does not fit ``kind``."""
+    if len(labels) and not 0 <= labels.min() <= labels.max() <= np.iinfo(kind).max:
+        raise UsageError(f"{path} has labels that its manifest has no class for.")
 
 
 class _Window:

@@ -12,7 +12,8 @@ from medspark.data.config import DataConfig, check_data
 from medspark.data.native import MappedSplit, NativeReader
 from medspark.data.petastorm import PetastormReader
 from medspark.errors import UsageError
-from medspark.shards.local import local_shards, patients_of
+from medspark.shards.groups import Groups, read_groups
+from medspark.shards.local import local_shards
 from medspark.shards.manifest import Manifest, read_manifest, verify
 from medspark.shards.portion import portion
 
@@ -29,6 +30,7 @@ class Source:
         self.manifest = manifest
         self._config = config
         self._seed = seed
+        self._splits: dict[str, MappedSplit] = {}
 
     def training(self, *, global_batch: int, seed: int, rank: int, world: int) -> Reader:
         """Return the reader of this rank's augmented, shuffled training batches."""
@@ -53,22 +55,31 @@ class Source:
             augmentation=self._config.augment,
         )
 
-    def patients(self, name: str) -> npt.NDArray[np.str_]:
-        """Return the patient of every image of a split, (N,)."""
-        return patients_of(self.folder, self.manifest, name)
+    def patients(self, name: str) -> npt.NDArray[np.int32]:
+        """Return the number of the patient of every image of a split, (N,)."""
+        return self._grouped(name).codes
 
     def split(self, name: str) -> MappedSplit:
         """Return a split by name; of train, the rows that ``data.share`` selects.
 
-        Raises UsageError if the split is missing or empty.
+        Its files are opened once. Raises UsageError if the split is missing or empty.
         """
+        if name not in self._splits:
+            self._splits[name] = self._opened(name)
+        return self._splits[name]
+
+    def _opened(self, name: str) -> MappedSplit:
         if name not in self.manifest.splits or self.manifest.splits[name].rows == 0:
             raise UsageError(f"The shards in {self.folder} have no {name} images.")
         split = MappedSplit(self.folder, self.manifest, name)
         if name != "train" or self._config.share == 1:
             return split
-        rows = portion(self.patients(name), self._config.share, seed=self._seed)
+        rows = portion(self._grouped(name), self._config.share, seed=self._seed)
         return split.subset(rows)
+
+    def _grouped(self, name: str) -> Groups:
+        paths = [self.folder / shard.path for shard in self.manifest.splits[name].shards]
+        return read_groups(paths, "patient_key")
 
 
 def open_source(shards: str | Path, config: DataConfig, *, seed: int = 0) -> Source:

@@ -67,6 +67,9 @@ def open_archive(config: IngestConfig, *, key: bytes | None = None) -> Archive:
     if table is None and several:
         raise UsageError("label_table describes a label table: name the table with --labels.")
     manifest = samples.manifest()
+    if config.inventory_of == "changes" and (config.inventory is None or manifest is None):
+        lacks = "--inventory" if config.inventory is None else "an ingest of all files before"
+        raise UsageError(f"--inventory_of changes needs {lacks}.")
     listed = QuarantineList.of(config.privacy, dataset=samples.url, source=source)
     key = key or load_key(config.privacy, dataset=samples.url, new=manifest is None)
     pseudonyms = pseudonyms_of(config.privacy, key)

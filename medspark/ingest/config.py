@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from medspark.config import Config
@@ -39,6 +41,11 @@ class IngestConfig(Config):
     )
     inventory: str | None = Field(
         None, description="table of path, size, modified; replaces listing the source"
+    )
+    inventory_of: Literal["all", "changes"] = Field(
+        "all",
+        description="what the inventory names: all files, or those that are new or changed since "
+        "the last ingest of this source; then no other file is looked at, and none counts as gone",
     )
     image_size: int | None = Field(
         None, ge=4, le=8192, description="height and width of the samples, in pixels"

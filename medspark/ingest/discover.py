@@ -19,8 +19,9 @@ from medspark.spark.task import from_arrow, map_batches
 SCHEMA = pa.schema([("path", pa.string()), ("size", pa.int64()), ("modified", pa.int64())])
 _SPARK_SCHEMA = "path string, size bigint, modified bigint"
 
-# The driver lists this many entries, in about a second. Tasks list the remaining folders.
-DRIVER_BUDGET = 50_000
+# The driver lists this many entries and holds them: a few megabytes, however large the archive is.
+# Tasks list the remaining folders.
+DRIVER_BUDGET = 10_000
 _BATCH = 4096
 
 Row = tuple[str, int, int]
@@ -44,10 +45,7 @@ def discover(
     source = storage.normalise(source)
     walk = Walk(source, follow_links)
     files, folders = walk.some(budget)
-    table = pa.Table.from_pylist(
-        [dict(zip(SCHEMA.names, row, strict=True)) for row in files], schema=SCHEMA
-    )
-    listed = from_arrow(spark, table)
+    listed = from_arrow(spark, pa.Table.from_batches([_batch(files)] if files else [], SCHEMA))
     if folders:
         tasks = spark.createDataFrame([(folder,) for folder in folders], "folder string")
         tasks = tasks.repartition(min(len(folders), 8 * default_parallelism(spark)))

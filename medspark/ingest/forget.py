@@ -30,7 +30,12 @@ from medspark.ingest import ledger
 from medspark.ingest.migrate import PARTS, is_former
 from medspark.ingest.parts import SAMPLE_SCHEMA, Part, rewrite
 from medspark.ingest.quarantine import QuarantineList, staged_rows
-from medspark.ingest.sample_set import SampleSet, SamplesManifest, new_generation
+from medspark.ingest.sample_set import (
+    SCHEMA_VERSION,
+    SampleSet,
+    SamplesManifest,
+    new_generation,
+)
 from medspark.ingest.sealing import unsealed
 from medspark.ingest.tally import SUMS, Sums, WriteLedger, digest_of, total
 from medspark.lock import locked
@@ -156,7 +161,7 @@ class _Removal:
         # Read again, now that nobody else writes.
         self._manifest = dataset.samples.manifest() or dataset.manifest
         self._generation = new_generation()
-        rows = self._samples.read_ledger(spark, self._manifest.ledger)
+        rows = self._samples.read_ledger(spark, self._manifest.ledger, self._manifest.superseded)
         self._ledger = unsealed(rows, dataset.pseudonyms) if self._manifest.sealed else rows
         self._theirs = F.coalesce(F.col("patient_key").isin(*patients.keys), F.lit(False))
 
@@ -238,6 +243,10 @@ class _Removal:
                     "generation": self._generation,
                     # No earlier generation stays: its files hold what was removed.
                     "previous": None,
+                    "retired": (),
+                    "superseded": (),
+                    "settled": None,
+                    "schema_version": SCHEMA_VERSION,
                     "digest": digest_of(sums),
                     "counts": counts,
                     "parts": tuple(renewed.get(part.path, part) for part in before.parts),

@@ -47,6 +47,18 @@ SCHEMA = pa.schema(
         ("sealed", pa.string()),  # columns that medspark.ingest.sealing hides in quarantined rows
     ]
 )
+# What the files of the ledger hold: also whether a file was there at the last ingest of its source,
+# whether the row speaks for its file, and the generation that the row was settled in.
+STORED = pa.schema(
+    [
+        *SCHEMA,
+        ("present", pa.bool_()),
+        ("speaks_for_file", pa.bool_()),
+        ("generation", pa.string()),
+    ]
+)
+# Identifies a stored row; ``frame`` may be null.
+IDENTITY = ("generation", "file_key", "frame")
 # During an ingest, a row also has the sealed path of its file, if known, and whether the file is
 # present now. settle() adds flags; its docstring says on which row each flag is set.
 ROW_NAMES = [*SCHEMA.names, "sealed_path", "present"]
@@ -57,20 +69,24 @@ NEW, CHANGED, UNCHANGED, DELETED = "new", "changed", "unchanged", "deleted"
 FORGOTTEN = "forgotten"
 
 
-def compare(files: DataFrame, ledger: DataFrame) -> DataFrame:
+def compare(files: DataFrame, ledger: DataFrame, *, all_files: bool = True) -> DataFrame:
     """Return ``files`` (file_key, fingerprint, ...) with their ``status`` against the ``ledger``.
 
     A file of the ledger that no longer exists has a row too: deleted if it was a sample, else
-    forgotten. A file is also changed if the privacy setting now stores its site differently.
+    forgotten. A file is also changed if the privacy setting now stores its site differently. A file
+    is ``touched`` if its rows in the ledger have to be written again, or are not there yet.
+    If ``files`` are not ``all_files``, the others are unchanged.
     """
     known = ledger.groupBy("file_key").agg(
         F.first("fingerprint").alias("old"),
         F.max("site").alias("old_site"),
         F.max((F.col("outcome") == SAMPLE).cast("int")).alias("was_sample"),
+        F.max(F.coalesce("present", F.lit(True))).alias("was_present"),
     )
     same_site = F.col("old_site").isNull() | F.col("old_site").eqNullSafe(F.col("site"))
     status = (
-        F.when(F.col("old").isNull(), NEW)
+        F.when(F.col("fingerprint").isNull() & (not all_files) & F.col("was_present"), UNCHANGED)
+        .when(F.col("old").isNull(), NEW)
         .when(F.col("fingerprint").isNull() & (F.col("was_sample") == 1), DELETED)
         .when(F.col("fingerprint").isNull(), FORGOTTEN)
         # The target of a link outside is not read, so an earlier sample stays a sample.
@@ -79,7 +95,13 @@ def compare(files: DataFrame, ledger: DataFrame) -> DataFrame:
         .otherwise(CHANGED)
     )
     joined = files.join(known, "file_key", "full").withColumn("status", status)
-    return joined.drop("old", "old_site", "was_sample")
+    touched = (
+        F.when(F.col("status") == DELETED, F.col("was_present"))
+        .when(F.col("status") == UNCHANGED, ~F.col("was_present"))
+        .otherwise(True)
+    )
+    rows = joined.withColumn("touched", touched)
+    return rows.drop("old", "old_site", "was_sample", "was_present")
 
 
 def remaining(ledger: DataFrame, files: DataFrame) -> DataFrame:
@@ -97,7 +119,7 @@ def remaining(ledger: DataFrame, files: DataFrame) -> DataFrame:
     )
 
 
-def settle(rows: DataFrame) -> DataFrame:
+def settle(rows: DataFrame, *, others: DataFrame | None = None) -> DataFrame:
     """Decide among rows with equal pixels: one is the sample, the others are its duplicates.
 
     A row that already was a sample stays one. Otherwise held-out hints come first, then the order
@@ -108,8 +130,16 @@ def settle(rows: DataFrame) -> DataFrame:
     - ``shared``, on one row per image: present files show the image under several patients;
     - ``first_of_patient``, on one row per patient with samples;
     - ``speaks_for_file``, on one row per file: its best frame (sample, duplicate, quarantined).
+
+    ``others`` are settled rows of the same patients and files, whose outcomes stay.
     """
-    return _with_verdicts(_with_outcomes(rows)).select(SETTLED_NAMES)
+    decided = _with_outcomes(rows)
+    if others is not None:
+        kept = others.withColumn("shared", F.lit(False))
+        decided = decided.select(*ROW_NAMES, "shared").unionByName(
+            kept.select(*ROW_NAMES, "shared")
+        )
+    return _with_verdicts(decided).select(SETTLED_NAMES)
 
 
 def _with_outcomes(rows: DataFrame) -> DataFrame:

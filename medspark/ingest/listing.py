@@ -148,11 +148,15 @@ class Keyed:
         path, pseudonyms = row["path"], self.pseudonyms
         return {
             "sealed_path": pseudonyms.seal(path),
-            "file_key": pseudonyms.name("file", f"{self.source}/{path}"),
+            "file_key": self.file_key(path),
             "size": row["size"],
             "modified": row["modified"],
             "match": pseudonyms.seal(match_key(path, self.match)) if self.match else None,
         }
+
+    def file_key(self, path: str) -> str:
+        """Return the ledger's key of the file at ``path``, which is relative to the source."""
+        return self.pseudonyms.name("file", f"{self.source}/{path}")
 
 
 class Annotate:
@@ -165,30 +169,32 @@ class Annotate:
         self._pseudonyms, self._privacy, self._by_folder = pseudonyms, privacy, by_folder
 
     def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Take rows of a listing, or of Keyed with the label table's columns."""
         for batch in batches:
-            rows = [self._annotated(row) for row in batch.to_pylist()]
-            yield pa.RecordBatch.from_pylist(rows, schema=ANNOTATED)
+            columns = self._annotated(batch.to_pydict(), batch.num_rows)
+            arrays = [pa.array(columns[field.name], field.type) for field in ANNOTATED]
+            yield pa.RecordBatch.from_arrays(arrays, schema=ANNOTATED)
 
-    def _annotated(self, row: dict[str, Any]) -> dict[str, Any]:
-        keyed = row if "file_key" in row else self._keyed.row(row)
-        label, split = row.get("label"), row.get("split")
+    def _annotated(self, known: dict[str, list[Any]], count: int) -> dict[str, list[Any]]:
+        # By column: a dictionary for each row takes a third of the time.
+        pseudonyms, nothing = self._pseudonyms, [None] * count
+        columns = {name: known.get(name, nothing) for name in ANNOTATED.names}
+        if "file_key" not in known:
+            columns["sealed_path"] = [pseudonyms.seal(path) for path in known["path"]]
+            columns["file_key"] = [self._keyed.file_key(path) for path in known["path"]]
         if self._by_folder:
-            label, split = from_folders(row["path"])
-        sealed = row.get("site")
-        site = self._pseudonyms.unseal(sealed) if sealed else None
-        known = {
-            "label": label,
-            "patient_key": row.get("patient_key"),
-            "split": split,
-            "site": site,
-            "conflict": bool(row.get("conflict")),
-        }
+            found = [from_folders(path) for path in known["path"]]
+            columns["label"] = [label for label, _ in found]
+            columns["split"] = [split for _, split in found]
+        sites = [pseudonyms.unseal(site) if site else None for site in columns["site"]]
+        columns["conflict"] = [bool(conflict) for conflict in columns["conflict"]]
         # Hash the site's plain name: ledger.compare checks its stored form separately.
-        state = [row["size"], row["modified"], *known.values()]
-        return known | {
-            "site": self._privacy.site(site, self._pseudonyms) if site else None,
-            "sealed_path": keyed["sealed_path"],
-            "size": row["size"],
-            "file_key": keyed["file_key"],
-            "fingerprint": self._pseudonyms.name("fingerprint", repr(state)),
-        }
+        states = zip(
+            columns["size"], known["modified"], columns["label"], columns["patient_key"],
+            columns["split"], sites, columns["conflict"], strict=True,
+        )  # fmt: skip
+        columns["fingerprint"] = [
+            pseudonyms.name("fingerprint", repr(list(state))) for state in states
+        ]
+        columns["site"] = [self._privacy.site(site, pseudonyms) if site else None for site in sites]
+        return columns

@@ -1,4 +1,4 @@
-"""Migrate a dataset of schema version 1 or 2 to version 3, without decoding any image.
+"""Migrate a dataset of schema version 1 or 2 to a later one, without decoding any image.
 
 Versions 1 and 2 held paths in the quarantine, unkeyed digests, plain site names, and exact pixel
 spacings. The migration writes all files again in a new generation, and commits them together with
@@ -17,9 +17,8 @@ from pyspark.sql import DataFrame, SparkSession
 
 from medspark import storage
 from medspark.images.deidentify import Privacy, Pseudonyms, coarse_spacing
-from medspark.ingest import ledger
 from medspark.ingest.parts import SAMPLE_SCHEMA, Part, rewrite
-from medspark.ingest.sample_set import SCHEMA_VERSION, SampleSet, SamplesManifest
+from medspark.ingest.sample_set import KEYED_VERSION, SampleSet, SamplesManifest
 from medspark.spark.cluster import default_parallelism
 from medspark.spark.task import map_batches
 
@@ -57,7 +56,7 @@ class Migration:
     def _ledger_batches(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
             rows = [self._ledger_row(row) for row in batch.to_pylist()]
-            yield pa.RecordBatch.from_pylist(rows, schema=ledger.SCHEMA)
+            yield pa.RecordBatch.from_pylist(rows, schema=batch.schema)
 
     def _ledger_row(self, row: dict[str, Any]) -> dict[str, Any]:
         content, pixels, part = row["content_key"], row["pixel_key"], row["part"]
@@ -94,7 +93,7 @@ class _RenewParts:
 
 def is_former(manifest: SamplesManifest | None) -> bool:
     """Return whether the dataset has an earlier schema version."""
-    return manifest is not None and manifest.schema_version < SCHEMA_VERSION
+    return manifest is not None and manifest.schema_version < KEYED_VERSION
 
 
 def former_paths(samples: SampleSet, manifest: SamplesManifest | None) -> Iterator[tuple[str, str]]:

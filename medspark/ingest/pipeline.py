@@ -13,13 +13,14 @@ from medspark import ownership
 from medspark.ingest import ledger
 from medspark.ingest.archive import Archive
 from medspark.ingest.decode_task import OUTCOME_SPARK_SCHEMA, DecodeFiles
+from medspark.ingest.increment import Increment, settled_of, sums_of
 from medspark.ingest.labels import BETWEEN_FINDINGS, check_length
 from medspark.ingest.listing import annotated, check_folders
 from medspark.ingest.migrate import Migration, former_paths, is_former
 from medspark.ingest.parts import Part
 from medspark.ingest.quarantine import staged_rows
 from medspark.ingest.reading import ArchiveReader
-from medspark.ingest.sample_set import SamplesManifest, new_generation
+from medspark.ingest.sample_set import SamplesManifest, Settled, new_generation
 from medspark.ingest.sealing import unsealed
 from medspark.ingest.tally import SUMS, Sums, WriteLedger, digest_of, total
 from medspark.lock import locked
@@ -72,25 +73,26 @@ class _Ingest:
     def run(self) -> dict[str, Any]:
         """Run the ingest and return its result document."""
         before = self._ledger()
-        of_source = before.where(F.col("source_key") == self._archive.source_key)
-        files = ledger.compare(annotated(self._spark, self._archive), of_source)
-        files = self._staged("files", files)
+        partly = self._archive.config.inventory_of == "changes"
+        quickly = partly and self._can_increment(0)
+        files = self._staged("files", self._lean(self._compared(None if quickly else before)))
         counts = self._changes(files)
         gone = counts.pop(ledger.DELETED) + counts[ledger.FORGOTTEN]
-        forgotten = counts.pop(ledger.FORGOTTEN)
+        forgotten, touched = counts.pop(ledger.FORGOTTEN), counts.pop("touched")
         todo = counts[ledger.NEW] + counts[ledger.CHANGED]
         result = {"files_seen": todo + counts[ledger.UNCHANGED], **counts, "deleted": gone}
         if self._archive.config.dry_run:
             return result | {"dry_run": True}
-        changes = bool(todo or forgotten or self._manifest is None or self.migration)
-        decoded = self._decoded(files, todo) if changes else None
-        sums = self._settled(before, files, decoded)
-        result |= _outcomes(sums) | {"labels": self._by_label(sums["label"])}
-        result |= {"added": 0, "removed": 0}
-        if decoded is not None:
-            after = self._opened(list(sums["ledger"]), sums["total"]["sealed"])
-            result |= self._exchanged(before, after, sums)
-            self._commit(tuple(self._parts(after, decoded)), sums, result)
+        if self._can_increment(touched):
+            decoded = self._decoded(files, todo) if touched else None
+            sums = self._incremented(files, decoded, result)
+        else:
+            changes = bool(todo or forgotten or self._manifest is None or self.migration)
+            decoded, sums = self._decoded(files, todo) if changes else None, None
+        if sums is None:
+            if quickly:  # now the other files have to be known, too
+                files = self._compared(before)
+            sums = self._settled_anew(before, files, decoded, result)
         archive = self._archive
         rows = staged_rows(
             self._samples, sums["listed"], source=archive.source, pseudonyms=archive.pseudonyms
@@ -98,6 +100,94 @@ class _Ingest:
         known = former_paths(self._samples, self._manifest)
         listed = archive.quarantined.renewed(rows, known=known)
         return result | {"quarantine_file": listed, "samples_folder": self._samples.url}
+
+    def _compared(self, before: DataFrame | None) -> DataFrame:
+        """Return the listed files and those of the ledger ``before``, with their status.
+
+        Without a ledger, the listed files are looked up in it.
+        """
+        listed = annotated(self._spark, self._archive)
+        if before is None:
+            listed = self._staged("changes", listed)
+            known = self._increment().known(listed)
+            before = known.join(listed.select("file_key"), "file_key", "left_semi")
+        of_source = before.where(F.col("source_key") == self._archive.source_key)
+        all_files = self._archive.config.inventory_of == "all"
+        return ledger.compare(listed, of_source, all_files=all_files)
+
+    def _lean(self, files: DataFrame) -> DataFrame:
+        """Return ``files``; if an increment may do, of most only what is counted."""
+        if not self._can_increment(0):
+            return files
+        counted = ("file_key", "label", "status", "touched")
+        others = [name for name in files.columns if name not in counted]
+        return files.select(
+            *counted, *[F.when(F.col("touched"), F.col(n)).alias(n) for n in others]
+        )
+
+    def _increment(self) -> Increment:
+        assert self._manifest is not None, "Increment.fits"
+        return Increment(
+            self._spark, self._samples, self._manifest, generation=self._generation,
+            source_key=self._archive.source_key, pseudonyms=self._archive.pseudonyms,
+            staged=self._staged,
+        )  # fmt: skip
+
+    def _can_increment(self, touched: int) -> bool:
+        """Return whether to settle only what ``touched`` files concern."""
+        manifest, archive = self._manifest, self._archive
+        fits = Increment.fits(manifest, archive.source_key, touched=touched)
+        # A lost private list is made again from the listing, which tells all paths.
+        return fits and (
+            not (manifest and manifest.quarantine) or archive.quarantined.path.exists()
+        )
+
+    def _incremented(
+        self, files: DataFrame, decoded: DataFrame | None, result: dict[str, Any]
+    ) -> Sums | None:
+        """Settle what changed, and commit; return the sums, or None if that is not enough."""
+        manifest = self._manifest
+        assert manifest is not None, "Increment.fits"
+        assert manifest.settled is not None, "Increment.fits"
+        increment = self._increment()
+        touched = files.where(F.col("touched"))
+        replaced = None
+        if decoded is not None:
+            replaced = increment.settle(touched, self._fresh(decoded))
+            if replaced is None:
+                return None
+        sums = replaced.sums if replaced else sums_of(manifest.settled)
+        sums |= increment.list_quarantined(touched, replaced)
+        self._report(result, sums)
+        if replaced is not None and decoded is not None:
+            result |= {"added": replaced.added, "removed": replaced.removed}
+            parts = (*manifest.parts, *self._new_parts(decoded))
+            sums["ledger"].update(manifest.ledger)
+            sums["superseded"].update(manifest.superseded)
+            self._commit(parts, sums, result, replaced.settled)
+        return sums
+
+    def _settled_anew(
+        self, before: DataFrame, files: DataFrame, decoded: DataFrame | None, result: dict[str, Any]
+    ) -> Sums:
+        """Settle the whole ledger and, if anything was decoded, commit; return the sums."""
+        sums = self._settled(before, files, decoded)
+        self._report(result, sums)
+        if decoded is not None:
+            after = self._opened(list(sums["ledger"]), (), sums["total"]["sealed"])
+            result |= self._exchanged(before, after, sums)
+            rows = sum(sums["ledger"].values())
+            settled = settled_of(sums, self._archive.source_key, rows=rows)
+            self._commit(tuple(self._parts(after, decoded)), sums, result, settled)
+        return sums
+
+    def _report(self, result: dict[str, Any], sums: Sums) -> None:
+        result |= _outcomes(sums) | {"labels": self._by_label(sums["label"])}
+        result |= {"added": 0, "removed": 0}
+        if self._archive.config.inventory_of == "changes":
+            seen = sum(sums["outcome"].values())
+            old = seen - result["new"] - result["changed"]
+            result |= {"files_seen": seen, "unchanged": old, "deleted": 0}
 
     def _exchanged(self, before: DataFrame, after: DataFrame, sums: Sums) -> dict[str, int]:
         added, removed = (
@@ -110,6 +200,7 @@ class _Ingest:
             F.count("*").alias("count"),
             F.count("label").alias("labelled"),
             F.max(F.length("label")).alias("longest"),
+            F.count(F.when(F.col("touched"), 1)).alias("touched"),
         )
         rows = {row["status"]: row for row in table.collect()}
         if not self._archive.multi_label:
@@ -121,18 +212,20 @@ class _Ingest:
             check_folders(self._archive, labels.distinct().count())
         counts = {status: row["count"] for status, row in rows.items()}
         names = (ledger.NEW, ledger.CHANGED, ledger.UNCHANGED, ledger.DELETED, ledger.FORGOTTEN)
-        return {name: counts.get(name, 0) for name in names}
+        touched = sum(row["touched"] for row in rows.values())
+        return {name: counts.get(name, 0) for name in names} | {"touched": touched}
 
     # --- the ledger of earlier ingests ---
 
     def _ledger(self) -> DataFrame:
         if self._manifest is None:
-            return self._opened((), 0)
-        rows = self._opened(self._manifest.ledger, self._manifest.sealed)
+            return self._opened((), (), 0)
+        manifest = self._manifest
+        rows = self._opened(manifest.ledger, manifest.superseded, manifest.sealed)
         return self.migration.ledger(rows) if self.migration else rows
 
-    def _opened(self, files: Sequence[str], sealed: int) -> DataFrame:
-        rows = self._samples.read_ledger(self._spark, files)
+    def _opened(self, files: Sequence[str], superseded: Sequence[str], sealed: int) -> DataFrame:
+        rows = self._samples.read_ledger(self._spark, files, superseded)
         return unsealed(rows, self._archive.pseudonyms) if sealed else rows
 
     # --- decoding and settling ---
@@ -163,19 +256,25 @@ class _Ingest:
         """Write the new ledger, if anything was decoded, and return its sums."""
         of_source = F.col("source_key") == self._archive.source_key
         rows = ledger.remaining(before.where(of_source), files)
-        elsewhere = before.where(~of_source).withColumn("present", F.lit(False))
-        rows = rows.unionByName(elsewhere.withColumn("sealed_path", F.lit(None).cast("string")))
+        elsewhere = (
+            before.where(~of_source)
+            .withColumn("present", F.lit(False))
+            .withColumn("sealed_path", F.lit(None).cast("string"))
+        )
+        rows = rows.unionByName(elsewhere.select(ledger.ROW_NAMES))
         if decoded is not None:
-            # A newly decoded row is a candidate: an older sample with equal pixels wins.
-            sample = F.col("outcome") == ledger.SAMPLE
-            first = F.when(sample, "candidate").otherwise(F.col("outcome"))
-            fresh = decoded.where(F.col("part_sha256").isNull()).withColumn("outcome", first)
-            rows = rows.unionByName(
-                fresh.withColumn("present", F.lit(True)).select(ledger.ROW_NAMES)
-            )
+            rows = rows.unionByName(self._fresh(decoded))
         generation = self._generation if decoded is not None else None
         write = WriteLedger(self._samples.url, generation, self._archive.pseudonyms)
         return total(map_batches(ledger.settle(rows), write, SUMS).collect())
+
+    @staticmethod
+    def _fresh(decoded: DataFrame) -> DataFrame:
+        """Return the rows of decoded files; an older sample with equal pixels wins over them."""
+        sample = F.col("outcome") == ledger.SAMPLE
+        first = F.when(sample, "candidate").otherwise(F.col("outcome"))
+        fresh = decoded.where(F.col("part_sha256").isNull()).withColumn("outcome", first)
+        return fresh.withColumn("present", F.lit(True)).select(ledger.ROW_NAMES)
 
     def _by_label(self, images: Counter[str]) -> dict[str, int]:
         """Return the number of samples per label; a sample counts for each of its findings."""
@@ -189,8 +288,13 @@ class _Ingest:
 
     # --- commit ---
 
-    def _commit(self, parts: tuple[Part, ...], sums: Sums, result: dict[str, Any]) -> None:
+    def _commit(
+        self, parts: tuple[Part, ...], sums: Sums, result: dict[str, Any], settled: Settled
+    ) -> None:
         previous = self._manifest
+        kept = {*sums["ledger"], *sums["quarantine"], *sums["superseded"]}
+        stays = previous is not None and self.migration is None
+        retired = previous.named() - kept if previous and stays else ()
         self._samples.commit(
             SamplesManifest(
                 generation=self._generation,
@@ -204,6 +308,9 @@ class _Ingest:
                 ledger=tuple(sorted(sums["ledger"])),
                 quarantine=tuple(sorted(sums["quarantine"])),
                 sealed=sums["total"]["sealed"],
+                superseded=tuple(sorted(sums["superseded"])),
+                retired=tuple(sorted(retired)),
+                settled=settled,
             )
         )
 
@@ -212,6 +319,10 @@ class _Ingest:
         if self._manifest:
             used = {row["part"] for row in after.select("part").distinct().collect()}
             yield from (part for part in self._earlier_parts() if part.path in used)
+        yield from self._new_parts(decoded)
+
+    @staticmethod
+    def _new_parts(decoded: DataFrame) -> Iterator[Part]:
         rows = decoded.where(F.col("part_sha256").isNotNull()).collect()
         for row in sorted(rows, key=lambda row: str(row["part"])):
             yield Part(

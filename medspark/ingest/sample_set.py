@@ -3,6 +3,7 @@
     manifest.json                      names all other files; replaced last and atomically
     data/<generation>/*.parquet        samples with their pixels; files are added, never changed
     ledger/<generation>/*.parquet      outcome of every file; decides which rows of data count
+    superseded/<generation>/*.parquet  rows of the ledger that later ones replace
     quarantine/<generation>/*.parquet  reasons why files could not be used, without the files
     staging/                           temporary files of an ingest that runs or was killed
 
@@ -35,19 +36,27 @@ from medspark.ingest import ledger
 from medspark.ingest.parts import Part
 from medspark.lock import locked
 from medspark.spark.tables import read_files
+from medspark.spark.task import from_arrow
 
 _LOGGER = logging.getLogger(__name__)
 
 # Version 2 added multi_label; samples of version 1 have one label each. Version 3 has keys instead
 # of digests, and no paths; the next ingest migrates earlier versions (medspark.ingest.migrate).
-SCHEMA_VERSION = 3
-_READ = (1, 2, 3)
+# Version 4 may replace single rows of the ledger (medspark.ingest.increment).
+SCHEMA_VERSION = 4
+KEYED_VERSION = 3
+_READ = (1, 2, 3, 4)
 MANIFEST = "manifest.json"
 # Before version 3 the ledger held unkeyed digests.
 _FORMER = {"content_key": "sha256", "pixel_key": "pixel_sha256"}
 _LEDGER = from_arrow_schema(
-    pa.schema([*ledger.SCHEMA, *[(name, pa.string()) for name in _FORMER.values()]])
+    pa.schema([*ledger.STORED, *[(name, pa.string()) for name in _FORMER.values()]])
 )
+_IDENTITY = from_arrow_schema(
+    pa.schema([field for field in ledger.STORED if field.name in ledger.IDENTITY])
+)
+# The kinds of files beside those with pixels.
+_KINDS = ("ledger", "superseded", "quarantine")
 # Names that ingests generate: nothing else below the folder is ever removed.
 GENERATION, _FILE = r"\d{8}T\d{6}-[0-9a-f]{6}", r"[0-9a-f]{32}\.parquet"
 SPARK_FILES = r"\.?(part-.*|_(SUCCESS|(started|committed)_\d+)(\.crc)?)"
@@ -60,6 +69,17 @@ STAGED = tuple(
 def new_generation() -> str:
     """Return the name of a new generation: the local time and six random hexadecimal digits."""
     return f"{time.strftime('%Y%m%dT%H%M%S')}-{secrets.token_hex(3)}"
+
+
+class Settled(BaseModel):
+    """The sums of a ledger (medspark.ingest.tally) as the last ingest of ``source_key`` left it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source_key: str
+    sums: dict[str, dict[str, int]]
+    rows: int  # in the files of the ledger
+    superseded: int  # of these
 
 
 class SamplesManifest(BaseModel):
@@ -83,6 +103,16 @@ class SamplesManifest(BaseModel):
     quarantine: tuple[str, ...]
     # Number of ledger rows that medspark.ingest.sealing has sealed.
     sealed: int = 0
+    # Files of ledger rows that later rows replace.
+    superseded: tuple[str, ...] = ()
+    # Files that the previous manifest names and this one does not: readers may still use them.
+    retired: tuple[str, ...] = ()
+    # What the ledger adds up to, for the next ingest of the same source; None if it has to add up.
+    settled: Settled | None = None
+
+    def named(self) -> frozenset[str]:
+        """Return the paths of all files of the dataset but those with pixels."""
+        return frozenset((*self.ledger, *self.superseded, *self.quarantine))
 
 
 class SampleSet:
@@ -118,16 +148,31 @@ class SampleSet:
         except (ValueError, AttributeError, ValidationError) as error:
             raise UsageError(f"{path} is not a manifest of samples.") from error
 
-    def read_ledger(self, spark: SparkSession, files: Sequence[str]) -> DataFrame:
+    def read_ledger(
+        self, spark: SparkSession, files: Sequence[str], superseded: Sequence[str] = ()
+    ) -> DataFrame:
         """Return the ledger stored in ``files`` of the dataset; without files it is empty.
 
+        Rows that the files ``superseded`` name are left out.
         Digests of earlier versions are returned as keys: they identify images too, and
         medspark.ingest.migrate turns them into keys.
         """
+        if not files:
+            return from_arrow(spark, ledger.STORED.empty_table())
         rows = read_files(spark, [self.path(path) for path in files], _LEDGER)
         for name, former in _FORMER.items():
             rows = rows.withColumn(name, F.coalesce(name, former))
-        return rows.select(ledger.SCHEMA.names)
+        return self.standing(spark, rows.select(ledger.STORED.names), superseded)
+
+    def standing(
+        self, spark: SparkSession, rows: DataFrame, superseded: Sequence[str]
+    ) -> DataFrame:
+        """Return ``rows`` of the ledger without those that the files ``superseded`` name."""
+        if not superseded:
+            return rows
+        replaced = read_files(spark, [self.path(path) for path in superseded], _IDENTITY)
+        same = [rows[name].eqNullSafe(replaced[name]) for name in ledger.IDENTITY]
+        return rows.join(replaced, same, "left_anti")
 
     def commit(self, manifest: SamplesManifest) -> None:
         """Make ``manifest`` the content of the dataset, atomically.
@@ -145,10 +190,11 @@ class SampleSet:
         """
         manifest = self.manifest()
         kept = {manifest.generation, manifest.previous} if manifest else set()
+        named = {*manifest.named(), *manifest.retired} if manifest else set()
         self.clean_staging()
-        for kind in ("ledger", "quarantine"):
+        for kind in _KINDS:
             for generation in self._generations(kind) - kept:
-                ownership.remove(self.url, [f"{kind}/{generation}/{_FILE}"])
+                ownership.remove(self.url, [f"{kind}/{generation}/{_FILE}"], keep=named)
         for generation in self._generations("data"):
             self._clean_parts(generation, manifest)
 

@@ -50,7 +50,7 @@ class _Unseal:
     def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
             rows = [self._row(row) for row in batch.to_pylist()]
-            yield pa.RecordBatch.from_pylist(rows, schema=ledger.SCHEMA)
+            yield pa.RecordBatch.from_pylist(rows, schema=batch.schema)
 
     def _row(self, row: dict[str, object]) -> dict[str, object]:
         values = json.loads(self.pseudonyms.unseal(str(row["sealed"])))

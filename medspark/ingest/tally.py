@@ -28,6 +28,7 @@ SUMS = "what string, kind string, number string"
 
 # Rows wait in memory until a row group is full: a few megabytes.
 _GROUP_ROWS = 1 << 12
+_KEPT = [*ledger.SCHEMA.names, "present", "speaks_for_file"]
 _IDENTITY = ["sample_key", "pixel_key", "patient_key", "label", "split", "site"]
 
 Sums = dict[str, Counter[str]]
@@ -39,12 +40,14 @@ class WriteLedger:
 
     Each task writes files with unique names and reports the names too, so that only files of
     successful attempts are committed. Without a ``generation``, a task writes only the rows for
-    the private quarantine list, below ``staging``.
+    the private quarantine list, below ``staging``. Without ``quarantine``, only the ledger is
+    written.
     """
 
     samples: str
     generation: str | None
     pseudonyms: Pseudonyms
+    quarantine: bool = True
 
     def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Take rows with the names of ledger.SETTLED_NAMES and yield rows of SUMS."""
@@ -57,19 +60,21 @@ class WriteLedger:
             bad.add(quarantined.select(QUARANTINE_NAMES))
             listed.add(quarantined.select(LISTED_NAMES))
             if kept.wanted:
-                hidden = seal_conflicts(rows.select(ledger.SCHEMA.names), self.pseudonyms)
+                hidden = seal_conflicts(rows.select(_KEPT), self.pseudonyms)
                 sums["total"]["sealed"] += len(hidden) - hidden["sealed"].null_count
-                kept.add(hidden)
+                generation = pa.repeat(pa.scalar(self.generation), len(hidden))
+                kept.add(hidden.append_column("generation", generation))
         for file in (kept, bad, listed):
             sums[file.kind].update(file.close())
-        yield _batch(sums)
+        yield reports(sums)
 
-    def _files(self) -> Iterator[_File]:
+    def _files(self) -> Iterator[File]:
         wanted = self.generation is not None
         for kind in ("ledger", "quarantine"):
             name = f"{kind}/{self.generation}/{uuid.uuid4().hex}.parquet"
-            yield _File(self.samples, kind, name, wanted)
-        yield _File(self.samples, "listed", f"staging/listed/part-{uuid.uuid4().hex}.parquet")
+            yield File(self.samples, kind, name, wanted and (kind == "ledger" or self.quarantine))
+        listed = f"staging/listed/part-{uuid.uuid4().hex}.parquet"
+        yield File(self.samples, "listed", listed, self.quarantine)
 
 
 def tally(rows: pa.Table, sums: Sums) -> None:
@@ -122,7 +127,8 @@ def _quarantined(rows: pa.Table) -> pa.Table:
     return rows.filter(pc.and_(rows["speaks_for_file"], pc.equal(rows["outcome"], QUARANTINED)))
 
 
-def _batch(sums: Sums) -> pa.RecordBatch:
+def reports(sums: Sums) -> pa.RecordBatch:
+    """Return ``sums`` as rows of SUMS."""
     rows = [
         {"what": what, "kind": kind, "number": str(number)}
         for what, counter in sums.items()
@@ -135,7 +141,7 @@ def _batch(sums: Sums) -> pa.RecordBatch:
 
 
 @dataclass
-class _File:
+class File:
     """A Parquet file that is created with its first row, and written in full row groups."""
 
     folder: str
@@ -169,6 +175,9 @@ class _File:
         if self.writer is None:
             system, path = storage.filesystem(storage.join(self.folder, self.name))
             system.makedirs(path.rpartition("/")[0], exist_ok=True)
-            self.writer = pq.ParquetWriter(path, table.schema, filesystem=system)
+            # Keys are hexadecimal digits: zstd halves them.
+            self.writer = pq.ParquetWriter(
+                path, table.schema, filesystem=system, compression="zstd", compression_level=1
+            )
         self.writer.write_table(table)
         self.pending.clear()

@@ -3,7 +3,8 @@
 Reads   DICOM, PNG, JPEG, TIFF and BMP files below --source, with labels from a table, from folder
         names or from DICOM, or a MedMNIST .npz file
 Writes  the sample dataset --samples (Parquet, a quarantine table and a manifest), the result as
-        JSON, and a private list of the quarantined files' paths outside the dataset
+        JSON, a private list of the quarantined files' paths outside the dataset, and, if
+        --table names one, a table of the samples without pixels
 
     spark-submit jobs/ingest.py --source DIR --labels DIR/labels.csv --samples OUT --image_size 64
 
@@ -20,11 +21,13 @@ from pydantic import Field
 from medspark.ingest.archive import open_archive
 from medspark.ingest.config import IngestConfig
 from medspark.ingest.pipeline import ingest
+from medspark.ingest.sample_table import publish_samples
 from medspark.job import JobConfig, run_job
 from medspark.spark.session import SparkConfig, spark_session
+from medspark.spark.table import TableConfig, check_table
 
 
-class IngestJob(JobConfig, IngestConfig):
+class IngestJob(JobConfig, IngestConfig, TableConfig):
     """Ingest one archive."""
 
     spark: SparkConfig = Field(default_factory=SparkConfig)
@@ -34,7 +37,12 @@ def work(config: IngestJob) -> dict[str, Any]:
     """Ingest the archive, print the file counts, and return the result."""
     archive = open_archive(config)
     with spark_session(config.spark, name="medspark ingest") as spark:
+        if config.table is not None:
+            check_table(spark, config.table, "samples")
         result = ingest(spark, archive)
+        if config.table is not None and not config.dry_run:
+            publish_samples(spark, archive.samples.url, config.table)
+            result |= {"table": config.table}
     print(_summary(result))
     return result
 

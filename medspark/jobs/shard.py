@@ -1,7 +1,8 @@
 """Turn samples into training shards of decoded pixels, split by patient, shuffled, of equal size.
 
 Reads   the sample dataset --samples that jobs/ingest.py wrote
-Writes  the training shards --shards (Parquet and a manifest) and the result as JSON
+Writes  the training shards --shards (Parquet and a manifest), the result as JSON and, if --table
+        names one, a table of what the shards hold, without pixels
 
     spark-submit jobs/shard.py --samples IN --shards OUT
 
@@ -18,10 +19,12 @@ from pydantic import Field
 from medspark.job import JobConfig, run_job
 from medspark.sharding.build import make_shards, open_samples
 from medspark.sharding.config import ShardConfig
+from medspark.sharding.shard_table import publish_shards
 from medspark.spark.session import SparkConfig, spark_session
+from medspark.spark.table import TableConfig, check_table
 
 
-class ShardJob(JobConfig, ShardConfig):
+class ShardJob(JobConfig, ShardConfig, TableConfig):
     """Make training shards of one sample dataset."""
 
     spark: SparkConfig = Field(default_factory=SparkConfig)
@@ -31,7 +34,12 @@ def work(config: ShardJob) -> dict[str, Any]:
     """Make the shards, print the counts of each split, and return the result."""
     manifest = open_samples(config)
     with spark_session(config.spark, name="medspark shard") as spark:
+        if config.table is not None:
+            check_table(spark, config.table, "shards")
         result = make_shards(spark, config, manifest)
+        if config.table is not None:
+            publish_shards(spark, config.shards, config.table)
+            result |= {"table": config.table}
     print(_summary(result))
     return result
 

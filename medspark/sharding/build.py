@@ -118,7 +118,8 @@ class _Sharding:
     # --- samples, classes and format ---
 
     def _live(self) -> DataFrame:
-        rows = self._samples.read_ledger(self._spark, self._source.ledger)
+        source = self._source
+        rows = self._samples.read_ledger(self._spark, source.ledger, source.superseded)
         live = rows.where(F.col("outcome") == ledger.SAMPLE)
         if is_former(self._source):  # earlier versions store plain site names
             live = live.withColumn("site", F.lit(None).cast("string"))

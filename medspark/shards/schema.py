@@ -8,7 +8,6 @@ memory.
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from medspark.errors import UsageError
+from medspark.shards.mapping import map_file
 
 SPLITS = ("train", "val", "test")
 
@@ -109,31 +109,33 @@ def _recut(tables: Iterable[pa.Table], rows: int) -> Iterable[pa.Table]:
         yield pa.concat_tables(pending).combine_chunks()
 
 
-def map_pixels(path: str | Path, pixel_format: PixelFormat) -> list[npt.NDArray[np.generic]]:
+def map_pixels(
+    path: str | Path, pixel_format: PixelFormat, metadata: pq.FileMetaData | None = None
+) -> list[npt.NDArray[np.generic]]:
     """Return the pixels of each row group of a shard, (N, H, W, C), as views of the mapped file.
 
     Pixels are read from disk when they are accessed, without copying or decoding. The views keep
-    the mapping alive. Raises UsageError if the file does not have the layout of a shard.
+    the mapping alive. ``metadata`` is the file's, if it was read already. Raises UsageError if the
+    file does not have the layout of a shard.
     """
-    metadata = pq.read_metadata(path)
+    metadata = metadata or pq.read_metadata(path)
     if metadata.num_rows == 0:
         return []
-    with open(path, "rb") as file:
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    mapped = map_file(path)
     names = [metadata.schema.column(i).path for i in range(metadata.num_columns)]
     if "pixels" not in names:
         raise UsageError(f"{path} is not a training shard: it has no column 'pixels'.")
     column = names.index("pixels")
     views = []
     for group in range(metadata.num_row_groups):
-        rows = metadata.row_group(group).num_rows
-        chunk = metadata.row_group(group).column(column)
-        views.append(_page_body(mapped, path, chunk, rows, pixel_format))
+        about = metadata.row_group(group)
+        chunk = about.column(column)
+        views.append(_page_body(mapped, path, chunk, about.num_rows, pixel_format))
     return views
 
 
 def _page_body(
-    mapped: mmap.mmap,
+    mapped: npt.NDArray[np.uint8],
     path: str | Path,
     chunk: pq.ColumnChunkMetaData,
     rows: int,
@@ -148,18 +150,23 @@ def _page_body(
             f"{path} does not have the layout of a training shard with {pixel_format.shape} images "
             f"of {pixel_format.bits} bits; write it again with jobs/shard.py."
         )
-    values = rows * pixel_format.height * pixel_format.width * pixel_format.channels
-    flat = np.frombuffer(
-        mapped, dtype=pixel_format.dtype, count=values, offset=chunk.data_page_offset + header
-    )
-    return flat.reshape(rows, *pixel_format.shape)
+    start = chunk.data_page_offset + header
+    pixels: npt.NDArray[np.generic] = mapped[start : start + body].view(pixel_format.dtype)
+    return pixels.reshape(rows, *pixel_format.shape)
 
 
-def read_labels(path: str | Path) -> npt.NDArray[np.int64]:
+def read_labels(path: str | Path, metadata: pq.FileMetaData | None = None) -> npt.NDArray[np.int64]:
     """Return the stored labels of a shard, (N,), in the order of its rows."""
-    column = pq.read_table(path, columns=["label"])["label"]
+    column = _read_column(path, "label", metadata)
     labels: npt.NDArray[np.int64] = column.to_numpy().astype(np.int64)
     return labels
+
+
+def _read_column(
+    path: str | Path, name: str, metadata: pq.FileMetaData | None = None
+) -> pa.ChunkedArray:
+    file = pq.ParquetFile(path, metadata=metadata)
+    return file.read(columns=[name], use_threads=False)[name]
 
 
 def findings_of(masks: npt.NDArray[np.generic], count: int) -> npt.NDArray[np.float32]:
@@ -171,8 +178,7 @@ def findings_of(masks: npt.NDArray[np.generic], count: int) -> npt.NDArray[np.fl
 
 def read_patients(path: str | Path) -> npt.NDArray[np.str_]:
     """Return the patient keys of a shard, (N,), in the order of its rows."""
-    column = pq.read_table(path, columns=["patient_key"])["patient_key"]
-    return np.asarray(column.to_pylist(), dtype=np.str_)
+    return np.asarray(_read_column(path, "patient_key").to_pylist(), dtype=np.str_)
 
 
 def read_sites(path: str | Path) -> npt.NDArray[np.str_]:
@@ -182,5 +188,5 @@ def read_sites(path: str | Path) -> npt.NDArray[np.str_]:
     """
     if "site" not in pq.read_schema(path).names:
         return np.full(pq.read_metadata(path).num_rows, "")
-    column = pq.read_table(path, columns=["site"])["site"]
-    return np.asarray([site or "" for site in column.to_pylist()], dtype=np.str_)
+    sites = _read_column(path, "site").to_pylist()
+    return np.asarray([site or "" for site in sites], dtype=np.str_)

@@ -23,6 +23,8 @@ from medspark.spark.cluster import default_parallelism
 Batches = Iterable[pa.RecordBatch]
 
 _FILES_PER_TASK = 1000
+# A task makes a part, and the driver holds a record of each.
+_MOST_TASKS = 10_000
 
 
 def map_batches(
@@ -41,7 +43,8 @@ def tasks_for(spark: SparkSession, files: int) -> int:
     There are several tasks per core, so that a task with slow files does not delay the rest.
     """
     cores = default_parallelism(spark)
-    return max(1, min(files, max(4 * cores, math.ceil(files / _FILES_PER_TASK))))
+    enough = min(math.ceil(files / _FILES_PER_TASK), _MOST_TASKS)
+    return max(1, min(files, max(4 * cores, enough)))
 
 
 def from_arrow(spark: SparkSession, table: pa.Table) -> DataFrame:

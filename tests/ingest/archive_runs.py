@@ -16,6 +16,7 @@ from key_files import write_key
 from PIL import Image
 
 from medspark.images.phantom import ArchiveSummary, PhantomConfig, write_archive
+from medspark.ingest import ledger
 from medspark.ingest.archive import open_archive
 from medspark.ingest.config import IngestConfig
 from medspark.ingest.pipeline import ingest
@@ -64,10 +65,22 @@ def live(samples: Path) -> dict[str, dict[str, Any]]:
     manifest = SampleSet(str(samples)).manifest()
     assert manifest
     parts = {part.path: pq.read_table(samples / part.path).to_pylist() for part in manifest.parts}
-    rows = [row for file in manifest.ledger for row in pq.read_table(samples / file).to_pylist()]
-    kept = [row for row in rows if row["outcome"] == "sample"]
+    kept = [row for row in standing(samples) if row["outcome"] == "sample"]
     assert all(parts[row["part"]][row["row"]]["sample_key"] == row["sample_key"] for row in kept)
     return {row["sample_key"]: parts[row["part"]][row["row"]] for row in kept}
+
+
+def standing(samples: Path) -> list[dict[str, Any]]:
+    """Return the rows of the ledger that no later row replaces."""
+    manifest = SampleSet(str(samples)).manifest()
+    assert manifest
+    replaced = {
+        tuple(row[name] for name in ledger.IDENTITY)
+        for file in manifest.superseded
+        for row in pq.read_table(samples / file).to_pylist()
+    }
+    rows = [row for file in manifest.ledger for row in pq.read_table(samples / file).to_pylist()]
+    return [row for row in rows if tuple(row[n] for n in ledger.IDENTITY) not in replaced]
 
 
 def listed(samples: Path) -> Path:

@@ -15,6 +15,7 @@ from medspark import ownership
 from medspark.errors import UsageError
 from medspark.images.deidentify import Privacy, Pseudonyms, load_key
 from medspark.ingest import forget as forgetting
+from medspark.ingest import increment
 from medspark.ingest.forget import ForgetConfig, forget, open_dataset, read_patients
 from medspark.ingest.sample_set import SampleSet, SamplesManifest
 
@@ -86,6 +87,26 @@ def test_nothing_of_a_forgotten_patient_is_left_on_disk(run, leave, key_file, tm
     assert not [row for row in rows if patients & {row.get("patient_key")}]
     assert not [row for row in rows if row.get("pixels") in {r["pixels"] for r in theirs.values()}]
     assert not [row for row in rows if row.get("sample_key") in theirs]
+
+
+@pytest.mark.spark
+def test_nothing_of_a_forgotten_patient_is_in_a_ledger_that_grew_by_increments(
+    run, leave, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(increment, "_FEWEST_ROWS", 0)
+    monkeypatch.setattr(increment, "_MOST_NEW", 9.0)
+    samples, more = tmp_path / "samples", {"f.png": ("Ada", "sick", 6), "g.png": ("Dan", "well", 8)}
+    ingest(run, archive(tmp_path / "in", ROWS), samples)
+    ingest(run, archive(tmp_path / "in", ROWS | more), samples)
+    grown = SampleSet(str(samples)).manifest()
+    theirs = {row["patient_key"] for row in live(samples).values() if row["pixels"][0] in (1, 2, 6)}
+
+    removed = leave(samples, "Ada")
+
+    assert grown.superseded
+    assert (removed["patients"], removed["samples"]) == (len(theirs), 3)
+    assert not [row for row in stored(samples) if theirs & {row.get("patient_key")}]
+    assert sorted(row["pixels"][0] for row in live(samples).values()) == [3, 4, 8]
 
 
 @pytest.mark.spark

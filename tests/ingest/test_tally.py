@@ -125,7 +125,7 @@ def test_tasks_write_files_of_their_own_and_say_which(tmp_path: Path) -> None:
 
     stored = [pq.read_table(tmp_path / name) for name in sums["ledger"]]
     assert [len(table) for table in stored] == list(sums["ledger"].values()) == [2, 4]
-    assert stored[0].schema.names == ledger.SCHEMA.names
+    assert stored[0].schema.names == ledger.STORED.names
     (name,), (staged,) = sums["quarantine"], sums["listed"]
     assert pq.read_table(tmp_path / name)["reason"].to_pylist() == ["truncated", "empty_file"]
     assert pq.read_table(tmp_path / staged)["file_key"].to_pylist() == ["f4", "f5"]
