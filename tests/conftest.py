@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -88,6 +89,22 @@ def home_of_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         )
         patch.setenv("HOME", str(home))
         yield home
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_mlflow_stores() -> Iterator[None]:
+    """Keep the MLflow stores that one test file chooses from the next file."""
+    names = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in names:
+            patch.setenv(name, "")  # so that the end restores what was there before
+            patch.delenv(name)
+        yield
+        if "mlflow" in sys.modules:  # most tests do not need it, and its import takes seconds
+            import mlflow
+
+            mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
+            mlflow.set_registry_uri(None)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="session")

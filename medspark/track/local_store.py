@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import uuid
-from contextlib import suppress
 from pathlib import Path
 
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
@@ -17,7 +16,7 @@ _PREFIX = "sqlite:///"
 
 def open_store(uri: str) -> MlflowClient:
     """Return a client of the store at ``uri``. A new local store takes seconds to create."""
-    if uri.startswith(_PREFIX):
+    if uri.startswith(_PREFIX) and "?" not in uri and not uri.endswith(":memory:"):
         _create(Path(uri.removeprefix(_PREFIX)))
     return MlflowClient(uri)
 
@@ -35,8 +34,18 @@ def _create(database: Path) -> None:
         artifacts = (database.parent / "artifacts").resolve().as_uri()
         store = SqlAlchemyStore(f"{_PREFIX}{fresh}", artifacts)  # type: ignore[no-untyped-call]
         store.engine.dispose()  # closes the file, so that all of it is on disk
-        with suppress(FileExistsError):  # another process was first
-            os.link(fresh, database)
+        _name(fresh, database)
     finally:
         for part in database.parent.glob(f"{fresh.name}*"):
             part.unlink()
+
+
+def _name(fresh: Path, database: Path) -> None:
+    """Name the database, unless another process was first."""
+    try:
+        os.link(fresh, database)
+    except FileExistsError:
+        return
+    except OSError:  # a file system without hard links
+        if not database.exists():
+            fresh.rename(database)

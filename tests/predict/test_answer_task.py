@@ -18,6 +18,7 @@ from medspark.ingest.config import ArchiveLimits
 from medspark.ingest.discover import SCHEMA, Walk
 from medspark.ingest.listing import Annotate
 from medspark.ingest.reading import ArchiveReader
+from medspark.predict import answer_task
 from medspark.predict.answer_task import AnswerFiles, _ahead
 
 PSEUDONYMS = Pseudonyms(b"k" * 32)
@@ -126,3 +127,17 @@ def test_an_error_of_a_batch_is_raised_where_the_batches_are_used():
 
     with pytest.raises(OSError, match="disk"):
         list(_ahead(batches()))
+
+
+@pytest.mark.parametrize("local", [True, False])
+def test_batches_are_read_ahead_from_remote_archives_alone(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, local: bool
+):
+    ahead: list[bool] = []
+    monkeypatch.setattr(answer_task, "_ahead", lambda batches: ahead.append(True) or batches)
+    monkeypatch.setattr(answer_task.storage, "is_local", lambda _: local)
+
+    list(task(pictures, tmp_path / "out")(listed(pictures)))
+
+    assert bool(ahead) is not local
+    assert len(rows(tmp_path / "out")) > 0

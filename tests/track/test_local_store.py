@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import signal
 import subprocess
 import sys
@@ -46,3 +48,24 @@ def test_an_existing_store_keeps_its_runs(tmp_path: Path):
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     run = open_store(uri).create_run("0")
     assert open_store(uri).get_run(run.info.run_id).info.run_id == run.info.run_id
+
+
+def test_a_file_system_without_hard_links_gets_a_store_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def refused(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refused)
+
+    open_store(f"sqlite:///{tmp_path / 'mlflow.db'}").create_run("0")
+
+    assert [each.name for each in tmp_path.iterdir()] == ["mlflow.db"]
+
+
+def test_a_store_in_memory_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+
+    open_store("sqlite:///:memory:").create_run("0")
+
+    assert not list(tmp_path.glob("*memory*"))
