@@ -45,7 +45,9 @@ class IngestConfig(Config):
     inventory_of: Literal["all", "changes"] = Field(
         "all",
         description="what the inventory names: all files, or those that are new or changed since "
-        "the last ingest of this source; then no other file is looked at, and none counts as gone",
+        "the last ingest of this source; then no other file is looked at, and none counts as gone; "
+        "a file that goes into quarantine because of a new one is in the private list only after "
+        "an ingest of all files",
     )
     image_size: int | None = Field(
         None, ge=4, le=8192, description="height and width of the samples, in pixels"

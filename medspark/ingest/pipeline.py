@@ -73,9 +73,9 @@ class _Ingest:
     def run(self) -> dict[str, Any]:
         """Run the ingest and return its result document."""
         before = self._ledger()
-        partly = self._archive.config.inventory_of == "changes"
-        quickly = partly and self._can_increment(0)
-        files = self._staged("files", self._lean(self._compared(None if quickly else before)))
+        quickly = self._can_increment(0)
+        files = self._changed(before) if quickly else self._compared(before)
+        files = self._staged("files", files)
         counts = self._changes(files)
         gone = counts.pop(ledger.DELETED) + counts[ledger.FORGOTTEN]
         forgotten, touched = counts.pop(ledger.FORGOTTEN), counts.pop("touched")
@@ -90,7 +90,7 @@ class _Ingest:
             changes = bool(todo or forgotten or self._manifest is None or self.migration)
             decoded, sums = self._decoded(files, todo) if changes else None, None
         if sums is None:
-            if quickly:  # now the other files have to be known, too
+            if quickly:  # now all that is known of the untouched files is needed, too
                 files = self._compared(before)
             sums = self._settled_anew(before, files, decoded, result)
         archive = self._archive
@@ -101,24 +101,25 @@ class _Ingest:
         listed = archive.quarantined.renewed(rows, known=known)
         return result | {"quarantine_file": listed, "samples_folder": self._samples.url}
 
-    def _compared(self, before: DataFrame | None) -> DataFrame:
-        """Return the listed files and those of the ledger ``before``, with their status.
-
-        Without a ledger, the listed files are looked up in it.
-        """
-        listed = annotated(self._spark, self._archive)
-        if before is None:
-            listed = self._staged("changes", listed)
-            known = self._increment().known(listed)
-            before = known.join(listed.select("file_key"), "file_key", "left_semi")
+    def _compared(self, before: DataFrame, listed: DataFrame | None = None) -> DataFrame:
+        """Return the listed files and those of the ledger ``before``, with their status."""
+        if listed is None:
+            listed = annotated(self._spark, self._archive)
         of_source = before.where(F.col("source_key") == self._archive.source_key)
         all_files = self._archive.config.inventory_of == "all"
         return ledger.compare(listed, of_source, all_files=all_files)
 
-    def _lean(self, files: DataFrame) -> DataFrame:
-        """Return ``files``; if an increment may do, of most only what is counted."""
-        if not self._can_increment(0):
-            return files
+    def _changed(self, before: DataFrame) -> DataFrame:
+        """Return the compared files, but of an untouched file only what is counted.
+
+        An inventory of changes is looked up in the ledger, and ``before`` is not read.
+        """
+        listed = None
+        if self._archive.config.inventory_of == "changes":
+            listed = self._staged("changes", annotated(self._spark, self._archive))
+            known = self._increment().known(listed)
+            before = known.join(listed.select("file_key"), "file_key", "left_semi")
+        files = self._compared(before, listed)
         counted = ("file_key", "label", "status", "touched")
         others = [name for name in files.columns if name not in counted]
         return files.select(
