@@ -23,6 +23,7 @@ from private_archive import (
 from medspark.errors import RunError
 from medspark.ingest import ledger
 from medspark.ingest.listing import Keyed
+from medspark.ingest.sample_set import SCHEMA_VERSION
 from medspark.ingest.sealing import _Unseal
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ def test_the_next_ingest_makes_an_old_dataset_one_of_this_version_without_decodi
     assert (result["added"], result["removed"], result["changed"], result["new"]) == (0, 0, 0, 0)
     assert (result["samples"], result["duplicates"], result["quarantined"]) == (8, 1, 3)
     assert live(former) == before
-    assert former.manifest().schema_version == 3
+    assert former.manifest().schema_version == SCHEMA_VERSION
     secrets = [*SECRETS, "broken", *digests(tmp_path / "one"), *digests(tmp_path / "two"), "f" * 64]
     assert leaks(former.samples, *secrets) == []
     spacings = {row["row_spacing_mm"] for part in former.manifest().parts
