@@ -18,7 +18,7 @@ from medspark.ingest.labels import BETWEEN_FINDINGS, check_length
 from medspark.ingest.listing import annotated, check_folders
 from medspark.ingest.migrate import Migration, former_paths, is_former
 from medspark.ingest.parts import Part
-from medspark.ingest.quarantine import staged_rows
+from medspark.ingest.quarantine import Row, staged_rows
 from medspark.ingest.reading import ArchiveReader
 from medspark.ingest.sample_set import SamplesManifest, Settled, new_generation
 from medspark.ingest.sealing import unsealed
@@ -74,6 +74,7 @@ class _Ingest:
         """Run the ingest and return its result document."""
         before = self._ledger()
         quickly = self._can_increment(0)
+        partly = self._archive.config.inventory_of == "changes"
         files = self._changed(before) if quickly else self._compared(before)
         files = self._staged("files", files)
         counts = self._changes(files)
@@ -93,13 +94,25 @@ class _Ingest:
             if quickly:  # now all that is known of the untouched files is needed, too
                 files = self._compared(before)
             sums = self._settled_anew(before, files, decoded, result)
+        listed = self._archive.quarantined.renewed(
+            self._listed(sums),
+            known=former_paths(self._samples, self._manifest),
+            completed=self._listed_anew if quickly and not partly else None,
+        )
+        return result | {"quarantine_file": listed, "samples_folder": self._samples.url}
+
+    def _listed(self, sums: Sums) -> Iterator[Row]:
+        """Return the rows of the private list that tasks staged."""
         archive = self._archive
-        rows = staged_rows(
+        return staged_rows(
             self._samples, sums["listed"], source=archive.source, pseudonyms=archive.pseudonyms
         )
-        known = former_paths(self._samples, self._manifest)
-        listed = archive.quarantined.renewed(rows, known=known)
-        return result | {"quarantine_file": listed, "samples_folder": self._samples.url}
+
+    def _listed_anew(self) -> Iterator[Row]:
+        """Return the rows of the private list, after a listing of the archive, with all paths."""
+        self._manifest = self._samples.manifest()
+        before = self._ledger()
+        return self._listed(self._settled(before, self._compared(before), None))
 
     def _compared(self, before: DataFrame, listed: DataFrame | None = None) -> DataFrame:
         """Return the listed files and those of the ledger ``before``, with their status."""

@@ -10,7 +10,7 @@ import csv
 import logging
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain
@@ -44,13 +44,23 @@ class QuarantineList:
         check_outside(path, (dataset, source), setting="privacy.quarantine_file")
         return cls(path)
 
-    def renewed(self, rows: Iterable[Row], *, known: Iterable[tuple[str, str]]) -> str | None:
+    def renewed(
+        self,
+        rows: Iterable[Row],
+        *,
+        known: Iterable[tuple[str, str]],
+        completed: Callable[[], Iterable[Row]] | None = None,
+    ) -> str | None:
         """Update the list and return its path, or None if there is no list.
 
-        A list that cannot be written does not fail the ingest: the problem goes to the log.
+        If paths are missing, ``completed`` returns the rows again, with the paths that a listing of
+        the archive tells. A list that cannot be written does not fail the ingest: the problem goes
+        to the log.
         """
         try:
             missing = self.update(rows, known=known)
+            if missing and completed is not None:
+                missing = self.update(completed(), known=known)
         except (OSError, sqlite3.Error) as error:
             _LOGGER.warning("The quarantined files are not listed: %s", error)
             return None
