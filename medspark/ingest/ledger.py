@@ -123,7 +123,7 @@ def settle(rows: DataFrame, *, others: DataFrame | None = None) -> DataFrame:
     """Decide among rows with equal pixels: one is the sample, the others are its duplicates.
 
     A row that already was a sample stays one. Otherwise held-out hints come first, then the order
-    of the file keys. Rows with equal pixels and different labels are all quarantined. Rows without
+    of the sample keys. Rows with equal pixels and different labels are all quarantined. Rows without
     pixels pass unchanged. The result depends on the set of rows only, so a repeated ingest, or
     several partial ones, give the same result. ``rows`` have ROW_NAMES; the result adds flags:
 
@@ -146,7 +146,9 @@ def _with_outcomes(rows: DataFrame) -> DataFrame:
     pixels = F.col("pixel_key")
     same = Window.partitionBy("image")
     first = same.orderBy(
-        F.when(F.col("outcome") == SAMPLE, 0).otherwise(1), hint_rank(), "file_key", "frame"
+        # File keys depend on where the archive lies, sample keys do not.
+        *(F.when(F.col("outcome") == SAMPLE, 0).otherwise(1), hint_rank()),
+        *("sample_key", "file_key", "frame"),
     )
     patient = F.when(F.col("present"), F.col("patient_key"))
     ranked = (

@@ -24,9 +24,10 @@ def copies(image: int, chance: random.Random, *, standing: bool) -> list[dict[st
     """Return the rows of files that show the same image; one row may be a sample already."""
     rows = []
     for number in range(chance.randint(1, 6)):
-        key = f"{chance.randrange(16**8):08x}"
+        # A file's key also depends on where the archive lies; it decides nothing.
+        key, of_file = (f"{chance.randrange(16**8):08x}" for _ in range(2))
         known = {
-            "file_key": key, "sample_key": f"s-{key}", "patient_key": f"p{chance.randrange(3)}",
+            "file_key": of_file, "sample_key": f"s-{key}", "patient_key": f"p{chance.randrange(3)}",
             "frame": 1, "pixel_key": f"x{image}", "label": "A", "split": chance.choice(_HINTS),
             "outcome": "sample" if standing and number == 0 else "candidate", "present": True,
         }  # fmt: skip
@@ -40,7 +41,7 @@ def first_of(rows: list[dict[str, Any]]) -> str | None:
     """Return the sample_key of the copy that becomes the sample, by the model."""
     if len({row["label"] for row in rows}) > 1:
         return None
-    ranked = [(r["outcome"] != "sample", _HINTS.index(r["split"]), r["file_key"]) for r in rows]
+    ranked = [(r["outcome"] != "sample", _HINTS.index(r["split"]), r["sample_key"]) for r in rows]
     return str(rows[ranked.index(min(ranked))]["sample_key"])
 
 
@@ -76,7 +77,7 @@ def test_later_copies_never_take_the_place_of_a_sample_again_and_again(spark) ->
     for _ in range(2):
         late = [copies(1, chance, standing=False)[0] for _ in range(20)]
         for row in late:  # whatever would speak for a copy: held out, an early key
-            row |= {"split": "test", "file_key": f"0{row['file_key']}", "label": "A"}
+            row |= {"split": "test", "sample_key": f"0{row['sample_key']}", "label": "A"}
         rows = settled(spark, rows + late)
         samples = [row["sample_key"] for row in rows if row["outcome"] == "sample"]
         rows = [{name: row[name] for name in _ROWS.names} for row in rows]
