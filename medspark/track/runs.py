@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from medspark.errors import RunError
 from medspark.redact import safe_text
 from medspark.track.config import TrackConfig
+from medspark.track.journal import JournalReader
 from medspark.track.spool import Ending, ModelEntry, RunEntry, Spool, State, Status
 from medspark.track.store import experiment_name, first_line, tracking_uri
 from medspark.versions import of_process
@@ -32,12 +33,18 @@ __all__ = ["TrackedRun", "tracked"]
 
 logger = logging.getLogger(__name__)
 
+# The longest that MLflow waits for the first step of a training.
+_RECORD_SECONDS = 60.0
+
 
 class TrackedRun:
     """One run: its spool on disk, and the thread that publishes it while it grows."""
 
-    def __init__(self, spool: Spool, *, system_metrics: bool = False) -> None:
+    def __init__(
+        self, spool: Spool, *, system_metrics: bool = False, after_first_record: bool = False
+    ) -> None:
         self.spool = spool
+        self._waits = after_first_record
         self._away = False
         self._lock = threading.Lock()
         self._system_metrics = system_metrics
@@ -135,6 +142,8 @@ class TrackedRun:
 
     def _follow(self) -> None:
         try:
+            if self._waits:
+                self._wait_for_a_record()
             self.publish()
         finally:
             self._offered.set()
@@ -142,6 +151,13 @@ class TrackedRun:
         with self._publisher.watching_machine() if watched else nullcontext():
             while not self._stop.wait(2.0):
                 self.publish()
+
+    def _wait_for_a_record(self) -> None:
+        """Wait until the journal has a record, for a minute at most, or until the run ends."""
+        reader, deadline = JournalReader(self.spool.journal), time.monotonic() + _RECORD_SECONDS
+        while next(reader.poll(), None) is None and time.monotonic() < deadline:
+            if self._stop.wait(0.25):
+                return
 
     def _kept(self, files: Path | None, name: str) -> Path | None:
         if files is None or not files.is_dir():
@@ -163,10 +179,14 @@ class TrackedRun:
 
 
 @contextmanager
-def tracked(folder: Path, config: TrackConfig, entry: RunEntry) -> Iterator[TrackedRun]:
+def tracked(
+    folder: Path, config: TrackConfig, entry: RunEntry, *, after_first_record: bool = False
+) -> Iterator[TrackedRun]:
     """Record the block as one run, which the block ends; an exception ends it as FAILED.
 
-    If ``folder`` holds the spool of an interrupted run, that run continues.
+    If ``folder`` holds the spool of an interrupted run, that run continues. With
+    ``after_first_record`` MLflow is told first when there is a record: its import takes seconds
+    of a core, which starting ranks need.
     """
     uri = tracking_uri(config.uri)
     state = State(
@@ -177,7 +197,11 @@ def tracked(folder: Path, config: TrackConfig, entry: RunEntry) -> Iterator[Trac
         experiment=experiment_name(config.experiment, uri),
         parent_run_id=config.parent_run_id,
     )
-    run = TrackedRun(Spool.open(folder, state, uri=uri), system_metrics=config.system_metrics)
+    run = TrackedRun(
+        Spool.open(folder, state, uri=uri),
+        system_metrics=config.system_metrics,
+        after_first_record=after_first_record,
+    )
     run.start()
     try:
         yield run

@@ -269,7 +269,7 @@ def train_once(
     entry = entry.model_copy(
         update={"params": entry.params | dict(params or {}), "tags": entry.tags | dict(tags or {})}
     )
-    with tracked(folder, config.track, entry) as run:
+    with tracked(folder, config.track, entry, after_first_record=True) as run:
         task = Task(
             function=config.rank_function,
             config=fit_config,

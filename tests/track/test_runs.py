@@ -260,3 +260,23 @@ def test_a_model_that_the_store_has_not_is_named_in_one_sentence(
 def test_a_store_that_does_not_answer_is_named(dead_server: str) -> None:
     with pytest.raises(UsageError, match=f"from MLflow at {dead_server}: API request"):
         fetch_model("models:/net/1", uri=dead_server)
+
+
+def test_mlflow_is_left_alone_until_training_has_a_record(tmp_path: Path, store: str) -> None:
+    config = TrackConfig(uri=store, **QUIET)
+    with tracked(tmp_path, config, ENTRY, after_first_record=True) as run:
+        time.sleep(1)
+        assert run.spool.state.run_id is None
+        with Journal(run.spool.journal) as journal:
+            journal.record(1, {"loss": 0.5})
+        assert run.reference["run_id"]
+        run.end("FINISHED")
+
+
+def test_a_run_that_ends_without_a_record_is_in_mlflow_at_once(tmp_path: Path, store: str) -> None:
+    begun = time.monotonic()
+    with tracked(tmp_path, TrackConfig(uri=store, **QUIET), ENTRY, after_first_record=True) as run:
+        run.end("FAILED")
+
+    assert run.reference["run_id"]
+    assert time.monotonic() - begun < 30
