@@ -123,9 +123,9 @@ def settle(rows: DataFrame, *, others: DataFrame | None = None) -> DataFrame:
     """Decide among rows with equal pixels: one is the sample, the others are its duplicates.
 
     A row that already was a sample stays one. Otherwise held-out hints come first, then the order
-    of the sample keys. Rows with equal pixels and different labels are all quarantined. Rows without
-    pixels pass unchanged. The result depends on the set of rows only, so a repeated ingest, or
-    several partial ones, give the same result. ``rows`` have ROW_NAMES; the result adds flags:
+    of the sample keys. Rows with equal pixels and different labels are all quarantined. Rows
+    without pixels pass unchanged. The result depends on the set of rows only, so a repeated ingest,
+    or several partial ones, give the same result. ``rows`` have ROW_NAMES; the result adds flags:
 
     - ``shared``, on one row per image: present files show the image under several patients;
     - ``first_of_patient``, on one row per patient with samples;
