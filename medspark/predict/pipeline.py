@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -17,7 +17,7 @@ from medspark import ownership, storage
 from medspark.errors import RunError
 from medspark.ingest.labels import BETWEEN_FINDINGS
 from medspark.ingest.listing import ANNOTATED, Annotate, listing
-from medspark.ingest.quarantine import write_private
+from medspark.ingest.quarantine import Row, write_private
 from medspark.ingest.reading import ArchiveReader
 from medspark.ingest.sample_set import new_generation
 from medspark.lock import locked
@@ -71,9 +71,11 @@ class _Prediction:
         """Run the prediction and return its result document."""
         files = self._listed()
         found = files.count()
-        todo = files.join(self._known().select(_SAME), _SAME, "left_anti")
-        todo = self._staged("todo", todo)
-        new = todo.count()
+        todo, new = files, found
+        if names := self._known_names():
+            known = self._folder.read(self._spark, names).select(_SAME)
+            todo = self._staged("todo", files.join(known, _SAME, "left_anti"))
+            new = todo.count()
         seconds = self._answer(todo, new)
         manifest = self._settled(files, found) if self._is_news(found) else self._before
         result = {"files_found": found} | self._outcomes(manifest)
@@ -102,10 +104,9 @@ class _Prediction:
         files = map_batches(found, keyed, from_arrow_schema(ANNOTATED))
         return self._staged("files", files.select(*_SAME, "sealed_path", "size"))
 
-    def _known(self) -> DataFrame:
-        """Return the rows of the last commit, and those of tasks that finished after it."""
-        names = (*self._before.answers, *self._before.quarantine, *self._folder.pieces())
-        return self._folder.read(self._spark, names)
+    def _known_names(self) -> tuple[str, ...]:
+        """Return the files of the last commit, and those of tasks that finished after it."""
+        return (*self._before.answers, *self._before.quarantine, *self._folder.pieces())
 
     def _answer(self, todo: DataFrame, count: int) -> float:
         """Answer the files ``todo``; return the seconds that it took."""
@@ -145,10 +146,11 @@ class _Prediction:
             F.col("reason").asc_nulls_first(), "message", "probability"
         )
         rows = (
-            self._known()
+            self._folder.read(self._spark, self._known_names())
             .join(files.select(_SAME), _SAME, "left_semi")
             .select(*OUTCOMES.names, F.row_number().over(first).alias("rank"))
             .where(F.col("rank") == 1)
+            .persist()  # it is written in two parts
         )
         answered, failed = rows.where(F.col("reason").isNull()), F.col("reason").isNotNull()
         kept = [name for name in OUTCOMES.names if name not in ("reason", "message")]
@@ -156,6 +158,7 @@ class _Prediction:
             "answers": self._written("answers", answered.select(kept)),
             "quarantine": self._written("quarantine", rows.where(failed).select(*QUARANTINE)),
         }
+        rows.unpersist()
         more = {"generation": self._generation, "files": found}
         return self._before.model_copy(update=more | written)
 
@@ -172,10 +175,10 @@ class _Prediction:
     # --- what to say ---
 
     def _outcomes(self, manifest: PredictionManifest) -> dict[str, Any]:
-        answers = self._folder.read(self._spark, manifest.answers).groupBy("label").count()
-        bad = self._folder.read(self._spark, manifest.quarantine).groupBy("reason").count()
-        counts = {row["label"]: row["count"] for row in answers.collect()}
-        reasons = {row["reason"]: row["count"] for row in bad.collect()}
+        files = (*manifest.answers, *manifest.quarantine)
+        rows = self._folder.read(self._spark, files).groupBy("label", "reason").count().collect()
+        reasons = {row["reason"]: row["count"] for row in rows if row["reason"] is not None}
+        counts = {row["label"]: row["count"] for row in rows if row["reason"] is None}
         labels = Counter(dict.fromkeys(manifest.classes, 0))
         for label, count in counts.items():
             names = label.split(BETWEEN_FINDINGS) if manifest.multi_label else [label]
@@ -192,26 +195,32 @@ class _Prediction:
     def _private(self, manifest: PredictionManifest) -> dict[str, Any]:
         """Write the private lists of paths; return where they are."""
         asked = self._asked
-        rows = (
-            (row["file_key"], None, row["reason"], row["message"])
-            for row in self._folder.read(self._spark, manifest.quarantine).toLocalIterator()
-        )
-        listed = asked.quarantined.renewed(rows, known=self._paths())
+        paths = self._paths() if manifest.quarantine else ()
+        listed = asked.quarantined.renewed(self._failed(manifest), known=paths)
         try:
             write_private(asked.paths, ("file_key", "path"), self._paths())
-            paths = str(asked.paths)
+            written = str(asked.paths)
         except OSError as error:
             _LOGGER.warning("The files are not listed: %s", error)
-            paths = None
-        return {"quarantine_file": listed, "paths_file": paths}
+            written = None
+        return {"quarantine_file": listed, "paths_file": written}
+
+    def _failed(self, manifest: PredictionManifest) -> Iterator[Row]:
+        """Yield the rows of the quarantine, without paths."""
+        for row in self._read(manifest.quarantine, ("file_key", "reason", "message")):
+            yield row["file_key"], None, row["reason"], row["message"]
 
     def _paths(self) -> Iterator[tuple[str, str]]:
         """Yield the key and the absolute path of each file."""
         source, pseudonyms = self._asked.source, self._asked.pseudonyms
-        for name in self._folder.written("staging", "files"):
+        names = self._folder.written("staging", "files")
+        for row in self._read(names, ("file_key", "sealed_path")):
+            yield row["file_key"], storage.join(source, pseudonyms.unseal(row["sealed_path"]))
+
+    def _read(self, names: Sequence[str], columns: Sequence[str]) -> Iterator[dict[str, str]]:
+        """Yield the rows of Parquet files of the folder, read here and not by Spark."""
+        for name in names:
             system, path = storage.filesystem(self._folder.path(name))
             with system.open(path, "rb") as file:
-                for batch in pq.ParquetFile(file).iter_batches(columns=["file_key", "sealed_path"]):
-                    for row in batch.to_pylist():
-                        inside = pseudonyms.unseal(row["sealed_path"])
-                        yield row["file_key"], storage.join(source, inside)
+                for batch in pq.ParquetFile(file).iter_batches(columns=list(columns)):
+                    yield from batch.to_pylist()
