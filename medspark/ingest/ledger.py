@@ -145,11 +145,9 @@ def settle(rows: DataFrame, *, others: DataFrame | None = None) -> DataFrame:
 def _with_outcomes(rows: DataFrame) -> DataFrame:
     pixels = F.col("pixel_key")
     same = Window.partitionBy("image")
-    first = same.orderBy(
-        # File keys depend on where the archive lies, sample keys do not.
-        *(F.when(F.col("outcome") == SAMPLE, 0).otherwise(1), hint_rank()),
-        *("sample_key", "file_key", "frame"),
-    )
+    standing = F.when(F.col("outcome") == SAMPLE, 0).otherwise(1)
+    # File keys depend on where the archive lies, sample keys do not.
+    first = same.orderBy(standing, hint_rank(), "sample_key", "file_key", "frame")
     patient = F.when(F.col("present"), F.col("patient_key"))
     ranked = (
         rows.withColumn("image", F.coalesce(pixels, F.col("file_key")))
