@@ -75,8 +75,8 @@ def figures(cell: Mapping[str, Any], artifact: Mapping[str, Any]) -> dict[str, f
 
 def missed(found: Mapping[str, float]) -> set[str]:
     """Return the goals that ``found`` misses."""
-    far = {name for name in ("auroc", "worst") if found[name] > GOALS[name]}
-    return far | {name for name in ("same",) if found[name] < GOALS[name]}
+    names = {name for name in ("auroc", "worst") if found[name] > GOALS[name]}
+    return names | ({"same"} if found["same"] < GOALS["same"] else set())
 
 
 def table(cells: Sequence[Mapping[str, Any]]) -> str:

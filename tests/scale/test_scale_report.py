@@ -58,7 +58,7 @@ def test_the_table_has_a_line_for_each_size_and_goal():
     [
         ("/usr/bin/java -cp x org.apache.spark.deploy.SparkSubmit", DRIVER_JVM),
         ("java org.apache.spark.executor.CoarseGrainedExecutorBackend --x", EXECUTOR_JVM),
-        ("/venv/bin/python /work/jobs/ingest.py --source jobs/x", DRIVER),
+        ("/venv/bin/python /home/me/jobs/ingest.py --source jobs/x", DRIVER),
         ("python3 jobs/shard.py", DRIVER),
         ("python3.11 -m pyspark.daemon", WORKER),
         ("bash spark-submit jobs/ingest.py", None),

@@ -24,7 +24,7 @@ from medspark.track.__main__ import main as publish_later
 from medspark.track.config import TrackConfig
 from medspark.track.journal import Journal
 from medspark.track.models import fetch_model
-from medspark.track.runs import tracked
+from medspark.track.runs import TrackedRun, tracked
 from medspark.track.spool import DatasetEntry, ModelEntry, RunEntry, Spool, read_state
 
 ENTRY = RunEntry(
@@ -262,11 +262,19 @@ def test_a_store_that_does_not_answer_is_named(dead_server: str) -> None:
         fetch_model("models:/net/1", uri=dead_server)
 
 
-def test_mlflow_is_left_alone_until_training_has_a_record(tmp_path: Path, store: str) -> None:
+def test_mlflow_is_left_alone_until_training_has_a_record(
+    tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish, asked = TrackedRun.publish, threading.Event()
+
+    def noted(run: TrackedRun) -> bool:
+        asked.set()
+        return publish(run)
+
+    monkeypatch.setattr(TrackedRun, "publish", noted)
     config = TrackConfig(uri=store, **QUIET)
     with tracked(tmp_path, config, ENTRY, after_first_record=True) as run:
-        time.sleep(1)
-        assert run.spool.state.run_id is None
+        assert not asked.wait(1)
         with Journal(run.spool.journal) as journal:
             journal.record(1, {"loss": 0.5})
         assert run.reference["run_id"]
