@@ -24,6 +24,7 @@ from medspark.spark.cluster import local_slots
 from medspark.spark.slots import submitted_master
 from medspark.study.laws import Cluster
 from medspark.study.sweep import ALONE, ScalePoint, Scaling
+from medspark.train.config import MIXED_MODES
 from medspark.train.config import ModeName as TrainMode
 from medspark.train.config import TrainConfig, check_ranks
 from medspark.workflows.demo import DemoConfig
@@ -173,7 +174,7 @@ def check_grid(config: ScaleAtConfig) -> None:
             if config.shards is not None:
                 check_images(cell.model, read_manifest(config.shards))
             train = cell.train
-            if train.dual_bn and train.mode not in ("naive", "fused", "fused_noise", "trades"):
+            if train.dual_bn and train.mode not in MIXED_MODES:
                 raise UsageError(f"grid.mode: {mode} learns from one kind of image alone.")
     unknown = set(config.weights) - set(config.models)
     if unknown:

@@ -36,7 +36,7 @@ from medspark.shards.plan import EpochPlan
 from medspark.spark.session import spark_session
 from medspark.track.runs import tracked
 from medspark.track.spool import DatasetEntry, RunEntry
-from medspark.train.config import FitConfig, TrainingSettings, check_ranks
+from medspark.train.config import FitConfig, TrainingSettings, check_ranks, known_before
 from medspark.train.result import TrainResult
 from medspark.train.run_folder import check_run_folder, held_run, keep_result, kept_result
 from medspark.workflows import figures
@@ -171,6 +171,7 @@ def _digests(config: TrainAtConfig) -> dict[str, str]:
     asked = config.model_dump(mode="json", exclude=set(config.decides_nothing))
     if config.decision.criterion is None:
         del asked["decision"]  # runs of versions without decisions keep their hash
+    asked["train"] = known_before(asked["train"])
     return {"run": json_digest(run | dataset), "asked": json_digest(asked | dataset)}
 
 
