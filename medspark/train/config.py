@@ -19,8 +19,8 @@ from medspark.remote import AnyPath
 
 __all__ = [
     "MIXED_MODES", "AdversarialConfig", "CheckpointConfig", "DistillConfig", "FitConfig",
-    "IklConfig", "ModeName", "MonitorConfig", "PruneConfig", "PruneMethod", "RecipeSettings", "TrainConfig",
-    "TrainingSettings", "check_pruning", "check_ranks", "check_virtual_shards", "known_before",
+    "IklConfig", "ModeName", "MonitorConfig", "PruneConfig", "PruneMethod", "RecipeSettings",
+    "TrainConfig", "TrainingSettings", "check_pruning", "check_ranks", "check_virtual_shards", "known_before",
 ]  # fmt: skip
 
 ModeName = Literal[

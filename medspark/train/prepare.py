@@ -180,6 +180,6 @@ def _check_dual(config: FitConfig, *, frozen: bool) -> None:
     other = config.distill or config.prune or config.train.mode not in MIXED_MODES
     if config.train.dual_bn and (frozen or other):
         raise UsageError(
-            f"train.dual_bn needs one of the modes {', '.join(MIXED_MODES)}, which learn from clean and "
-            "attacked images, unfrozen batch norm, and no pruning."
+            f"train.dual_bn needs one of the modes {', '.join(MIXED_MODES)}, which learn from "
+            "clean and attacked images, unfrozen batch norm, and no pruning."
         )
