@@ -31,7 +31,8 @@ class WeightPerturbation:
     ) -> None:
         """``gamma`` is the length of each move, relative to the weight's norm; 0 moves nothing.
 
-        The first move is in update ``begins``. With ``keep_zeros``, weights that are exactly zero stay so: they are pruned.
+        The first move is in update ``begins``. With ``keep_zeros``, weights that are exactly zero
+        stay so: they are pruned.
         """
         self._gamma, self._begins, self._keep_zeros = gamma, begins, keep_zeros
         self._weights = {

@@ -20,7 +20,8 @@ from medspark.remote import AnyPath
 __all__ = [
     "MIXED_MODES", "AdversarialConfig", "CheckpointConfig", "DistillConfig", "FitConfig",
     "IklConfig", "ModeName", "MonitorConfig", "PruneConfig", "PruneMethod", "RecipeSettings",
-    "TrainConfig", "TrainingSettings", "check_pruning", "check_ranks", "check_virtual_shards", "known_before",
+    "TrainConfig", "TrainingSettings", "check_pruning", "check_ranks", "check_virtual_shards",
+    "known_before",
 ]  # fmt: skip
 
 ModeName = Literal[
