@@ -355,7 +355,7 @@ class TrainingSettings(RecipeSettings):
 class FitConfig(TrainingSettings):
     """Fine-tune one classifier on one dataset of shards."""
 
-    decides_weights: ClassVar = frozenset({"distill", "prune"})
+    decides_weights: ClassVar = frozenset({"distill", "prune", "steps"})
     decides_nothing: ClassVar = frozenset({"shards", "run_dir", "resume", "attempt"})
 
     shards: AnyPath = Field(description="folder that jobs/shard.py wrote")
@@ -367,6 +367,12 @@ class FitConfig(TrainingSettings):
         None, description="learn from a teacher instead of by train.mode"
     )
     prune: PruneConfig | None = Field(None, description="prune the network while it trains")
+    steps: int | None = Field(
+        None,
+        ge=1,
+        description="training steps, in place of train.epochs; learning rate and eps follow their "
+        "schedules over this many, and the last epoch can be a part of one",
+    )
     resume: Literal["auto", "never"] = Field(
         "auto", description="auto continues from the newest checkpoint in run_dir, if there is one"
     )
@@ -388,9 +394,14 @@ class FitConfig(TrainingSettings):
             return self.distill.robust
         return self.train.attacks
 
+    def total_steps(self, per_epoch: int) -> int:
+        """Return the number of steps of the training, with ``per_epoch`` of them in an epoch."""
+        return self.train.epochs * per_epoch if self.steps is None else self.steps
+
     def digest(self) -> str:
         """Return a hash of what decides the weights; paths, attempts and reports do not."""
         deciding = self.deciding_weights()
-        if self.prune is None:
-            del deciding["prune"]  # runs of versions without pruning keep their hash
+        for later in ("prune", "steps"):
+            if deciding[later] is None:
+                del deciding[later]  # runs of versions without these settings keep their hash
         return json_digest(deciding)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import islice
 from typing import Any
 
 import torch
 
-from medspark.data.batch import pinned
+from medspark.data.batch import Batch, pinned
 from medspark.data.prefetch import Prefetcher
 from medspark.data.source import open_source
 from medspark.evaluate.noise_result import NoiseResult
@@ -99,7 +101,9 @@ class _Training:
             world=world.size,
             cutmix=config.train.cutmix,
         )
-        self.engine = _build_engine(setup, recipe, steps=config.train.epochs * self._reader.steps)
+        self._steps = config.total_steps(self._reader.steps)
+        self.epochs = -(-self._steps // self._reader.steps)  # the last one can be a part of one
+        self.engine = _build_engine(setup, recipe, steps=self._steps)
         self.progress = Progress()
         self.meter = Meter(world, setup.journal)
         self._monitor = Monitor(config.train.monitor)
@@ -109,17 +113,16 @@ class _Training:
     def run(self) -> None:
         """Train the remaining epochs."""
         self._resumption.resume()
-        epochs = self._setup.config.train.epochs
-        for epoch in range(self.progress.step // self._reader.steps, epochs):
-            if self.progress.stopped:
-                break
+        while self.progress.step < self._steps and not self.progress.stopped:
+            epoch = self.progress.step // self._reader.steps
             waited = self._take_steps(epoch)
             self._finish_epoch(epoch, waited)
 
     def _take_steps(self, epoch: int) -> float:
         """Take the remaining steps of ``epoch``; return the seconds spent waiting for images."""
         start = self.progress.step - epoch * self._reader.steps
-        batches = self._reader.batches(epoch, start=start)
+        left = self._steps - self.progress.step
+        batches: Iterator[Batch] = islice(self._reader.batches(epoch, start=start), left)
         if self._setup.world.device.type == "cuda":
             batches = map(pinned, batches)
         self.meter.begin()
@@ -144,7 +147,7 @@ class _Training:
         self.engine.average_buffers()
         # The last step of an epoch is saved after validation: a run that resumed from a checkpoint
         # in between would never validate the epoch.
-        ended = self.progress.step % self._reader.steps == 0
+        ended = self.progress.step % self._reader.steps == 0 or self.progress.step == self._steps
         if self._resumption.due and not ended:
             self._resumption.save(seconds=self.meter.seconds)
 
@@ -157,7 +160,7 @@ class _Training:
         progress.validations.append(validation)
         self._setup.journal.record(progress.step, validation.metrics())
         if self._setup.world.is_main:
-            _LOGGER.info("epoch %d of %d: %s", epoch + 1, config.train.epochs, validation)
+            _LOGGER.info("epoch %d of %d: %s", epoch + 1, self.epochs, validation)
         best = progress.best
         better = not self._recipe.chooses or best is None or validation.score > best.score
         if better and self.engine.complete:
@@ -230,7 +233,7 @@ def _result(setup: RunSetup, training: _Training, tested: RobustnessResult) -> d
         "mode": config.mode,
         **tested.as_json(),
         "validation": progress.best and progress.best.as_json(),
-        "epochs": config.train.epochs,
+        "epochs": training.epochs,
         "alarms": progress.alarms,
         "steps": progress.step,
         **_decision(setup),
@@ -242,6 +245,7 @@ def _result(setup: RunSetup, training: _Training, tested: RobustnessResult) -> d
         "threads_per_rank": torch.get_num_threads(),
         "global_batch": config.train.batch_size,
         "images_per_second": meter.images_per_second,
+        "seconds_per_step": meter.seconds_per_step,
         "data_wait_share": meter.wait_share,
         "communication_share": meter.share_of_step(engine.exposed_seconds()),
         "peak_memory_mb": max(world.gather(peak_memory_mb())),

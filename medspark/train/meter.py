@@ -38,6 +38,7 @@ class Meter:
         self.images = self.steps = 0
         self.seconds = 0.0
         self.waited = 0.0
+        self._first = (0, 0.0)  # steps and seconds up to the first record
 
     def begin(self) -> None:
         """Start the clock; time before this call, such as a validation, does not count."""
@@ -72,6 +73,8 @@ class Meter:
         self.images, self.seconds = self.images + images, self.seconds + seconds
         self.steps += len(self._reports)
         self.waited += wait
+        if self.steps == len(self._reports):
+            self._first = self.steps, seconds
         speed = {"images_per_second": images / seconds, "data_wait_share": wait / seconds}
         first = step - len(self._reports) + 1
         read = zip(self._reports, figures.tolist(), norms, strict=True)
@@ -86,6 +89,17 @@ class Meter:
     def images_per_second(self) -> float:
         """Images per second of training, summed over all ranks."""
         return self.images / self.seconds if self.seconds else 0.0
+
+    @property
+    def seconds_per_step(self) -> float:
+        """The mean duration of a step, without those up to the first record if there are others.
+
+        Libraries choose their kernels in the first step, which takes several times as long.
+        """
+        steps, seconds = self.steps - self._first[0], self.seconds - self._first[1]
+        if steps == 0:
+            steps, seconds = self.steps, self.seconds
+        return seconds / steps if steps else 0.0
 
     def share_of_step(self, seconds: float) -> float:
         """Return ``seconds`` divided by the mean duration of a step."""

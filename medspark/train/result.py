@@ -76,6 +76,9 @@ class TrainResult(RobustnessResult):
     threads_per_rank: int
     global_batch: int
     images_per_second: float = Field(description="training speed, summed over all ranks")
+    seconds_per_step: float = Field(
+        0.0, description="mean duration of a training step, in seconds, without the first ones"
+    )
     data_wait_share: float = Field(description="share of training time spent waiting for images")
     communication_share: float = Field(description="share of a step spent waiting for other ranks")
     peak_memory_mb: float = Field(description="peak memory in MB, the largest of all ranks")

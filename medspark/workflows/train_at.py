@@ -299,10 +299,8 @@ def train_once(
             checkpoints=folder / "checkpoints",
             most_ranks=config.train.most_ranks,
         )
-        steps = (
-            config.train.epochs
-            * EpochPlan(manifest.splits["train"].rows, config.train.batch_size, config.seed).steps
-        )
+        rows = manifest.splits["train"].rows
+        steps = fit_config.total_steps(EpochPlan(rows, config.train.batch_size, config.seed).steps)
         with progress(run.spool.journal, steps=steps, name=fit_config.mode):
             document, launched = run_ddp(task, spark=spark, launch=config.launch)
         result = config.result_class.model_validate(

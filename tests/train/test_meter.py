@@ -102,3 +102,23 @@ def test_what_came_before_the_clock_was_started_is_not_training(clock: Clock) ->
 
     assert kept.records[1]["images_per_second"] == 4
     assert meter.seconds == 2
+
+
+def test_the_time_of_a_step_leaves_out_those_up_to_the_first_record_if_there_are_others(
+    clock: Clock,
+) -> None:
+    meter = Meter(World(0, 0, 1, torch.device("cpu")), Kept())
+    assert meter.seconds_per_step == 0
+    meter.begin()
+    meter.add(report(0.5, 6, 4, 8))
+    clock.now += 30
+    meter.publish(1, 0)
+    assert meter.seconds_per_step == 30
+
+    for step, seconds in ((3, 2.0), (5, 4.0)):
+        meter.add(report(0.5, 6, 4, 8))
+        meter.add(report(0.5, 6, 4, 8))
+        clock.now += seconds
+        meter.publish(step, 0)
+
+    assert meter.seconds_per_step == pytest.approx(6 / 4)
