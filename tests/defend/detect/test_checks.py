@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from small_world import OBLIVIOUS, World
 from torch import Tensor, nn
 
 from medspark.defend.detect.adaptive import Target
-from medspark.defend.detect.checks import detector_flags
+from medspark.defend.detect.checks import by_chance, detector_flags
 from medspark.defend.detect.choose import score_all
 from medspark.defend.detect.detector import Detector
 from medspark.defend.detect.extract import Extractor
@@ -71,6 +72,27 @@ def test_a_repeatable_detector_without_knowledge_is_flagged(world: World) -> Non
     planted = Planted("logits", lambda f: (1e4 * f.logits.double().sum(1)).sin())
 
     assert "no_better_than_chance" in triggered(world, planted)
+
+
+@pytest.mark.parametrize(("honest", "fooled"), [(45, 1), (16, 1), (8, 3), (4, 5), (6, 6)])
+def test_chance_reaches_what_one_order_of_the_images_in_forty_reaches(honest, fooled) -> None:
+    orders = list(combinations(range(honest + fooled), fooled))
+    areas = [
+        sum(place - number for number, place in enumerate(order)) / (honest * fooled)
+        for order in orders
+    ]
+
+    usual = max(a for a in areas if np.mean([b >= a - 1e-12 for b in areas]) > 0.025)
+
+    assert by_chance(honest, fooled) == pytest.approx(usual)
+    assert by_chance(fooled, honest) == pytest.approx(usual)
+
+
+def test_chance_never_reaches_more_than_1_and_the_normal_limit_for_many_images() -> None:
+    assert by_chance(1, 1) == 1
+    assert by_chance(64, 1) < 1  # a detector that ranks the one fooled image first may be good
+    assert by_chance(500, 20) == pytest.approx(0.5 + 1.96 * (521 / 120_000) ** 0.5, abs=1e-3)
+    assert by_chance(500, 300) == pytest.approx(0.5 + 1.96 * (801 / 1_800_000) ** 0.5)
 
 
 class Grain(nn.Module):
