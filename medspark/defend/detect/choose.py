@@ -98,7 +98,8 @@ def choose(
 ) -> Choice:
     """Return the choice on the images of ``choosing``, under ``trials``, calibrated on others.
 
-    Of the images of ``calibrating``, only the clean features are needed. The combination is chosen only if its AUROC is higher than that of every single feature.
+    Of the images of ``calibrating``, only the clean features are needed. The combination is chosen
+    only if its AUROC is higher than that of every single feature.
     """
     scores = {
         condition: score_all(detectors, choosing, condition)
