@@ -30,6 +30,7 @@ from guards_tables import record, tables
 from medspark.evaluate.config import AttackSettings
 from medspark.files import json_digest, sha256_of
 from medspark.job import write_result
+from medspark.models.card import WEIGHTS
 from medspark.shards.manifest import read_manifest
 from medspark.shards.schema import read_patients
 
@@ -77,7 +78,9 @@ class Cell:
 
     def decisive(self) -> dict[str, Any]:
         """Return the settings that a kept cell has to have."""
-        weights = self.weights and sha256_of(self.weights)
+        weights = self.weights and sha256_of(
+            self.weights / WEIGHTS if self.weights.is_dir() else self.weights
+        )
         shards = read_manifest(self.shards).digest
         return {**asdict(self.setup), "shards": shards, "weights": weights}
 
@@ -212,7 +215,9 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     for name, title in SETS.items():
         parser.add_argument(f"--{name}", type=Path, help=f"shards of {title}; default: left out")
-    parser.add_argument("--weights", type=Path, help=f"first weights of {FROM_WEIGHTS}")
+    parser.add_argument(
+        "--weights", type=Path, help=f"first weights of {FROM_WEIGHTS}: a file or a model folder"
+    )
     parser.add_argument("--networks", default=",".join(NETWORKS), help="separated by commas")
     parser.add_argument("--trainings", default=",".join(TRAININGS), help="separated by commas")
     parser.add_argument("--seeds", default="0,1,2", help="separated by commas")
@@ -268,7 +273,7 @@ def _show(cells: list[dict[str, Any]], asked: argparse.Namespace) -> None:
     found = record(cells)
     print(tables(cells), flush=True)
     asked.output.parent.mkdir(parents=True, exist_ok=True)
-    figures = [{"key": key, **figure} for key, figure in found["figures"].items()]
+    figures = [{"name": key, **figure} for key, figure in found["figures"].items()]
     write_result(asked.output, {"figures": figures})
     if asked.record:
         write_result(asked.record, found)

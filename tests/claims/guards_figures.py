@@ -224,22 +224,22 @@ def reaches_goal(cell: Cell) -> bool:
     return all(area is not None and area.value >= GOAL for area in areas)
 
 
-def saves(cells: Sequence[Cell], eps: str, name: str) -> tuple[Estimate, bool] | None:
-    """Return the share of images that a detector saves under adaptive attacks, and if it is proof.
+def saves(cells: Sequence[Cell], eps: str) -> tuple[Estimate, bool] | None:
+    """Return the share of images that the guard saves under adaptive attacks, and if it is proof.
 
-    Saved are those that are wrong without it and that no attack found brings past it. What is
-    wrong and undetected is a part of what is wrong, so every guard saves something or nothing. To
-    count, the interval has to lie above what refusing images by chance at the same rate would save.
+    The guard is the detector that validation images chose. Saved are the images that are wrong
+    without it and that no attack found brings past it. What is wrong and undetected is a part of
+    what is wrong, so every guard saves something or nothing. To count, the interval has to lie
+    above what refusing images by chance saves, at the guard's own rate of false positives.
     """
-    found, alone = [], []
+    found, chance = [], []
     for cell in cells:
         detection = Detection(cell, eps)
-        left = detection.undetected(detection.layer_of(name), adaptive=True)
+        alone, left = detection.alone(), detection.undetected(detection.guard, adaptive=True)
         if left is None or left.bound:
             return None
-        alone.append(detection.alone())
-        found.append(Measured(alone[-1].value - left.value, left.count, flagged=left.flagged))
+        rate = detection.document["false_positives"]["rate"]
+        chance.append(max(rate, RATE) * alone.value)
+        found.append(Measured(alone.value - left.value, left.count, flagged=left.flagged))
     share = pooled(found)
-    if share is None:
-        return None
-    return share, share.low > RATE * fmean(each.value for each in alone)
+    return share and (share, share.low > fmean(chance))

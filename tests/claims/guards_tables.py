@@ -75,7 +75,7 @@ class Page:
         self.figures[key] = {
             "value": round(found.value, 4), "low": round(found.low, 4),
             "high": round(found.high, 4), "form": "share", "digits": 2, "interval": "95 %",
-            "flagged": found.flagged, "path": f"figures[key={key}]value",
+            "flagged": found.flagged, "path": f"figures[name={key}]value",
         }  # fmt: skip
         return f"{worse} {{{key}}}" if found.bound else f"{{{key}}}"
 
@@ -224,16 +224,16 @@ def _combinations(page: Page, robust: Mapping[Group, Sequence[Cell]]) -> None:
 def _verdict(robust: Mapping[Group, Sequence[Cell]]) -> list[str]:
     """Return which guards save more than refusing as many images by chance would."""
     better = [
-        f"{SETS[group[0]]}, {_words(group)[1]}, {eps}: {name} saves {found[0].value:.2f}"
+        f"{SETS[group[0]]}, {_words(group)[1]}, {eps}: it saves {found[0].value:.2f}"
         for group, cells in robust.items()
         for eps in BUDGETS
-        for name in DETECTORS
-        if (found := saves(cells, eps, name)) and found[1]
+        if (found := saves(cells, eps)) and found[1]
     ]
     return [
         "What is wrong and undetected is a part of what is wrong, so a guard is never worse than "
-        "the network alone on the same images. It counts where the 95 % interval of what it saves "
-        "lies above what refusing 5 % of the images by chance would save.",
+        "the network alone on the same images. The guard that validation images chose counts where "
+        "the 95 % interval of what it saves lies above what refusing images by chance saves, at "
+        "the guard's own rate of false positives on test images.",
         f"{'; '.join(better) if better else 'No guard does'}.",
     ]
 
@@ -252,7 +252,12 @@ def _missing(cells: Sequence[Cell]) -> str:
     left = missing(cells)
     if not left:
         return "All planned cells are there."
-    return f"{len(left)} of the planned cells are not measured yet: {', '.join(left)}."
+    seeds: dict[str, list[str]] = {}
+    for name in left:
+        group, _, seed = name.rpartition("-")
+        seeds.setdefault(group, []).append(seed)
+    which = "; ".join(f"{group} ({', '.join(each)})" for group, each in seeds.items())
+    return f"{len(left)} of the planned cells are not measured yet (seeds): {which}."
 
 
 def _how(cells: Sequence[Cell]) -> list[str]:

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import bright_halves
 import guards
 import guards_figures
 import numpy as np
 import pytest
-from array_shards import write_arrays
 from guards_figures import Detection, Measured, pooled
 from guards_tables import record, tables
 from measure import is_within, look_up
@@ -108,11 +108,13 @@ def test_what_a_guard_saves_counts_beyond_refusing_by_chance():
     many, few = cell("robust"), cell("robust")
     few["detect"]["undetected_without_guard"]["2/255"] = 0.45
 
-    found = [guards_figures.saves([each], "2/255", "kde") for each in (many, few)]
+    found = [guards_figures.saves([each], "2/255") for each in (many, few)]
+    bound = cell("robust")
+    bound["detect"]["chosen"]["name"] = "safetynet"
 
     assert [share.value for share, _ in filter(None, found)] == pytest.approx([0.4, 0.05])
     assert [proof for _, proof in filter(None, found)] == [True, False]
-    assert guards_figures.saves([many], "2/255", "safetynet") is None  # only a bound is known
+    assert guards_figures.saves([bound], "2/255") is None  # of which only a bound is known
 
 
 def test_tables_mark_bounds_and_flags_and_name_the_missing_cells():
@@ -128,7 +130,10 @@ def test_tables_mark_bounds_and_flags_and_name_the_missing_cells():
     assert "| chest X-rays | MobileNet-V2 | 4/255 | .90 (" in shown
     assert "1 of 1 cells reach it (xrays-mobilenetv2_100-plain-0)" in shown
     assert "⚠ xrays-mobilenetv2_100-plain-0: kde:penultimate fails." in shown
-    assert "34 of the planned cells are not measured yet: xrays-mobilenetv2_100-plain-1" in shown
+    assert (
+        "34 of the planned cells are not measured yet (seeds): xrays-mobilenetv2_100-plain (1, 2)"
+        in shown
+    )
 
 
 def test_a_record_is_made_of_the_cells_that_are_there():
@@ -136,7 +141,7 @@ def test_a_record_is_made_of_the_cells_that_are_there():
 
     key = "xrays_mobilenetv2_100_plain_fgsm"
     assert found.figures[key].value == pytest.approx(0.94)
-    assert found.figures[key].path == f"figures[key={key}]value"
+    assert found.figures[key].path == f"figures[name={key}]value"
     assert found.seeds == (0, 1)
     assert "No plain network" not in found.render()
 
@@ -173,9 +178,13 @@ def test_other_settings_have_another_folder(write_shards: Callable[..., Path]):
 def test_a_cell_is_made_by_the_jobs_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
+    monkeypatch.setattr(bright_halves, "pictures", faint)
+    monkeypatch.setattr(guards, "FROM_WEIGHTS", "test_resnet")
+    shards = bright_halves.write_halves(tmp_path / "shards")
+    network = bright_halves.save_network(tmp_path / "network")
     command = [
-        *("--xrays", str(write_faint(tmp_path / "shards")), "--networks", "test_resnet"),
-        *("--only", "plain-0", "--epochs", "3", "--images", "20", "--steps", "2"),
+        *("--xrays", str(shards), "--networks", "test_resnet", "--weights", str(network)),
+        *("--only", "plain-0", "--epochs", "1", "--images", "20", "--steps", "2"),
         *("--adaptive_steps", "2", "--searches", "1", "--reference", "60", "--contrast", "60"),
         *("--validation", "80", "--choosing", "30", "--detectors", "kde,lid", "--denoise"),
         *("--cells", str(tmp_path / "cells"), "--work", str(tmp_path / "work")),
@@ -199,13 +208,11 @@ def test_a_cell_is_made_by_the_jobs_once(
     assert "| chest X-rays | test_resnet | plain | 1 |" in capsys.readouterr().out
 
 
-def write_faint(folder: Path) -> Path:
-    """Write images in which one half or the other is brighter by as little as an attack changes."""
-    splits = {}
-    for seed, (name, count) in enumerate({"train": 160, "val": 80, "test": 40}.items()):
-        labels = np.arange(count) % 2
-        images = 100 + 10 * uniform(seed, np.arange(count * 256)).reshape(count, 16, 16, 1)
-        images[labels == 1, :8] += 3
-        images[labels == 0, 8:] += 3
-        splits[name] = images.astype(np.uint8), labels
-    return write_arrays(folder, splits)
+def faint(split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return images of which one half is brighter, so little that 2/255 turns some."""
+    count, seed = {"train": (160, 0), "val": (80, 1), "test": (24, 2)}[split]
+    labels = np.arange(count) % 2
+    images = 80 + 60 * uniform(seed, np.arange(count * 256)).reshape(count, 16, 16, 1)
+    images[labels == 1, :8] += 6
+    images[labels == 0, 8:] += 6
+    return images.astype(np.uint8), labels

@@ -43,7 +43,7 @@ def detector_flags(
         area, fooled = area_under_attack(arrays, trials, number)
         found.append(_chance(name, area, len(clean), fooled))
         drift = _drift(clean, calibration[:, number])
-        gain = (area - validated[number]) / max(_GAP, 3 * _spread(len(clean), fooled))
+        gain = (area - validated[number]) / max(_GAP, 3 * _spread(len(clean), min(fooled)))
         found.append(_test_images(name, drift, gain))
         again = arrays["again/scores"][:, number]
         if not np.isnan(again).any():
@@ -58,16 +58,22 @@ def detector_flags(
     return found
 
 
-def _chance(name: str, area: float, honest: int, fooled: int) -> Flag:
-    """Flag a detector whose AUROC is within chance of .5, or below it."""
-    limit = by_chance(honest, fooled)
+def _chance(name: str, area: float, honest: int, fooled: Sequence[int]) -> Flag:
+    """Flag a detector whose mean AUROC over attacks is within chance of .5, or below it.
+
+    ``fooled`` holds the number of images of each attack. The limit of the mean is the mean of the
+    limits, as if all attacks fooled the same images; one with few images has a high limit.
+    """
+    limit = float(np.mean([by_chance(honest, count) for count in fooled]))
+    few, many = min(fooled), max(fooled)
+    counted = f"{few} to {many} such images" if many > few else f"such images: {few}"
     return Flag(
         name=f"{name}: no_better_than_chance",
         triggered=area <= limit,
         value=area,
         threshold=limit,
         sentence=f"{name} has an AUROC of {area:.3f} under the oblivious attacks, and chance alone "
-        f"reaches {limit:.3f} with {fooled} such image{'' if fooled == 1 else 's'}",
+        f"reaches {limit:.3f} ({counted})",
     )
 
 
@@ -108,8 +114,13 @@ def _drift(clean: Array, calibration: Array) -> float:
     return abs(_area(calibration, clean) - 0.5) / allowed
 
 
-def area_under_attack(arrays: Arrays, trials: Sequence[Trial], number: int) -> tuple[float, int]:
-    """Return the mean AUROC over the oblivious attacks, and the fewest images that one fools."""
+def area_under_attack(
+    arrays: Arrays, trials: Sequence[Trial], number: int
+) -> tuple[float, list[int]]:
+    """Return the mean AUROC over the oblivious attacks, and how many images each of them fools.
+
+    Attacks that fool none are left out; without any, AUROC is .5, as of one image.
+    """
     honest = np.concatenate([arrays[f"{c}/scores"][:, number] for c in ("clean", "noisy")])
     areas, counts = [], []
     for trial in trials:
@@ -117,7 +128,7 @@ def area_under_attack(arrays: Arrays, trials: Sequence[Trial], number: int) -> t
         if fooled.any():
             areas.append(_area(honest, arrays[f"{trial.key}/scores"][fooled, number]))
             counts.append(int(fooled.sum()))
-    return (float(np.mean(areas)), min(counts)) if areas else (0.5, 1)
+    return (float(np.mean(areas)), counts) if areas else (0.5, [1])
 
 
 def _area(honest: Array, attacked: Array) -> float:
