@@ -91,7 +91,7 @@ class Cell:
 
     def do(self, place: Path, *, denoise: bool) -> dict[str, Any]:
         """Run the jobs that are missing in ``place``; return the small document of the cell."""
-        began = time.perf_counter()
+        began, whole = time.perf_counter(), not place.exists()
         place.mkdir(parents=True, exist_ok=True)
         trained = self._trained(place)
         found = {
@@ -100,10 +100,11 @@ class Cell:
         if denoise:
             model = self._denoised(place)
             found["denoise"] = self._guarded(place, "denoise", model, "contrastive")
+        minutes = (time.perf_counter() - began) / 60
         return {
             "data": self.data, "network": self.network, "training": self.training,
             "seed": self.seed, "setup": self.decisive(), "commit": _commit(),
-            "patients": self._patients(), "minutes": (time.perf_counter() - began) / 60,
+            "patients": self._patients(), "minutes": minutes if whole else None,
             "clean": trained["clean"],
             **{name: trimmed(result) for name, result in found.items()},
         }  # fmt: skip

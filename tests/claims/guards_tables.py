@@ -100,7 +100,7 @@ def tables(cells: Sequence[Cell]) -> str:
 
 def record(cells: Sequence[Cell]) -> dict[str, Any]:
     """Return the record of the cells that are there."""
-    page = _page(cells)
+    page, minutes = _page(cells), [cell["minutes"] for cell in cells]
     return {
         "what": "Guards of plain and of adversarially trained networks, and attacks through them.",
         "commands": list(COMMANDS),
@@ -109,7 +109,7 @@ def record(cells: Sequence[Cell]) -> dict[str, Any]:
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "hardware": "one thread on 2 shared cores of an Intel Xeon with AMX, no accelerator",
         "seeds": sorted({cell["seed"] for cell in cells}),
-        "minutes": round(sum(cell["minutes"] for cell in cells), 1) or None,
+        "minutes": None if None in minutes else round(sum(minutes), 1),
         "figures": page.figures,
         "text": [
             *_how(cells),
