@@ -1,7 +1,7 @@
 """Guards of plain and of robust networks, and attacks through them, on three sets of images.
 
     python tests/claims/guards.py --xrays SHARDS --malaria SHARDS --six SHARDS --weights FILE
-    python tests/claims/guards.py --from_folder tests/claims/guards --record guards.json
+    python tests/claims/guards.py --from_folder tests/claims/guards_cells --record guards.json
 
 A cell is a set, a network, a training and a seed. jobs/train_at.py trains its network (MobileNet-V2
 from the file of weights, DenseNet121 from random weights), jobs/detect.py fits detectors on it and
@@ -237,12 +237,15 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--master", default="local[1]", help="Spark's master")
     parser.add_argument("--work", type=Path, default=Path("build/guards"), help="of running jobs")
     parser.add_argument(
-        "--cells", type=Path, default=Path("tests/claims/guards"), help="that are done"
+        "--cells", type=Path, default=Path("tests/claims/guards_cells"), help="that are done"
     )
     parser.add_argument("--from_folder", type=Path, help="make tables of the cells in it, run none")
     parser.add_argument("--record", type=Path, help="write the record of the cells to this file")
+    parser.add_argument("--hardware", default="", help="of the cells, for the record")
     parser.add_argument("--output", type=Path, default=Path("build/guards.json"), help="figures")
     asked = parser.parse_args(argv)
+    if asked.record and not asked.hardware:
+        parser.error("--record: say on which --hardware the cells were measured")
     if asked.from_folder and not any(asked.from_folder.glob("*.json")):
         parser.error(f"--from_folder: there is no cell in {asked.from_folder}")
     if not asked.from_folder:
@@ -271,7 +274,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _show(cells: list[dict[str, Any]], asked: argparse.Namespace) -> None:
-    found = record(cells)
+    found = record(cells, asked.hardware)
     print(tables(cells), flush=True)
     asked.output.parent.mkdir(parents=True, exist_ok=True)
     figures = [{"name": key, **figure} for key, figure in found["figures"].items()]

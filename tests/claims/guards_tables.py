@@ -98,8 +98,8 @@ def tables(cells: Sequence[Cell]) -> str:
     return "\n".join(found.lines).format_map(shown)
 
 
-def record(cells: Sequence[Cell]) -> dict[str, Any]:
-    """Return the record of the cells that are there."""
+def record(cells: Sequence[Cell], hardware: str) -> dict[str, Any]:
+    """Return the record of the cells that are there, measured on ``hardware``."""
     page, minutes = _page(cells), [cell["minutes"] for cell in cells]
     return {
         "what": "Guards of plain and of adversarially trained networks, and attacks through them.",
@@ -107,7 +107,7 @@ def record(cells: Sequence[Cell]) -> dict[str, Any]:
         "result": "build/claims/guards.json",
         "commit": cells[-1]["commit"],
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
-        "hardware": "one thread on 2 shared cores of an Intel Xeon with AMX, no accelerator",
+        "hardware": hardware,
         "seeds": sorted({cell["seed"] for cell in cells}),
         "minutes": None if None in minutes else round(sum(minutes), 1),
         "figures": page.figures,

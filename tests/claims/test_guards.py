@@ -137,7 +137,7 @@ def test_tables_mark_bounds_and_flags_and_name_the_missing_cells():
 
 
 def test_a_record_is_made_of_the_cells_that_are_there():
-    found = Record.model_validate(record([cell(), cell(seed=1, fgsm=0.9)]))
+    found = Record.model_validate(record([cell(), cell(seed=1, fgsm=0.9)], "two cores"))
 
     key = "xrays_mobilenetv2_100_plain_fgsm"
     assert found.figures[key].value == pytest.approx(0.94)
@@ -152,6 +152,7 @@ def test_a_record_is_made_of_the_cells_that_are_there():
         ([], "give the shards of a set"),
         (["--xrays", "shards", "--only", "nothing"], "no cell has 'nothing'"),
         (["--from_folder", "/nowhere"], "there is no cell in /nowhere"),
+        (["--xrays", "shards", "--record", "r.json"], "say on which --hardware"),
     ],
 )
 def test_misuse_is_one_sentence(words, sentence: str, capsys: pytest.CaptureFixture[str]):
@@ -189,6 +190,7 @@ def test_a_cell_is_made_by_the_jobs_once(
         *("--validation", "80", "--choosing", "30", "--detectors", "kde,lid", "--denoise"),
         *("--cells", str(tmp_path / "cells"), "--work", str(tmp_path / "work")),
         *("--output", str(tmp_path / "out.json"), "--record", str(tmp_path / "record.json")),
+        *("--hardware", "two cores"),
     ]
 
     guards.main(command)
