@@ -36,7 +36,8 @@ class Patches:
     @property
     def shares(self) -> npt.NDArray[np.float32]:
         """The share (N,) of each image that is its own, which is the share of its label as well."""
-        return 1 - self.inside.mean((1, 2), dtype=np.float64).astype(np.float32)
+        own: npt.NDArray[np.float64] = 1 - self.inside.mean((1, 2), dtype=np.float64)
+        return own.astype(np.float32)
 
 
 def patches_of(size: int, side: tuple[int, int], *, alpha: float, key: int) -> Patches:

@@ -53,7 +53,7 @@ class AnswerFiles:
     batch_size: int
 
     def __call__(self, records: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """Answer the files of ``records`` (rows as annotated), and report the piece with the rows."""
+        """Answer the files of ``records`` (rows as annotated), and report where the rows are."""
         keep_freed_memory()
         files = [row for record in records for row in record.to_pylist()]
         starts = range(0, len(files), self.batch_size)

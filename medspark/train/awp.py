@@ -57,7 +57,7 @@ class WeightPerturbation:
         finally:
             # Copied, not subtracted: a sum and its difference do not cancel to the bit.
             with torch.no_grad():
-                torch._foreach_copy_(weights, kept)
+                torch._foreach_copy_([*weights], kept)
 
     def remember(self, update: int) -> None:
         """Keep the gradient of ``update`` for the next one; call it when ``.grad`` is complete."""
@@ -82,7 +82,7 @@ class WeightPerturbation:
         }
 
     def _move(self, weights: list[nn.Parameter], gradients: list[Tensor]) -> None:
-        sizes = torch.stack(torch._foreach_norm(weights))
+        sizes = torch.stack(torch._foreach_norm([*weights]))
         slopes = torch.stack(torch._foreach_norm(gradients))
         lengths = torch.where(slopes > 0, self._gamma * sizes / slopes, 0.0).unbind()
         for weight, gradient, length in zip(weights, gradients, lengths, strict=True):

@@ -152,7 +152,7 @@ class _Training:
             self._resumption.save(seconds=self.meter.seconds)
 
     def _finish_epoch(self, epoch: int, waited: float) -> None:
-        config, progress = self._setup.config, self.progress
+        progress = self.progress
         self.meter.publish(progress.step, epoch, waited=waited)
         self.engine.check()
         self.engine.average_buffers()

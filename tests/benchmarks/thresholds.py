@@ -1,6 +1,6 @@
 """A training step with other thresholds of the kernels ÷ one with this processor's, by turns.
 
-    python tests/benchmarks/thresholds.py --networks densenet121 --sides 64 unfolding=1024 pointwise=64
+    python tests/benchmarks/thresholds.py --networks densenet121 unfolding=1024 pointwise=64
 
 Below 1 the other value is faster here; medspark/models/kernels/processor.py keeps the values of
 each class of processors. Without values, each threshold is tried lower, higher and out of reach.
