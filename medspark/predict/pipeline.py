@@ -83,13 +83,12 @@ class _Prediction:
         seconds = time.monotonic() - began
         manifest = self._before
         if self._is_news(found):
+            if set(pieces) - set(self._folder.pieces()):
+                raise self._apart(found)
             manifest = self._settled(found, self._once(files) if names else self._read(pieces))
         result = {"files_found": found} | self._outcomes(manifest)
         if found != result["answered"] + result["quarantined"]:
-            raise RunError(
-                f"{self._folder.url} does not hold one row for each of the {found} files; the "
-                "workers may not share the folder."
-            )
+            raise self._apart(found)
         if manifest is not self._before:
             self._folder.commit(manifest)
             self._folder.clean_pieces()
@@ -99,6 +98,12 @@ class _Prediction:
             | {"images_per_second": new / seconds if new else None}
             | {"answers": self._folder.path("answers", str(manifest.generation))}
             | self._private(manifest)
+        )
+
+    def _apart(self, found: int) -> RunError:
+        return RunError(
+            f"{self._folder.url} does not hold one row for each of the {found} files; the workers "
+            "may not share the folder."
         )
 
     def _listed(self) -> DataFrame:

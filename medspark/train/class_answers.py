@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from medspark.train.config import IklConfig
+from medspark.train.ikl_config import IklConfig
 from medspark.train.objective import class_shares
 from medspark.train.world import World
 

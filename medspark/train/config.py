@@ -16,10 +16,11 @@ from medspark.evaluate.config import AttackSettings, DecisionConfig
 from medspark.files import json_digest
 from medspark.models.config import ModelConfig
 from medspark.remote import AnyPath
+from medspark.train.ikl_config import IklConfig
 
 __all__ = [
     "MIXED_MODES", "AdversarialConfig", "CheckpointConfig", "DistillConfig", "FitConfig",
-    "IklConfig", "ModeName", "MonitorConfig", "PruneConfig", "PruneMethod", "RecipeSettings",
+    "ModeName", "MonitorConfig", "PruneConfig", "PruneMethod", "RecipeSettings",
     "TrainConfig", "TrainingSettings", "check_pruning", "check_ranks", "check_virtual_shards",
     "known_before",
 ]  # fmt: skip
@@ -79,20 +80,6 @@ class MonitorConfig(Config):
     drop: float = Field(0.2, description="fall of PGD accuracy below its best that counts as well")
     leak: float = Field(
         0.05, description="training accuracy, attacked minus clean, that counts as label leaking"
-    )
-
-
-class IklConfig(Config):
-    """The loss of mode ikl (Cui et al. 2024); its attack takes train.inner_steps steps."""
-
-    alpha: float = Field(
-        4.0, ge=0, description="weight of the cross-entropy of attacked to clean answers"
-    )
-    beta: float = Field(
-        20.0, ge=0, description="weight of the squared distance of the logits' differences"
-    )
-    temperature: float = Field(
-        4.0, gt=0, description="divides the logits in the mean answers per class"
     )
 
 

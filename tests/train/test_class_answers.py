@@ -19,7 +19,8 @@ from torch import Tensor
 from medspark.data.batch import Batch
 from medspark.train.adversarial import take_step
 from medspark.train.class_answers import ClassAnswers
-from medspark.train.config import AdversarialConfig, IklConfig
+from medspark.train.config import AdversarialConfig
+from medspark.train.ikl_config import IklConfig
 from medspark.train.learner import Learner, Sample
 from medspark.train.objective import CrossEntropy, pair_distance
 
