@@ -224,13 +224,14 @@ def reaches_goal(cell: Cell) -> bool:
     return all(area is not None and area.value >= GOAL for area in areas)
 
 
-def saves(cells: Sequence[Cell], eps: str) -> tuple[Estimate, bool] | None:
-    """Return the share of images that the guard saves under adaptive attacks, and if it is proof.
+def saves(cells: Sequence[Cell], eps: str) -> tuple[Estimate, float] | None:
+    """Return the share of images that the guard saves under adaptive attacks, and by chance.
 
     The guard is the detector that validation images chose. Saved are the images that are wrong
     without it and that no attack found brings past it. What is wrong and undetected is a part of
     what is wrong, so every guard saves something or nothing. To count, the interval has to lie
-    above what refusing images by chance saves, at the guard's own rate of false positives.
+    above what refusing images by chance saves, at the guard's own rate of false positives, which
+    is the second number.
     """
     found, chance = [], []
     for cell in cells:
@@ -242,4 +243,4 @@ def saves(cells: Sequence[Cell], eps: str) -> tuple[Estimate, bool] | None:
         chance.append(max(rate, RATE) * alone.value)
         found.append(Measured(alone.value - left.value, left.count, flagged=left.flagged))
     share = pooled(found)
-    return share and (share, share.low > fmean(chance))
+    return share and (share, fmean(chance))

@@ -37,7 +37,7 @@ _MATRIX = (
 _COMBINATIONS = (
     "Share of images that are wrong and undetected at 5 % false positives, under the worst attack "
     "for each image, with the robust network alone and behind each guard (last column: another "
-    "network, with a denoiser before it and a guard of its own):"
+    "network, with a denoiser before it and a guard of its own; – is not measured):"
 )
 _SETS = {"XRAYS": "xrays", "MALARIA": "malaria", "SIX": "six"}  # variables, and folders of shards
 _RUN = (
@@ -133,7 +133,7 @@ def _page(cells: Sequence[Cell]) -> Page:
     if robust:
         page.lines += ["", _COMBINATIONS, ""]
         _combinations(page, robust)
-        page.lines += ["", *_verdict(robust)]
+        page.lines += ["", *_verdict(page, robust)]
     page.lines += ["", *_flags(cells), _missing(cells)]
     return page
 
@@ -221,21 +221,26 @@ def _combinations(page: Page, robust: Mapping[Group, Sequence[Cell]]) -> None:
             page.row([*_words(group)[:2], eps, *shown])
 
 
-def _verdict(robust: Mapping[Group, Sequence[Cell]]) -> list[str]:
-    """Return which guards save more than refusing as many images by chance would."""
-    better = [
-        f"{SETS[group[0]]}, {_words(group)[1]}, {eps}: it saves {found[0].value:.2f}"
-        for group, cells in robust.items()
-        for eps in BUDGETS
-        if (found := saves(cells, eps)) and found[1]
-    ]
-    return [
+def _verdict(page: Page, robust: Mapping[Group, Sequence[Cell]]) -> list[str]:
+    """Return what guards save, beside what refusing as many images by chance would."""
+    sentences = [
         "What is wrong and undetected is a part of what is wrong, so a guard is never worse than "
         "the network alone on the same images. The guard that validation images chose counts where "
         "the 95 % interval of what it saves lies above what refusing images by chance saves, at "
-        "the guard's own rate of false positives on test images.",
-        f"{'; '.join(better) if better else 'No guard does'}.",
+        "the guard's own rate of false positives on test images:",
+        "",
     ]
+    for group, cells in robust.items():
+        for eps in BUDGETS:
+            if found := saves(cells, eps):
+                share, chance = found
+                counts = "it counts" if share.low > chance else "it does not count"
+                key = f"{'_'.join(group)}_{eps.partition('/')[0]}_saved"
+                sentences.append(
+                    f"- {SETS[group[0]]}, {_words(group)[1]}, {eps}: it saves "
+                    f"{page.figure(key, share)}, by chance {chance:.3f}: {counts}."
+                )
+    return sentences
 
 
 def _flags(cells: Sequence[Cell]) -> list[str]:
@@ -275,6 +280,6 @@ def _how(cells: Sequence[Cell]) -> list[str]:
         "these are fewer. rank_pca was left out, since it costs a minute an image.",
         "",
         "AUROC of the guard at 2/255 under each attack by attackers who do not know it, and under "
-        "the worst attack for each image, on network and guard together:",
-        "",
+        "the worst attack for each image, on network and guard together (–: the attack fools no "
+        "image):",
     ]

@@ -113,7 +113,9 @@ def test_what_a_guard_saves_counts_beyond_refusing_by_chance():
     bound["detect"]["chosen"]["name"] = "safetynet"
 
     assert [share.value for share, _ in filter(None, found)] == pytest.approx([0.4, 0.05])
-    assert [proof for _, proof in filter(None, found)] == [True, False]
+    assert [s.low > chance for s, chance in filter(None, found)] == [True, False]
+    # The guard refuses .1 of clean images, which is more than the .05 that were asked.
+    assert [chance for _, chance in filter(None, found)] == pytest.approx([0.08, 0.045])
     assert guards_figures.saves([bound], "2/255") is None  # of which only a bound is known
 
 
@@ -130,6 +132,7 @@ def test_tables_mark_bounds_and_flags_and_name_the_missing_cells():
     assert "| chest X-rays | MobileNet-V2 | 4/255 | .90 (" in shown
     assert "1 of 1 cells reach it (xrays-mobilenetv2_100-plain-0)" in shown
     assert "⚠ xrays-mobilenetv2_100-plain-0: kde:penultimate fails." in shown
+    assert "2/255: it saves .40 (.21–.62), by chance 0.080: it counts." in shown
     assert (
         "34 of the planned cells are not measured yet (seeds): xrays-mobilenetv2_100-plain (1, 2)"
         in shown
