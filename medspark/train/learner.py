@@ -32,10 +32,10 @@ __all__ = ["Learner", "Sample", "StepRule", "StepStats", "learn", "pgd_images"]
 class Sample:
     """The input of one step: augmented images (B, C, H, W) in [0, 1] and their labels.
 
-    Labels are classes (B,), findings (B, K), or of mixed images probabilities of classes (B, 1, K).
-    ``rows`` (B,) are the images' row numbers in the
-    dataset. ``weight`` multiplies the mean loss. ``threat`` holds the eps of this step. ``key``
-    seeds the step's noise. ``start`` holds the attacked images of the batch's previous replay.
+    Labels are classes (B,), findings (B, K), or probabilities (B, 1, K) of classes of mixed images.
+    ``rows`` (B,) are the images' row numbers in the dataset. ``weight`` multiplies the mean loss.
+    ``threat`` holds the eps of this step. ``key`` seeds the step's noise. ``start`` holds the
+    attacked images of the batch's previous replay.
     """
 
     images: Tensor

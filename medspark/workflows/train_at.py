@@ -52,9 +52,9 @@ from medspark.workflows.robustness_table import flag_lines, robustness_table
 
 # Torch, timm and MLflow take seconds to import. They are imported only when needed, while Spark and
 # the ranks start, and never for --help.
-_LOGGER = logging.getLogger(__name__)
-
 __all__ = ["TrainAtConfig", "check", "summary", "train_at", "train_once"]
+
+_LOGGER = logging.getLogger(__name__)
 
 # Names of the table's rows for modes that train no robustness.
 _NO_DEFENCE = {"standard": "undefended", "kd": "student (kd)", "defensive": "student (defensive)"}
