@@ -1,6 +1,8 @@
 """The losses that attacks maximise: per-image losses (B,) of logits (B, K).
 
-Labels are classes (B,), or 0/1 floats (B, K) for a network with independent findings.
+Labels are classes (B,), or 0/1 floats (B, K) for a network with independent findings. The
+cross-entropy also takes the labels of mixed images: probabilities (B, 1, K) of classes, and of
+findings (B, K).
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
         return F.binary_cross_entropy_with_logits(
             logits, labels.to(logits.dtype), reduction="none"
         ).sum(1)
+    if labels.ndim == 3:
+        labels = labels[:, 0].to(logits.dtype)
     return F.cross_entropy(logits, labels, reduction="none")
 
 

@@ -166,7 +166,7 @@ class NativeReader:
 
     def batches(self, epoch: int, *, start: int = 0) -> Iterator[Batch]:
         """Yield the batches of ``epoch`` from step ``start`` on; earlier ones are not read."""
-        plan, step = self._plan_of(epoch), start
+        plan, step = self.plan(epoch), start
         for together, images, labels in self.stretches(epoch, start=start):
             sizes = [len(rows) for rows in together]
             parts = zip(
@@ -181,14 +181,16 @@ class NativeReader:
         self, epoch: int, *, start: int = 0
     ) -> Iterator[tuple[list[Integers], Tensor, Tensor]]:
         """Yield what is read at once: the rows of some steps, and their images and labels."""
-        planned = self._plan_of(epoch).rank_batches(self._rank, self._world, start=start)
+        planned = self.plan(epoch).rank_batches(self._rank, self._world, start=start)
         while together := list(islice(planned, self._together)):
-            yield together, *self._read(np.concatenate(together), epoch)
+            yield together, *self.read(np.concatenate(together), epoch)
 
-    def _plan_of(self, epoch: int) -> EpochPlan:
+    def plan(self, epoch: int) -> EpochPlan:
+        """Return the plan of the batches of ``epoch``."""
         return EpochPlan(self._plan.rows, self._plan.global_batch, self._seed, epoch)
 
-    def _read(self, rows: Integers, epoch: int) -> tuple[Tensor, Tensor]:
+    def read(self, rows: Integers, epoch: int) -> tuple[Tensor, Tensor]:
+        """Return the augmented images (B, C, H, W) of ``rows`` in ``epoch``, and their labels."""
         images, labels = self._split.gather(rows)
         if self._augmentation is not None:
             images = augment(images, rows, config=self._augmentation, seed=self._seed, epoch=epoch)

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from medspark.data.batch import Reader
 from medspark.data.config import DataConfig, check_data
+from medspark.data.cutmix import CutMixReader
 from medspark.data.native import MappedSplit, NativeReader
 from medspark.data.petastorm import PetastormReader
 from medspark.errors import UsageError
@@ -32,16 +33,31 @@ class Source:
         self._seed = seed
         self._splits: dict[str, MappedSplit] = {}
 
-    def training(self, *, global_batch: int, seed: int, rank: int, world: int) -> Reader:
-        """Return the reader of this rank's augmented, shuffled training batches."""
+    def training(
+        self, *, global_batch: int, seed: int, rank: int, world: int, cutmix: float = 0.0
+    ) -> Reader:
+        """Return the reader of this rank's augmented, shuffled training batches.
+
+        With ``cutmix``, its images and labels are mixed (``medspark.data.cutmix``).
+        """
         if self._config.reader == "native":
-            return NativeReader(
+            reader = NativeReader(
                 self.split("train"),
                 global_batch=global_batch,
                 seed=seed,
                 rank=rank,
                 world=world,
                 augmentation=self._config.augment,
+            )
+            if cutmix == 0:
+                return reader
+            return CutMixReader(
+                reader,
+                alpha=cutmix,
+                classes=len(self.manifest.classes),
+                seed=seed,
+                rank=rank,
+                world=world,
             )
         return PetastormReader(
             self.folder,

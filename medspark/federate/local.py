@@ -71,6 +71,8 @@ class LocalConfig(Config):
             raise ValueError("scaffold needs batch_norm frozen or reestimate")
         if self.train.dual_bn:
             raise ValueError("train.dual_bn is not for federations")
+        if self.train.mode == "ikl":
+            raise ValueError("train.mode ikl keeps mean answers over epochs: not for federations")
         return self
 
     def epochs_in(self, round: int) -> int:

@@ -27,8 +27,8 @@ from medspark.predict.folder import OUTCOMES, piece_name
 
 __all__ = ["DONE", "Answer", "AnswerFiles", "Model"]
 
-DONE = "files bigint"  # what a task reports
-_DONE = pa.schema([("files", pa.int64())])
+DONE = "piece string, files bigint"  # what a task reports: its file, and the rows in it
+_DONE = pa.schema([("piece", pa.string()), ("files", pa.int64())])
 
 Row = dict[str, Any]
 Answer = dict[str, Any]
@@ -53,7 +53,7 @@ class AnswerFiles:
     batch_size: int
 
     def __call__(self, records: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """Answer the files of ``records`` (rows as annotated), and yield their number."""
+        """Answer the files of ``records`` (rows as annotated), and report where the rows are."""
         keep_freed_memory()
         files = [row for record in records for row in record.to_pylist()]
         starts = range(0, len(files), self.batch_size)
@@ -65,8 +65,8 @@ class AnswerFiles:
         for decoded in batches:
             rows += self._answered(decoded)
         if rows:
-            self._write(rows)
-        yield pa.RecordBatch.from_pylist([{"files": len(rows)}], schema=_DONE)
+            done = {"piece": self._write(rows), "files": len(rows)}
+            yield pa.RecordBatch.from_pylist([done], schema=_DONE)
 
     def _decoded(self, files: Sequence[Row]) -> Decoded:
         return [self._read(row) for row in files]
@@ -92,13 +92,14 @@ class AnswerFiles:
         for row, pixels in decoded:
             yield row if pixels is None else row | next(answers)
 
-    def _write(self, rows: list[Row]) -> None:
+    def _write(self, rows: list[Row]) -> str:
         content = io.BytesIO()
         pq.write_table(pa.Table.from_pylist(rows, schema=OUTCOMES), content)
-        # The name is unique, so that two attempts of a task share no file; the commit takes each
-        # file's row once.
+        # The name is unique, so that two attempts of a task share no file. Spark reports one of
+        # them; after a kill, the commit takes each file's row once.
         name = piece_name(uuid.uuid4().hex, len(rows))
         storage.write_bytes(storage.join(self.answers, name), content.getvalue())
+        return name
 
 
 def _ahead(batches: Iterator[T]) -> Iterator[T]:

@@ -34,6 +34,8 @@ __all__ = ["predict"]
 _LOGGER = logging.getLogger(__name__)
 
 _SAME = ["file_key", "fingerprint"]
+# A task that ends late keeps one core busy and the others idle.
+_TASKS_PER_CORE = 8
 
 
 def predict(spark: SparkSession, asked: Asked, model: Model) -> dict[str, Any]:
@@ -73,17 +75,20 @@ class _Prediction:
         found = files.count()
         todo, new = files, found
         if names := self._known_names():
-            known = self._folder.read(self._spark, names).select(_SAME)
+            known = self._read(names).select(_SAME)
             todo = self._staged("todo", files.join(known, _SAME, "left_anti"))
             new = todo.count()
-        seconds = self._answer(todo, new)
-        manifest = self._settled(files, found) if self._is_news(found) else self._before
+        began = time.monotonic()
+        pieces = self._answer(todo, new)
+        seconds = time.monotonic() - began
+        manifest = self._before
+        if self._is_news(found):
+            if set(pieces) - set(self._folder.pieces()):
+                raise self._apart(found)
+            manifest = self._settled(found, self._once(files) if names else self._read(pieces))
         result = {"files_found": found} | self._outcomes(manifest)
         if found != result["answered"] + result["quarantined"]:
-            raise RunError(
-                f"{self._folder.url} does not hold one row for each of the {found} files; the "
-                "workers may not share the folder."
-            )
+            raise self._apart(found)
         if manifest is not self._before:
             self._folder.commit(manifest)
             self._folder.clean_pieces()
@@ -93,6 +98,12 @@ class _Prediction:
             | {"images_per_second": new / seconds if new else None}
             | {"answers": self._folder.path("answers", str(manifest.generation))}
             | self._private(manifest)
+        )
+
+    def _apart(self, found: int) -> RunError:
+        return RunError(
+            f"{self._folder.url} does not hold one row for each of the {found} files; the workers "
+            "may not share the folder."
         )
 
     def _listed(self) -> DataFrame:
@@ -108,11 +119,11 @@ class _Prediction:
         """Return the files of the last commit, and those of tasks that finished after it."""
         return (*self._before.answers, *self._before.quarantine, *self._folder.pieces())
 
-    def _answer(self, todo: DataFrame, count: int) -> float:
-        """Answer the files ``todo``; return the seconds that it took."""
-        asked, config, began = self._asked, self._asked.config, time.monotonic()
+    def _answer(self, todo: DataFrame, count: int) -> list[str]:
+        """Answer the files ``todo``; return the pieces that hold a row for each of them."""
+        asked, config = self._asked, self._asked.config
         if count == 0:
-            return 0.0
+            return []
         reader = ArchiveReader(
             source=asked.source,
             run=self._generation,
@@ -123,13 +134,13 @@ class _Prediction:
             guarded=config.guarded,
         )
         task = AnswerFiles(reader, self._model, self._folder.url, config.batch_size)
-        spread = todo.repartition(tasks_for(self._spark, count))
+        spread = todo.repartition(tasks_for(self._spark, count, per_core=_TASKS_PER_CORE))
         earlier = self._folder.finished()
         with followed(
             lambda: self._folder.finished() - earlier, total=count, unit="file", doing="answered"
         ):
-            map_batches(spread, task, DONE).collect()
-        return time.monotonic() - began
+            # Of a task that ran twice, Spark returns one report.
+            return [row["piece"] for row in map_batches(spread, task, DONE).collect()]
 
     # --- settling ---
 
@@ -138,20 +149,28 @@ class _Prediction:
         before = self._before
         return before.generation is None or before.files != found or bool(self._folder.pieces())
 
-    def _settled(self, files: DataFrame, found: int) -> PredictionManifest:
-        """Write the row of each of ``files`` once; return the manifest that would commit them."""
-        # A task that ran twice left two rows of a file. Answers come before failures, which may
-        # have been a matter of time or memory.
+    def _read(self, names: Sequence[str]) -> DataFrame:
+        return self._folder.read(self._spark, names)
+
+    def _once(self, files: DataFrame) -> DataFrame:
+        """Return one of the known rows of each of ``files``.
+
+        A task that was killed with its job may have left rows that another wrote again. Answers
+        come before failures, which may have been a matter of time or memory.
+        """
         first = Window.partitionBy("file_key").orderBy(
             F.col("reason").asc_nulls_first(), "message", "probability"
         )
-        rows = (
-            self._folder.read(self._spark, self._known_names())
+        return (
+            self._read(self._known_names())
             .join(files.select(_SAME), _SAME, "left_semi")
             .select(*OUTCOMES.names, F.row_number().over(first).alias("rank"))
             .where(F.col("rank") == 1)
             .persist()  # it is written in two parts
         )
+
+    def _settled(self, found: int, rows: DataFrame) -> PredictionManifest:
+        """Write ``rows``, one for each file; return the manifest that would commit them."""
         answered, failed = rows.where(F.col("reason").isNull()), F.col("reason").isNotNull()
         kept = [name for name in OUTCOMES.names if name not in ("reason", "message")]
         written = {
@@ -176,7 +195,7 @@ class _Prediction:
 
     def _outcomes(self, manifest: PredictionManifest) -> dict[str, Any]:
         files = (*manifest.answers, *manifest.quarantine)
-        rows = self._folder.read(self._spark, files).groupBy("label", "reason").count().collect()
+        rows = self._read(files).groupBy("label", "reason").count().collect()
         reasons = {row["reason"]: row["count"] for row in rows if row["reason"] is not None}
         counts = {row["label"]: row["count"] for row in rows if row["reason"] is None}
         labels = Counter(dict.fromkeys(manifest.classes, 0))
@@ -207,17 +226,17 @@ class _Prediction:
 
     def _failed(self, manifest: PredictionManifest) -> Iterator[Row]:
         """Yield the rows of the quarantine, without paths."""
-        for row in self._read(manifest.quarantine, ("file_key", "reason", "message")):
+        for row in self._read_here(manifest.quarantine, ("file_key", "reason", "message")):
             yield row["file_key"], None, row["reason"], row["message"]
 
     def _paths(self) -> Iterator[tuple[str, str]]:
         """Yield the key and the absolute path of each file."""
         source, pseudonyms = self._asked.source, self._asked.pseudonyms
         names = self._folder.written("staging", "files")
-        for row in self._read(names, ("file_key", "sealed_path")):
+        for row in self._read_here(names, ("file_key", "sealed_path")):
             yield row["file_key"], storage.join(source, pseudonyms.unseal(row["sealed_path"]))
 
-    def _read(self, names: Sequence[str], columns: Sequence[str]) -> Iterator[dict[str, str]]:
+    def _read_here(self, names: Sequence[str], columns: Sequence[str]) -> Iterator[dict[str, str]]:
         """Yield the rows of Parquet files of the folder, read here and not by Spark."""
         for name in names:
             system, path = storage.filesystem(self._folder.path(name))

@@ -37,14 +37,14 @@ def map_batches(
     return rows.mapInArrow(_Task(work), schema)
 
 
-def tasks_for(spark: SparkSession, files: int) -> int:
+def tasks_for(spark: SparkSession, files: int, *, per_core: int = 4) -> int:
     """Return into how many tasks to spread ``files``: one or more.
 
     There are several tasks per core, so that a task with slow files does not delay the rest.
     """
     cores = default_parallelism(spark)
     enough = min(math.ceil(files / _FILES_PER_TASK), _MOST_TASKS)
-    return max(1, min(files, max(4 * cores, enough)))
+    return max(1, min(files, max(per_core * cores, enough)))
 
 
 def from_arrow(spark: SparkSession, table: pa.Table) -> DataFrame:

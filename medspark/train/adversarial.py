@@ -13,6 +13,7 @@ B below are one forward and one backward pass:
     free          1F 1B     per replay; one backward for weights and attack (Shafahi et al. 2019)
     pgd       (K+1)F (K+1)B attacked images only, K steps (Madry et al. 2018)
     trades    (K+2)F (K+1)B clean loss and divergence under attack (Zhang et al. 2019)
+    ikl       (K+2)F (K+1)B trades with a loss that pulls clean answers too (Cui et al. 2024)
 
 Using one backward pass for both the attack and the weights is known (Free AT; Fast AdvProp, Mei et
 al. 2022). The result is exact with frozen batch norm, or with batch statistics in all passes.
@@ -31,7 +32,7 @@ from medspark.models.kernels.casts import cast_weights_once
 from medspark.train.config import ModeName
 from medspark.train.dual_norm import for_attacked, idle_sum
 from medspark.train.learner import Learner, Sample, StepRule, StepStats, learn, pgd_images
-from medspark.train.objective import divergence
+from medspark.train.objective import divergence, pair_distance
 
 __all__ = ["MODES", "take_step"]
 
@@ -96,18 +97,28 @@ def madry(learner: Learner, sample: Sample) -> StepStats:
 
 def trades(learner: Learner, sample: Sample) -> StepStats:
     """Learn the clean loss plus ``beta`` times the divergence between clean and PGD images."""
-    with torch.no_grad():
-        fixed = learner.logits(learner.bare, sample.images)
-
-    def divergence_from_clean(logits: Tensor, labels: Tensor) -> Tensor:
-        return divergence(fixed, logits, labels)
-
-    attacked = pgd_images(learner, sample, divergence_from_clean)
-    clean = learner.logits(learner.model, sample.images)
-    with for_attacked(learner.bare):
-        adversarial = learner.logits(learner.model, attacked)
+    attacked = _farthest(learner, sample)
+    clean, adversarial = _both(learner, sample, attacked)
     distance = divergence(clean, adversarial, sample.labels).mean()
     loss = learner.objective(clean, sample.labels) + learner.config.beta * distance
+    return learn(loss, sample, clean=clean, adversarial=adversarial, attacked=attacked)
+
+
+def ikl(learner: Learner, sample: Sample) -> StepStats:
+    """Learn the clean loss plus the improved divergence between clean and PGD images.
+
+    With clean and attacked logits z and z', and the mean answers w to the image's class, that is
+    alpha * -sum(softmax(z) log softmax(z')), whose first factor gets no gradient, plus
+    beta / 4 * sum_jk w_j w_k ((z_j - z_k) - (z'_j - z'_k))^2, in which clean answers move as well.
+    PGD raises the first term.
+    """
+    attacked = _farthest(learner, sample)
+    clean, adversarial = _both(learner, sample, attacked)
+    given = learner.answers.config
+    soft = -(clean.detach().softmax(1) * adversarial.log_softmax(1)).sum(1)
+    pairs = pair_distance(clean, adversarial, learner.answers.of(clean, sample.labels))
+    improved = (given.alpha * soft + given.beta / 4 * pairs).mean()
+    loss = learner.objective(clean, sample.labels) + improved
     return learn(loss, sample, clean=clean, adversarial=adversarial, attacked=attacked)
 
 
@@ -121,6 +132,7 @@ MODES: dict[ModeName, StepRule] = {
     "free": free,
     "pgd": madry,
     "trades": trades,
+    "ikl": ikl,
 }
 
 
@@ -133,6 +145,24 @@ def take_step(learner: Learner, sample: Sample) -> StepStats:
                 _align(learner, sample)
         rule = learner.step_rule or MODES[learner.config.mode]
         return rule(learner, sample)
+
+
+def _farthest(learner: Learner, sample: Sample) -> Tensor:
+    """Return images of which PGD moves the answers away from those of the clean images."""
+    with torch.no_grad():
+        fixed = learner.logits(learner.bare, sample.images)
+
+    def divergence_from_clean(logits: Tensor, labels: Tensor) -> Tensor:
+        return divergence(fixed, logits, labels)
+
+    return pgd_images(learner, sample, divergence_from_clean)
+
+
+def _both(learner: Learner, sample: Sample, attacked: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the logits (B, K) of the clean and of the ``attacked`` images."""
+    clean = learner.logits(learner.model, sample.images)
+    with for_attacked(learner.bare):
+        return clean, learner.logits(learner.model, attacked)
 
 
 def _fused_from(learner: Learner, sample: Sample, start: Tensor) -> StepStats:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -16,16 +16,22 @@ from medspark.evaluate.config import AttackSettings, DecisionConfig
 from medspark.files import json_digest
 from medspark.models.config import ModelConfig
 from medspark.remote import AnyPath
+from medspark.train.ikl_config import IklConfig
 
 __all__ = [
-    "AdversarialConfig", "CheckpointConfig", "DistillConfig", "FitConfig", "ModeName",
-    "MonitorConfig", "PruneConfig", "PruneMethod", "RecipeSettings", "TrainConfig",
-    "TrainingSettings", "check_pruning", "check_ranks", "check_virtual_shards",
+    "MIXED_MODES", "AdversarialConfig", "CheckpointConfig", "DistillConfig", "FitConfig",
+    "ModeName", "MonitorConfig", "PruneConfig", "PruneMethod", "RecipeSettings",
+    "TrainConfig", "TrainingSettings", "check_pruning", "check_ranks", "check_virtual_shards",
+    "known_before",
 ]  # fmt: skip
 
 ModeName = Literal[
-    "standard", "naive", "fused", "fused_noise", "nfgsm", "rs_fgsm", "free", "pgd", "trades"
+    "standard", "naive", "fused", "fused_noise", "nfgsm", "rs_fgsm", "free", "pgd", "trades", "ikl"
 ]
+# The modes that learn from clean and from attacked images, each with a batch norm of its own.
+MIXED_MODES = ("naive", "fused", "fused_noise", "trades", "ikl")
+# Runs of versions without these settings keep their hash, as long as they are at their default.
+_LATER = ("awp", "awp_after", "cutmix", "ikl")
 
 
 class AdversarialConfig(Config):
@@ -43,7 +49,7 @@ class AdversarialConfig(Config):
         gt=0,
         description="step length of the attack in units of eps; default 1, 1.25 in rs_fgsm",
     )
-    inner_steps: int = Field(7, ge=1, description="attack steps in pgd and trades")
+    inner_steps: int = Field(7, ge=1, description="attack steps in pgd, trades and ikl")
     replays: int = Field(4, ge=1, description="updates from each batch in free")
     beta: float = Field(6.0, ge=0, description="weight of the divergence in trades")
     dual_bn: bool = Field(
@@ -115,6 +121,22 @@ class TrainConfig(AdversarialConfig):
         description="divides the logits in the loss; the saved network uses 1. Train the teacher "
         "of defensive distillation at the temperature of the distillation",
     )
+    awp: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="adversarial weight perturbation: largest change of each weight tensor in "
+        "a step, relative to its norm; .005 is usual, 0: none",
+    )
+    awp_after: float = Field(
+        0.3, ge=0, lt=1, description="share of steps before awp begins, so that a network learns"
+    )
+    cutmix: float = Field(
+        0.0,
+        ge=0,
+        description="CutMix: alpha of Beta(alpha, alpha), from which the area of the patch is "
+        "drawn that each image gets from another one of its batch; 1 is usual, 0: none",
+    )
     clip_grad: float = Field(5.0, ge=0, description="largest gradient norm; 0 for no limit")
     ema: float = Field(
         0.0, ge=0, lt=1, description="decay per step of the averaged weights to keep; 0: no average"
@@ -137,6 +159,7 @@ class TrainConfig(AdversarialConfig):
     )
     validation_steps: int = Field(10, ge=1, description="PGD steps on the validation images")
     monitor: MonitorConfig = MonitorConfig()
+    ikl: IklConfig = IklConfig()
     log_every: int = Field(20, ge=1, description="steps between log records")
 
     @property
@@ -151,6 +174,12 @@ class TrainConfig(AdversarialConfig):
             return most
         even = (ranks for ranks in range(1, most + 1) if self.virtual_shards % ranks == 0)
         return max(even, default=0)
+
+
+def known_before(train: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings ``train`` without later ones that are at their default, for a hash."""
+    defaults = TrainConfig().model_dump(mode="json", include=set(_LATER))
+    return {key: value for key, value in train.items() if defaults.get(key, ...) != value}
 
 
 def check_ranks(train: TrainConfig, ranks: int) -> None:
@@ -295,6 +324,11 @@ class RecipeSettings(TrainingConfig):
     decision: DecisionConfig = DecisionConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     seed: int = Field(0, ge=0, description="of the weights, the image order and all noise")
+
+    def deciding_weights(self) -> dict[str, Any]:
+        """Return the settings that decide the weights, as hashes of runs see them."""
+        chosen = super().deciding_weights()
+        return chosen | {"train": known_before(chosen["train"])}
 
 
 class TrainingSettings(RecipeSettings):

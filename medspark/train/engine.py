@@ -10,7 +10,7 @@ import logging
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -28,11 +28,13 @@ from medspark.models.kernels.processor import processor
 from medspark.models.kernels.trained_form import TrainedForm
 from medspark.seeding import derive
 from medspark.train.adversarial import take_step
+from medspark.train.awp import WeightPerturbation
+from medspark.train.class_answers import ClassAnswers
 from medspark.train.config import TrainConfig
 from medspark.train.dual_norm import dual
-from medspark.train.gradients import Gradients, Overlapped, VirtualShards
+from medspark.train.gradients import Gradients, Overlapped, Piece, VirtualShards
 from medspark.train.learner import Learner, Sample, StepRule, StepStats
-from medspark.train.objective import Objective
+from medspark.train.objective import Objective, hard_labels
 from medspark.train.optimise import Average, adamw, clip_gradients, set_rate, step_if_finite
 from medspark.train.prune.pruner import Pruner
 from medspark.train.schedule import one_cycle, ramp
@@ -117,6 +119,12 @@ class Engine:
         self._learnt = 0  # steps with an image since the batch-norm statistics were averaged
         self._settles_at = math.ceil(config.eps_warmup * total_steps) if settle else None
         self.precision = "bf16" if _wants_bf16(config, world.device) else "fp32"
+        self._perturbation = WeightPerturbation(
+            self.model,
+            gamma=config.awp,
+            begins=math.ceil(config.awp_after * self._total),
+            keep_zeros=self._pruner.prunes,
+        )
         self._below_head = _below_head(self.model) if config.head_steps else []
         self._learner = Learner(
             model=self._gradients.model,
@@ -124,7 +132,12 @@ class Engine:
             config=config,
             autocast=torch.bfloat16 if self.precision == "bf16" else None,
             step_rule=step_rule,
+            answers=ClassAnswers(config.ikl),
         )
+
+    @property
+    def _weighs_answers(self) -> bool:
+        return self._config.mode == "ikl" and self._learner.step_rule is None
 
     @property
     def ddp(self) -> nn.Module:
@@ -148,8 +161,13 @@ class Engine:
         if self._settles_at is not None and number >= self._settles_at:
             self._settle()
         self.model.train()
-        images = to_unit(batch.images, self._device)
-        labels = batch.labels.to(self._device, non_blocking=True)
+        if self._weighs_answers:
+            self._learner.answers.begin(batch.epoch, self._world)
+        batch = replace(
+            batch,
+            images=to_unit(batch.images, self._device),
+            labels=batch.labels.to(self._device, non_blocking=True),
+        )
         pieces = self._gradients.pieces(batch)
         self._learnt += len(batch.labels) > 0
         starts: dict[int, Tensor | None] = {}
@@ -158,30 +176,46 @@ class Engine:
             rate = self._rate(update)
             eps = self._threat.eps * ramp(update, self._total, share=self._config.eps_warmup)
             threat = self._threat.model_copy(update={"eps": eps})
-            figures = torch.zeros(4, device=self._device)
-            self._gradients.begin()
-            for piece in pieces:
-                # Seed dropout per piece, so that checkpoints need not hold the generator's state.
-                torch.manual_seed(derive(self._seed, "dropout", update, piece.number))
-                sample = Sample(
-                    images=images[piece.rows],
-                    labels=labels[piece.rows],
-                    rows=batch.rows[piece.rows],
-                    weight=piece.weight,
-                    threat=threat,
-                    key=derive(self._seed, "noise", update),
-                    start=starts.get(piece.number),
-                )
-                with self._gradients.learning(piece, last=piece is pieces[-1]):
-                    if piece.empty:
-                        self._gradients.attend(self._blank)
-                        continue
-                    stats = take_step(self._learner, sample)
-                    starts[piece.number] = stats.attacked
-                    figures += _figures(stats, sample, piece.part / piece.weight)
-            self._gradients.finish()
+            with self._perturbation.moved(update):
+                figures = self._learn(batch, pieces, update, threat, starts)
             norm = self._update(update, rate)
         return Report(figures, rate, eps, norm)
+
+    def _learn(
+        self,
+        batch: Batch,
+        pieces: list[Piece],
+        update: int,
+        threat: ThreatModel,
+        starts: dict[int, Tensor | None],
+    ) -> Tensor:
+        """Leave the gradient of ``update`` in ``.grad``; return the figures of its Report.
+
+        ``starts`` holds the attacked images of the batch's previous replay, by piece.
+        """
+        figures = torch.zeros(4, device=self._device)
+        self._gradients.begin()
+        for piece in pieces:
+            # Seed dropout per piece, so that checkpoints need not hold the generator's state.
+            torch.manual_seed(derive(self._seed, "dropout", update, piece.number))
+            sample = Sample(
+                images=batch.images[piece.rows],
+                labels=batch.labels[piece.rows],
+                rows=batch.rows[piece.rows],
+                weight=piece.weight,
+                threat=threat,
+                key=derive(self._seed, "noise", update),
+                start=starts.get(piece.number),
+            )
+            with self._gradients.learning(piece, last=piece is pieces[-1]):
+                if piece.empty:
+                    self._gradients.attend(self._blank)
+                    continue
+                stats = take_step(self._learner, sample)
+                starts[piece.number] = stats.attacked
+                figures += _figures(stats, sample, piece.part / piece.weight)
+        self._gradients.finish()
+        return figures
 
     def _settle(self) -> None:
         """Freeze batch norm, so that from now on attacks see the network that is deployed."""
@@ -211,11 +245,13 @@ class Engine:
         return self._pruner.noise()
 
     def average_buffers(self) -> None:
-        """Give all ranks the mean of their moving batch-norm statistics.
+        """Give all ranks the mean of their moving batch-norm statistics, and what ikl counts.
 
         A rank's weight is the number of steps with an image since the last call. With elastic exact
         the statistics are already the same on all ranks, bit for bit.
         """
+        if self._weighs_answers:
+            self._learner.answers.share(self._world)
         moving = [
             buffer
             for layer in batch_norms(self.model)
@@ -242,6 +278,7 @@ class Engine:
         kept |= optimiser_tensors(self.optimiser, self.model)
         if self.average is not None:
             kept |= {f"average/{name}": value for name, value in self.average.values.items()}
+        kept |= self._perturbation.tensors() | self._learner.answers.tensors()
         return kept | self._pruner.tensors()
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
@@ -251,6 +288,8 @@ class Engine:
         restore_optimiser(self.optimiser, self.model, tensors)
         if self.average is not None:
             self.average.restore(_below("average/", tensors))
+        self._perturbation.restore(tensors)
+        self._learner.answers.restore(tensors, self._world)
         self._pruner.restore(tensors)
 
     @property
@@ -278,6 +317,7 @@ class Engine:
             for parameter in self._below_head:
                 parameter.grad = None
         self._pruner.hold_back()
+        self._perturbation.remember(update)
         norm = clip_gradients(self.model.parameters(), self._config.clip_grad)
         set_rate(self.optimiser, rate)
         step_if_finite(self.optimiser, norm)
@@ -338,7 +378,7 @@ def _figures(stats: StepStats, sample: Sample, scale: float) -> Tensor:
     def right(logits: Tensor | None) -> Tensor:
         if logits is None:
             return torch.zeros((), device=stats.loss.device)
-        return correct(logits, sample.labels).sum()
+        return correct(logits, hard_labels(sample.labels)).sum()
 
     # Filled on the device: a copy from the host would make the host wait for it.
     count = torch.full((), float(len(sample.labels)), device=stats.loss.device)

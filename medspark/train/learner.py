@@ -20,6 +20,7 @@ from medspark.attacks.losses import Loss
 from medspark.attacks.pgd import pgd
 from medspark.attacks.threat import ThreatModel
 from medspark.data.batch import Integers
+from medspark.train.class_answers import ClassAnswers
 from medspark.train.config import AdversarialConfig
 from medspark.train.noise import keyed_noise
 from medspark.train.objective import Objective
@@ -31,9 +32,10 @@ __all__ = ["Learner", "Sample", "StepRule", "StepStats", "learn", "pgd_images"]
 class Sample:
     """The input of one step: augmented images (B, C, H, W) in [0, 1] and their labels.
 
-    Labels are classes (B,) or findings (B, K). ``rows`` (B,) are the images' row numbers in the
-    dataset. ``weight`` multiplies the mean loss. ``threat`` holds the eps of this step. ``key``
-    seeds the step's noise. ``start`` holds the attacked images of the batch's previous replay.
+    Labels are classes (B,), findings (B, K), or probabilities (B, 1, K) of classes of mixed images.
+    ``rows`` (B,) are the images' row numbers in the dataset. ``weight`` multiplies the mean loss.
+    ``threat`` holds the eps of this step. ``key`` seeds the step's noise. ``start`` holds the
+    attacked images of the batch's previous replay.
     """
 
     images: Tensor
@@ -69,6 +71,7 @@ class Learner:
 
     ``objective`` maps logits and labels to a mean loss. Passes compute in the type ``autocast``,
     or in float32 if it is None. ``step_rule`` replaces ``config.mode``, as in distillation.
+    ``answers`` are the mean answers per class that mode ikl weighs with, and its settings.
     """
 
     model: nn.Module
@@ -76,6 +79,7 @@ class Learner:
     config: AdversarialConfig = field(default_factory=AdversarialConfig)
     autocast: torch.dtype | None = None
     step_rule: StepRule | None = None
+    answers: ClassAnswers = field(default_factory=ClassAnswers)
 
     @property
     def bare(self) -> nn.Module:

@@ -17,9 +17,11 @@ from medspark.evaluate.noise_result import NoiseResult
 from medspark.evaluate.result import RobustnessResult
 from medspark.models.card import read_card
 from medspark.models.checkpoint import describe, save_classifier
+from medspark.train.combinations import check_combinations
 from medspark.train.config import FitConfig, check_ranks
 from medspark.train.engine import Engine
 from medspark.train.final_test import calibrate_and_test, judge_with_noise
+from medspark.train.kinds import recipe_line, with_recipe
 from medspark.train.meter import Meter, Recorder
 from medspark.train.monitor import Monitor, attack_watched
 from medspark.train.prepare import Recipe, make_objective, make_pruning, watched_images
@@ -42,7 +44,9 @@ def fit(config: FitConfig, world: World, journal: Recorder) -> dict[str, Any]:
     The best network is saved to ``run_dir/model``. Raises UsageError for unusable input, and
     RunError if training diverges or a later attempt takes the run over.
     """
-    return trained(config, world, journal, Recipe())[0]
+    if world.is_main and (line := recipe_line(config)):
+        _LOGGER.info("%s", line)
+    return trained(with_recipe(config), world, journal, Recipe())[0]
 
 
 def trained(
@@ -55,6 +59,7 @@ def trained(
     source = open_source(config.shards, config.data, seed=config.seed)
     timeline.note("opened")
     config.decision.check(source.manifest)
+    check_combinations(config, multi_label=source.manifest.multi_label)
     setup = set_up(config, world, journal, source, timeline)
     training = _Training(setup, recipe)
     timeline.note("built")
@@ -94,6 +99,7 @@ class _Training:
             seed=config.seed,
             rank=world.rank,
             world=world.size,
+            cutmix=config.train.cutmix,
         )
         self._steps = config.total_steps(self._reader.steps)
         self.epochs = -(-self._steps // self._reader.steps)  # the last one can be a part of one

@@ -21,7 +21,7 @@ from medspark.models.config import model_folder
 from medspark.models.torchvision_ops import import_timm
 from medspark.seeding import derive
 from medspark.shards.plan import EpochPlan, permute
-from medspark.train.config import FitConfig, check_pruning
+from medspark.train.config import MIXED_MODES, FitConfig, check_pruning
 from medspark.train.distill import distillation_rule
 from medspark.train.learner import StepRule
 from medspark.train.objective import (
@@ -177,10 +177,9 @@ def _check_every_rank_sees(config: FitConfig, rows: int, world: World) -> None:
 
 
 def _check_dual(config: FitConfig, *, frozen: bool) -> None:
-    mixed = ("naive", "fused", "fused_noise", "trades")
-    other = config.distill or config.prune or config.train.mode not in mixed
+    other = config.distill or config.prune or config.train.mode not in MIXED_MODES
     if config.train.dual_bn and (frozen or other):
         raise UsageError(
-            f"train.dual_bn needs one of the modes {', '.join(mixed)}, which learn from clean and "
-            "attacked images, unfrozen batch norm, and no pruning."
+            f"train.dual_bn needs one of the modes {', '.join(MIXED_MODES)}, which learn from "
+            "clean and attacked images, unfrozen batch norm, and no pruning."
         )

@@ -59,6 +59,7 @@ class DenoiseTraining(TrainAtConfig):
     rank_function: ClassVar[str] = "medspark.defend.denoise.fit:fit"
     rank_config: ClassVar = DenoiseFit
     result_class: ClassVar = DenoiseResult
+    chooses_recipe: ClassVar = False
 
     decides_weights: ClassVar = frozenset({"denoise"})
     decides_report: ClassVar = frozenset({"judge"})

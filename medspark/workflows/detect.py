@@ -96,11 +96,12 @@ class Detection:
             locked(self.guard_folder),
             tracked(self.folder / "mlflow", self.config.track, self._entry()) as run,
         ):
-            validation = self._gather(spark, "validation")
-            detectors, choice = self._fitted(spark, validation)
-            unseen = self._generalisation(spark, validation) if self.config.fit.left_out else []
+            choosing = self._gather(spark, "choosing")
+            calibration = self._gather(spark, "calibration")
+            detectors, choice = self._fitted(spark, choosing, calibration)
+            unseen = self._generalisation(spark, choosing) if self.config.fit.left_out else []
             arrays = self._examine(spark)
-            result = self._result(detectors, choice, validation, arrays)
+            result = self._result(detectors, choice, calibration, arrays)
             result = result.model_copy(update={"generalisation": tuple(unseen)})
             write_detection_report(self.folder / "report", result, facts=self._facts(result))
             run.end(
@@ -137,7 +138,7 @@ class Detection:
         )
         if min((*self.config.eps, *(self.config.fit.eps or ()))) <= 0:
             raise UsageError("eps: a detector needs attacks, so every budget is larger than 0.")
-        calibrating = int((~self.parts.choosing()).sum())
+        calibrating = len(self.parts.rows("calibration"))
         if calibrating < needed(self.config.fpr):
             raise UsageError(
                 f"fpr: a rate of {self.config.fpr:g} needs {needed(self.config.fpr)} validation "
@@ -174,19 +175,19 @@ class Detection:
             piece=self.config.piece,
             work=self.folder / part,
         )
-        doing = f"{part} images read" if part == "reference" else f"{part} images attacked"
+        doing = f"{part} images {'attacked' if job.attacks.attacks else 'read'}"
         do_pieces(spark, job, total=len(job.rows), unit="image", doing=doing)
         return job.arrays()
 
     def _fitted(
-        self, spark: SparkSession, validation: Arrays
+        self, spark: SparkSession, choosing: Arrays, calibration: Arrays
     ) -> tuple[tuple[Detector, ...], Choice]:
         """Return the detectors and the choice; they are fitted once for a folder."""
         trials = self.parts.attacks("test").trials()
         place = self.folder / "fitted"
         if (place / "fitted.json").is_file():
             detectors = tuple(read_fitted(place)[0])
-            return detectors, choose(detectors, validation, trials, half=self.parts.choosing())
+            return detectors, choose(detectors, choosing, calibration, trials)
         training = training_of(
             self._gather(spark, "reference"),
             self._gather(spark, "contrast"),
@@ -195,16 +196,16 @@ class Detection:
             seed=self.config.seed,
         )
         detectors = fit_all(self.pairs, training)
-        choice = choose(detectors, validation, trials, half=self.parts.choosing())
+        choice = choose(detectors, choosing, calibration, trials)
         keep_fitted(place, detectors, choice.targets)
         return detectors, choice
 
-    def _generalisation(self, spark: SparkSession, validation: Arrays) -> list[Generalisation]:
+    def _generalisation(self, spark: SparkSession, choosing: Arrays) -> list[Generalisation]:
         return generalisation(
             self.pairs,
             self._gather(spark, "reference"),
             self._gather(spark, "contrast"),
-            validation,
+            choosing,
             self.parts.attacks("test").trials(),
             head=_head(load_classifier(self.model), self.head),
             seed=self.config.seed,
@@ -233,7 +234,7 @@ class Detection:
     # --- what the driver makes of it ---
 
     def _result(
-        self, detectors: tuple[Detector, ...], choice: Choice, validation: Arrays, arrays: Arrays
+        self, detectors: tuple[Detector, ...], choice: Choice, calibration: Arrays, arrays: Arrays
     ) -> DetectResult:
         trials = self.parts.attacks("test").trials()
         scores = Scores(
@@ -245,7 +246,7 @@ class Detection:
             calibration=choice.calibration,
             rate=self.config.fpr,
         )
-        guard = self._keep_guard(detectors, choice, validation)
+        guard = self._keep_guard(detectors, choice, calibration)
         flagged = guard.suspicious(arrays["clean/scores"][:, choice.chosen])
         flags = detector_flags(
             arrays,
@@ -293,7 +294,7 @@ class Detection:
         )
 
     def _keep_guard(
-        self, detectors: tuple[Detector, ...], choice: Choice, validation: Arrays
+        self, detectors: tuple[Detector, ...], choice: Choice, calibration: Arrays
     ) -> Guard:
         guard = Guard(
             detector=detectors[choice.chosen],
@@ -304,7 +305,7 @@ class Detection:
         save_guard(
             self.guard_folder,
             guard,
-            features=features_of(validation, "clean"),
+            features=features_of(calibration, "clean"),
             head=self.head,
             network=sha256_of(local_model(self.model) / WEIGHTS),
         )
@@ -336,7 +337,8 @@ class Detection:
             "clean and wrong under attack, against clean and noisy images",
             "fitted on": f"{len(self.parts.rows('reference'))} clean and "
             f"{len(self.parts.rows('contrast'))} other training images under {fit.attack}",
-            "thresholds": f"split-conformal, from {int((~self.parts.choosing()).sum())} clean "
+            "chosen by": f"{len(self.parts.rows('choosing'))} attacked validation images",
+            "thresholds": f"split-conformal, from {len(self.parts.rows('calibration'))} clean "
             "validation images",
             "threat model": f"{self.config.norm}; eps is a fraction of [0, 1]; all images are "
             f"rounded to {2**self.manifest.bits} levels, as files are",

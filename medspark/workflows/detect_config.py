@@ -41,6 +41,10 @@ class FitConfig(Config):
         description="validation images: the patients of one half choose the guard, the others' "
         "clean images set its threshold",
     )  # fmt: skip
+    choosing_images: int | None = Field(
+        None, ge=10,
+        description="most images of the choosing half, which are attacked; by default all of them",
+    )  # fmt: skip
 
 
 class DetectConfig(AttackedImages):

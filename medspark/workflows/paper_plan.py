@@ -25,6 +25,7 @@ from medspark.shards.manifest import Manifest, read_manifest, verify
 from medspark.study.cells import digest
 from medspark.study.paper_report import MetricName
 from medspark.train.config import DistillConfig, TrainConfig, check_ranks
+from medspark.train.kinds import with_recipe
 from medspark.workflows.demo import DemoConfig, check_demo
 from medspark.workflows.evaluate_config import EvaluationSettings, positive_class
 from medspark.workflows.job_settings import SparkTrainingConfig
@@ -265,12 +266,12 @@ def recipe(config: PaperTableConfig, network: Network) -> Recipe:
     if network.training in _MODES:
         train = train.model_copy(update={"mode": network.training})
     elif network.training != "adversarial":
-        plain: dict[str, Any] = {"mode": "standard", "dual_bn": False, "gradalign": 0.0}
+        plain: dict[str, Any] = {"mode": "standard", "dual_bn": False, "gradalign": 0.0, "awp": 0.0}
         train = train.model_copy(update=plain)
     if network.training == TEACHER:
         # The teacher trains at the student's temperature (Papernot et al. 2016, section IV).
         train = train.model_copy(update={"temperature": config.temperature})
-    return Recipe(
+    chosen = Recipe(
         model=ModelConfig(name=network.model, weights=config.weights.get(network.model)),
         attack=config.attack,
         train=train,
@@ -280,6 +281,7 @@ def recipe(config: PaperTableConfig, network: Network) -> Recipe:
         resume="auto",
         launch=config.launch,
     )
+    return with_recipe(chosen)
 
 
 def distillation(config: PaperTableConfig, network: Network, teacher: Path) -> DistillConfig:

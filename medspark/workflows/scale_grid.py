@@ -24,8 +24,8 @@ from medspark.spark.cluster import local_slots
 from medspark.spark.slots import submitted_master
 from medspark.study.laws import Cluster
 from medspark.study.sweep import ALONE, ScalePoint, Scaling
+from medspark.train.config import MIXED_MODES, TrainConfig, check_ranks
 from medspark.train.config import ModeName as TrainMode
-from medspark.train.config import TrainConfig, check_ranks
 from medspark.workflows.demo import DemoConfig
 from medspark.workflows.job_settings import SparkTrainingConfig
 from medspark.workflows.train_at import TrainAtConfig, check
@@ -173,7 +173,7 @@ def check_grid(config: ScaleAtConfig) -> None:
             if config.shards is not None:
                 check_images(cell.model, read_manifest(config.shards))
             train = cell.train
-            if train.dual_bn and train.mode not in ("naive", "fused", "fused_noise", "trades"):
+            if train.dual_bn and train.mode not in MIXED_MODES:
                 raise UsageError(f"grid.mode: {mode} learns from one kind of image alone.")
     unknown = set(config.weights) - set(config.models)
     if unknown:
@@ -265,6 +265,7 @@ def training_of(config: ScaleAtConfig, cell: ScalePoint) -> TrainAtConfig:
     changed: dict[str, Any] = {
         "mode": cell.mode.removesuffix(_DUAL),
         "dual_bn": cell.mode.endswith(_DUAL) or config.train.dual_bn,
+        "awp": 0.0 if cell.mode == "standard" else config.train.awp,
         "batch_size": batch,
         # The speed is computed from these reports.
         "log_every": min(config.train.log_every, 5),

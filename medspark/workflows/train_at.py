@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -36,7 +37,9 @@ from medspark.shards.plan import EpochPlan
 from medspark.spark.session import spark_session
 from medspark.track.runs import tracked
 from medspark.track.spool import DatasetEntry, RunEntry
-from medspark.train.config import FitConfig, TrainingSettings, check_ranks
+from medspark.train.combinations import check_combinations
+from medspark.train.config import FitConfig, TrainingSettings, check_ranks, known_before
+from medspark.train.kinds import recipe_line, with_recipe
 from medspark.train.result import TrainResult
 from medspark.train.run_folder import check_run_folder, held_run, keep_result, kept_result
 from medspark.workflows import figures
@@ -51,6 +54,8 @@ from medspark.workflows.robustness_table import flag_lines, robustness_table
 # the ranks start, and never for --help.
 __all__ = ["TrainAtConfig", "check", "summary", "train_at", "train_once"]
 
+_LOGGER = logging.getLogger(__name__)
+
 # Names of the table's rows for modes that train no robustness.
 _NO_DEFENCE = {"standard": "undefended", "kd": "student (kd)", "defensive": "student (defensive)"}
 
@@ -62,6 +67,8 @@ class TrainAtConfig(SparkTrainingConfig, TrainingSettings):
     rank_function: ClassVar[str] = "medspark.train.loop:fit"
     rank_config: ClassVar[type[FitConfig]] = FitConfig
     result_class: ClassVar[type[TrainResult]] = TrainResult
+    # Whether the network itself learns, so that its kind chooses the recipe.
+    chooses_recipe: ClassVar[bool] = True
 
     decides_report: ClassVar = frozenset({"baseline"})
     decides_nothing: ClassVar = frozenset({
@@ -97,6 +104,7 @@ def train_at(config: TrainAtConfig) -> TrainResult:
     the network while Spark starts. Raises RunError, naming the rank and the cause, if the training
     fails.
     """
+    config = _with_recipe(config)
     check(config)
     place, demo = _place(config), demo_folder(config.demo) if config.shards is None else None
     _check_folders(config, place)
@@ -108,6 +116,14 @@ def train_at(config: TrainAtConfig) -> TrainResult:
         demo=demo,
     ) as folder:
         return _kept(config, folder) or _run(config, folder)
+
+
+def _with_recipe(config: TrainAtConfig) -> TrainAtConfig:
+    if not config.chooses_recipe:
+        return config
+    if line := recipe_line(config):
+        _LOGGER.info("%s", line)
+    return with_recipe(config)
 
 
 def _run(config: TrainAtConfig, folder: Path) -> TrainResult:
@@ -133,7 +149,7 @@ def _run(config: TrainAtConfig, folder: Path) -> TrainResult:
             shards, before["ingest"] = demo_shards(spark, config.demo)
             config = config.model_copy(update={"shards": shards})
         if config.baseline:
-            plain = config.train.model_copy(update={"mode": "standard"})
+            plain = config.train.model_copy(update={"mode": "standard", "awp": 0.0})
             undefended = config.model_copy(update={"train": plain})
             before["baseline"] = _plain(undefended, spark, folder / "plain")
         result = train_once(config, spark, folder)
@@ -171,6 +187,7 @@ def _digests(config: TrainAtConfig) -> dict[str, str]:
     asked = config.model_dump(mode="json", exclude=set(config.decides_nothing))
     if config.decision.criterion is None:
         del asked["decision"]  # runs of versions without decisions keep their hash
+    asked["train"] = known_before(asked["train"])
     return {"run": json_digest(run | dataset), "asked": json_digest(asked | dataset)}
 
 
@@ -199,10 +216,13 @@ def check(config: TrainAtConfig) -> None:
     """Raise UsageError for every mistake that shows before Spark starts and without timm."""
     check_room(config.launch, config.spark.master)
     check_ranks(config.train, config.launch.processes)
+    multi_label = False
     if config.shards is not None:
         manifest = read_manifest(config.shards)
         verify(config.shards, manifest, contents=False)
         config.decision.check(manifest)
+        multi_label = manifest.multi_label
+    check_combinations(config, multi_label=multi_label)
     check_data(config.data)
     check_weights(config.model)
 
@@ -262,6 +282,7 @@ def train_once(
     result document. Raises UsageError for unusable input, and RunError, naming the rank and the
     cause, if the training fails.
     """
+    config = _with_recipe(config)
     check_ranks(config.train, config.launch.processes)
     fit_config = _fit_config(config, folder)
     manifest = read_manifest(fit_config.shards)

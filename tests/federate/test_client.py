@@ -87,7 +87,7 @@ def test_a_federation_of_one_client_is_central_training_bit_for_bit(
     assert np.array_equal(weights, pack(alone, policy))
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", sorted(set(MODES) - {"ikl"}))
 def test_every_mode_trains_and_the_same_task_gives_the_same_bits(
     folder: Path, start: np.ndarray, mode: Any
 ):

@@ -61,7 +61,11 @@ def test_a_guard_is_kept_and_the_report_is_the_same_after_a_kill(
     status, whole = run("--guard=refuse")
     said = capsys.readouterr().out
     (folder,) = (path for path in (tmp_path / "work").iterdir() if path.is_dir())
-    kept = [*(folder / "validation").iterdir(), folder / "fitted" / "fitted.json"]
+    kept = [
+        *(folder / "choosing").iterdir(),
+        *(folder / "calibration").iterdir(),
+        folder / "fitted" / "fitted.json",
+    ]
     stamps = [path.stat().st_mtime_ns for path in kept]
     next((folder / "test").iterdir()).unlink()
     again_status, again = run("--guard=refuse")

@@ -179,6 +179,29 @@ def test_a_model_that_changed_is_refused_where_the_answers_of_another_are(
         Prediction(PredictConfig.model_validate(moved))
 
 
+def test_the_piece_of_a_second_attempt_of_a_task_is_not_counted(
+    run, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from medspark.predict import pipeline
+
+    answer = pipeline._Prediction._answer
+
+    def answered_twice(self: Any, todo: Any, count: int) -> list[str]:
+        reported = answer(self, todo, count)
+        piece = tmp_path / "answers" / reported[0]
+        number = piece.stem.partition("-")[2]
+        (piece.parent / f"{'0' * 32}-{number}.parquet").write_bytes(piece.read_bytes())
+        return reported
+
+    monkeypatch.setattr(pipeline._Prediction, "_answer", answered_twice)
+
+    result = run(pictures, tmp_path / "answers")
+
+    found = rows(tmp_path / "answers")
+    assert len(found) == len({row["file_key"] for row in found}) == result.files_found
+    assert PredictionFolder(str(tmp_path / "answers")).pieces() == []
+
+
 def test_executors_that_do_not_share_the_folder_are_noticed_before_the_commit(
     run, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

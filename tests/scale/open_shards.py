@@ -26,7 +26,7 @@ def main(shards: Path) -> None:
     rows = {name: len(split) for name, split in splits.items()}
     mapped = time.perf_counter()
     reader = source.training(global_batch=512, seed=0, rank=0, world=2)
-    planned = reader._plan_of(0)  # type: ignore[attr-defined]
+    planned = reader.plan(0)  # type: ignore[attr-defined]  # of the native reader
     first = list(islice(planned.rank_batches(0, 2), 8))
     done = time.perf_counter()
     said = {

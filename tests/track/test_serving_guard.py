@@ -45,10 +45,13 @@ PLAIN = np.full((1, SIDE, SIDE, 1), 40, dtype=np.uint8)
 
 def _plain(images: torch.Tensor) -> tuple[Classifier, Detector]:
     """A network with a density of its logits, as jobs/detect.py makes."""
-    network = build(ModelConfig(name="test_resnet"), num_classes=2, channels=1).eval()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(12)  # weights for which the plain image lies far from the noise
+        network = build(ModelConfig(name="test_resnet"), num_classes=2, channels=1).eval()
     with torch.no_grad():
         points = network(images)
-    return network, KernelDensity(LOGITS, points, points.argmax(1), 0.1)
+    spread = float((points - points.mean(0)).norm(dim=1).max())
+    return network, KernelDensity(LOGITS, points, points.argmax(1), spread)
 
 
 def _denoised(_: torch.Tensor) -> tuple[Classifier, Detector]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -84,14 +85,23 @@ def all_reduces(
     return counts
 
 
-def exact(world: World, mode: str, path: Path) -> None:
+EXACT: dict[str, dict[str, Any]] = {
+    "fused_noise": {"mode": "fused_noise"},
+    "free": {"mode": "free"},
+    "ikl": {"mode": "ikl", "inner_steps": 1},
+    "awp": {"mode": "fused_noise", "awp": 0.05, "awp_after": 0.0},
+}
+
+
+def exact(world: World, way: str, path: Path) -> None:
     """Train three steps in elastic exact with moving batch norm and keep the weights."""
     torch.set_num_threads(1)  # as in the ranks: sums are bit-equal for equal threads only
     engine = engine_for(
-        build_tiny().eval(), world=world, mode=mode, elastic="exact", batch_size=10, ema=0.5
+        build_tiny().eval(), world=world, elastic="exact", batch_size=10, ema=0.5, **EXACT[way]
     )
-    for step in range(3):
-        engine.step(batch_for(world), step)
+    for step in range(3):  # each in an epoch of its own
+        engine.step(replace(batch_for(world), epoch=step), step)
+    engine.average_buffers()
     save_file({k: v.contiguous() for k, v in engine.tensors().items()}, path)
 
 
@@ -103,8 +113,9 @@ def main(shards: str, folder: str) -> None:
         for method in ("rsr", "hydra"):
             counts[f"fused, {method}"] = all_reduces(world, "fused", pruned_by=method)
         counts["fused, accumulated"] = all_reduces(world, "fused", accumulate=2)
-        for mode in ("fused_noise", "free"):
-            exact(world, mode, Path(folder, f"exact-{mode}-{world.rank}.safetensors"))
+        counts["fused, awp"] = all_reduces(world, "fused", awp=0.05, awp_after=0.0)
+        for way in EXACT:
+            exact(world, way, Path(folder, f"exact-{way}-{world.rank}.safetensors"))
         losses = Losses()
         config = FitConfig.model_validate(json.loads(Path(folder, "fit.json").read_text()))
         fit(config.model_copy(update={"shards": Path(shards)}), world, losses)

@@ -61,6 +61,7 @@ def test_fused_is_naive_bit_for_bit(
         ("free", 1, 1, 1),
         ("pgd", 4, 4, 1),
         ("trades", 6, 5, 2),
+        ("ikl", 6, 5, 2),
     ],
 )
 def test_a_step_costs_the_passes_of_the_table(
@@ -142,7 +143,7 @@ def test_parts_of_a_batch_add_up_to_the_batch(mode: str, tiny: Tiny, sample: Mak
     assert all(torch.allclose(whole[k], parts[k], rtol=1e-8, atol=1e-12) for k in whole)
 
 
-@pytest.mark.parametrize("mode", ["naive", "fused", "rs_fgsm", "pgd", "trades"])
+@pytest.mark.parametrize("mode", ["naive", "fused", "rs_fgsm", "pgd", "trades", "ikl"])
 def test_attacked_images_stay_in_the_threat_model(mode: str, tiny: Tiny, sample: Make):
     given = sample()
     learner = Learner(tiny().double(), CrossEntropy(), AdversarialConfig(mode=mode))

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.ddp
 
 RANKS = Path(__file__).with_name("ranks.py")
 ALONE = World(0, 0, 1, torch.device("cpu"))
-VARIANTS = [*MODES, "fused, dual", "fused, rsr", "fused, hydra", "fused, accumulated"]
+VARIANTS = [*MODES, "fused, dual", "fused, rsr", "fused, hydra", "fused, accumulated", "fused, awp"]
 Together = Callable[..., tuple[Path, list[dict[str, Any]]]]
 
 _SPEC = importlib.util.spec_from_file_location("train_ranks", RANKS)
@@ -47,6 +47,9 @@ def fit_config(shards: Path, run_dir: Path, precision: str = "fp32") -> FitConfi
                 "batch_norm": "frozen",
                 "precision": precision,
                 "log_every": 3,
+                "awp": 0.005,
+                "awp_after": 0.0,
+                "cutmix": 1.0,
             },
             "evaluate": {"attacks": ["fgsm"], "sanity_images": 0},
         }
@@ -96,9 +99,9 @@ def test_two_processes_train_as_one_does(
         list(alone.by_step.values()), rel=1e-3
     )
     assert len(alone.by_step) == 6
-    for mode in ("fused_noise", "free"):
-        ranks.exact(ALONE, mode, folder / f"exact-{mode}-alone.safetensors")
-        names = [f"exact-{mode}-{who}.safetensors" for who in ("alone", "0", "1")]
+    for way in ranks.EXACT:
+        ranks.exact(ALONE, way, folder / f"exact-{way}-alone.safetensors")
+        names = [f"exact-{way}-{who}.safetensors" for who in ("alone", "0", "1")]
         single, *both = [load_file(folder / name) for name in names]
         differing = {k for found in both for k in single if not torch.equal(single[k], found[k])}
         assert differing == set()

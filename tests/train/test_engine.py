@@ -82,6 +82,7 @@ WAYS: list[dict[str, object]] = [
     {"mode": "fused", "elastic": "exact", "virtual_shards": 2},
     {"mode": "nfgsm", "gradalign": 0.2},
     {"mode": "fused", "dual_bn": True},
+    {"mode": "fused", "awp": 0.01, "awp_after": 0.0},
 ]
 
 

@@ -67,7 +67,16 @@ def test_a_run_without_finite_gradients_ends_with_the_report_of_the_twentieth(
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"], indirect=True)
-@pytest.mark.parametrize("train", [{}, {"batch_norm": "frozen", "ema": 0.9}], ids=str)
+@pytest.mark.parametrize(
+    "train",
+    [
+        {},
+        {"batch_norm": "frozen", "ema": 0.9},
+        {"awp": 0.01, "awp_after": 0.0, "cutmix": 1.0},
+        {"mode": "ikl", "inner_steps": 1},
+    ],
+    ids=str,
+)
 def test_a_resumed_run_ends_with_the_weights_of_the_unbroken_one(
     train: dict[str, Any], device: torch.device, write_shards: WriteShards, tmp_path: Path
 ):

@@ -51,7 +51,8 @@ def gradients(learner: Learner, given: Sample) -> list[Tensor]:
     return [p.grad for p in learner.model.parameters() if p.grad is not None]
 
 
-@pytest.mark.parametrize("mode", MODES)
+# ikl weighs by classes; trainings with findings refuse it.
+@pytest.mark.parametrize("mode", sorted(set(MODES) - {"ikl"}))
 def test_every_mode_learns_one_finding_as_it_learns_two_classes(
     mode: str, tiny: Tiny, sample: Make
 ):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,22 +35,62 @@ def test_with_few_training_images_half_of_them_are_left_to_learn_attacks_from(pa
     assert not set(reference) & set(contrast)
 
 
+def patients_of(size: int) -> Callable[[Path], np.ndarray]:
+    """Return what names the patients of a shard, each with ``size`` images."""
+
+    def read(path: Path) -> np.ndarray:
+        numbers = [name.split("-") for name in read_patients(path)]
+        return np.array([f"{split}-{int(number) // size}" for split, number in numbers])
+
+    return read
+
+
 def test_validation_images_choose_or_calibrate_by_patient(parts: Parts, monkeypatch) -> None:
-    def three_each(path: Path) -> np.ndarray:
-        return np.array([f"{name.split('-')[0]}-{int(name.split('-')[1]) // 3}"
-                         for name in read_patients(path)])  # fmt: skip
-
+    three_each = patients_of(3)
     monkeypatch.setattr("medspark.workflows.detect_parts.read_patients", three_each)
-    choosing, patients = parts.choosing(), parts.of_images(three_each, "validation")
 
-    assert not set(patients[choosing]) & set(patients[~choosing])
-    assert 0.4 < choosing.mean() < 0.6
+    choosing, calibrating = (
+        parts.of_images(three_each, part) for part in ("choosing", "calibration")
+    )
+
+    assert not set(choosing) & set(calibrating)
+    assert len(choosing) + len(calibrating) == 80
+    assert 32 < len(choosing) < 48
+
+
+def test_images_of_a_single_patient_are_halved_themselves_and_the_log_says_so(
+    parts: Parts, monkeypatch, caplog
+) -> None:
+    monkeypatch.setattr("medspark.workflows.detect_parts.read_patients", patients_of(1000))
+
+    choosing, calibrating = parts.rows("choosing"), parts.rows("calibration")
+
+    assert len(choosing) == len(calibrating) == 40
+    assert not set(choosing) & set(calibrating)
+    assert caplog.text.count("all 80 validation images are of one patient") == 1
+
+
+def test_only_the_choosing_half_is_attacked(parts: Parts) -> None:
+    assert parts.attacks("choosing").attacks == ("fgsm", "pgd", "cw")
+    assert parts.attacks("calibration").attacks == ()
+
+
+def test_a_bound_draws_from_the_choosing_half_and_leaves_the_other_as_it_is(parts: Parts) -> None:
+    bounded = with_fit(parts, choosing_images=12)
+    few, all_of_them = bounded.rows("choosing"), parts.rows("choosing")
+
+    assert len(few) == 12
+    assert set(few) < set(all_of_them)
+    assert few.tolist() == sorted(few)
+    assert few.tolist() != all_of_them[:12].tolist()
+    assert np.array_equal(bounded.rows("calibration"), parts.rows("calibration"))
+    assert np.array_equal(with_fit(parts, choosing_images=999).rows("choosing"), all_of_them)
 
 
 def test_what_is_read_of_images_is_in_the_order_of_their_rows(parts: Parts) -> None:
-    found = parts.of_images(read_patients, "validation")
+    found = parts.of_images(read_patients, "choosing")
 
-    assert found.tolist() == [f"val-{row}" for row in parts.rows("validation")]
+    assert found.tolist() == [f"val-{row}" for row in parts.rows("choosing")]
 
 
 def test_detectors_learn_from_one_attack_at_budgets_of_its_own(parts: Parts) -> None:
@@ -57,7 +98,7 @@ def test_detectors_learn_from_one_attack_at_budgets_of_its_own(parts: Parts) -> 
 
     assert own.attacks("contrast").attacks == ("pgd",)
     assert own.attacks("contrast").eps == (8 / 255,)
-    assert own.attacks("validation").eps == own.attacks("test").eps == (2 / 255,)
+    assert own.attacks("choosing").eps == own.attacks("test").eps == (2 / 255,)
     assert parts.attacks("reference").attacks == ()
 
 

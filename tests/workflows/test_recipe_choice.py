@@ -16,7 +16,7 @@ from medspark.workflows.recipe_choice import best, finalists, standings
 RECIPES = (DEFAULT, "a", "b", "c")
 share = st.floats(0, 1)
 figures = st.tuples(share, share)
-scores = st.fixed_dictionaries({name: figures for name in RECIPES})
+scores = st.fixed_dictionaries(dict.fromkeys(RECIPES, figures))
 
 
 def stand(cells: Sequence[RecipeCell], **changes: Any) -> list[Standing]:
@@ -50,7 +50,7 @@ def test_the_choice_is_no_worse_than_the_default_and_no_less_accurate_than_the_m
     assert chosen is not None
     assert told[chosen][0] >= told[DEFAULT][0]
     assert told[chosen][1] >= told[DEFAULT][1] - 0.01
-    for name, (worst, clean) in told.items():
+    for worst, clean in told.values():
         if clean >= told[DEFAULT][1] - 0.01:
             assert worst <= told[chosen][0]
 

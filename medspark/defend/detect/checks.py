@@ -13,7 +13,7 @@ from medspark.evaluate.metrics import auroc
 from medspark.evaluate.sanity import Flag
 from medspark.evaluate.summary import Array, Arrays, Trial
 
-__all__ = ["area_under_attack", "detector_flags"]
+__all__ = ["area_under_attack", "by_chance", "detector_flags"]
 
 _UNSTEADY = 0.01  # change of a score in another batch, in deviations of the clean scores
 _SAME_FILE = 0.1  # distance of AUROC from .5 between images that are one file
@@ -43,7 +43,7 @@ def detector_flags(
         area, fooled = area_under_attack(arrays, trials, number)
         found.append(_chance(name, area, len(clean), fooled))
         drift = _drift(clean, calibration[:, number])
-        gain = (area - validated[number]) / max(_GAP, 3 * _spread(len(clean), fooled))
+        gain = (area - validated[number]) / max(_GAP, 3 * _spread(len(clean), min(fooled)))
         found.append(_test_images(name, drift, gain))
         again = arrays["again/scores"][:, number]
         if not np.isnan(again).any():
@@ -58,16 +58,22 @@ def detector_flags(
     return found
 
 
-def _chance(name: str, area: float, honest: int, fooled: int) -> Flag:
-    """Flag a detector whose AUROC is within chance of .5, or below it."""
-    limit = 0.5 + 1.96 * _spread(honest, fooled)
+def _chance(name: str, area: float, honest: int, fooled: Sequence[int]) -> Flag:
+    """Flag a detector whose mean AUROC over attacks is within chance of .5, or below it.
+
+    ``fooled`` holds the number of images of each attack. The limit of the mean is the mean of the
+    limits, as if all attacks fooled the same images; one with few images has a high limit.
+    """
+    limit = float(np.mean([by_chance(honest, count) for count in fooled]))
+    few, many = min(fooled), max(fooled)
+    counted = f"{few} to {many} such images" if many > few else f"such images: {few}"
     return Flag(
         name=f"{name}: no_better_than_chance",
         triggered=area <= limit,
         value=area,
         threshold=limit,
         sentence=f"{name} has an AUROC of {area:.3f} under the oblivious attacks, and chance alone "
-        f"reaches {limit:.3f}",
+        f"reaches {limit:.3f} ({counted})",
     )
 
 
@@ -108,8 +114,13 @@ def _drift(clean: Array, calibration: Array) -> float:
     return abs(_area(calibration, clean) - 0.5) / allowed
 
 
-def area_under_attack(arrays: Arrays, trials: Sequence[Trial], number: int) -> tuple[float, int]:
-    """Return the mean AUROC over the oblivious attacks, and the fewest images that one fools."""
+def area_under_attack(
+    arrays: Arrays, trials: Sequence[Trial], number: int
+) -> tuple[float, list[int]]:
+    """Return the mean AUROC over the oblivious attacks, and how many images each of them fools.
+
+    Attacks that fool none are left out; without any, AUROC is .5, as of one image.
+    """
     honest = np.concatenate([arrays[f"{c}/scores"][:, number] for c in ("clean", "noisy")])
     areas, counts = [], []
     for trial in trials:
@@ -117,7 +128,7 @@ def area_under_attack(arrays: Arrays, trials: Sequence[Trial], number: int) -> t
         if fooled.any():
             areas.append(_area(honest, arrays[f"{trial.key}/scores"][fooled, number]))
             counts.append(int(fooled.sum()))
-    return (float(np.mean(areas)), min(counts)) if areas else (0.5, 1)
+    return (float(np.mean(areas)), counts) if areas else (0.5, [1])
 
 
 def _area(honest: Array, attacked: Array) -> float:
@@ -129,6 +140,30 @@ def _area(honest: Array, attacked: Array) -> float:
 def _spread(first: int, second: int) -> float:
     """Return the standard deviation of AUROC between two equal samples (Mann and Whitney 1947)."""
     return math.sqrt((first + second + 1) / (12 * max(first * second, 1)))
+
+
+def by_chance(first: int, second: int, *, level: float = 0.025) -> float:
+    """Return the largest AUROC that chance reaches with a probability of more than ``level``.
+
+    It is at most 1. For two samples of up to 20,000 pairs in which one has at most 20 images, the
+    distribution is the exact one without ties (Mann and Whitney 1947), because the normal one puts
+    the limit beyond 1 where few images are fooled.
+    """
+    few, many = sorted((first, second))
+    if few > 20 or few * many > 20_000:
+        return min(1.0, 0.5 + 1.96 * _spread(few, many))
+    # How many orders of both samples have each number of inversions: a Gaussian binomial, which is
+    # the product of (1 - x^(many + i)) / (1 - x^i).
+    counts = np.zeros(few * many + 1, dtype=object)
+    counts[0] = 1
+    for i in range(1, few + 1):
+        counts[many + i :] = counts[many + i :] - counts[: max(len(counts) - many - i, 0)]
+        for rest in range(i):
+            counts[rest::i] = np.cumsum(counts[rest::i])
+    # By symmetry, the first sums are also the probabilities of an AUROC at least as high.
+    tail = np.cumsum(counts).astype(float) / math.comb(few + many, few)
+    beyond = int((tail <= level).sum())  # this many of the highest values are rarer
+    return 1 - beyond / (few * many)
 
 
 def _flag(name: str, value: float, threshold: float, sentence: str) -> Flag:

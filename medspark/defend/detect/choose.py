@@ -91,13 +91,16 @@ def fit_all(pairs: Sequence[tuple[str, str]], training: Training) -> tuple[Detec
 
 
 def choose(
-    detectors: Sequence[Detector], validation: Arrays, trials: Sequence[Trial], *, half: Array
+    detectors: Sequence[Detector],
+    choosing: Arrays,
+    calibrating: Arrays,
+    trials: Sequence[Trial],
 ) -> Choice:
-    """Return the choice on the validation images in ``half`` (a mask), calibrated on the others.
+    """Return the choice on the images of ``choosing``, under ``trials``, calibrated on others.
 
-    The combination is chosen only if its AUROC is higher than that of every single feature.
+    Of the images of ``calibrating``, only the clean features are needed. The combination is chosen
+    only if its AUROC is higher than that of every single feature.
     """
-    choosing = rows_of(validation, half)
     scores = {
         condition: score_all(detectors, choosing, condition)
         for condition in ("clean", "noisy", *(trial.key for trial in trials))
@@ -112,7 +115,7 @@ def choose(
     if len(areas) == 0:
         raise UsageError("attacks: none fools a validation image; give a larger eps.")
     mean = areas.mean(0)
-    calibration = score_all(detectors, rows_of(validation, ~half), "clean")
+    calibration = score_all(detectors, calibrating, "clean")
     best, single = _best(detectors, mean), _best(detectors, mean, single=True)
     return Choice(
         auroc={key_of(each): float(a) for each, a in zip(detectors, mean, strict=True)},

@@ -36,7 +36,8 @@ class Thresholds:
     unfolding: int
 
 
-# Measured with AMX only. The other classes have its values until somebody measures theirs.
+# Measured with AMX. With AVX-512 bf16 no other value is faster beyond noise for DenseNet121, 64 px
+# (tests/benchmarks/thresholds.py). Nothing else has been measured.
 _WITH_AMX = Thresholds(pointwise=16, window=1000, padding=4, unfolding=4096)
 _THRESHOLDS: dict[Processor, Thresholds] = {
     "amx": _WITH_AMX,

@@ -76,6 +76,11 @@ class Pruner:
             self._choose()
         return form
 
+    @property
+    def prunes(self) -> bool:
+        """Whether zeros among the weights have to stay."""
+        return self._config is not None or self._pruned
+
     def hold_back(self) -> None:
         """Drop the gradients that this part of the pruning does not follow.
 

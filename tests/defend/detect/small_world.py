@@ -16,7 +16,7 @@ from medspark.defend.detect.examine import Examination
 from medspark.defend.detect.extract import Extractor
 from medspark.defend.detect.features import find_layers
 from medspark.defend.detect.figures import Scores
-from medspark.defend.detect.gather import gather
+from medspark.defend.detect.gather import gather, rows_of
 from medspark.defend.detect.registry import grid
 from medspark.evaluate.config import AttackSettings
 from medspark.evaluate.summary import Arrays
@@ -59,8 +59,11 @@ class World:
         self.detectors = fit_all(pairs, self.training)
         self.validation = gathered(420, 720, OBLIVIOUS)
         self.half = torch.arange(300).numpy() < 100
+        self.choosing, self.calibrating = (
+            rows_of(self.validation, part) for part in (self.half, ~self.half)
+        )
         self.choice: Choice = choose(
-            self.detectors, self.validation, OBLIVIOUS.trials(), half=self.half
+            self.detectors, self.choosing, self.calibrating, OBLIVIOUS.trials()
         )
         self.test = images[-64:], labels[-64:], torch.arange(64)
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 
 import numpy as np
 import pytest
 import torch
-from small_world import OBLIVIOUS, World
+from small_world import EPS, OBLIVIOUS, World
 from torch import Tensor, nn
 
 from medspark.defend.detect.adaptive import Target
-from medspark.defend.detect.checks import detector_flags
+from medspark.defend.detect.checks import by_chance, detector_flags
 from medspark.defend.detect.choose import score_all
 from medspark.defend.detect.detector import Detector
 from medspark.defend.detect.extract import Extractor
@@ -20,6 +21,7 @@ from medspark.defend.detect.features import Features
 from medspark.defend.detect.gather import gather
 from medspark.defend.detect.kde import KernelDensity
 from medspark.defend.detect.safetynet import SafetyNet
+from medspark.evaluate.config import AttackSettings
 from medspark.evaluate.metrics import auroc
 
 
@@ -71,6 +73,48 @@ def test_a_repeatable_detector_without_knowledge_is_flagged(world: World) -> Non
     planted = Planted("logits", lambda f: (1e4 * f.logits.double().sum(1)).sin())
 
     assert "no_better_than_chance" in triggered(world, planted)
+
+
+@pytest.mark.parametrize(("honest", "fooled"), [(45, 1), (16, 1), (8, 3), (4, 5), (6, 6)])
+def test_chance_reaches_what_one_order_of_the_images_in_forty_reaches(honest, fooled) -> None:
+    orders = list(combinations(range(honest + fooled), fooled))
+    areas = [
+        sum(place - number for number, place in enumerate(order)) / (honest * fooled)
+        for order in orders
+    ]
+
+    usual = max(a for a in areas if np.mean([b >= a - 1e-12 for b in areas]) > 0.025)
+
+    assert by_chance(honest, fooled) == pytest.approx(usual)
+    assert by_chance(fooled, honest) == pytest.approx(usual)
+
+
+def test_chance_never_reaches_more_than_1_and_the_normal_limit_for_many_images() -> None:
+    assert by_chance(1, 1) == 1
+    assert by_chance(64, 1) < 1  # a detector that ranks the one fooled image first may be good
+    assert by_chance(500, 20) == pytest.approx(0.5 + 1.96 * (521 / 120_000) ** 0.5, abs=1e-3)
+    assert by_chance(500, 300) == pytest.approx(0.5 + 1.96 * (801 / 1_800_000) ** 0.5)
+
+
+@pytest.mark.parametrize(("counts", "flagged"), [([30, 30, 1], False), ([1, 1, 1], True)])
+def test_an_attack_that_fools_one_image_does_not_decide_for_the_others(counts, flagged) -> None:
+    trials = AttackSettings(attacks=("fgsm", "pgd", "pgd_margin"), eps=(EPS,)).trials()
+    arrays = {"clean/right": np.ones(40, bool), "noisy/scores": np.linspace(0, 1, 40)[:, None]}
+    arrays |= {f"{name}/scores": arrays["noisy/scores"] for name in ("clean", "again", "same_file")}
+    for trial, count in zip(trials, counts, strict=True):
+        arrays[f"{trial.key}/right"] = np.arange(40) >= count
+        arrays[f"{trial.key}/scores"] = np.full((40, 1), 0.88)  # an AUROC of about .88
+    planted = Planted("logits")
+
+    flags = detector_flags(
+        arrays, [planted], [Target(planted, 0.0, 1.0)], trials,
+        calibration=arrays["clean/scores"], validated=[0.9],
+    )  # fmt: skip
+
+    assert {f.name for f in flags if f.triggered} == (
+        {"planted:logits: no_better_than_chance"} if flagged else set()
+    )
+    assert ("1 to 30 such images" in flags[0].sentence) != flagged
 
 
 class Grain(nn.Module):

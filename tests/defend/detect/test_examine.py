@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from small_world import EPS, World
+from torch import Tensor, nn
 
 from medspark.attacks.threat import ThreatModel
 from medspark.defend.detect.adaptive import Target, adaptive_attacks
 from medspark.defend.detect.bu import BayesianUncertainty
 from medspark.defend.detect.config import AdaptiveSettings
+from medspark.defend.detect.detector import Detector
+from medspark.defend.detect.features import Features
 from medspark.defend.detect.kde import KernelDensity
 from medspark.defend.detect.lid import LocalDimension
 from medspark.defend.detect.mahalanobis import Mahalanobis
@@ -89,6 +93,60 @@ def test_the_attacker_of_a_detector_with_chance_does_not_know_its_draws(world: W
     assert all(not torch.equal(suspicion, own) for suspicion in seen)
     assert not torch.equal(seen[0], seen[1])
     assert torch.equal(own, detector.score(extractor(images)))
+
+
+@pytest.fixture
+def attacked(monkeypatch) -> list[nn.Module]:
+    """The networks that attacks through a guard differentiate, in turn."""
+    found: list[nn.Module] = []
+
+    def spy(target, extractor, *given, **more):
+        found.append(extractor.tap.model)
+        return adaptive_attacks(target, extractor, *given, **more)
+
+    monkeypatch.setattr("medspark.defend.detect.examine.adaptive_attacks", spy)
+    return found
+
+
+def norms_in(network: nn.Module) -> int:
+    return sum(isinstance(module, nn.BatchNorm2d) for module in network.modules())
+
+
+def test_attacks_through_a_guard_run_on_a_frozen_copy_with_folded_batch_norms(
+    world: World, attacked: list[nn.Module]
+) -> None:
+    world.examination().arrays([tuple(part[:4] for part in world.test)])
+
+    assert norms_in(world.network) > 0
+    assert len(attacked) == len(world.choice.targets)
+    for network in attacked:
+        assert norms_in(network) == 0
+        assert not network.training
+        assert not any(weight.requires_grad for weight in network.parameters())
+
+
+def test_a_layer_that_folding_changes_is_attacked_in_the_network_itself(
+    world: World, attacked: list[nn.Module]
+) -> None:
+    name = next(n for n, m in world.network.named_modules() if isinstance(m, nn.Conv2d))
+    detector = Norm(name)
+    examination = replace(
+        world.examination(targets=(Target(detector, 0.0, 1.0),)), detectors=[detector]
+    )
+
+    examination.arrays([tuple(part[:4] for part in world.test)])
+
+    assert attacked == [world.network]
+
+
+@dataclass(frozen=True)
+class Norm(Detector):
+    """The size of a layer's features."""
+
+    name = "norm"
+
+    def score(self, features: Features) -> Tensor:
+        return features.layers[self.layer].norm(dim=1)
 
 
 def test_suspicion_is_the_standardised_score(world: World) -> None:

@@ -81,4 +81,4 @@ def test_a_step_casts_each_weight_once_for_all_passes_that_it_learns_from(
         take_step(learner, sample(dtype=torch.float32))
 
     # Once more for a pass without parameter gradients: torch does not keep its casts.
-    assert seen.count == (2 if mode in ("trades", "naive", "nfgsm", "rs_fgsm") else 1)
+    assert seen.count == (2 if mode in ("trades", "ikl", "naive", "nfgsm", "rs_fgsm") else 1)

@@ -1,0 +1,87 @@
+"""The recipe that a kind of network needs, where the user has not chosen otherwise.
+
+The defaults of ``train`` are those of convolutional networks with batch norm. These recipes are a
+start and do not yet make robust networks: from random weights on 1,876 malaria cells of 64 px (six
+epochs, seed 0) the vision transformer ordered validation images under PGD at 2/255 (AUROC .80 after
+the last epoch), but gave one answer to all of them. ConvNeXt's was not measured.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from medspark.models.config import timm_name
+from medspark.train.config import TrainingSettings
+
+__all__ = ["KINDS", "Kind", "kind_of", "recipe_line", "with_recipe"]
+
+C = TypeVar("C", bound=TrainingSettings)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of network: what its names in timm begin with, and its settings of ``train``."""
+
+    name: str
+    prefixes: tuple[str, ...]
+    recipe: dict[str, Any]
+
+
+KINDS = (
+    Kind(
+        "vision transformer",
+        ("vit_", "deit_", "deit3_"),
+        {
+            "lr": 2e-4,
+            "batch_size": 8,
+            "weight_decay": 0.05,
+            "clip_grad": 1.0,
+            "eps_warmup": 0.6,
+        },
+    ),
+    Kind(
+        "ConvNeXt",
+        ("convnext",),
+        {
+            "lr": 5e-4,
+            "batch_size": 16,
+            "weight_decay": 0.05,
+            "clip_grad": 1.0,
+            "eps_warmup": 0.6,
+        },
+    ),
+)
+
+
+def kind_of(name: str) -> Kind | None:
+    """Return the kind of the network with that ``model.name``, None for the usual one."""
+    architecture = timm_name(name)
+    return next((kind for kind in KINDS if architecture.startswith(kind.prefixes)), None)
+
+
+def with_recipe(config: C) -> C:
+    """Return ``config`` with the recipe of its kind of network.
+
+    Keys of ``train`` that were set, in a file, on the command line or in code, stay as they are.
+    What is chosen here counts as set, so a second call changes nothing.
+    """
+    chosen = _chosen(config)
+    if not chosen:
+        return config
+    return config.model_copy(update={"train": config.train.model_copy(update=chosen)})
+
+
+def recipe_line(config: TrainingSettings) -> str:
+    """Return what ``with_recipe`` would choose for ``config``, in one line; "" for nothing."""
+    kind, chosen = kind_of(config.model.name), _chosen(config)
+    if kind is None or not chosen:
+        return ""
+    listed = ", ".join(f"train.{key} {value:g}" for key, value in chosen.items())
+    return f"{config.model.name} is a {kind.name}, which trains with {listed}"
+
+
+def _chosen(config: TrainingSettings) -> dict[str, Any]:
+    kind = kind_of(config.model.name)
+    recipe = {} if kind is None else kind.recipe
+    return {key: value for key, value in recipe.items() if key not in config.train.model_fields_set}

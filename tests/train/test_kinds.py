@@ -1,0 +1,135 @@
+"""A kind of network gets the recipe that it needs, and the user's keys win."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given as given_any
+from hypothesis import strategies as st
+
+from medspark.config import load_config
+from medspark.train import loop
+from medspark.train.config import FitConfig, TrainConfig
+from medspark.train.kinds import KINDS, kind_of, recipe_line, with_recipe
+from medspark.train.world import World
+from medspark.workflows import train_at as jobs
+from medspark.workflows.denoise import DenoiseTraining
+from medspark.workflows.train_at import TrainAtConfig
+
+RECIPES = {kind.name: kind.recipe for kind in KINDS}
+
+
+def configured(name: str, **train: Any) -> FitConfig:
+    return FitConfig.model_validate({"shards": "s", "model": {"name": name}, "train": train})
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("vit_tiny_patch16_224", "vision transformer"),
+        ("deit_tiny_patch16_224", "vision transformer"),
+        ("convnext_pico", "ConvNeXt"),
+        ("convnextv2_pico", "ConvNeXt"),
+        ("mobilenet_v2", None),
+        ("resnet50", None),
+    ],
+)
+def test_a_network_is_known_by_its_name(name: str, kind: str | None):
+    found = kind_of(name)
+
+    assert (found and found.name) == kind
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_every_setting_of_a_recipe_is_a_valid_one_of_train_that_differs(kind: Any):
+    train = TrainConfig.model_validate(kind.recipe)
+
+    assert all(getattr(train, key) != getattr(TrainConfig(), key) for key in kind.recipe)
+
+
+@given_any(st.sets(st.sampled_from(sorted(RECIPES["vision transformer"]))))
+def test_what_the_user_set_wins_even_at_its_default(keys: set[str]):
+    chosen = {key: getattr(TrainConfig(), key) for key in keys}
+
+    found = with_recipe(configured("vit_tiny_patch16_224", epochs=3, **chosen)).train
+
+    recipe = RECIPES["vision transformer"] | chosen
+    assert {key: getattr(found, key) for key in recipe} == recipe
+    assert found.epochs == 3
+    assert found.mode == "fused_noise"
+
+
+def test_a_second_call_changes_nothing():
+    once = with_recipe(configured("convnext_pico"))
+
+    assert with_recipe(once) is once
+    assert recipe_line(once) == ""
+
+
+def test_other_networks_train_as_ever():
+    config = configured("resnet50")
+
+    assert with_recipe(config) is config
+    assert recipe_line(config) == ""
+
+
+def test_keys_of_the_command_line_and_of_files_win(tmp_path: Path):
+    file = tmp_path / "job.yaml"
+    file.write_text("model: {name: vit_tiny_patch16_224}\ntrain: {batch_size: 32}\n")
+    argv = ["--shards", "s", "--config", str(file), "--train.lr", "0.0003"]
+
+    found = with_recipe(load_config(FitConfig, argv)).train
+
+    assert (found.batch_size, found.lr, found.clip_grad) == (32, 3e-4, 1.0)
+
+
+def test_one_line_says_what_was_chosen_and_the_run_keeps_it(
+    tmp_path: Path,
+    write_shards: Callable[..., Path],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    seen: list[FitConfig] = []
+    monkeypatch.setattr(loop, "trained", lambda config, *_: ({}, seen.append(config)))
+    config = configured("vit_tiny_patch16_224", lr=1e-3)
+
+    with caplog.at_level(logging.INFO):
+        loop.fit(config, World(0, 0, 1, torch.device("cpu")), None)  # type: ignore[arg-type]
+
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "vision transformer" in line
+    assert "train.batch_size 8" in line
+    assert "train.lr" not in line
+    assert (seen[0].train.batch_size, seen[0].train.lr) == (8, 1e-3)
+    assert seen[0].digest() != config.digest()
+
+
+def test_the_job_checks_and_hands_on_the_chosen_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    class CheckedError(Exception):
+        pass
+
+    seen: list[TrainAtConfig] = []
+
+    def check(config: TrainAtConfig) -> None:
+        seen.append(config)
+        raise CheckedError
+
+    monkeypatch.setattr(jobs, "check", check)
+    config = TrainAtConfig.model_validate({"model": {"name": "convnext_pico"}})
+
+    with pytest.raises(CheckedError):
+        jobs.train_at(config)
+
+    assert seen[0].train.batch_size == RECIPES["ConvNeXt"]["batch_size"]
+
+
+def test_a_denoiser_trains_alike_before_every_network():
+    assert not DenoiseTraining.chooses_recipe
+    assert TrainAtConfig.chooses_recipe
