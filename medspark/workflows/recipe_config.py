@@ -19,11 +19,13 @@ from medspark.evaluate.config import AttackSettings, check_attacks
 from medspark.files import sha256_of
 from medspark.launch.distributor import check_room
 from medspark.models.config import PRETRAINED, ModelConfig, check_images, check_model
-from medspark.remote import AnyPath
+from medspark.remote import AnyPath, any_path
 from medspark.shards.manifest import read_manifest, verify
 from medspark.study.cells import digest
 from medspark.study.recipe_report import DEFAULT
+from medspark.train.combinations import check_combinations
 from medspark.train.config import TrainConfig, check_ranks
+from medspark.train.kinds import with_recipe
 from medspark.workflows.evaluate_config import EvaluationSettings, positive_class
 from medspark.workflows.job_settings import SparkTrainingConfig
 from medspark.workflows.train_at import TrainAtConfig
@@ -149,6 +151,7 @@ def training_of(
 ) -> RecipeTraining:
     """Return the training of ``recipe``, without folders; ``steps`` None: for train.epochs.
 
+    What neither ``train`` nor the recipe sets is chosen for the kind of network.
     Raises UsageError that names a setting which does not exist or cannot have its value.
     """
     sections: dict[str, Config] = {"train": config.train, "data": config.data}
@@ -157,7 +160,8 @@ def training_of(
     for key, value in changes(config, recipe).items():
         section, *path = key.split(".")
         if section not in sections or not path:
-            raise UsageError(f"recipes.{recipe}.{key}: a recipe changes train.KEY or data.KEY.")
+            given = f"recipes.{recipe}.{key}".removesuffix(".")
+            raise UsageError(f"{given}: a recipe changes train.KEY or data.KEY.")
         _set(documents[section], path, value)
     chosen: dict[str, Any] = {}
     for name, document in documents.items():
@@ -166,7 +170,7 @@ def training_of(
         except ValidationError as error:
             problem = first_problem(error, below=f"recipes.{recipe}.{name}")
             raise UsageError(f"{problem.rstrip('.')}.") from None
-    return RecipeTraining(
+    training = RecipeTraining(
         model=config.model,
         attack=config.attack,
         **chosen,
@@ -178,6 +182,7 @@ def training_of(
         launch=config.launch,
         track=config.track,
     )
+    return with_recipe(training)
 
 
 def _set(document: dict[str, Any], path: list[str], value: Any) -> None:
@@ -208,14 +213,13 @@ def fingerprint(config: RecipeTableConfig, training: RecipeTraining, *, dataset:
 def check_recipes(config: RecipeTableConfig) -> None:
     """Raise UsageError for every mistake that shows before Spark starts."""
     check_room(config.launch, config.spark.master)
+    if not config.recipes:
+        raise UsageError(
+            "There are no recipes: give --recipes.NAME.train.KEY VALUE or "
+            "--config conf/jobs/recipe_table.yaml."
+        )
     if changes(config, DEFAULT):
         raise UsageError("recipes.default: the default recipe is train and data: change them.")
-    for recipe in recipe_names(config):
-        training = training_of(config, recipe, seed=0, steps=None)
-        check_ranks(training.train, config.launch.processes)
-        check_data(training.data)
-        if recipe != DEFAULT and not changes(config, recipe):
-            raise UsageError(f"recipes.{recipe}: give a setting that differs from the default.")
     if len(set(config.seeds)) < len(config.seeds):
         raise UsageError(f"seeds: {', '.join(map(str, config.seeds))} names one of them twice.")
     if config.attack.eps not in config.screen.eps:
@@ -228,9 +232,26 @@ def check_recipes(config: RecipeTableConfig) -> None:
     check_model(config.model)
     for folder in config.shards.values():
         _check_shards(folder, config)
+    findings = any(read_manifest(folder).multi_label for folder in config.shards.values())
+    for recipe in recipe_names(config):
+        _check_recipe(config, recipe, multi_label=findings)
     sources = {f"shards.{name}": folder for name, folder in config.shards.items()}
+    if config.model.weights not in (None, PRETRAINED):
+        sources["model.weights"] = any_path(str(config.model.weights))
     ownership.apart(sources, {"the folder of the table": config.folder})
     ownership.check(config.folder, "study")
+
+
+def _check_recipe(config: RecipeTableConfig, recipe: str, *, multi_label: bool) -> None:
+    if recipe != DEFAULT and not changes(config, recipe):
+        raise UsageError(f"recipes.{recipe}: give a setting that differs from the default.")
+    training = training_of(config, recipe, seed=0, steps=None)
+    try:
+        check_ranks(training.train, config.launch.processes)
+        check_data(training.data)
+        check_combinations(training, multi_label=multi_label)
+    except UsageError as error:
+        raise error if recipe == DEFAULT else UsageError(f"recipes.{recipe}: {error}") from None
 
 
 def _check_shards(folder: Path, config: RecipeTableConfig) -> None:

@@ -24,8 +24,8 @@ from medspark.workflows.recipe_choice import finalists, standings
 from medspark.workflows.recipe_config import RecipeTableConfig, recipe_names
 
 __all__ = [
-    "budget_of", "chosen_finalists", "epochs_of", "final_standings", "first_cells", "planned_steps",
-    "repeated_cells", "screened_cells", "screened_standings", "tested_cells",
+    "budget_of", "chosen_finalists", "epochs_of", "final_cells", "final_standings", "first_cells",
+    "planned_steps", "repeated_cells", "screened_cells", "screened_standings",
 ]  # fmt: skip
 
 
@@ -108,7 +108,7 @@ def repeated_cells(config: RecipeTableConfig, records: Sequence[RecipeCell]) -> 
     ]
 
 
-def tested_cells(config: RecipeTableConfig, records: Sequence[RecipeCell]) -> list[RecipeCell]:
+def final_cells(config: RecipeTableConfig, records: Sequence[RecipeCell]) -> list[RecipeCell]:
     """Return the test of the default and the finalists with every seed that was screened."""
     return [
         _blank(cell, stage="test", steps=cell.steps, budget=cell.budget)

@@ -19,6 +19,7 @@ from medspark.job import write_result
 from medspark.launch.distributor import SPARK_SETTINGS
 from medspark.launch.hardware import hardware
 from medspark.shards.manifest import Manifest, read_manifest
+from medspark.shards.plan import EpochPlan
 from medspark.spark.session import spark_session
 from medspark.study.cells import Cell, Study, StudyReport, digest, held_study, run_study
 from medspark.study.recipe_figure import recipe_figure
@@ -32,6 +33,7 @@ from medspark.study.recipe_report import (
 from medspark.track.config import TrackConfig
 from medspark.track.runs import tracked
 from medspark.track.spool import DatasetEntry, RunEntry
+from medspark.train.config import TrainConfig
 from medspark.train.result import TrainResult
 from medspark.train.run_folder import CHECKPOINTS
 from medspark.workflows.evaluate import Evaluation
@@ -49,12 +51,12 @@ from medspark.workflows.recipe_config import (
 from medspark.workflows.recipe_plan import (
     chosen_finalists,
     epochs_of,
+    final_cells,
     final_standings,
     first_cells,
     repeated_cells,
     screened_cells,
     screened_standings,
-    tested_cells,
 )
 from medspark.workflows.train_at import train_once
 
@@ -107,7 +109,7 @@ class _Table:
             track=self._config.track.model_copy(update={"system_metrics": False}),
             spool=self._folder / "mlflow",
             after_each=self._write,
-            then=[self._stage(plan) for plan in (screened_cells, repeated_cells, tested_cells)],
+            then=[self._stage(plan) for plan in (screened_cells, repeated_cells, final_cells)],
         )
         return RecipeTableResult.model_validate(run_study(study))
 
@@ -133,14 +135,9 @@ class _Table:
             blank=blank,
             file=file,
             work=partial(work, blank, training, self._folder / "networks" / network, file),
-            size=blank.steps or self._epochs(training.train.epochs, manifest),
+            size=blank.steps or _steps(training.train, manifest),
             alike=(blank.stage, blank.dataset, blank.recipe),
         )
-
-    def _epochs(self, epochs: int, manifest: Manifest) -> float:
-        """Return the number of steps of whole epochs."""
-        rows, batch = manifest.splits["train"].rows, self._config.train.batch_size
-        return epochs / epochs_of(1, rows=rows, batch=batch)
 
     def _training(self, blank: RecipeCell) -> RecipeTraining:
         training = training_of(self._config, blank.recipe, seed=blank.seed, steps=blank.steps)
@@ -301,6 +298,12 @@ class _Table:
             f"{name}: {manifest.height} x {manifest.width} px, {rows['train']} training, "
             f"{', '.join(attacked)} images, digest {manifest.digest[:12]}"
         )
+
+
+def _steps(train: TrainConfig, manifest: Manifest) -> int:
+    """Return the number of steps of whole epochs."""
+    rows = manifest.splits["train"].rows
+    return train.epochs * EpochPlan(rows, train.batch_size, seed=0).steps
 
 
 def _times(result: TrainResult) -> dict[str, float]:

@@ -57,7 +57,7 @@ def test_a_recipe_changes_only_what_it_names() -> None:
         ({"train": {"ema": 2}}, r"recipes\.a\.train\.ema: "),
         ({"attack": {"eps": 0.1}}, r"recipes\.a\.attack\.eps: a recipe changes train\.KEY or"),
         ({"train": 3}, r"recipes\.a\.train: a recipe changes train\.KEY or"),
-        (0.9, r"recipes\.a\.: a recipe changes train\.KEY or"),
+        (0.9, r"recipes\.a: a recipe changes train\.KEY or"),
     ],
 )
 def test_a_mistake_in_a_recipe_is_named_with_its_path(recipe: Any, sentence: str) -> None:

@@ -12,12 +12,12 @@ from medspark.workflows.recipe_plan import (
     budget_of,
     chosen_finalists,
     epochs_of,
+    final_cells,
     final_standings,
     first_cells,
     planned_steps,
     repeated_cells,
     screened_cells,
-    tested_cells,
 )
 
 
@@ -109,7 +109,7 @@ def test_every_network_of_the_default_and_the_finalists_is_tested_once() -> None
     config = table(finalists=1)
     records = [*RECORDS, screening(DEFAULT, 0.4, seed=1), screening("a", 0.1, seed=1)]
 
-    found = tested_cells(config, records)
+    found = final_cells(config, records)
 
     assert short(found) == [
         ("test", DEFAULT, "cxr", 0), ("test", DEFAULT, "cxr", 1),
@@ -121,7 +121,7 @@ def test_every_network_of_the_default_and_the_finalists_is_tested_once() -> None
 def test_a_network_that_failed_is_not_tested() -> None:
     records = [*RECORDS, screening("a", 0.1, seed=1, status="failed")]
 
-    found = tested_cells(table(finalists=1), records)
+    found = final_cells(table(finalists=1), records)
 
     assert [(cell.recipe, cell.seed) for cell in found] == [(DEFAULT, 0), ("a", 0)]
 
