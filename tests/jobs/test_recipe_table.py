@@ -198,8 +198,14 @@ def figures(cell: Any) -> dict[str, Any]:
         ("--recipes.a.train.ema 0.9", "shards is needed"),
         ("--shards.x /nowhere --recipes.a.train.ema 0.9", "There is no shard folder /nowhere."),
         ("--shards.x {shards}", "There are no recipes: give --recipes.NAME.train.KEY VALUE"),
-        ("--shards.x {shards} --recipes.a.train.emma 0.9", "There is no key recipes.a.train.emma"),
-        ("--shards.x {shards} --recipes.a.train.ema 2", "recipes.a.train.ema cannot be '2'"),
+        (
+            "--shards.x {shards} --recipes.a.train.emma 0.9",
+            "recipes.a.train.emma: there is no such key.",
+        ),
+        (
+            "--shards.x {shards} --recipes.a.train.ema 2",
+            "recipes.a.train.ema: Input should be less than 1.",
+        ),
         ("--shards.x {shards} --recipes.a.attack.eps 2/255", "recipes.a.attack.eps: a recipe"),
         ("--shards.x {shards} --recipes.default.train.ema 0.9", "recipes.default: the default"),
         (
