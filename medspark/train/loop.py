@@ -162,7 +162,11 @@ class _Training:
         if self._setup.world.is_main:
             _LOGGER.info("epoch %d of %d: %s", epoch + 1, self.epochs, validation)
         best = progress.best
-        better = not self._recipe.chooses or best is None or validation.score > best.score
+        better = (
+            not self._recipe.chooses
+            or best is None
+            or validation.better_than(best, robust=config.attacks)
+        )
         if better and self.engine.complete:
             progress.best = validation
             self._keep_model()
