@@ -165,7 +165,7 @@ class _Training:
         better = (
             not self._recipe.chooses
             or best is None
-            or validation.better_than(best, robust=config.attacks)
+            or validation.better_than(best, robust=self._setup.config.attacks)
         )
         if better and self.engine.complete:
             progress.best = validation
@@ -206,7 +206,7 @@ class _Training:
                 seed=config.seed,
                 world=self._setup.world,
             )
-        return ValidationResult.of(epoch + 1, clean, attacked, robust=config.attacks)
+        return ValidationResult.of(epoch + 1, clean, attacked, robust=self._setup.config.attacks)
 
     def _keep_model(self) -> None:
         if not self._setup.world.is_main:
