@@ -5,7 +5,6 @@ Workers are reused from task to task.
 
 from __future__ import annotations
 
-import functools
 import gc
 import math
 import sys
@@ -25,6 +24,8 @@ Batches = Iterable[pa.RecordBatch]
 _FILES_PER_TASK = 1000
 # A task makes a part, and the driver holds a record of each.
 _MOST_TASKS = 10_000
+
+_modules_frozen = 0  # how many modules this process had when its objects were exempted
 
 
 def map_batches(
@@ -91,11 +92,14 @@ def _forget_zips() -> None:
             del sys.path_importer_cache[path]
 
 
-@functools.cache
 def _freeze() -> None:
     """Exempt all current objects, mostly of libraries, from garbage collection.
 
-    PySpark collects garbage after each task, and would visit all objects of all libraries.
+    PySpark collects garbage after each task, and would visit all objects of all libraries: with
+    torch, that takes an eighth of a second. What a task imports late is exempted after it.
     """
-    gc.collect()
-    gc.freeze()
+    global _modules_frozen
+    if len(sys.modules) != _modules_frozen:
+        _modules_frozen = len(sys.modules)
+        gc.collect()
+        gc.freeze()

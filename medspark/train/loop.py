@@ -162,7 +162,11 @@ class _Training:
         if self._setup.world.is_main:
             _LOGGER.info("epoch %d of %d: %s", epoch + 1, self.epochs, validation)
         best = progress.best
-        better = not self._recipe.chooses or best is None or validation.score > best.score
+        better = (
+            not self._recipe.chooses
+            or best is None
+            or validation.better_than(best, robust=self._setup.config.attacks)
+        )
         if better and self.engine.complete:
             progress.best = validation
             self._keep_model()
@@ -202,7 +206,7 @@ class _Training:
                 seed=config.seed,
                 world=self._setup.world,
             )
-        return ValidationResult.of(epoch + 1, clean, attacked, robust=config.attacks)
+        return ValidationResult.of(epoch + 1, clean, attacked, robust=self._setup.config.attacks)
 
     def _keep_model(self) -> None:
         if not self._setup.world.is_main:

@@ -33,6 +33,17 @@ class ValidationResult(Result):
         score = (pgd if robust else clean).balanced_accuracy or 0.0
         return cls(epoch=epoch, score=score, clean=clean, pgd=pgd)
 
+    def better_than(self, other: ValidationResult, *, robust: bool) -> bool:
+        """Return whether this epoch has the higher score; AUROC decides between equal scores.
+
+        Scores are equal as long as a network orders the images but gives one answer to all.
+        """
+
+        def auroc(of: ValidationResult) -> float:
+            return (of.pgd if robust else of.clean).auroc or 0.0
+
+        return (self.score, auroc(self)) > (other.score, auroc(other))
+
     def metrics(self) -> dict[str, float]:
         """Return every defined metric by its MLflow name, such as val/pgd/accuracy."""
         figures = {

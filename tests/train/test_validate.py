@@ -42,6 +42,23 @@ def test_epochs_are_compared_by_balanced_accuracy_under_attack_where_that_is_tra
     assert scores(None, None) == [0, 0]
 
 
+@pytest.mark.parametrize("robust", [True, False])
+def test_auroc_decides_between_epochs_of_equal_score(robust: bool) -> None:
+    def epoch(score: float, auroc: float | None) -> ValidationResult:
+        judged = ConditionFigures(accuracy=0.5, balanced_accuracy=score, auroc=auroc)
+        other = ConditionFigures(accuracy=0.5, balanced_accuracy=0.5, auroc=0.5)
+        clean, pgd = (other, judged) if robust else (judged, other)
+        return ValidationResult.of(1, clean, pgd, robust=robust)
+
+    def better(new: ValidationResult, old: ValidationResult) -> bool:
+        return new.better_than(old, robust=robust)
+
+    assert better(epoch(0.5, 0.8), epoch(0.5, 0.6))
+    assert not better(epoch(0.5, 0.6), epoch(0.5, 0.6))
+    assert not better(epoch(0.5, 0.9), epoch(0.6, None))
+    assert better(epoch(0.6, None), epoch(0.5, 0.9))
+
+
 def test_a_validation_is_logged_by_condition_and_without_undefined_metrics() -> None:
     clean, pgd = ConditionFigures(accuracy=0.75, auroc=None), ConditionFigures(accuracy=0.5)
 
