@@ -249,7 +249,11 @@ def first_problem(error: ValidationError, *, below: str = "") -> str:
     """
     problem = error.errors()[0]
     key = ".".join(str(part) for part in (below, *problem["loc"]) if part != "")
-    text = str(problem["ctx"]["error"]) if problem["type"] == "value_error" else problem["msg"]
+    text = problem["msg"]
+    if problem["type"] == "value_error":
+        text = str(problem["ctx"]["error"])
+    elif problem["type"] == "extra_forbidden":
+        text = "there is no such key"
     return _one_line(f"{key[:100]}: {text}" if key else text)
 
 

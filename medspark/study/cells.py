@@ -22,6 +22,9 @@ skips finished cells, records failures, logs progress, and keeps the run in MLfl
     with held_study(folder):
         result = run_study(Study(cells, report, entry, track, folder / "mlflow"))
 
+Cells that depend on the figures of others form later stages (``Study.then``). Numbers of cells and
+the time left count the stages known so far.
+
 One policy for all studies: a failed cell is recorded with its reason, and the study goes on. The
 study succeeds only if every cell finished, and raises RunError otherwise. The finished cells are
 kept and reported in either case. The same command, given again, runs only the failed and the
@@ -162,6 +165,9 @@ class Study(Generic[R]):
     spool: Path  # folder of the run in MLflow
     # Called after every cell that ran; other cells may be pending.
     after_each: Callable[[Sequence[R]], object] | None = None
+    # Later stages, in order. Each gets all records so far, finished or failed, and returns the
+    # cells to run next. The same records must give the same cells, so that a study can resume.
+    then: Sequence[Callable[[Sequence[R]], Sequence[Cell[R]]]] = ()
 
 
 @contextmanager
@@ -178,7 +184,7 @@ def run_study(study: Study[R]) -> dict[str, Any]:
     Raises RunError that names the failed cells and the report, if a cell failed.
     """
     with tracked(study.spool, study.track, study.entry) as run:
-        records = _do_missing(study, run.reference["run_id"])
+        cells, records = _do_stages(study, run.reference["run_id"])
         report = study.report(records, run)
         failed = [record.status == "failed" for record in records]
         run.end(
@@ -189,23 +195,34 @@ def run_study(study: Study[R]) -> dict[str, Any]:
             patience_seconds=study.track.patience_seconds,
         )
     if any(failed):
-        raise RunError(_failures(study.cells, records, report.page))
-    cells = [record.model_dump(mode="json") for record in records]
-    return {"cells": cells, **report.document, "mlflow": run.reference}
+        raise RunError(_failures(cells, records, report.page))
+    documents = [record.model_dump(mode="json") for record in records]
+    return {"cells": documents, **report.document, "mlflow": run.reference}
 
 
-def _do_missing(study: Study[R], parent_run_id: str | None) -> list[R]:
-    kept = [cell.kept() for cell in study.cells]
-    records = [record or cell.blank for record, cell in zip(kept, study.cells, strict=True)]
+def _do_stages(study: Study[R], parent_run_id: str | None) -> tuple[list[Cell[R]], list[R]]:
+    """Run the missing cells of every stage; return all cells with their records."""
+    cells, records = list(study.cells), _do_missing(study, study.cells, [], parent_run_id)
+    for stage in study.then:
+        cells += stage(records)
+        records = _do_missing(study, cells, records, parent_run_id)
+    return cells, records
+
+
+def _do_missing(
+    study: Study[R], cells: Sequence[Cell[R]], done: Sequence[R], parent_run_id: str | None
+) -> list[R]:
+    """Run the missing ones of ``cells``, the first of which are ``done``; return all records."""
+    kept = [*done, *(cell.kept() for cell in cells[len(done) :])]
+    records = [record or cell.blank for record, cell in zip(kept, cells, strict=True)]
     missing = [number for number, record in enumerate(kept) if record is None]
     count = len(records)
-    if missing and len(missing) < count:
+    if missing and len(missing) < count - len(done):
         logger.info("%d of %d cells are done already", count - len(missing), count)
     for place, number in enumerate(missing):
-        cell = study.cells[number]
+        cell = cells[number]
         left = seconds_left(
-            [study.cells[other] for other in missing[place:]],
-            zip(study.cells, records, strict=True),
+            [cells[other] for other in missing[place:]], zip(cells, records, strict=True)
         )
         about = "" if left is None else f"; about {_duration(left)} left"
         logger.info("cell %d of %d: %s%s", number + 1, count, cell.name, about)

@@ -33,7 +33,9 @@ def paper_figure(
         line[0].set_ylabel(f"{metric.replace('_', ' ')}, %")
     handles, labels = panels[0][0].get_legend_handles_labels()
     if handles:
-        figure.legend(handles, labels, loc="outside lower center", ncols=len(shown), fontsize=8)
+        figure.legend(
+            handles, labels, loc="outside lower center", ncols=min(len(shown), 8), fontsize=8
+        )
     if any(row.flagged(column, metric) for row in table for column in shown):
         figure.supxlabel(HOLLOW_MEANS, fontsize=8)
     return figure

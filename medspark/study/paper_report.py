@@ -77,6 +77,12 @@ class TableCell(CellRecord):
         return self.clean_flagged if attack == CLEAN else self.flagged
 
 
+_TITLES = {
+    "fgsm": "FGSM", "pgd": "PGD", "cw": "C&W", "square": "Square", "autoattack": "AutoAttack",
+    WORST: "worst case",
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Column:
     """One column of figures."""
@@ -87,7 +93,7 @@ class Column:
     @property
     def title(self) -> str:
         """The heading of the column."""
-        name = {"fgsm": "FGSM", WORST: "worst case"}.get(self.attack, self.attack)
+        name = _TITLES.get(self.attack, self.attack)
         return name if self.attack == CLEAN else f"{name} {eps_text(self.eps)}"
 
 
@@ -139,12 +145,18 @@ class Row:
         return column.attack == CLEAN or found.mean > 0
 
 
-def columns(eps: Iterable[float], *, attacks: Iterable[str] = ("fgsm",)) -> list[Column]:
+def columns(
+    eps: Iterable[float],
+    *,
+    attacks: Iterable[str] = ("fgsm",),
+    named: Iterable[str] = ("fgsm", "transfer"),
+) -> list[Column]:
     """Return the columns of a table under the budgets ``eps``.
 
-    Of ``attacks``, fgsm and transfer have their own columns; the worst case covers all attacks.
+    Of ``attacks``, those ``named`` have their own columns; the worst case covers all attacks.
     """
-    shown = [attack for attack in ("fgsm", "transfer") if attack in set(attacks)]
+    run = set(attacks)
+    shown = [attack for attack in named if attack in run]
     attacked = [Column(attack, budget) for budget in sorted(set(eps)) for attack in (*shown, WORST)]
     return [Column(CLEAN), *attacked]
 

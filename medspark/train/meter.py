@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Mapping
 from typing import Protocol
@@ -38,7 +39,7 @@ class Meter:
         self.images = self.steps = 0
         self.seconds = 0.0
         self.waited = 0.0
-        self._first = (0, 0.0)  # steps and seconds up to the first record
+        self._records: list[tuple[int, float]] = []  # steps and seconds of each record
 
     def begin(self) -> None:
         """Start the clock; time before this call, such as a validation, does not count."""
@@ -73,8 +74,7 @@ class Meter:
         self.images, self.seconds = self.images + images, self.seconds + seconds
         self.steps += len(self._reports)
         self.waited += wait
-        if self.steps == len(self._reports):
-            self._first = self.steps, seconds
+        self._records.append((len(self._reports), seconds))
         speed = {"images_per_second": images / seconds, "data_wait_share": wait / seconds}
         first = step - len(self._reports) + 1
         read = zip(self._reports, figures.tolist(), norms, strict=True)
@@ -92,14 +92,18 @@ class Meter:
 
     @property
     def seconds_per_step(self) -> float:
-        """The mean duration of a step, without those up to the first record if there are others.
+        """The mean duration of a step, without pauses.
 
-        Libraries choose their kernels in the first step, which takes several times as long.
+        Libraries choose their kernels in the first step, which takes several times as long: the
+        steps up to the first record do not count if there are others. Steps that took over twice
+        the median of all records, because something else held the machine, count as the median.
         """
-        steps, seconds = self.steps - self._first[0], self.seconds - self._first[1]
-        if steps == 0:
-            steps, seconds = self.steps, self.seconds
-        return seconds / steps if steps else 0.0
+        records = self._records[1:] or self._records
+        if not records:
+            return 0.0
+        usual = statistics.median(seconds / steps for steps, seconds in records)
+        counted = [s if s <= 2 * usual * steps else usual * steps for steps, s in records]
+        return sum(counted) / sum(steps for steps, _ in records)
 
     def share_of_step(self, seconds: float) -> float:
         """Return ``seconds`` divided by the mean duration of a step."""

@@ -88,7 +88,8 @@ class TrainResult(RobustnessResult):
     global_batch: int
     images_per_second: float = Field(description="training speed, summed over all ranks")
     seconds_per_step: float = Field(
-        0.0, description="mean duration of a training step, in seconds, without the first ones"
+        0.0,
+        description="mean seconds of a training step, without the first ones and without pauses",
     )
     data_wait_share: float = Field(description="share of training time spent waiting for images")
     communication_share: float = Field(description="share of a step spent waiting for other ranks")

@@ -36,8 +36,12 @@ __all__ = [
     "distillation", "fingerprint", "networks", "phantom_sets", "recipe", "surrogates",
 ]  # fmt: skip
 
-TrainingName = Literal["original", "adversarial", "distillation", "robust_distillation"]
+TrainingName = Literal[
+    "original", "adversarial", "pgd", "trades", "distillation", "robust_distillation"
+]
 ORIGINAL, TEACHER = "original", "teacher"
+# Trainings that are modes of their own, whatever train.mode is.
+_MODES = ("pgd", "trades")
 
 
 class PhantomSets(Config):
@@ -89,9 +93,9 @@ class PaperTableConfig(SparkTrainingConfig):
     trainings: tuple[TrainingName, ...] = Field(
         ("original", "adversarial", "distillation"),
         min_length=1,
-        description="ways of training, separated by commas; distillation is defensive "
-        "distillation (Papernot et al. 2016); robust_distillation learns from the adversarially "
-        "trained network",
+        description="ways of training, separated by commas; adversarial is train.mode; pgd and "
+        "trades are these modes; distillation is defensive distillation (Papernot et al. 2016); "
+        "robust_distillation learns from the adversarially trained network",
     )
     seeds: tuple[int, ...] = Field(
         (0,), min_length=1, description="random seeds, separated by commas"
@@ -105,6 +109,11 @@ class PaperTableConfig(SparkTrainingConfig):
         "rslad", description="method of robust_distillation"
     )
     evaluate: TableEvaluation = TableEvaluation()
+    columns: tuple[AttackName, ...] = Field(
+        ("fgsm", "transfer"),
+        description="attacks with a column of their own beside the worst case, separated by "
+        "commas; those that are not among the attacks have none",
+    )
     metric: MetricName = Field("accuracy", description="metric that table and picture show")
     data: DataConfig = DataConfig()
     folder: Path = Field(
@@ -171,6 +180,7 @@ def _lists(config: PaperTableConfig) -> dict[str, tuple[Any, ...]]:
         "models": config.models,
         "trainings": config.trainings,
         "seeds": config.seeds,
+        "columns": config.columns,
         "data_share": config.data_share,
         "phantom.counts": config.phantom.counts,
     }
@@ -253,7 +263,9 @@ class Recipe(TrainAtConfig):
 def recipe(config: PaperTableConfig, network: Network) -> Recipe:
     """Return the training settings of ``network``, without folders and without the teacher."""
     train = config.train
-    if network.training != "adversarial":
+    if network.training in _MODES:
+        train = train.model_copy(update={"mode": network.training})
+    elif network.training != "adversarial":
         plain: dict[str, Any] = {"mode": "standard", "dual_bn": False, "gradalign": 0.0, "awp": 0.0}
         train = train.model_copy(update=plain)
     if network.training == TEACHER:

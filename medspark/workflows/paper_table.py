@@ -82,7 +82,9 @@ class _Table:
         self._folder = config.folder.resolve()
         self._datasets = list(self._find_datasets())
         self.cells = [self._cell(network) for network in networks(config, self._datasets)]
-        self._columns: list[Column] = columns(config.evaluate.eps, attacks=self._attacks())
+        self._columns: list[Column] = columns(
+            config.evaluate.eps, attacks=self._attacks(), named=config.columns
+        )
 
     def fill(self) -> dict[str, Any]:
         """Run the missing cells and return the result document."""
@@ -253,13 +255,27 @@ class _Table:
             f"medspark {__version__}",
             "data": "; ".join(map(self._describe, self._datasets)),
             "training": f"epochs: {config.train.epochs}; batches of {config.train.batch_size}; "
-            f"adversarial: {config.train.mode} at {config.attack}; distillation: defensive, "
-            f"teacher and student at temperature {config.temperature:g}",
+            + self._trainings(),
             "attacks": f"{', '.join(self._attacks())}; {evaluate.norm}, {evaluate.steps} steps of "
             f"PGD, random starts: {evaluate.restarts}{from_others}",
             "intervals": f"95 %, {evaluate.bootstrap} bootstrap resamples of the patients",
             "seeds": ", ".join(map(str, config.seeds)),
         }
+
+    def _trainings(self) -> str:
+        config, train = self._config, self._config.train
+        inner = {"pgd": f"{train.inner_steps} steps"}
+        inner["trades"] = f"{inner['pgd']}, beta {train.beta:g}"
+        told = [f"adversarial: {train.mode} at {config.attack}"]
+        told += [
+            f"{name}: {inner[name]}, at {config.attack}"
+            for name in config.trainings
+            if name in inner
+        ]
+        told.append(
+            f"distillation: defensive, teacher and student at temperature {config.temperature:g}"
+        )
+        return "; ".join(told)
 
     def _describe(self, dataset: Dataset) -> str:
         manifest, evaluate = dataset.manifest, self._config.evaluate

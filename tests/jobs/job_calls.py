@@ -45,6 +45,8 @@ JOBS = {
     "--grid.processes 1 --train.batch_size 2 --model.name resnet10t --track.uri {store}",
     "backdoor_table": "--shards {shards} --folder {target} --model.name resnet10t "
     "--adversaries none badnets --clients.count 4 --track.uri {store}",
+    "recipe_table": "--shards.x {shards} --folder {target} --model.name resnet10t "
+    "--recipes.ema.train.ema 0.9 --track.uri {store}",
     "paper_table": "--datasets.x {shards} --folder {target} --models resnet10t --track.uri {store}",
 }
 DEMO = "demo/20-images-64px-seed-0"

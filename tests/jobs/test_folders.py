@@ -23,7 +23,7 @@ from medspark.ownership import MARKER, claim
 from medspark.shards.manifest import read_manifest, verify
 from medspark.train.result import TrainResult
 from medspark.workflows import federate as federating
-from medspark.workflows import paper_table
+from medspark.workflows import paper_table, recipe_table
 from medspark.workflows import scale_at as scaling
 from medspark.workflows import train_at as training
 
@@ -53,7 +53,7 @@ def no_spark(monkeypatch: pytest.MonkeyPatch, load_job: Callable[[str], ModuleTy
 
     names = ("ingest", "shard", "evaluate", "export_edge", "detect", "predict")
     jobs = [load_job(name) for name in names]
-    for module in (training, scaling, paper_table, federating, *jobs):
+    for module in (training, scaling, paper_table, recipe_table, federating, *jobs):
         monkeypatch.setattr(module, "spark_session", started)
 
 
@@ -135,6 +135,7 @@ def test_an_archive_is_not_its_own_target(call: Call, home: Path, tmp_path: Path
         ("federate", "--shards", "a", "a/b"),
         ("federate", "--adversary.edge", "a", "a/b"),
         ("paper_table", "--datasets.x", "a", "a/b"),
+        ("recipe_table", "--shards.x", "a/b", "a"),
         ("backdoor_table", "--shards", "a/b", "a"),
         ("backdoor_table", "--adversary.edge", "a", "a/b"),
     ],

@@ -225,3 +225,44 @@ def test_a_digest_does_not_depend_on_the_order_of_a_document(document, random) -
 
     assert digest(dict(shuffled)) == digest(document)
     assert digest(document | {"more": 1}) != digest(document | {"more": 2})
+
+
+def test_a_later_stage_is_made_from_the_records_and_is_part_of_the_study(adder: Adder) -> None:
+    seen: list[list[int | None]] = []
+
+    def double(records: Sequence[Sum]) -> list[Cell[Sum]]:
+        seen.append([record.total for record in records])
+        return [adder.cell(record.total, record.total) for record in records if record.total]
+
+    result = adder.run(adder.cell(1), adder.cell(2), then=(double, double))
+
+    assert seen == [[1, 2], [1, 2, 2, 4]]
+    assert [cell["total"] for cell in result["cells"]] == [1, 2, 2, 4, 2, 4, 4, 8]
+    assert adder.reported == [["finished"] * 8]
+
+
+def test_a_stage_that_failed_is_named_and_tried_again_and_earlier_cells_are_not(
+    adder: Adder,
+) -> None:
+    stages = (lambda records: [adder.cell(13, len(records))],)
+    with pytest.raises(RunError, match=r"1 of 2 cells failed: sum of \(13, 1\)"):
+        adder.run(adder.cell(1), then=stages)
+    adder.fails = False
+
+    result = adder.run(adder.cell(1), then=stages)
+
+    assert adder.done == [(1,), (13, 1), (13, 1)]
+    assert [cell["total"] for cell in result["cells"]] == [1, 14]
+
+
+def test_a_stage_sees_the_failed_cells_too(adder: Adder) -> None:
+    seen: list[str] = []
+
+    def stage(records: Sequence[Sum]) -> list[Cell[Sum]]:
+        seen.extend(record.status for record in records)
+        return []
+
+    with pytest.raises(RunError):
+        adder.run(adder.cell(13), adder.cell(1), then=(stage,))
+
+    assert seen == ["failed", "finished"]

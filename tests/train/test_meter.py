@@ -122,3 +122,16 @@ def test_the_time_of_a_step_leaves_out_those_up_to_the_first_record_if_there_are
         meter.publish(step, 0)
 
     assert meter.seconds_per_step == pytest.approx(6 / 4)
+
+
+def test_a_pause_of_the_machine_is_no_part_of_the_time_of_a_step(clock: Clock) -> None:
+    meter = Meter(World(0, 0, 1, torch.device("cpu")), Kept())
+    meter.begin()
+
+    for step, seconds in enumerate((30.0, 1.0, 1.5, 90.0, 1.0), start=1):
+        meter.add(report(0.5, 6, 4, 8))
+        clock.now += seconds
+        meter.publish(step, 0)
+
+    assert meter.seconds_per_step == pytest.approx((1 + 1.5 + 1.25 + 1) / 4)
+    assert meter.seconds == 123.5

@@ -69,6 +69,18 @@ def test_only_the_adversarial_network_learns_from_attacks_of_its_own(by_training
     assert not recipe(config, by_training["original"]).train.dual_bn
 
 
+@pytest.mark.parametrize("training", ["pgd", "trades"])
+def test_a_training_that_is_a_mode_has_it_whatever_the_adversarial_one_is(
+    dataset: Dataset, training: str
+):
+    config = table(models=["a"], trainings=[training], train={"mode": "fused", "awp": 0.01})
+    (network,) = networks(config, [dataset])
+
+    train = recipe(config, network).train
+
+    assert (train.mode, train.awp) == (training, 0.01)
+
+
 def test_the_defensive_teacher_learns_at_the_temperature_it_teaches_at(by_training):
     config, student = table(temperature=20.0), by_training["distillation"]
 
