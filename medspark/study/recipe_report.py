@@ -43,7 +43,7 @@ class RecipeCell(CellRecord):
     recipe: str
     dataset: str
     seed: int
-    steps: int | None = Field(None, description="planned steps; None for the default's epochs")
+    steps: int | None = Field(None, description="planned steps")
     budget: float | None = Field(
         None, description="seconds of training that every recipe gets on this set"
     )
@@ -228,7 +228,7 @@ def _seconds(row: Sequence[RecipeCell]) -> str:
 
 def _budget(row: Sequence[RecipeCell]) -> str:
     budget = row[0].budget
-    return "its own" if budget is None else f"{budget:.3g}"
+    return "–" if budget is None else f"{budget:.3g}"
 
 
 def _text(row: Sequence[RecipeCell], attack: str, metric: str, eps: float) -> str:

@@ -93,7 +93,7 @@ class RecipeTableConfig(SparkTrainingConfig):
         None,
         gt=0,
         description="seconds of training for every recipe; by default, on each set, those that the "
-        "default recipe needs for train.epochs",
+        "default recipe needs for train.epochs, as timed",
     )
     calibration_steps: int = Field(
         40, ge=2, description="steps that time a recipe, before its number of steps is planned"

@@ -1,13 +1,14 @@
 """Plan the table of recipes: which cells each stage has, as pure functions of the records.
 
-Recipes get equal training time. On every set the default recipe trains for its epochs, and the
-seconds of its steps are the budget. The other recipes are timed for a few steps (calibration), and
-train for as many steps as fit the budget, with all schedules planned for that number.
+Recipes get equal training time. On every set all recipes are timed for a few steps, one after the
+other (calibration). The budget is what the default's steps would take for its epochs at that speed.
+Every recipe trains for as many steps as fit the budget, with all schedules planned for that number.
+All speeds come from calibrations, because a machine can be slower hours later.
 
 Four stages:
 
-1. the default with the first seed, screened on validation images; the other recipes timed
-2. the other recipes with the first seed, screened on validation images
+1. all recipes timed
+2. all recipes with the first seed, screened on validation images
 3. the default and the finalists with the other seeds, screened on validation images
 4. the default and the finalists with all seeds, on test images
 
@@ -24,8 +25,8 @@ from medspark.workflows.recipe_choice import finalists, standings
 from medspark.workflows.recipe_config import RecipeTableConfig, recipe_names
 
 __all__ = [
-    "budget_of", "chosen_finalists", "epochs_of", "final_cells", "final_standings", "first_cells",
-    "planned_steps", "repeated_cells", "screened_cells", "screened_standings",
+    "budget_of", "chosen_finalists", "epochs_of", "final_cells", "final_standings",
+    "planned_steps", "repeated_cells", "screened_cells", "screened_standings", "timed_cells",
 ]  # fmt: skip
 
 
@@ -39,41 +40,34 @@ def epochs_of(steps: int, *, rows: int, batch: int) -> float:
     return steps / EpochPlan(rows, batch, seed=0).steps
 
 
-def first_cells(config: RecipeTableConfig) -> list[RecipeCell]:
-    """Return the default's screening, unless seconds are given, and the calibrations."""
-    seed = config.seeds[0]
-    found = []
-    for name in config.shards:
-        if config.seconds is None:
-            found.append(RecipeCell(stage="screening", recipe=DEFAULT, dataset=name, seed=seed))
-        found += [
-            RecipeCell(
-                stage="calibration",
-                recipe=recipe,
-                dataset=name,
-                seed=seed,
-                steps=config.calibration_steps,
-            )
-            for recipe in recipe_names(config)
-            if recipe != DEFAULT or config.seconds is not None
-        ]
-    return found
+def timed_cells(config: RecipeTableConfig) -> list[RecipeCell]:
+    """Return the calibrations of all recipes on all sets."""
+    return [
+        RecipeCell(
+            stage="calibration",
+            recipe=recipe,
+            dataset=name,
+            seed=config.seeds[0],
+            steps=config.calibration_steps,
+        )
+        for name in config.shards
+        for recipe in recipe_names(config)
+    ]
 
 
 def budget_of(
     config: RecipeTableConfig, records: Iterable[RecipeCell], dataset: str
 ) -> float | None:
-    """Return the seconds of training on ``dataset``; None if the default did not finish."""
+    """Return the seconds of training on ``dataset``; None if the default was not timed."""
     if config.seconds is not None:
         return config.seconds
-    default = (
-        cell.train_seconds
-        for cell in records
-        if (cell.stage, cell.recipe, cell.dataset) == ("screening", DEFAULT, dataset)
-        and cell.seed == config.seeds[0]
-        and cell.finished
-    )
-    return next(default, None)
+    for cell in records:
+        if (cell.stage, cell.recipe, cell.dataset) != ("calibration", DEFAULT, dataset):
+            continue
+        if cell.seconds_per_step and cell.trained_steps and cell.epochs:
+            epoch = cell.seconds_per_step * cell.trained_steps / cell.epochs
+            return config.train.epochs * epoch
+    return None
 
 
 def screened_cells(config: RecipeTableConfig, records: Sequence[RecipeCell]) -> list[RecipeCell]:
@@ -101,7 +95,7 @@ def chosen_finalists(config: RecipeTableConfig, records: Iterable[RecipeCell]) -
 def repeated_cells(config: RecipeTableConfig, records: Sequence[RecipeCell]) -> list[RecipeCell]:
     """Return the screening of the default and the finalists with the other seeds."""
     return [
-        _blank(cell, seed=seed, steps=cell.steps, budget=_again(cell))
+        _blank(cell, seed=seed, steps=cell.steps, budget=cell.budget)
         for cell in _of_finalists(config, records)
         if cell.seed == config.seeds[0]
         for seed in config.seeds[1:]
@@ -148,11 +142,6 @@ def _of_finalists(config: RecipeTableConfig, records: Sequence[RecipeCell]) -> l
         for cell in records
         if cell.stage == "screening" and cell.finished and cell.recipe == recipe
     ]
-
-
-def _again(cell: RecipeCell) -> float | None:
-    """Return the budget of a further seed of ``cell``: the default's is what its first took."""
-    return cell.train_seconds if cell.budget is None else cell.budget
 
 
 def _blank(cell: RecipeCell, **changed: object) -> RecipeCell:

@@ -18,8 +18,7 @@ from medspark.evaluate.result import metrics_by_name
 from medspark.job import write_result
 from medspark.launch.distributor import SPARK_SETTINGS
 from medspark.launch.hardware import hardware
-from medspark.shards.manifest import Manifest, read_manifest
-from medspark.shards.plan import EpochPlan
+from medspark.shards.manifest import read_manifest
 from medspark.spark.session import spark_session
 from medspark.study.cells import Cell, Study, StudyReport, digest, held_study, run_study
 from medspark.study.recipe_figure import recipe_figure
@@ -33,7 +32,6 @@ from medspark.study.recipe_report import (
 from medspark.track.config import TrackConfig
 from medspark.track.runs import tracked
 from medspark.track.spool import DatasetEntry, RunEntry
-from medspark.train.config import TrainConfig
 from medspark.train.result import TrainResult
 from medspark.train.run_folder import CHECKPOINTS
 from medspark.workflows.evaluate import Evaluation
@@ -53,10 +51,10 @@ from medspark.workflows.recipe_plan import (
     epochs_of,
     final_cells,
     final_standings,
-    first_cells,
     repeated_cells,
     screened_cells,
     screened_standings,
+    timed_cells,
 )
 from medspark.workflows.train_at import train_once
 
@@ -102,7 +100,7 @@ class _Table:
             tags={"medspark.job": "recipe_table"},
         )
         study = Study(
-            cells=self.cells(first_cells(self._config)),
+            cells=self.cells(timed_cells(self._config)),
             report=lambda records, _: self._write(records),
             entry=entry,
             # The trainings and evaluations below record processor and memory.
@@ -135,7 +133,7 @@ class _Table:
             blank=blank,
             file=file,
             work=partial(work, blank, training, self._folder / "networks" / network, file),
-            size=blank.steps or _steps(training.train, manifest),
+            size=blank.steps or 1,
             alike=(blank.stage, blank.dataset, blank.recipe),
         )
 
@@ -267,8 +265,7 @@ class _Table:
         time = (
             f"{config.seconds:g} s for every recipe"
             if config.seconds is not None
-            else f"what the default needs for {config.train.epochs} epochs on that set, with the "
-            "first seed"
+            else f"what the default needs for {config.train.epochs} epochs on that set"
         )
         return {
             "command": f"`{self._command}`",
@@ -277,7 +274,7 @@ class _Table:
             "data": "; ".join(self._describe(name) for name in self._shards),
             "training": f"{config.model.name}, {config.train.mode} at {config.attack}, batches of "
             f"{config.train.batch_size}",
-            "time": f"{time}; number of steps planned from {config.calibration_steps} timed steps",
+            "time": f"{time}; numbers of steps planned from {config.calibration_steps} timed steps",
             "choice": f"worst-case {config.criterion.replace('_', ' ')} at "
             f"{eps_text(config.attack.eps)} on validation images, mean over the sets; no flag; "
             f"clean AUROC at most {config.margin:g} below the default's on every set",
@@ -298,12 +295,6 @@ class _Table:
             f"{name}: {manifest.height} x {manifest.width} px, {rows['train']} training, "
             f"{', '.join(attacked)} images, digest {manifest.digest[:12]}"
         )
-
-
-def _steps(train: TrainConfig, manifest: Manifest) -> int:
-    """Return the number of steps of whole epochs."""
-    rows = manifest.splits["train"].rows
-    return train.epochs * EpochPlan(rows, train.batch_size, seed=0).steps
 
 
 def _times(result: TrainResult) -> dict[str, float]:

@@ -74,7 +74,7 @@ def test_a_training_far_from_its_time_is_marked(seconds: float, marked: bool) ->
 
     assert line(text, "| cxr | a")["seconds"].startswith(OFF_SIGN) == marked
     assert line(text, "| cxr | a")["budget"] == "10"
-    assert line(text, "| cxr | default")["budget"] == "its own"
+    assert line(text, "| cxr | default")["budget"] == "–"
     assert ("over 10 % more or less" in text) == marked
 
 

@@ -14,10 +14,10 @@ from medspark.workflows.recipe_plan import (
     epochs_of,
     final_cells,
     final_standings,
-    first_cells,
     planned_steps,
     repeated_cells,
     screened_cells,
+    timed_cells,
 )
 
 
@@ -47,48 +47,76 @@ def test_epochs_count_the_last_small_step_as_a_step() -> None:
     assert epochs_of(6, rows=30, batch=8) == 1.5
 
 
-def test_the_default_is_trained_and_the_others_are_timed_first() -> None:
-    found = first_cells(table(recipes={"a": {"train": {"ema": 0.9}}}, calibration_steps=7))
+def test_all_recipes_are_timed_first_on_every_set() -> None:
+    config = table(
+        shards={"cxr": "x", "oct": "y"}, recipes={"a": {"train": {"ema": 0.9}}}, calibration_steps=7
+    )
 
-    assert short(found) == [("screening", DEFAULT, "cxr", 0), ("calibration", "a", "cxr", 0)]
-    assert [cell.steps for cell in found] == [None, 7]
+    found = timed_cells(config)
+
+    assert short(found) == [
+        ("calibration", DEFAULT, "cxr", 0), ("calibration", "a", "cxr", 0),
+        ("calibration", DEFAULT, "oct", 0), ("calibration", "a", "oct", 0),
+    ]  # fmt: skip
+    assert {cell.steps for cell in found} == {7}
 
 
-def test_with_seconds_the_default_is_timed_as_the_others_are() -> None:
-    config = table(recipes={}, seconds=60)
-
-    assert short(first_cells(config)) == [("calibration", DEFAULT, "cxr", 0)]
-    (found,) = screened_cells(config, [timed(DEFAULT, 0.5)])
-    assert (found.recipe, found.steps, found.budget) == (DEFAULT, 120, 60)
-
-
-def test_a_recipe_gets_the_seconds_of_the_default_on_the_same_set() -> None:
-    config = table(shards={"cxr": "a", "oct": "b"})
+def test_a_recipe_gets_the_seconds_that_the_default_needs_for_its_epochs_on_the_same_set() -> None:
+    config = table(shards={"cxr": "x", "oct": "y"}, train={"epochs": 5})
     records = [
-        screening(DEFAULT, 0.5), timed("a", 0.5), timed("b", 4.0),
-        screening(DEFAULT, 0.5, dataset="oct", train_seconds=60.0), timed("a", 0.5, dataset="oct"),
+        timed(DEFAULT, 0.5, trained_steps=6, epochs=1.5), timed("a", 1.0), timed("b", 4.0),
+        timed(DEFAULT, 0.5, trained_steps=6, epochs=0.1, dataset="oct"),
+        timed("a", 0.5, dataset="oct"),
     ]  # fmt: skip
 
     found = screened_cells(config, records)
 
-    assert short(found) == [
-        ("screening", "a", "cxr", 0), ("screening", "b", "cxr", 0), ("screening", "a", "oct", 0),
+    assert [(cell.recipe, cell.dataset, cell.steps, cell.budget) for cell in found] == [
+        (DEFAULT, "cxr", 20, 10), ("a", "cxr", 10, 10), ("b", "cxr", 2, 10),
+        (DEFAULT, "oct", 300, 150), ("a", "oct", 300, 150),
     ]  # fmt: skip
-    assert [cell.steps for cell in found] == [20, 2, 120]
-    assert [cell.budget for cell in found] == [10, 10, 60]
+    assert {cell.stage for cell in found} == {"screening"}
 
 
-def test_without_the_default_or_a_timing_there_is_no_plan() -> None:
-    failed = screening(DEFAULT, 0.5, status="failed")
-    untimed = timed("a", 0.0, status="failed")
+def test_seconds_are_the_budget_where_they_are_given() -> None:
+    config = table(recipes={}, seconds=60)
+
+    (found,) = screened_cells(config, [timed(DEFAULT, 0.5)])
+
+    assert (found.recipe, found.steps, found.budget) == (DEFAULT, 120, 60)
+
+
+@given(st.floats(0.01, 10), st.integers(1, 50), st.integers(1, 400), st.integers(2, 300))
+def test_the_default_trains_for_its_epochs(
+    seconds: float, epochs: int, per_epoch: int, steps: int
+) -> None:
+    config = table(train={"epochs": epochs})
+    cell = timed(DEFAULT, seconds, trained_steps=steps, epochs=steps / per_epoch)
+
+    (found,) = screened_cells(config, [cell])
+
+    assert found.steps == epochs * per_epoch
+
+
+def test_the_plan_does_not_depend_on_how_long_trainings_took() -> None:
+    timings = [timed(DEFAULT, 0.5, trained_steps=6, epochs=1.5), timed("a", 1.0)]
+    slow = screening(DEFAULT, 0.5, train_seconds=1e6, seconds_per_step=1e4)
+
+    assert screened_cells(table(), [*timings, slow]) == screened_cells(table(), timings)
+
+
+def test_without_a_timing_there_is_no_plan() -> None:
+    failed = RecipeCell(stage="calibration", recipe=DEFAULT, dataset="cxr", seed=0, status="failed")
+    default = timed(DEFAULT, 0.5, trained_steps=6, epochs=1.5)
 
     assert budget_of(table(), [failed], "cxr") is None
     assert screened_cells(table(), [failed, timed("a", 1.0)]) == []
-    assert screened_cells(table(), [screening(DEFAULT, 0.5), untimed]) == []
+    planned = screened_cells(table(), [default, failed.model_copy(update={"recipe": "a"})])
+    assert [cell.recipe for cell in planned] == [DEFAULT]
 
 
 RECORDS = [
-    screening(DEFAULT, 0.5),
+    screening(DEFAULT, 0.5, steps=9, budget=10.0),
     screening("a", 0.9, steps=5, budget=10.0),
     screening("b", 0.7, steps=6, budget=10.0),
     screening("c", 0.8, steps=7, budget=10.0),
@@ -99,7 +127,7 @@ def test_the_default_and_the_finalists_get_the_other_seeds_with_the_same_steps()
     found = repeated_cells(table(finalists=2, seeds=[0, 1, 2]), RECORDS)
 
     assert [(cell.recipe, cell.seed, cell.steps) for cell in found] == [
-        (DEFAULT, 1, None), (DEFAULT, 2, None), ("a", 1, 5), ("a", 2, 5), ("c", 1, 7), ("c", 2, 7),
+        (DEFAULT, 1, 9), (DEFAULT, 2, 9), ("a", 1, 5), ("a", 2, 5), ("c", 1, 7), ("c", 2, 7),
     ]  # fmt: skip
     assert {cell.budget for cell in found} == {10.0}
     assert {(cell.stage, cell.status) for cell in found} == {("screening", "pending")}
