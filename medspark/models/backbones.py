@@ -30,6 +30,8 @@ Size = tuple[int, int]
 
 _LOGGER = logging.getLogger(__name__)
 
+_HEAD_STD = 0.01  # of a new head's weights on a pretrained network
+
 
 def build(
     config: ModelConfig, *, num_classes: int, channels: int, size: Size | None = None
@@ -38,7 +40,8 @@ def build(
 
     timm adapts pretrained stems to the channels (summed for greyscale), and pretrained position
     embeddings to ``size``, the (height, width) of images in pixels; without it, networks that are
-    made for one size have timm's. The head is new if the number of classes differs.
+    made for one size have timm's. A head for another number of classes is new; on pretrained
+    weights it begins small.
 
     Raises UsageError for a model that timm does not have, weights that do not fit it, or a network
     that cannot be made for ``size``.
@@ -120,7 +123,7 @@ def _create(architecture: str, config: ModelConfig, options: dict[str, Any]) -> 
             f"model.weights: '{path}' does not fit {architecture}: {reason}"
         ) from error
     _refuse_partial_load(model, tensor_names(path), path)
-    return model
+    return _with_small_head(model, options["num_classes"])
 
 
 def _download(architecture: str, options: dict[str, Any]) -> nn.Module:
@@ -132,16 +135,41 @@ def _download(architecture: str, options: dict[str, Any]) -> nn.Module:
             f"model.weights: cannot fetch the pretrained weights of {architecture} "
             f"({type(error).__name__}); use a local .safetensors file instead."
         ) from error
+    return _with_small_head(model, options["num_classes"])
+
+
+@torch.no_grad()
+def _with_small_head(model: nn.Module, num_classes: int) -> nn.Module:
+    """Return a pretrained ``model``; if its head is new, its weights are small.
+
+    Heads of timm's MobileNet-V2 and its relatives begin with weights of 1 / sqrt(classes). With two
+    classes the first loss is 13, and its gradients damage what the network had learnt.
+    """
+    if num_classes == model.pretrained_cfg["num_classes"]:  # type: ignore[index]
+        return model
+    heads = tuple(f"{name}." for name in _heads(model))
+    for name, parameter in model.named_parameters():
+        if not name.startswith(heads or "\0"):
+            continue
+        if parameter.ndim > 1:
+            nn.init.normal_(parameter, std=_HEAD_STD)
+        elif name.endswith("bias"):
+            nn.init.zeros_(parameter)
     return model
+
+
+def _heads(model: nn.Module) -> tuple[str, ...]:
+    """Return the names of the layers that give the logits."""
+    cfg: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+    heads = cfg.get("classifier") or ()
+    return (heads,) if isinstance(heads, str) else tuple(heads)
 
 
 def _refuse_partial_load(model: nn.Module, found: set[str], path: Path) -> None:
     # With another number of classes, timm loads the tensors that fit and only logs the others, so
     # the file of another network would silently give random weights.
     cfg: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
-    heads = cfg.get("classifier") or ()
-    heads = (heads,) if isinstance(heads, str) else tuple(heads)
-    wanted = {name for name in model.state_dict() if not name.startswith(tuple(heads) or "\0")}
+    wanted = {name for name in model.state_dict() if not name.startswith(_heads(model) or "\0")}
     missing = {name for name in wanted - found if not name.endswith("num_batches_tracked")}
     if missing:
         raise UsageError(

@@ -72,6 +72,33 @@ def test_weights_from_a_file_fill_everything_but_the_head(weights: Path) -> None
         assert not same or torch.equal(value, trained.backbone.state_dict()[name]), name
 
 
+@pytest.mark.parametrize("name", ["test_efficientnet", "test_resnet", "test_convnext"])
+def test_a_new_head_on_given_weights_begins_small(name: str, tmp_path: Path) -> None:
+    given = import_timm().create_model(name, num_classes=7)
+    save_file(given.state_dict(), tmp_path / "weights.safetensors")
+    config = ModelConfig(name=name, weights=str(tmp_path / "weights.safetensors"))
+
+    kept = build(config, num_classes=2, channels=3).backbone.state_dict()
+
+    weight, bias = (tensor for tensor in kept.values() if len(tensor.shape) and len(tensor) == 2)
+    assert weight.std().item() == pytest.approx(0.01, rel=0.3)
+    assert not bias.any()
+    body = [name for name, weight in given.named_parameters() if len(weight) != 7]
+    assert all(torch.equal(kept[name], given.state_dict()[name]) for name in body)
+
+
+def test_a_head_that_fits_the_given_weights_is_kept(weights: Path) -> None:
+    classes = import_timm().create_model("test_resnet").pretrained_cfg["num_classes"]
+    given = import_timm().create_model("test_resnet", num_classes=classes).state_dict()
+    save_file(given, weights)
+
+    model = build(
+        ModelConfig(name="test_resnet", weights=str(weights)), num_classes=classes, channels=3
+    )
+
+    assert torch.equal(model.backbone.state_dict()["fc.weight"], given["fc.weight"])
+
+
 def test_a_grayscale_stem_is_the_sum_of_the_colour_stem(weights: Path) -> None:
     config = ModelConfig(name="test_resnet", weights=str(weights))
 
