@@ -258,8 +258,8 @@ def _legend(cells: Sequence[RecipeCell]) -> str:
     text = (
         "Figures in %; means over the seeds, in brackets from lowest to highest. The worst case "
         "takes, for every image, the most harmful attack at this eps or a smaller one. Seconds are "
-        "those of the training steps, without start-up and validation; the budget is the planned "
-        "time."
+        "those of the training steps, without start-up, validation and pauses; the budget is the "
+        "planned time."
     )
     if any(cell.other_time for cell in cells):
         text += f" {OFF_SIGN}: over 10 % more or less time than planned."
