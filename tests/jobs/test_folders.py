@@ -145,7 +145,7 @@ def test_what_is_read_and_what_is_written_are_apart(
     network: Path, capsys,
 ) -> None:  # fmt: skip
     kind = {"--source": home / "source", "--samples": home / "samples"}
-    kind |= dict.fromkeys(("--shards", "--datasets.x"), tmp_path / "shards")
+    kind |= dict.fromkeys(("--shards", "--shards.x", "--datasets.x"), tmp_path / "shards")
     (tmp_path / "root" / "a").mkdir(parents=True)
     (tmp_path / "root" / "link").symlink_to("a")
     place = tmp_path / "root" / source
