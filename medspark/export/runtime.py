@@ -91,7 +91,8 @@ def read_graph(folder: Path, exported: ExportedGraph) -> dict[GraphFile, bytes]:
 def openvino_runner(xml: bytes, weights: bytes, *, name: str, threads: int = 1) -> Run:
     """Return the function that runs an OpenVINO model given by the content of its files.
 
-    Raises UsageError if OpenVINO cannot read the files, or is not installed.
+    It has one form for single images, compiled here, and one for batches, compiled when the first
+    comes. Raises UsageError if OpenVINO cannot read the files, or is not installed.
     """
     try:
         import openvino
@@ -104,16 +105,29 @@ def openvino_runner(xml: bytes, weights: bytes, *, name: str, threads: int = 1) 
         "INFERENCE_PRECISION_HINT": "f32",
     }
     core = openvino.Core()
-    try:
+
+    def opened(batch: int | None) -> Any:
         model = core.read_model(model=xml, weights=weights)
-        request = core.compile_model(model, "CPU", settings).create_infer_request()
+        if batch is not None:
+            _, *rest = model.inputs[0].partial_shape
+            model.reshape({0: [batch, *rest]})
+        return core.compile_model(model, "CPU", settings).create_infer_request()
+
+    requests: dict[int | None, Any] = {}
+    try:
+        # With a fixed batch, concatenations share memory: DenseNet121 takes .93 of the time.
+        requests[1] = opened(1)
+        image = tuple(requests[1].model_inputs[0].shape)[1:]
     except RuntimeError as error:
         raise UsageError(f"'{name}' cannot be opened as an OpenVINO model.") from error
 
     def run(images: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        try:
-            return np.array(request.infer({0: images})[0])
-        except RuntimeError as error:
-            raise UsageError(f"'{name}' does not take images {images.shape}.") from error
+        # OpenVINO's form for batches takes images of another shape, and answers any number of rows.
+        if images.shape[1:] != image:
+            raise UsageError(f"'{name}' does not take images {images.shape}.")
+        batch = 1 if len(images) == 1 else None
+        if batch not in requests:
+            requests[batch] = opened(batch)
+        return np.array(requests[batch].infer({0: images})[0])
 
     return run

@@ -36,7 +36,7 @@ from medspark.federate.weights import (
 from medspark.seeding import derive
 from medspark.shards.plan import EpochPlan
 from medspark.train.adversarial import take_step
-from medspark.train.learner import Learner, Sample
+from medspark.train.learner import Learner, Sample, pass_type
 from medspark.train.objective import BinaryCrossEntropy, CrossEntropy
 from medspark.train.optimise import Descent, clip_gradients
 
@@ -232,13 +232,15 @@ def _batches(
 
 
 def _learner(model: nn.Module, labels: Tensor, config: LocalConfig) -> Learner:
+    computed = pass_type(config.precision, _CPU)
     if config.calibrate == "none":
         objective = BinaryCrossEntropy() if labels.ndim == 2 else CrossEntropy()
-        return Learner(model, objective, config.train)
+        return Learner(model, objective, config.train, autocast=computed)
     if labels.ndim == 2:
         raise UsageError("Logits are calibrated for classes, and these images have findings.")
     rule = calfat if config.calibrate == "calfat" else None
-    return Learner(model, Calibrated.to(labels), config.train, step_rule=rule)
+    calibrated = Calibrated.to(labels)
+    return Learner(model, calibrated, config.train, autocast=computed, step_rule=rule)
 
 
 def _optimiser(parameters: list[nn.Parameter], config: LocalConfig) -> torch.optim.AdamW | Descent:

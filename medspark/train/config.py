@@ -21,9 +21,11 @@ from medspark.train.ikl_config import IklConfig
 __all__ = [
     "MIXED_MODES", "AdversarialConfig", "CheckpointConfig", "DistillConfig", "FitConfig",
     "ModeName", "MonitorConfig", "PruneConfig", "PruneMethod", "RecipeSettings",
-    "TrainConfig", "TrainingSettings", "check_pruning", "check_ranks", "check_virtual_shards",
-    "known_before",
+    "TrainConfig", "TrainPrecision", "TrainingSettings", "check_pruning", "check_ranks",
+    "check_virtual_shards", "known_before",
 ]  # fmt: skip
+
+TrainPrecision = Literal["auto", "fp32", "bf16"]
 
 ModeName = Literal[
     "standard", "naive", "fused", "fused_noise", "nfgsm", "rs_fgsm", "free", "pgd", "trades", "ikl"
@@ -150,7 +152,7 @@ class TrainConfig(AdversarialConfig):
     virtual_shards: int = Field(
         4, ge=1, description="pieces of each batch with elastic exact; also the most processes"
     )
-    precision: Literal["auto", "fp32", "bf16"] = Field(
+    precision: TrainPrecision = Field(
         "auto", description="of the passes; auto uses bf16 if it is faster on this machine"
     )
     compile: bool = Field(False, description="whether to use torch.compile")

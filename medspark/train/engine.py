@@ -24,7 +24,6 @@ from medspark.errors import RunError
 from medspark.models.classifier import Classifier, batch_norms, freeze_batch_norm
 from medspark.models.kernels.fold import fold
 from medspark.models.kernels.lower import lower
-from medspark.models.kernels.processor import processor
 from medspark.models.kernels.trained_form import TrainedForm
 from medspark.seeding import derive
 from medspark.train.adversarial import take_step
@@ -33,7 +32,7 @@ from medspark.train.class_answers import ClassAnswers
 from medspark.train.config import TrainConfig
 from medspark.train.dual_norm import dual
 from medspark.train.gradients import Gradients, Overlapped, Piece, VirtualShards
-from medspark.train.learner import Learner, Sample, StepRule, StepStats
+from medspark.train.learner import Learner, Sample, StepRule, StepStats, pass_type
 from medspark.train.objective import Objective, hard_labels
 from medspark.train.optimise import Average, adamw, clip_gradients, set_rate, step_if_finite
 from medspark.train.prune.pruner import Pruner
@@ -41,7 +40,7 @@ from medspark.train.schedule import one_cycle, ramp
 from medspark.train.state import optimiser_tensors, restore_optimiser
 from medspark.train.world import World
 
-__all__ = ["Engine", "Report", "bf16_pays"]
+__all__ = ["Engine", "Report"]
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -118,7 +117,8 @@ class Engine:
         self._blank = example[:1]
         self._learnt = 0  # steps with an image since the batch-norm statistics were averaged
         self._settles_at = math.ceil(config.eps_warmup * total_steps) if settle else None
-        self.precision = "bf16" if _wants_bf16(config, world.device) else "fp32"
+        computed = pass_type(config.precision, world.device)
+        self.precision = "fp32" if computed is None else "bf16"
         self._perturbation = WeightPerturbation(
             self.model,
             gamma=config.awp,
@@ -130,7 +130,7 @@ class Engine:
             model=self._gradients.model,
             objective=objective,
             config=config,
-            autocast=torch.bfloat16 if self.precision == "bf16" else None,
+            autocast=computed,
             step_rule=step_rule,
             answers=ClassAnswers(config.ikl),
         )
@@ -350,13 +350,6 @@ class Engine:
                 )
 
 
-def bf16_pays(device: torch.device) -> bool:
-    """Return whether bf16 passes are faster than float32; a CPU needs products of bf16 numbers."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return processor() != "plain"
-
-
 def _below_head(model: Classifier) -> list[nn.Parameter]:
     backbone: Any = model.backbone
     head = {id(parameter) for parameter in backbone.get_classifier().parameters()}
@@ -365,12 +358,6 @@ def _below_head(model: Classifier) -> list[nn.Parameter]:
 
 def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-
-def _wants_bf16(config: TrainConfig, device: torch.device) -> bool:
-    if config.precision == "auto":
-        return bf16_pays(device)
-    return config.precision == "bf16"
 
 
 @torch.no_grad()

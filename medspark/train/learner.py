@@ -20,12 +20,14 @@ from medspark.attacks.losses import Loss
 from medspark.attacks.pgd import pgd
 from medspark.attacks.threat import ThreatModel
 from medspark.data.batch import Integers
+from medspark.models.kernels.processor import processor
 from medspark.train.class_answers import ClassAnswers
-from medspark.train.config import AdversarialConfig
+from medspark.train.config import AdversarialConfig, TrainPrecision
 from medspark.train.noise import keyed_noise
 from medspark.train.objective import Objective
 
-__all__ = ["Learner", "Sample", "StepRule", "StepStats", "learn", "pgd_images"]
+__all__ = ["Learner", "Sample", "StepRule", "StepStats", "bf16_pays", "learn", "pass_type",
+           "pgd_images"]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +180,19 @@ def pgd_images(learner: Learner, sample: Sample, loss: Loss) -> Tensor:
             start=sample.random_start(),
             loss=loss,
         )
+
+
+def pass_type(precision: TrainPrecision, device: torch.device) -> torch.dtype | None:
+    """Return the type in which passes compute under autocast, None for float32."""
+    lower = bf16_pays(device) if precision == "auto" else precision == "bf16"
+    return torch.bfloat16 if lower else None
+
+
+def bf16_pays(device: torch.device) -> bool:
+    """Return whether bf16 passes are faster than float32; a CPU needs products of bf16 numbers."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return processor() != "plain"
 
 
 @contextmanager

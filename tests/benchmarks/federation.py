@@ -29,7 +29,7 @@ from medspark.federate.local import LocalConfig
 from medspark.federate.weights import pack
 from medspark.memory import keep_freed_memory
 from medspark.shards.manifest import read_manifest
-from medspark.train.config import AdversarialConfig
+from medspark.train.config import AdversarialConfig, TrainPrecision
 
 CLASSES, RATE = 10, 0.05
 
@@ -43,9 +43,10 @@ class Setting:
     batch: int
     network: Callable[[], nn.Module]
 
-    def local(self) -> LocalConfig:
+    def local(self, precision: TrainPrecision = "fp32") -> LocalConfig:
         """Return the clients' configuration: plain SGD, as in the bare loop."""
         return LocalConfig(
+            precision=precision,
             train=AdversarialConfig(mode="standard"),
             batch_size=self.batch,
             optimiser="sgd",

@@ -61,6 +61,17 @@ def test_a_folder_predicts_as_the_torch_network(backend, threads: int, model, tm
     assert deployed.card.temperature == 1.5
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_single_images_and_batches_of_any_size_get_the_same_answers(backend, model, tmp_path):
+    pytest.importorskip(backend, reason=f"{backend} is not installed")
+    deployed = DeployedModel.load(export(tmp_path / "exported", model, backend=backend))
+    batch = images(5).numpy()
+
+    parts = [deployed.logits(part) for part in np.split(batch, [1, 4])]
+
+    np.testing.assert_allclose(np.concatenate(parts), deployed.logits(batch), atol=1e-5)
+
+
 @given(place=st.integers(0), bit=st.integers(0, 7))
 @settings(max_examples=20)
 def test_a_graph_with_any_bit_changed_is_refused(place: int, bit: int, shared_export: Path) -> None:
@@ -134,9 +145,13 @@ def test_networks_and_exports_are_not_mistaken_for_each_other(exported: Path, mo
         DeployedModel.load(model)
 
 
-def test_images_of_another_size_are_one_sentence(exported: Path) -> None:
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_images_of_another_size_are_one_sentence(backend, count, model, tmp_path: Path) -> None:
+    pytest.importorskip(backend, reason=f"{backend} is not installed")
+    exported = export(tmp_path / "exported", model, backend=backend)
     with pytest.raises(UsageError, match="does not take images"):
-        DeployedModel.load(exported).logits(np.zeros((1, 3, 32, 32), np.float32))
+        DeployedModel.load(exported).logits(np.zeros((count, 3, 32, 32), np.float32))
 
 
 def test_an_int8_export_has_a_temperature_of_its_own(model: Path, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from medspark.models.classifier import batch_norms
 from medspark.seeding import derive
 from medspark.train.adversarial import MODES, take_step
 from medspark.train.config import AdversarialConfig
-from medspark.train.learner import Learner, Sample, pgd_images
+from medspark.train.learner import Learner, Sample, pass_type, pgd_images
 from medspark.train.objective import CrossEntropy, divergence
 
 POLICIES = get_args(NormPolicy)
@@ -52,7 +52,8 @@ def central(folder: Path, config: LocalConfig, *, epochs: int, norms_move: bool)
     reader = NativeReader(
         rows, global_batch=config.batch_size, seed=3, rank=0, world=1, augmentation=AugmentConfig()
     )
-    learner = Learner(model, CrossEntropy(), config.train)
+    computed = pass_type(config.precision, torch.device("cpu"))
+    learner = Learner(model, CrossEntropy(), config.train, autocast=computed)
     optimiser = torch.optim.SGD(model.parameters(), lr=config.lr)
     for epoch in range(epochs):
         for step, batch in enumerate(reader.batches(epoch)):
@@ -68,12 +69,13 @@ def central(folder: Path, config: LocalConfig, *, epochs: int, norms_move: bool)
     return model
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("policy", ["frozen", "average"])
 @pytest.mark.parametrize("mode", ["standard", "fused_noise", "pgd"])
 def test_a_federation_of_one_client_is_central_training_bit_for_bit(
-    folder: Path, mode: Any, policy: Any
+    folder: Path, mode: Any, policy: Any, precision: Any
 ):
-    config = small.local(mode, batch_norm=policy)
+    config = small.local(mode, batch_norm=policy, precision=precision)
     weights = pack(small.network(), policy)
 
     for round in range(3):
@@ -97,6 +99,19 @@ def test_every_mode_trains_and_the_same_task_gives_the_same_bits(
     assert not np.array_equal(one.weights, start)
     assert (one.images, one.loss) == (24, other.loss)
     assert one.steps == 3 * (4 if mode == "free" else 1)
+
+
+def test_passes_in_bf16_change_what_a_client_learns_by_rounding_alone(
+    folder: Path, start: np.ndarray
+):
+    one, other = (
+        small.train(folder, start, small.local("fused_noise", precision=precision))
+        for precision in ("fp32", "bf16")
+    )
+
+    assert other.weights.dtype == one.weights.dtype
+    moved = np.linalg.norm(one.weights - start)
+    assert 0 < np.linalg.norm(other.weights - one.weights) < 0.1 * moved
 
 
 def test_another_round_sees_the_images_in_another_order(folder: Path, start: np.ndarray):

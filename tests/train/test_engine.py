@@ -16,8 +16,8 @@ from medspark.models.backbones import build
 from medspark.models.classifier import Classifier
 from medspark.models.config import ModelConfig
 from medspark.train.adversarial import MODES
-from medspark.train.engine import Engine, bf16_pays
-from medspark.train.learner import Sample
+from medspark.train.engine import Engine
+from medspark.train.learner import Sample, bf16_pays
 from medspark.train.objective import CrossEntropy
 from medspark.train.schedule import one_cycle
 from medspark.train.state import Checkpoints

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from medspark.models.kernels import processor as processors
 from medspark.models.kernels.processor import Thresholds, processor, thresholds
-from medspark.train import engine
-from medspark.train.engine import bf16_pays
+from medspark.train import learner
+from medspark.train.learner import bf16_pays, pass_type
 
 CPU = torch.device("cpu")
 
@@ -41,9 +42,26 @@ def test_a_processor_is_known_by_its_products_of_bf16_numbers(
 def test_training_is_in_bf16_where_the_processor_multiplies_bf16_numbers(
     monkeypatch: pytest.MonkeyPatch, found: str, pays: bool
 ) -> None:
-    monkeypatch.setattr(engine, "processor", lambda: found)
+    monkeypatch.setattr(learner, "processor", lambda: found)
 
     assert bf16_pays(CPU) == pays
+
+
+@pytest.mark.parametrize(
+    ("precision", "found", "computed"),
+    [
+        ("auto", "plain", None),
+        ("auto", "amx", torch.bfloat16),
+        ("fp32", "amx", None),
+        ("bf16", "plain", torch.bfloat16),
+    ],
+)
+def test_a_precision_that_is_asked_for_does_not_depend_on_the_processor(
+    monkeypatch: pytest.MonkeyPatch, precision: Any, found: str, computed: torch.dtype | None
+) -> None:
+    monkeypatch.setattr(learner, "processor", lambda: found)
+
+    assert pass_type(precision, CPU) == computed
 
 
 def test_each_class_has_thresholds_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
