@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from medspark.attacks.threat import ThreatModel
 from medspark.config import Config
-from medspark.train.config import AdversarialConfig, TrainPrecision
+from medspark.train.config import AdversarialConfig
 from medspark.train.schedule import one_cycle, ramp
 
 __all__ = ["LocalConfig", "NormPolicy"]
@@ -41,10 +41,10 @@ class LocalConfig(Config):
     )
     lr_decay: float = Field(1.0, gt=0, le=1, description="factor on the learning rate per round")
     momentum: float = Field(0.0, ge=0, lt=1, description="momentum of sgd")
-    precision: TrainPrecision = Field(
-        "auto",
-        description="of the passes; auto uses bf16 if the client's processor multiplies bf16 "
-        "numbers. The exchanged weights are float32 at any precision",
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32",
+        description="of the passes; bf16 is faster on processors that multiply bf16 numbers, and "
+        "slower on others. The exchanged weights are float32 with both",
     )
     weight_decay: float = Field(
         0.01, ge=0, description="weight decay; with adamw, norms and biases have none"

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import array_shards
 import numpy as np
@@ -29,7 +30,7 @@ from medspark.federate.local import LocalConfig
 from medspark.federate.weights import pack
 from medspark.memory import keep_freed_memory
 from medspark.shards.manifest import read_manifest
-from medspark.train.config import AdversarialConfig, TrainPrecision
+from medspark.train.config import AdversarialConfig
 
 CLASSES, RATE = 10, 0.05
 
@@ -43,7 +44,7 @@ class Setting:
     batch: int
     network: Callable[[], nn.Module]
 
-    def local(self, precision: TrainPrecision = "fp32") -> LocalConfig:
+    def local(self, precision: Literal["fp32", "bf16"] = "fp32") -> LocalConfig:
         """Return the clients' configuration: plain SGD, as in the bare loop."""
         return LocalConfig(
             precision=precision,

@@ -20,9 +20,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import torch
 from federation import SETTINGS, bare
 from timing import Result, in_a_process
 from torch import nn
@@ -40,7 +41,7 @@ from medspark.models.config import ModelConfig
 from medspark.models.torchvision_ops import import_timm
 from medspark.spark.cluster import available_cores
 from medspark.spark.session import SparkConfig, spark_session
-from medspark.train.config import TrainPrecision
+from medspark.train.learner import bf16_pays
 
 CLIENTS = {"lr": 1000, "cnn": 100}
 # Rounds that are timed in a turn, and those before them.
@@ -77,7 +78,7 @@ def train(*operands: Any, **settings: Any) -> Answer:
     return train_client(*operands, **settings)
 
 
-def ours(setting: str, per_round: int, precision: TrainPrecision) -> list[float]:
+def ours(setting: str, per_round: int, precision: Literal["fp32", "bf16"]) -> list[float]:
     """Return the seconds of our rounds on a local Spark."""
     each, clients = SETTINGS[setting], CLIENTS[setting]
     os.environ["PYTHONPATH"] = os.pathsep.join(map(str, PLACES))
@@ -146,10 +147,11 @@ SIDES = {"flower": flower, "limit": limit}
 def compare(side: str, setting: str, per_round: int, goal: float) -> Result:
     """Return the time of the other ``side``'s rounds over that of ours, for each turn.
 
-    Ours choose the precision of their passes as a user's do, but beside the limit, where only what
-    Spark and the sum cost is asked, they compute in float32 as the bare loop does.
+    Beside the limit ours compute in float32 as the bare loop does, since what Spark and the sum
+    cost is asked. Beside Flower they compute in bf16 where that is faster, as a user may choose.
     """
-    precision: TrainPrecision = "fp32" if side == "limit" else "auto"
+    lower = side == "flower" and bf16_pays(torch.device("cpu"))
+    precision: Literal["fp32", "bf16"] = "bf16" if lower else "fp32"
     sides = {"ours": partial(ours, precision=precision), side: SIDES[side]}
     samples = []
     for turn in range(TURNS):

@@ -4,11 +4,11 @@
 
 The X-rays are divided among ten clients with skewed labels (Dirichlet, alpha .5). Of the malaria
 cells, every patient of the training split is a client. All methods start from the same file of
-weights and make the same passes over the training images, in batches of one size, against one
-budget. A federation's new head is zero, central training has timm's. Central training follows the
-defaults of jobs/train_at.py and keeps its best epoch on validation images. Clients follow the
-defaults of jobs/federate.py, and a federation keeps its last round. All work is done in this
-process; Spark would give a federation the same bits.
+weights and make about as many passes over the training images, in batches of one size, against one
+budget. A part of the clients trains in each round, so there are more rounds than passes. Central
+training follows the defaults of jobs/train_at.py and keeps its best epoch on validation images.
+Clients follow the defaults of jobs/federate.py, and a federation keeps its last round. All work is
+done in this process; Spark would give a federation the same bits.
 
 Every (data, method, seed) that is done is a file in --folder; the same command does what is
 missing, and an interrupted federation goes on with its last round.
@@ -46,6 +46,7 @@ from medspark.memory import keep_freed_memory
 from medspark.shards.manifest import read_manifest
 from medspark.track.journal import Journal
 from medspark.train.config import FitConfig
+from medspark.train.learner import bf16_pays
 from medspark.train.loop import fit
 from medspark.train.run_folder import RUN_FILES
 from medspark.train.validate import slices
@@ -59,7 +60,7 @@ CLIENTS: dict[str, dict[str, Any]] = {
     "malaria": {"by": "patient"},
 }
 # SFAT favours one client of five, as in the paper (Zhu et al. 2023).
-FAVOURED = {"xrays": 2, "malaria": 4}
+FAVOURED = 1 / 5
 METHODS = ("fused_noise", "central", "sfat", "undefended", "calfat")
 
 
@@ -69,8 +70,9 @@ class Setup:
 
     network: str
     weights: str | None
-    rounds: int
+    passes: int
     images: int
+    share: float = 0.5
     batch_size: int = FederationConfig().batch_size
 
     @property
@@ -79,24 +81,39 @@ class Setup:
         return {"name": self.network, "weights": self.weights}
 
     @property
+    def rounds(self) -> int:
+        """The rounds of a federation, in each of which a share of the clients trains."""
+        return round(self.passes / self.share)
+
+    def cohort(self, data: str, shards: Path) -> dict[str, Any]:
+        """Return the clients of a dataset, and how many of them train in a round."""
+        chosen = CLIENTS[data]
+        count = chosen.get("count", read_manifest(shards).splits["train"].patients)
+        return chosen | {"per_round": max(1, round(self.share * count))}
+
+    @property
     def attacks(self) -> AttackSettings:
         """The attacks on the test images."""
         return AttackSettings(eps=(EPS,), images=self.images, sanity_images=100)
 
 
-def federation(data: str, method: str, setup: Setup, seed: int) -> FederationConfig:
+def federation(data: str, method: str, setup: Setup, seed: int, shards: Path) -> FederationConfig:
     """Return the configuration of a federation."""
+    cohort = setup.cohort(data, shards)
+    favoured = max(1, round(FAVOURED * cohort["per_round"]))
     own: dict[str, dict[str, Any]] = {
         "undefended": {"train": {"mode": "standard"}},
         "fused_noise": {"train": {"mode": "fused_noise"}},
         "calfat": {"calibrate": "calfat", "train": {"inner_steps": 3}},
-        "sfat": {"sfat": {"slack": 1 / 6, "enhanced": FAVOURED[data]}},
+        "sfat": {"sfat": {"slack": 1 / 6, "enhanced": favoured}},
     }
     common = {
-        "clients": CLIENTS[data],
+        "clients": cohort,
         "rounds": setup.rounds,
         "batch_size": setup.batch_size,
         "attack": {"eps": EPS},
+        # As central training chooses.
+        "precision": "bf16" if bf16_pays(ALONE.device) else "fp32",
         "model": setup.model,
         "seed": seed,
     }
@@ -136,7 +153,7 @@ def central(setup: Setup, seed: int, shards: Path, work: Path) -> FitConfig:
         "model": setup.model,
         "attack": {"eps": EPS},
         "train": {
-            "epochs": setup.rounds,
+            "epochs": setup.passes,
             "batch_size": setup.batch_size,
             "validation_images": 128,
             "validation_steps": 5,
@@ -163,7 +180,9 @@ class Cell:
         if self.method == "central":
             deciding = central(self.setup, self.seed, self.shards, Path()).deciding_weights()
         else:
-            deciding = federation(self.data, self.method, self.setup, self.seed).deciding_weights()
+            deciding = federation(
+                self.data, self.method, self.setup, self.seed, self.shards
+            ).deciding_weights()
         attacks = self.setup.attacks.model_dump(mode="json")
         return json_digest([deciding, attacks, read_manifest(self.shards).digest])[:16]
 
@@ -174,7 +193,7 @@ class Cell:
             config = central(self.setup, self.seed, self.shards, work)
             found = {"clients": 0, "losses": [], **fit(config, ALONE, Journal(None))}
         else:
-            chosen = federation(self.data, self.method, self.setup, self.seed)
+            chosen = federation(self.data, self.method, self.setup, self.seed, self.shards)
             found = federated(chosen, self.setup, self.shards, work)
         ownership.remove(work, (*RUN_FILES, *FEDERATION_FILES))
         cell = {"data": self.data, "method": self.method, "seed": self.seed}
@@ -236,7 +255,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--weights", help="first weights: a .safetensors file; random by default")
     parser.add_argument("--seeds", default="0,1,2", help="separated by commas")
     parser.add_argument("--methods", default=",".join(METHODS), help="separated by commas")
-    parser.add_argument("--rounds", type=int, default=6, help="and epochs of central training")
+    parser.add_argument("--passes", type=int, default=6, help="over all training images")
+    parser.add_argument("--share", type=float, default=0.5, help="of the clients in each round")
     parser.add_argument("--images", type=int, default=200, help="test images that are attacked")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--folder", type=Path, default=Path("build/federated"), help="of cells")
@@ -250,7 +270,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(args.threads)
     keep_freed_memory()
     weights = args.weights and str(Path(args.weights).resolve())
-    setup = Setup(args.network, weights, args.rounds, args.images)
+    setup = Setup(args.network, weights, args.passes, args.images, args.share)
     given = {"xrays": args.xrays, "malaria": args.malaria}
     shards = {name: path.resolve() for name, path in given.items() if path is not None}
     args.output.parent.mkdir(parents=True, exist_ok=True)

@@ -24,7 +24,7 @@ def test_all_methods_make_the_same_passes_and_what_is_done_is_not_done_again(
 ):
     shards, output = write_shards(rows=80, side=32), tmp_path / "table.json"
     command = [
-        *("--xrays", str(shards), "--network", "test_resnet", "--rounds", "1", "--seeds", "3"),
+        *("--xrays", str(shards), "--network", "test_resnet", "--passes", "1", "--seeds", "3"),
         *("--images", "4", "--folder", str(tmp_path / "cells"), "--output", str(output)),
     ]
 

@@ -38,11 +38,8 @@ def network() -> nn.Module:
 
 
 def local(mode: Any = "standard", **settings: Any) -> LocalConfig:
-    """Return a configuration: float32, plain SGD at a constant rate, but for ``settings``."""
-    plain = {
-        "optimiser": "sgd", "schedule": "constant", "weight_decay": 0.0, "lr": 0.1,
-        "precision": "fp32",
-    }  # fmt: skip
+    """Return a configuration: SGD at a constant rate without decay, but for ``settings``."""
+    plain = {"optimiser": "sgd", "schedule": "constant", "weight_decay": 0.0, "lr": 0.1}
     return LocalConfig(
         **plain | {"batch_size": 8, "train": AdversarialConfig(mode=mode)} | settings
     )
