@@ -162,6 +162,8 @@ def training_of(
         if section not in sections or not path:
             given = f"recipes.{recipe}.{key}".removesuffix(".")
             raise UsageError(f"{given}: a recipe changes train.KEY or data.KEY.")
+        if key == "train.epochs":
+            raise UsageError(f"recipes.{recipe}.{key}: recipes get equal time, not epochs.")
         _set(documents[section], path, value)
     chosen: dict[str, Any] = {}
     for name, document in documents.items():

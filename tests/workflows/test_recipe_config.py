@@ -56,6 +56,7 @@ def test_a_recipe_changes_only_what_it_names() -> None:
         ({"train": {"emma": 0.9}}, r"recipes\.a\.train\.emma: "),
         ({"train": {"ema": 2}}, r"recipes\.a\.train\.ema: "),
         ({"attack": {"eps": 0.1}}, r"recipes\.a\.attack\.eps: a recipe changes train\.KEY or"),
+        ({"train": {"epochs": 3}}, r"recipes\.a\.train\.epochs: recipes get equal time"),
         ({"train": 3}, r"recipes\.a\.train: a recipe changes train\.KEY or"),
         (0.9, r"recipes\.a: a recipe changes train\.KEY or"),
     ],
