@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import random
 import sys
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -89,6 +91,26 @@ def home_of_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         )
         patch.setenv("HOME", str(home))
         yield home
+
+
+@pytest.fixture(scope="module", autouse=True)
+def same_draws_in_a_file(request: pytest.FixtureRequest) -> None:
+    """Seed what the fixtures of a test file draw, so that no other file decides it."""
+    _seed(request.node.nodeid)
+
+
+@pytest.fixture(autouse=True)
+def same_draws_in_a_test(request: pytest.FixtureRequest) -> None:
+    """Seed what a test draws: what runs before it does not decide whether it passes."""
+    _seed(request.node.nodeid)
+
+
+def _seed(name: str) -> None:
+    number = zlib.crc32(name.encode())
+    random.seed(number)
+    np.random.seed(number)
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(number)
 
 
 @pytest.fixture(scope="module", autouse=True)

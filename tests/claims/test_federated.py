@@ -41,15 +41,24 @@ def test_all_methods_make_the_same_passes_and_what_is_done_is_not_done_again(
     assert [line.split()[3] for line in last.splitlines()[2:7]] == list(federated.METHODS)
 
 
-def test_a_table_shows_mean_and_extremes_and_the_flags_of_each_method():
-    def cell(seed: int, auroc: float, *, bad: bool) -> dict:
-        seen = {"auroc": auroc, "accuracy": 0.5}
-        return {
-            "data": "xrays", "method": "sfat", "seed": seed, "steps": 7, "clean": seen,
-            "worst_case": [seen], "attacks": [{"name": "pgd", "steps": 20, "accuracy": 0.25}],
-            "flags": [{"triggered": bad, "sentence": "it is dead"}],
-        }  # fmt: skip
+def cell(seed: int, auroc: float, *, bad: bool) -> dict:
+    seen = {"auroc": auroc, "accuracy": 0.5}
+    return {
+        "data": "xrays", "method": "sfat", "seed": seed, "steps": 7, "clean": seen,
+        "worst_case": [seen], "attacks": [{"name": "pgd", "steps": 20, "accuracy": 0.25}],
+        "flags": [{"triggered": bad, "sentence": "it is dead"}],
+    }  # fmt: skip
 
+
+def test_the_figure_has_a_point_per_network_and_the_flagged_ones_are_hollow():
+    drawn = federated.figure([cell(0, 0.9, bad=False), cell(1, 0.8, bad=True)])
+
+    points = [line for line in drawn.axes[0].lines if len(line.get_xdata())]
+    assert [point.get_xdata()[0] for point in points] == [90, 80]
+    assert [point.get_markerfacecolor() == "none" for point in points] == [False, True]
+
+
+def test_a_table_shows_mean_and_extremes_and_the_flags_of_each_method():
     shown = federated.table([cell(0, 0.9, bad=False), cell(1, 0.8, bad=True)])
 
     assert "| xrays | sfat | 2 | 1 | 7 | 0.850 [0.800, 0.900] | 0.500 |" in shown
