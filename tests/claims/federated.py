@@ -7,8 +7,9 @@ cells, every patient of the training split is a client. All methods start from t
 weights and make about as many passes over the training images, in batches of one size, against one
 budget. A part of the clients trains in each round, so there are more rounds than passes. Central
 training follows the defaults of jobs/train_at.py and keeps its best epoch on validation images.
-Clients follow the defaults of jobs/federate.py, and a federation keeps its last round. All work is
-done in this process; Spark would give a federation the same bits.
+Clients follow the defaults of jobs/federate.py, the server has momentum (FedAvgM, .5), and a
+federation keeps its last round. All work is done in this process; Spark would give a federation the
+same bits.
 
 Every (data, method, seed) that is done is a file in --folder; the same command does what is
 missing, and an interrupted federation goes on with its last round.
@@ -113,6 +114,8 @@ def federation(data: str, method: str, setup: Setup, seed: int, shards: Path) ->
         "rounds": setup.rounds,
         "batch_size": setup.batch_size,
         "attack": {"eps": EPS},
+        "aggregate": "fedavgm",
+        "rule": {"momentum": 0.5},
         # As central training chooses.
         "precision": "bf16" if bf16_pays(ALONE.device) else "fp32",
         "model": setup.model,
