@@ -148,9 +148,9 @@ def compare(side: str, setting: str, per_round: int, goal: float) -> Result:
     """Return the time of the other ``side``'s rounds over that of ours, for each turn.
 
     Beside the limit ours compute in float32 as the bare loop does, since what Spark and the sum
-    cost is asked. Beside Flower they compute in bf16 where that is faster, as a user may choose.
+    cost is asked. Beside Flower the network is in bf16 where that is faster, as a user may choose.
     """
-    lower = side == "flower" and bf16_pays(torch.device("cpu"))
+    lower = (side, setting) == ("flower", "cnn") and bf16_pays(torch.device("cpu"))
     precision: Literal["fp32", "bf16"] = "bf16" if lower else "fp32"
     sides = {"ours": partial(ours, precision=precision), side: SIDES[side]}
     samples = []
