@@ -126,8 +126,11 @@ def openvino_runner(xml: bytes, weights: bytes, *, name: str, threads: int = 1) 
         if images.shape[1:] != image:
             raise UsageError(f"'{name}' does not take images {images.shape}.")
         batch = 1 if len(images) == 1 else None
-        if batch not in requests:
-            requests[batch] = opened(batch)
-        return np.array(requests[batch].infer({0: images})[0])
+        try:
+            if batch not in requests:
+                requests[batch] = opened(batch)
+            return np.array(requests[batch].infer({0: images})[0])
+        except RuntimeError as error:
+            raise UsageError(f"'{name}' does not take images {images.shape}.") from error
 
     return run

@@ -108,6 +108,16 @@ class FederationConfig(LocalConfig, TrainingConfig):
             raise ValueError("privacy and sfat exclude each other")
         return self
 
+    def deciding_weights(self) -> dict[str, Any]:
+        """Return the settings that decide the weights.
+
+        Float32 is not named: federations of before this could be chosen go on.
+        """
+        chosen = super().deciding_weights()
+        if self.precision == "fp32":
+            del chosen["precision"]
+        return chosen
+
     def rule_for(self, clients: int) -> Rule:
         """Return the aggregation rule of a federation of ``clients`` clients."""
         if self.privacy is not None:

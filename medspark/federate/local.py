@@ -11,11 +11,12 @@ from medspark.config import Config
 from medspark.train.config import AdversarialConfig
 from medspark.train.schedule import one_cycle, ramp
 
-__all__ = ["LocalConfig", "NormPolicy"]
+__all__ = ["ClientPrecision", "LocalConfig", "NormPolicy"]
 
 # Share of all steps in which eps and the learning rate rise, as in train_at.
 _RISING = 0.3
 
+ClientPrecision = Literal["fp32", "bf16"]
 NormPolicy = Literal["average", "local", "frozen", "reestimate"]
 
 
@@ -41,7 +42,7 @@ class LocalConfig(Config):
     )
     lr_decay: float = Field(1.0, gt=0, le=1, description="factor on the learning rate per round")
     momentum: float = Field(0.0, ge=0, lt=1, description="momentum of sgd")
-    precision: Literal["fp32", "bf16"] = Field(
+    precision: ClientPrecision = Field(
         "fp32",
         description="of the passes; bf16 is faster on processors that multiply bf16 numbers, and "
         "slower on others. The exchanged weights are float32 with both",

@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import array_shards
 import numpy as np
@@ -26,7 +25,7 @@ from torch import Tensor, nn
 from medspark.data.native import MappedSplit
 from medspark.federate.aggregate.exact import ExactSum
 from medspark.federate.client import Task, train_client
-from medspark.federate.local import LocalConfig
+from medspark.federate.local import ClientPrecision, LocalConfig
 from medspark.federate.weights import pack
 from medspark.memory import keep_freed_memory
 from medspark.shards.manifest import read_manifest
@@ -44,7 +43,7 @@ class Setting:
     batch: int
     network: Callable[[], nn.Module]
 
-    def local(self, precision: Literal["fp32", "bf16"] = "fp32") -> LocalConfig:
+    def local(self, precision: ClientPrecision = "fp32") -> LocalConfig:
         """Return the clients' configuration: plain SGD, as in the bare loop."""
         return LocalConfig(
             precision=precision,

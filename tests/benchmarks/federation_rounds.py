@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ from medspark.data.config import AugmentConfig
 from medspark.federate.client import Answer, train_client
 from medspark.federate.config import CohortConfig, FederationConfig
 from medspark.federate.folder import FederationFolder
+from medspark.federate.local import ClientPrecision
 from medspark.federate.server import Server
 from medspark.federate.start import begin
 from medspark.federate.stored import ClientRows
@@ -78,7 +79,7 @@ def train(*operands: Any, **settings: Any) -> Answer:
     return train_client(*operands, **settings)
 
 
-def ours(setting: str, per_round: int, precision: Literal["fp32", "bf16"]) -> list[float]:
+def ours(setting: str, per_round: int, precision: ClientPrecision) -> list[float]:
     """Return the seconds of our rounds on a local Spark."""
     each, clients = SETTINGS[setting], CLIENTS[setting]
     os.environ["PYTHONPATH"] = os.pathsep.join(map(str, PLACES))
@@ -151,7 +152,7 @@ def compare(side: str, setting: str, per_round: int, goal: float) -> Result:
     cost is asked. Beside Flower the network is in bf16 where that is faster, as a user may choose.
     """
     lower = (side, setting) == ("flower", "cnn") and bf16_pays(torch.device("cpu"))
-    precision: Literal["fp32", "bf16"] = "bf16" if lower else "fp32"
+    precision: ClientPrecision = "bf16" if lower else "fp32"
     sides = {"ours": partial(ours, precision=precision), side: SIDES[side]}
     samples = []
     for turn in range(TURNS):

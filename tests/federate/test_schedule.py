@@ -64,6 +64,13 @@ def test_a_federation_freezes_the_statistics_of_given_weights_alone(
     assert FederationConfig.model_validate(settings).batch_norm == policy
 
 
+def test_bf16_makes_another_federation_and_float32_the_one_of_before():
+    plain, lower = (FederationConfig(precision=p).deciding_weights() for p in ("fp32", "bf16"))
+
+    assert "precision" not in plain
+    assert lower == plain | {"precision": "bf16"}
+
+
 def test_a_schedule_spans_all_rounds():
     config = small.local(schedule="one_cycle", lr=0.1, lr_decay=0.5, attack=THREAT)
     rates = [config.rate_at(step, 20, round=0) for step in range(20)]
