@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from medspark.attacks.losses import Loss
 
+# A network, or any function from images (B, C, H, W) to logits (B, K).
+Logits = Callable[[Tensor], Tensor]
+
 
 def input_gradient(
-    model: nn.Module, images: Tensor, labels: Tensor, *, loss: Loss
+    model: Logits, images: Tensor, labels: Tensor, *, loss: Loss
 ) -> tuple[Tensor, Tensor]:
     """Return the gradient of ``loss`` at ``images`` (B, C, H, W), and the logits (B, K).
 
     The model's parameters get no gradient, and its mode does not change. Mixed precision is
-    switched off, because rounding hides small gradients.
+    switched off, because rounding hides small gradients; a function may switch it on again.
     """
     x = images.detach().requires_grad_(True)
     with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):

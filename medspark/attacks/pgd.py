@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from medspark.attacks.gradient import input_gradient
+from medspark.attacks.gradient import Logits, input_gradient
 from medspark.attacks.losses import Loss, correct, cross_entropy
 from medspark.attacks.threat import ThreatModel
 
 
 def pgd(
-    model: nn.Module,
+    model: Logits,
     images: Tensor,
     labels: Tensor,
     *,

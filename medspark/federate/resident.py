@@ -91,9 +91,19 @@ class Resident:
             conv.requires_grad_(True)  # for the norm's gradients, even if the weights stay fixed
         return cls(model, trained, folded)
 
-    @torch.no_grad()
     def fold(self) -> None:
         """Compute the folded weights from the network's own."""
+        # Without folded norms this costs nothing: a step of a small network is short.
+        if self.folded:
+            self._fold()
+
+    def pull_back(self) -> None:
+        """Move the gradients of the folded weights to the network's own parameters."""
+        if self.folded:
+            self._pull_back()
+
+    @torch.no_grad()
+    def _fold(self) -> None:
         for conv, norm, folded in self.folded:
             folded.weight.grad = folded.bias.grad = None
             _, scale, shift = _factors(conv, norm)
@@ -103,8 +113,7 @@ class Resident:
                 folded.bias.add_(norm.bias)
 
     @torch.no_grad()
-    def pull_back(self) -> None:
-        """Move the gradients of the folded weights to the network's own parameters."""
+    def _pull_back(self) -> None:
         for conv, norm, folded in self.folded:
             for_weight, for_bias = folded.weight.grad, folded.bias.grad
             if for_weight is None or for_bias is None:

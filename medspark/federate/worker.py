@@ -53,7 +53,7 @@ __all__ = ["Setting", "Step", "Worker"]
 Step = dict[str, Any]
 
 # Answers of so many bytes are held, to be added together.
-_HELD_BYTES = 1 << 26
+_HELD_BYTES = 1 << 27
 
 # A client that was being trained when a task died, so often, is left out.
 _DEATHS = 2

@@ -46,7 +46,7 @@ _END = {"kind": "end"}
 _FILE = rf"\.?(step-\d{{8}}|answer-\d{{8}}-\d{{5}})\.json({DRAFT})?"
 _FILES = (_FILE, rf"[0-9a-f]{{8}}/{_FILE}")  # earlier versions had no folder for each driver
 _CLOSE_SECONDS = 10.0
-# Waiting costs at most a twentieth of what it waited for, and few wake-ups.
+# Waiting costs at most a hundredth of what it waited for, and few wake-ups.
 _SHORTEST_WAIT, _LONGEST_WAIT = 0.0005, 0.05
 _WATCH_SECONDS = 0.25
 
@@ -219,4 +219,4 @@ def _newest(folder: Path) -> int:
 def _pauses() -> Iterator[float]:
     began = time.monotonic()
     while True:
-        yield min(max(_SHORTEST_WAIT, (time.monotonic() - began) / 20), _LONGEST_WAIT)
+        yield min(max(_SHORTEST_WAIT, (time.monotonic() - began) / 100), _LONGEST_WAIT)

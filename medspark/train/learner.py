@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -169,10 +170,13 @@ def learn(
 
 
 def pgd_images(learner: Learner, sample: Sample, loss: Loss) -> Tensor:
-    """Return images that PGD with ``loss`` finds from a random start, in the current train mode."""
+    """Return images that PGD with ``loss`` finds from a random start, in the current train mode.
+
+    Its passes compute at the training precision, as the step's other passes do.
+    """
     with learner.fixed():
         return pgd(
-            learner.bare,
+            partial(learner.logits, learner.bare),
             sample.images,
             sample.labels,
             threat=sample.threat,

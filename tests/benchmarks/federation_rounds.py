@@ -45,8 +45,9 @@ from medspark.spark.session import SparkConfig, spark_session
 from medspark.train.learner import bf16_pays
 
 CLIENTS = {"lr": 1000, "cnn": 100}
-# Rounds that are timed in a turn, and those before them.
-ROUNDS, WARM_UP = 6, 2
+# Rounds that are timed in a turn, and those before them. In the first ones Spark's Java process
+# still compiles, and later a file system writes files at times, so there are many.
+ROUNDS, WARM_UP = 20, 4
 TURNS = int(os.environ.get("MEDSPARK_BENCH_TURNS", "3"))
 HERE = Path(__file__).parent
 # What workers, Spark's and Ray's, import by name.

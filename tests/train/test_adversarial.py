@@ -85,6 +85,22 @@ def test_a_step_costs_the_passes_of_the_table(
     assert all(p.requires_grad for p in model.parameters())
 
 
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("precision", [None, torch.bfloat16])
+def test_all_passes_of_a_step_compute_at_the_training_precision(
+    mode: str, precision: torch.dtype | None, tiny: Tiny, sample: Make
+):
+    model, seen = tiny().float(), set[torch.dtype]()
+    linear = next(m for m in model.modules() if isinstance(m, nn.Linear))
+    linear.register_forward_hook(lambda _, __, output: seen.add(output.dtype))
+    config = AdversarialConfig.model_validate({"mode": mode, "inner_steps": 2})
+    learner = Learner(model, CrossEntropy(), config, autocast=precision)
+
+    take_step(learner, sample(dtype=torch.float32))
+
+    assert seen == {precision or torch.float32}
+
+
 @pytest.mark.parametrize("share", [0.5, 0.3])
 def test_fused_is_the_gradient_of_the_mixed_loss(share: float, tiny: Tiny, sample: Make):
     model, given = tiny().double().eval(), sample()
