@@ -63,7 +63,7 @@ CLIENTS: dict[str, dict[str, Any]] = {
 }
 # SFAT favours one client of five, as in the paper (Zhu et al. 2023).
 FAVOURED = 1 / 5
-METHODS = ("fused_noise", "central", "sfat", "undefended", "calibrated", "calfat")
+METHODS = ("fused_noise", "central", "sfat", "undefended", "calibrated", "calfat", "prox")
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,7 @@ def federation(data: str, method: str, setup: Setup, seed: int, shards: Path) ->
     own: dict[str, dict[str, Any]] = {
         "undefended": {"train": {"mode": "standard"}},
         "fused_noise": {"train": {"mode": "fused_noise"}},
+        "prox": {"prox": 0.1, "train": {"mode": "fused_noise"}},
         "calibrated": {"calibrate": "loss", "train": {"mode": "fused_noise"}},
         "calfat": {"calibrate": "calfat", "train": {"inner_steps": 3}},
         "sfat": {"sfat": {"slack": 1 / 6, "enhanced": favoured}},
