@@ -51,6 +51,7 @@ def export(data: str, network: str, shards: Path, asked: argparse.Namespace) -> 
             "train_at", asked.master,
             *("--shards", shards, "--model.name", network, *weights, "--attack.eps", "2/255"),
             *("--train.epochs", asked.epochs, "--launch.processes", 1, "--run_dir", run),
+            *("--evaluate.eps", "2/255", "--evaluate.images", asked.images),
             *("--resume", "auto", "--output", place / "training.json", *common),
         )  # fmt: skip
     if not result.exists():
