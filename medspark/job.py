@@ -97,7 +97,17 @@ def log_to_terminal() -> None:
     """Log to standard error, without the secrets in URLs."""
     handler = logging.StreamHandler()
     handler.setFormatter(RedactingFormatter("%(asctime)s %(name)s: %(message)s"))
+    handler.addFilter(_tells_more_than_a_retry)
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+
+
+def _tells_more_than_a_retry(record: logging.LogRecord) -> bool:
+    """Return whether ``record`` is to be shown; py4j's tracebacks of what it tries again are not.
+
+    It logs them by the root logger, so that the level of its own does not silence them.
+    """
+    of_py4j = "py4j" in Path(record.pathname).parts
+    return not of_py4j or record.levelno >= logging.WARNING
 
 
 def write_result(path: Path, result: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import platform
 from pathlib import Path
 from typing import Any
@@ -122,3 +123,21 @@ def test_misuse_is_told_in_one_line_without_a_traceback(capsys: pytest.CaptureFi
     told = capsys.readouterr().err.splitlines()
     assert len(told) == 1
     assert "did you mean number?" in told[0]
+
+
+def test_the_terminal_does_not_show_what_py4j_tries_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    def work(_: AJob) -> dict[str, Any]:
+        for level, text in ((logging.INFO, "sending failed"), (logging.WARNING, "gave up")):
+            told = {"pathname": "/env/py4j/java_gateway.py", "levelno": level, "msg": text}
+            logging.getLogger().handle(logging.makeLogRecord(told | {"name": "root"}))
+        logging.getLogger("another").info("heard")
+        return {}
+
+    run_job(AJob, work, ["--output", str(tmp_path / "result.json")])
+
+    shown = capsys.readouterr().err
+    assert "gave up" in shown
+    assert "heard" in shown
+    assert "sending failed" not in shown
