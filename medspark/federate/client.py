@@ -250,7 +250,8 @@ def _optimiser(parameters: list[nn.Parameter], config: LocalConfig) -> torch.opt
     kernels = [p for p in parameters if p.ndim > 1]
     others = [p for p in parameters if p.ndim <= 1]
     groups: list[dict[str, Any]] = [{"params": kernels}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.lr, weight_decay=decay)
+    # It takes a fifth of the time of the plain one, which is a tenth of a small network's step.
+    return torch.optim.AdamW(groups, lr=config.lr, weight_decay=decay, fused=True)
 
 
 def _set_rate(optimiser: torch.optim.AdamW | Descent, rate: float) -> None:

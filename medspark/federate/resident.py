@@ -138,8 +138,14 @@ def _factors(conv: Any, norm: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _add(parameter: nn.Parameter, gradient: Tensor) -> None:
-    if parameter.requires_grad:
-        parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+    if not parameter.requires_grad:
+        return
+    if parameter.grad is not None:
+        parameter.grad = parameter.grad + gradient
+        return
+    # The fused optimiser takes gradients to be laid out as their parameters.
+    same = gradient.stride() == parameter.stride()
+    parameter.grad = gradient if same else torch.empty_like(parameter).copy_(gradient)
 
 
 def _share(own: nn.Module, trained: nn.Module, pairs: Pairs) -> None:
