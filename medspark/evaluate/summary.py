@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medspark.attacks.config import KNOWS_LESS
+from medspark.errors import RunError
 from medspark.evaluate import sanity
 from medspark.evaluate.answers import Answers, answers_of
 from medspark.evaluate.bootstrap import Interval, intervals
@@ -76,7 +77,16 @@ def summarise(
     positive: int | None = None,
     detail: Detail | None = None,
 ) -> RobustnessResult:
-    """Return the result on ``arrays`` (each image once, sorted by row) under ``trials``."""
+    """Return the result on ``arrays`` (each image once, sorted by row) under ``trials``.
+
+    Raises RunError if the network answers an image with numbers that are not finite.
+    """
+    lost = int((~np.isfinite(arrays["clean"])).any(1).sum())
+    if lost:
+        raise RunError(
+            f"The network answers {lost} of {len(arrays['clean'])} images with numbers that are "
+            "not finite: its weights or its batch norms have diverged."
+        )
     scored = _Scoring(arrays["labels"], arrays["clean"], positive, detail)
     checks = flags(arrays, trials, limits)
     worst = worst_cases(arrays, trials)

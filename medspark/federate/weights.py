@@ -27,6 +27,7 @@ from medspark.models.classifier import BATCH_NORMS, batch_norms
 
 __all__ = [
     "NormPolicy",
+    "Statistics",
     "Tensors",
     "Weights",
     "apply",
@@ -77,6 +78,41 @@ class Tensors:
             with torch.no_grad():
                 for tensor, values in zip(self.private, given, strict=True):
                     tensor.copy_(values)
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Which exchanged weights (d,) are statistics of batch norms, and which of them are variances.
+
+    Statistics are averages, not weights that a gradient moves. So the server's optimiser leaves
+    them alone: its momentum would carry variances below zero.
+    """
+
+    every: npt.NDArray[np.bool_]
+    variances: npt.NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, model: nn.Module, policy: NormPolicy) -> Self:
+        """Return those of ``model``; without any, both arrays are empty."""
+        layers: list[Any] = list(batch_norms(model)) if policy == "average" else []
+        every = {id(buffer) for layer in layers for buffer in _statistics(layer)}
+        variances = {id(layer.running_var) for layer in layers}
+        tensors = _travels(model, policy) if every else []
+        return cls(_marks(tensors, every), _marks(tensors, variances))
+
+    def averaged(self, moved: Vector, mean: Vector, here: slice) -> Vector:
+        """Return the change (c,) ``here``: ``mean`` of statistics, ``moved`` of other weights."""
+        return np.where(self.every[here], mean, moved) if len(self.every) else moved
+
+    def apply(self, weights: Weights, change: Vector, here: slice) -> Weights:
+        """Return the weights (c,) ``here`` after a change; a variance below zero stays as it was.
+
+        An outcome that is no mean, as with noise or with clients that lie, may lead there.
+        """
+        after = apply(weights, change)
+        if not len(self.variances):
+            return after
+        return np.where(self.variances[here] & ~(after >= 0), weights, after)
 
 
 def pack(model: nn.Module, policy: NormPolicy) -> Weights:
@@ -157,6 +193,11 @@ def _travels(model: nn.Module, policy: NormPolicy) -> list[Tensor]:
 
 def _statistics(layer: nn.Module) -> list[Tensor]:
     return [buffer for buffer in layer.buffers(recurse=False) if buffer.is_floating_point()]
+
+
+def _marks(tensors: list[Tensor], chosen: set[int]) -> npt.NDArray[np.bool_]:
+    parts = [np.full(tensor.numel(), id(tensor) in chosen) for tensor in tensors]
+    return np.concatenate(parts) if parts else np.empty(0, dtype=bool)
 
 
 def _vector(tensors: list[Tensor]) -> Weights:

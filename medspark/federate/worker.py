@@ -41,7 +41,7 @@ from medspark.federate.stored import (
     read_memory,
     write_memory,
 )
-from medspark.federate.weights import Weights, apply
+from medspark.federate.weights import Statistics, Weights
 from medspark.redact import safe_text
 from medspark.seeding import derive
 from medspark.shards.manifest import Manifest, read_manifest
@@ -283,6 +283,13 @@ class Worker:
         return Resident.prepared(new_network(self._config, manifest), shape, self._config)
 
     @cached_property
+    def _statistics(self) -> Statistics:
+        policy = self._config.batch_norm
+        averages = policy == "average"
+        model = new_network(self._config, self._setting.manifest) if averages else torch.nn.Module()
+        return Statistics.of(model, policy)
+
+    @cached_property
     def _split(self) -> MappedSplit:
         return MappedSplit(self._setting.shards, self._setting.manifest, "train")
 
@@ -339,9 +346,10 @@ class Worker:
             if self._config.keeps_change:
                 changes[local] = change
             before = {name: values[local] for name, values in states.items()}
-            change, after = rule.step(change, before)
+            moved, after = rule.step(change, before)
+            change = self._statistics.averaged(moved, change, here)
             squares.append(float(np.square(change).sum()))
-            weights[local] = apply(base[local], change)
+            weights[local] = self._statistics.apply(base[local], change, here)
             for name, values in after.items():
                 kept.setdefault(name, np.empty(stop - start))[local] = values
         self._folder.write(number, "weights", part, weights)

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from medspark.errors import RunError
 from medspark.evaluate import sanity
 from medspark.evaluate.bootstrap import intervals
 from medspark.evaluate.metrics import metrics
@@ -59,6 +60,14 @@ def test_the_report_counts_success_on_what_was_right() -> None:
     assert [attack.success_rate for attack in report.attacks] == [1 / 3, 1 / 3, 1 / 3]
     assert [attack.accuracy for attack in report.worst_case] == [1 / 4, 0]
     assert report.worst_case[0].success_rate == 2 / 3
+
+
+def test_answers_that_are_not_finite_are_told_in_a_sentence() -> None:
+    lost = ARRAYS["clean"].copy()
+    lost[1, 0] = np.nan
+
+    with pytest.raises(RunError, match=f"answers 1 of {len(lost)} images .* not finite"):
+        summarise(ARRAYS | {"clean": lost}, TRIALS, limits=SanityConfig())
 
 
 def test_detail_adds_intervals_and_classes() -> None:
