@@ -26,6 +26,7 @@ FROM_WEIGHTS = "mobilenetv2_100"
 # How far an int8 model may lie from its torch network: clean AUROC, worst-case accuracy, and the
 # least share of equal answers.
 GOALS = {"auroc": 0.005, "worst": 0.02, "same": 0.99}
+_ROUNDING = 1e-9
 _TITLES = (
     "data", "network", "back end", "clean AUROC", "worst case (%)", "same answers (%)", "MB",
     "flags",
@@ -76,8 +77,9 @@ def figures(cell: Mapping[str, Any], artifact: Mapping[str, Any]) -> dict[str, f
 
 def missed(found: Mapping[str, float]) -> set[str]:
     """Return the goals that ``found`` misses."""
-    names = {name for name in ("auroc", "worst") if found[name] > GOALS[name]}
-    return names | ({"same"} if found["same"] < GOALS["same"] else set())
+    # The figures are counts over counts: a distance that is the goal itself does not miss it.
+    names = {name for name in ("auroc", "worst") if found[name] > GOALS[name] + _ROUNDING}
+    return names | ({"same"} if found["same"] < GOALS["same"] - _ROUNDING else set())
 
 
 def table(cells: Sequence[Mapping[str, Any]]) -> str:
