@@ -3,7 +3,7 @@
 A batch norm has parameters, which gradients update, and statistics, which they do not. Averaging
 only the parameters gives a network that fits no client. So a policy decides:
 
-    average       statistics are exchanged and averaged like weights
+    average       statistics are exchanged and averaged; the server's optimiser leaves them alone
     local         batch norms are not exchanged: each client keeps its own (FedBN, Li et al. 2021)
     frozen        statistics stay as given; parameters are exchanged and trained
     reestimate    parameters are exchanged; each user computes statistics from its own images
