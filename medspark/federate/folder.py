@@ -21,6 +21,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -30,7 +31,7 @@ import numpy.typing as npt
 
 from medspark.files import replacing, write_whole
 
-__all__ = ["FEDERATION_FILES", "FederationFolder"]
+__all__ = ["FEDERATION_FILES", "FederationFolder", "Overwriting", "write_array"]
 
 Floats = npt.NDArray[Any]
 
@@ -176,7 +177,28 @@ class FederationFolder:
         return sorted(self.round(number).glob(f"{name}-*.npy"))
 
 
-def write_array(path: Path, values: Floats) -> None:
-    """Write an array to ``path``, atomically."""
-    with replacing(path) as draft, draft.open("wb") as file:
-        np.save(file, values, allow_pickle=False)
+class Overwriting:
+    """Writes arrays of one name in round after round, each over the file of the round before.
+
+    Nobody needs that file any more. To overwrite the pages that it has in memory is faster than to
+    free them and to ask for new ones, above all in a virtual machine.
+    """
+
+    def __init__(self) -> None:
+        self._last: dict[str, Path] = {}
+
+    def write(self, path: Path, values: Floats) -> None:
+        """Write an array to ``path``, atomically; the last file of that name may be gone then."""
+        write_array(path, values, over=self._last.get(path.name))
+        self._last[path.name] = path
+
+
+def write_array(path: Path, values: Floats, *, over: Path | None = None) -> None:
+    """Write an array to ``path``, atomically, in place of ``over`` if that file exists."""
+    with replacing(path) as draft:
+        if over is not None:
+            with suppress(FileNotFoundError):
+                over.replace(draft)
+        with draft.open("r+b" if draft.exists() else "wb") as file:
+            np.save(file, values, allow_pickle=False)
+            file.truncate()

@@ -301,7 +301,10 @@ class Server:
         number = record.round
         if self._config.adversary.name != "none":
             self._folder.forget_patterns(number)
-        self._folder.forget(number, ("update", "sum", "controls"))
+        self._folder.forget(number, ("update",))
+        # The next round's sums overwrite these.
+        over = number + 1 == self._config.rounds
+        self._folder.forget(number if over else number - 1, ("sum", "controls"))
         self._folder.forget(number - 1, ("weights", "change", "state*", "control"))
         for client in record.clients:
             last = self._memory.get(client)

@@ -28,7 +28,7 @@ from medspark.federate.client import Answer, Liar, Memory, Task, train_client
 from medspark.federate.config import FederationConfig
 from medspark.federate.edge import EdgeImages
 from medspark.federate.evaluation import evaluation, own_networks
-from medspark.federate.folder import FederationFolder, write_array
+from medspark.federate.folder import FederationFolder, Overwriting, write_array
 from medspark.federate.guard import Deadline, Progress
 from medspark.federate.network import new_network
 from medspark.federate.resident import Resident
@@ -83,6 +83,7 @@ class Worker:
         self._config = setting.config
         self._folder = setting.folder
         self._known_rule: Rule | None = None
+        self._sums = Overwriting()
         deadline = setting.config.clients.deadline if expendable else None
         self._deadline = None if deadline is None else Deadline(setting.folder, deadline)
 
@@ -132,9 +133,11 @@ class Worker:
         trained |= self._keep(step, base, answers, sums, controls)
         progress.close()
         if sums is not None:
-            write_array(self._folder.round(number) / f"sum-{part:05d}.npy", sums.units)
+            self._sums.write(self._folder.round(number) / f"sum-{part:05d}.npy", sums.units)
         if controls is not None:
-            write_array(self._folder.round(number) / f"controls-{part:05d}.npy", controls.units)
+            self._sums.write(
+                self._folder.round(number) / f"controls-{part:05d}.npy", controls.units
+            )
         return {"clients": trained}
 
     def _answer(self, task: Task, client: int, step: Step, liar: Liar | None) -> Answer | str:

@@ -26,7 +26,7 @@ from pretended_rounds import (
 from medspark.errors import RunError, UsageError
 from medspark.federate import server
 from medspark.federate.client import Answer, Memory
-from medspark.federate.folder import FEDERATION_FILES
+from medspark.federate.folder import FEDERATION_FILES, Overwriting
 from medspark.ownership import remove
 
 __all__ = ["shards", "tiny_networks_in_several_chunks"]
@@ -267,12 +267,14 @@ def test_who_was_left_out_stays_left_out_when_the_round_is_done_again(shards: Pa
 @pytest.mark.parametrize(
     ("mode", "names"),
     [
-        ({}, ["weights"]),
+        ({}, ["weights", "sum"]),
+        ({"rounds": 3}, ["weights"]),
         ({"aggregate": "median"}, ["weights"]),
-        ({"aggregate": "fedadam"}, ["weights", "statefirst", "statesecond"]),
+        ({"aggregate": "fedadam"}, ["weights", "statefirst", "statesecond", "sum"]),
         ({"aggregate": "centered_clipping"}, ["weights", "change"]),
         ({"aggregate": "fltrust"}, ["weights"]),
-        ({"scaffold": True}, ["weights", "control"]),
+        ({"scaffold": True}, ["weights", "control", "sum", "controls"]),
+        ({"scaffold": True, "rounds": 3}, ["weights", "control"]),
     ],
     ids=str,
 )
@@ -287,6 +289,33 @@ def test_after_a_round_only_what_the_next_one_needs_is_left(
     assert {path.name.rsplit("-", 1)[0] for path in arrays} == set(names)
     memory = [path.name for path in (tmp_path / "memory").glob("*")]
     assert len(memory) == (CLIENTS if "scaffold" in mode else 0)
+
+
+def test_sums_overwrite_the_files_of_the_round_before_and_never_those_of_another_part(
+    shards: Path, tmp_path: Path
+):
+    found, inodes = Rounds(shards, tmp_path, parts=2), []
+    for number in range(2):
+        found.run()
+        files = sorted((tmp_path / f"round-{number:05d}").glob("sum-*.npy"))
+        inodes.append([file.stat().st_ino for file in files])
+
+    assert inodes[0] == inodes[1]
+    assert len(set(inodes[0])) == 2
+
+
+def test_an_array_over_another_leaves_nothing_of_it(tmp_path: Path):
+    written, (first, second) = Overwriting(), (tmp_path / "0/sum.npy", tmp_path / "1/sum.npy")
+    for file, length in ((first, 9), (second, 4)):
+        file.parent.mkdir()
+        written.write(file, np.arange(length))
+
+    assert list(tmp_path.rglob("*.npy")) == [second]
+    assert np.load(second).tolist() == [0, 1, 2, 3]
+    assert second.stat().st_size == 128 + 4 * 8
+    second.unlink()
+    written.write(first, np.arange(3))
+    assert np.load(first).tolist() == [0, 1, 2]
 
 
 def test_foolsgold_keeps_one_history_of_each_client(shards: Path, tmp_path: Path):
