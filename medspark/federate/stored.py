@@ -109,8 +109,8 @@ class StoredUpdates:
             return np.zeros(here.stop - here.start)
         return self._folder.read(self._number - 1, "change", here)
 
-    def summed(self, name: str, here: slice, *, weight: float) -> Vector:
-        """Return the sum of all tasks' exact sums."""
+    def summed(self, name: str, here: slice, *, weight: float, over: float = 1.0) -> Vector:
+        """Return the sum of all tasks' exact sums, divided by ``over``."""
         if name not in self._sums:
             place = self._folder.round(self._number)
             paths = [place / f"{name}-{part:05d}.npy" for part in range(self._step["trainers"])]
@@ -118,7 +118,9 @@ class StoredUpdates:
         whole = ExactSum(here.stop - here.start, weight=weight)
         for units in self._sums[name]:
             whole.units += units[here]
-        return whole.value()
+        total = whole.value()
+        total /= over
+        return total
 
     def _open(self, client: int) -> Weights:
         opened: Weights = np.load(self._folder.update(self._number, client), mmap_mode="r")

@@ -20,7 +20,7 @@ import torch
 from medspark.data.native import MappedSplit
 from medspark.errors import MedsparkError
 from medspark.federate.adversary.plan import forged, plan_liars, waits
-from medspark.federate.aggregate.exact import ExactSum, check
+from medspark.federate.aggregate.exact import ExactSum, check, squared_norm
 from medspark.federate.aggregate.measure import measure
 from medspark.federate.aggregate.noise import gaussian
 from medspark.federate.aggregate.rule import Measured, Rule, Vector, Weighing
@@ -341,7 +341,7 @@ class Worker:
         for here in chunks_within((start, stop)):
             local = slice(here.start - start, here.stop - start)
             if step["adds_up"]:
-                change = rows.summed("sum", here, weight=step["total"]) / weighing.divisor
+                change = rows.summed("sum", here, weight=step["total"], over=weighing.divisor)
             else:
                 change = rule.combine(rows.updates(here), weighing, rows.references(here))
             if weighing.noise > 0:
@@ -351,7 +351,7 @@ class Worker:
             before = {name: values[local] for name, values in states.items()}
             moved, after = rule.step(change, before)
             change = self._statistics.averaged(moved, change, here)
-            squares.append(float(np.square(change).sum()))
+            squares.append(squared_norm(change))
             weights[local] = self._statistics.apply(base[local], change, here)
             for name, values in after.items():
                 kept.setdefault(name, np.empty(stop - start))[local] = values

@@ -18,7 +18,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["LARGEST", "ExactSum", "check", "fault", "weighted_sum"]
+__all__ = ["LARGEST", "ExactSum", "check", "fault", "squared_norm", "weighted_sum"]
 
 # A network whose weight moves further than this in one round has diverged.
 LARGEST = 2.0**12
@@ -137,7 +137,9 @@ class ExactSum:
     def value(self) -> Vector:
         """Return the sum (d,)."""
         # A power of two rounds nothing, and np.ldexp takes three times as long.
-        return self.units.astype(np.float64) * math.ldexp(1.0, -self._exponent)
+        total = self.units.astype(np.float64)
+        total *= math.ldexp(1.0, -self._exponent)
+        return total
 
 
 def weighted_sum(rows: Floats, weights: Vector) -> Vector:
@@ -153,8 +155,13 @@ def _pieces(length: int) -> Iterator[slice]:
     return (slice(start, start + _PIECE) for start in range(0, length, _PIECE))
 
 
+def squared_norm(vector: Vector) -> float:
+    """Return the sum of the squares of ``vector`` (d,), without storing them."""
+    runs = (vector[start : start + _RUN] for start in range(0, len(vector), _RUN))
+    return sum(float(np.dot(run, run)) for run in runs)
+
+
 def _looked_at(change: Vector) -> tuple[str | None, float]:
-    runs = (change[start : start + _RUN] for start in range(0, len(change), _RUN))
-    square = sum(float(np.dot(run, run)) for run in runs)
+    square = squared_norm(change)
     # A small norm has no large and no missing numbers in it.
     return (None if square <= LARGEST**2 else fault(change)), square
