@@ -180,8 +180,8 @@ class FederationFolder:
 class Overwriting:
     """Writes arrays of one name in round after round, each over the file of the round before.
 
-    Nobody needs that file any more. To overwrite the pages that it has in memory is faster than to
-    free them and to ask for new ones, above all in a virtual machine.
+    Nobody needs that file any more. Writing new files of 38 MB stalled at times in a virtual
+    machine, 80 to 250 ms in place of 8; overwriting them did not.
     """
 
     def __init__(self) -> None:

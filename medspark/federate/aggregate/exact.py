@@ -158,7 +158,7 @@ def _pieces(length: int) -> Iterator[slice]:
 def squared_norm(vector: Vector) -> float:
     """Return the sum of the squares of ``vector`` (d,), without storing them."""
     runs = (vector[start : start + _RUN] for start in range(0, len(vector), _RUN))
-    return sum(float(np.dot(run, run)) for run in runs)
+    return sum((float(np.dot(run, run)) for run in runs), 0.0)
 
 
 def _looked_at(change: Vector) -> tuple[str | None, float]:
