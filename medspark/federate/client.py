@@ -40,7 +40,7 @@ from medspark.train.learner import Learner, Sample, pass_type
 from medspark.train.objective import BinaryCrossEntropy, CrossEntropy
 from medspark.train.optimise import Descent, clip_gradients
 
-__all__ = ["Answer", "Liar", "Memory", "Task", "train_client"]
+__all__ = ["Answer", "Liar", "Memory", "Task", "optimiser_of", "set_rate", "train_client"]
 
 _CPU = torch.device("cpu")
 
@@ -166,7 +166,8 @@ def _train(
     """Train ``network`` in place; return steps, loss of the last epoch, and sum of the rates."""
     learner = _learner(network.trained, torch.from_numpy(rows.labels), config)
     parameters = network.learning
-    optimiser = _optimiser(parameters, config)
+    kernels = [p for p in parameters if p.ndim > 1]
+    optimiser = optimiser_of(kernels, [p for p in parameters if p.ndim <= 1], config)
     _awake(network, config)
     _forget_gradients(parameters)
     steps, way, total, images_seen = 0, 0.0, 0.0, 0
@@ -195,7 +196,7 @@ def _train(
                 drift.correct()
                 if config.clip_grad:
                     clip_gradients(parameters, config.clip_grad)
-                _set_rate(optimiser, rate)
+                set_rate(optimiser, rate)
                 optimiser.step()
                 _forget_gradients(parameters)
                 steps, way = steps + 1, way + rate
@@ -243,18 +244,21 @@ def _learner(model: nn.Module, labels: Tensor, config: LocalConfig) -> Learner:
     return Learner(model, calibrated, config.train, autocast=computed, step_rule=rule)
 
 
-def _optimiser(parameters: list[nn.Parameter], config: LocalConfig) -> torch.optim.AdamW | Descent:
+def optimiser_of(
+    kernels: list[nn.Parameter], others: list[nn.Parameter], config: LocalConfig
+) -> torch.optim.AdamW | Descent:
+    """Return a client's optimiser; AdamW does not decay the ``others``, norms and biases."""
     decay = config.weight_decay
     if config.optimiser == "sgd":
-        return Descent(parameters, rate=config.lr, momentum=config.momentum, weight_decay=decay)
-    kernels = [p for p in parameters if p.ndim > 1]
-    others = [p for p in parameters if p.ndim <= 1]
+        every = [*kernels, *others]
+        return Descent(every, rate=config.lr, momentum=config.momentum, weight_decay=decay)
     groups: list[dict[str, Any]] = [{"params": kernels}, {"params": others, "weight_decay": 0.0}]
     # It takes a fifth of the time of the plain one, which is a tenth of a small network's step.
     return torch.optim.AdamW(groups, lr=config.lr, weight_decay=decay, fused=True)
 
 
-def _set_rate(optimiser: torch.optim.AdamW | Descent, rate: float) -> None:
+def set_rate(optimiser: torch.optim.AdamW | Descent, rate: float) -> None:
+    """Set the learning rate of a client's optimiser."""
     if isinstance(optimiser, Descent):
         optimiser.rate = rate
         return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from medspark.federate.folder import FederationFolder
@@ -31,13 +31,13 @@ class Progress:
         return self._deaths.get(client, 0)
 
     @contextmanager
-    def of(self, client: int) -> Iterator[None]:
-        """Note that ``client`` begins and ends. An end is noted after an exception as well."""
-        self._file.write(f"+{client}\n")
+    def of(self, *clients: int) -> Iterator[None]:
+        """Note that ``clients`` begin and end. An end is noted after an exception as well."""
+        self._file.write("".join(f"+{client}\n" for client in clients))
         try:
             yield
         finally:
-            self._file.write(f"-{client}\n")
+            self._file.write("".join(f"-{client}\n" for client in clients))
 
     def close(self) -> None:
         """Close the file."""
@@ -45,15 +45,18 @@ class Progress:
 
 
 class Deadline:
-    """Ends this process if a client trains for too long; Spark then starts the task again."""
+    """Ends this process if clients train for too long; Spark then starts the task again.
+
+    One client is left out. Of several that train at once nobody is: they train alone then.
+    """
 
     def __init__(self, folder: FederationFolder, deadline: float) -> None:
         self._folder, self._deadline = folder, deadline
-        self._training: tuple[int, int, float] | None = None
+        self._training: tuple[int, Sequence[int], float] | None = None
         self._thread: threading.Thread | None = None
 
-    def of(self, number: int, client: int) -> Deadline:
-        self._training = number, client, time.monotonic()
+    def of(self, number: int, clients: Sequence[int]) -> Deadline:
+        self._training = number, clients, time.monotonic()
         if self._thread is None:
             self._thread = threading.Thread(target=self._follow, name="deadline", daemon=True)
             self._thread.start()
@@ -70,7 +73,8 @@ class Deadline:
             time.sleep(min(0.25, self._deadline / 4))
             training = self._training
             if training is not None and time.monotonic() - training[2] > self._deadline:
-                number, client, _ = training
+                number, clients, _ = training
                 reason = f"it had not answered after {self._deadline:g} s"
-                self._folder.leave_out(number, client, reason)
+                if len(clients) == 1:
+                    self._folder.leave_out(number, clients[0], reason)
                 os._exit(1)

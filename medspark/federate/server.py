@@ -29,10 +29,13 @@ from medspark.evaluate.summary import Array, Arrays, joined
 from medspark.federate.adversary.plan import selected
 from medspark.federate.aggregate.measure import CHUNK, Part, total
 from medspark.federate.aggregate.rule import Measured, Rule, Weighing
+from medspark.federate.client import train_client
 from medspark.federate.evaluation import evaluation, own_networks
+from medspark.federate.setting import Setting, Step
 from medspark.federate.sfat import slack_counts
 from medspark.federate.stored import ROOT, ClientRows
-from medspark.federate.worker import Setting, Step, Worker
+from medspark.federate.vectorised import bundles, vectorises
+from medspark.federate.worker import Worker
 from medspark.files import write_whole
 
 __all__ = ["Executor", "InProcess", "RoundRecord", "Server", "groups", "slices"]
@@ -93,6 +96,12 @@ class Server:
         self._rule: Rule = self._config.rule_for(len(self._holders))
         self._memory: dict[int, int] = {}
         self._length = len(self._folder.read(self._folder.finished() - 1, "weights"))
+        self._vectorised = setting.train is train_client and self._vectorises()
+
+    def _vectorises(self) -> bool:
+        manifest = self._setting.manifest
+        shape = manifest.channels, manifest.height, manifest.width
+        return vectorises(self._config, self._setting.network, shape, weights=self._length)
 
     def resume(self) -> list[RoundRecord]:
         """Return the records of the finished rounds."""
@@ -211,13 +220,16 @@ class Server:
         return selected(adversary, self._holders, per_round, seed=seed, round=number)
 
     def _train(self, number: int, asked: Sequence[int]) -> tuple[Step, dict[int, dict[str, float]]]:
-        shares = groups(asked, self._counts, self._executor.parts)
+        together = bundles(asked, self._counts) if self._vectorised else []
+        together = [bundle for bundle in together if len(bundle) > 1]
+        shares = groups(asked, self._counts, self._executor.parts, together)
         if "root" in self._rule.references:
             shares = [[*shares[0], ROOT], *shares[1:]] if shares else [[ROOT]]
         step: Step = {
             "kind": "train",
             "round": number,
             "groups": shares,
+            "together": [[b for b in together if b[0] in share] for share in shares],
             "trainers": len(shares),
             "total": float(max(1, self._counts[list(asked)].sum())),
             "cohort": float(max(1, len(asked))),
@@ -315,17 +327,23 @@ class Server:
             self._memory[client] = number
 
 
-def groups(asked: Sequence[int], counts: Any, parts: int) -> list[list[int]]:
+def groups(
+    asked: Sequence[int], counts: Any, parts: int, together: Sequence[Sequence[int]] = ()
+) -> list[list[int]]:
     """Divide clients into at most ``parts`` groups with about as many images in each.
 
-    The largest clients are placed first, each with the group that has the fewest images.
+    Clients ``together`` are in one group. Who has most images is placed first, each with the group
+    that has the fewest images.
     """
-    found: list[list[int]] = [[] for _ in range(min(parts, len(asked)))]
+    bundled = {client for bundle in together for client in bundle}
+    units = [*together, *([client] for client in asked if client not in bundled)]
+    found: list[list[int]] = [[] for _ in range(min(parts, len(units)))]
     loads = [0] * len(found)
-    for client in sorted(asked, key=lambda client: (-int(counts[client]), client)):
+    sizes = [sum(int(counts[client]) for client in unit) for unit in units]
+    for size, unit in sorted(zip(sizes, units, strict=True), key=lambda pair: (-pair[0], pair[1])):
         lightest = loads.index(min(loads))
-        found[lightest].append(client)
-        loads[lightest] += int(counts[client])
+        found[lightest] += unit
+        loads[lightest] += size
     return [sorted(group) for group in found]
 
 

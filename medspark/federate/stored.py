@@ -20,8 +20,8 @@ from medspark.federate.weights import Weights
 from medspark.files import replacing
 
 __all__ = [
-    "ROOT", "ClientRows", "StoredUpdates", "chunks_within", "read_edge", "read_memory",
-    "read_pattern", "write_edge", "write_memory",
+    "ROOT", "ClientRows", "StoredUpdates", "chunks_within", "read_control", "read_edge",
+    "read_memory", "read_pattern", "write_edge", "write_memory",
 ]  # fmt: skip
 
 # The number of the server's own client, which trains on validation images for FLTrust.
@@ -132,6 +132,11 @@ def chunks_within(bounds: Sequence[int]) -> Iterator[slice]:
     start, stop = bounds
     for here in chunks(stop - start):
         yield slice(here.start + start, here.stop + start)
+
+
+def read_control(folder: FederationFolder, number: int) -> Vector | None:
+    """Return SCAFFOLD's control variate (d,) of the server before a round, None in the first."""
+    return folder.read(number - 1, "control") if folder.has(number - 1, "control") else None
 
 
 def write_memory(path: Path, memory: Memory) -> None:

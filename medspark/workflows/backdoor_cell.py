@@ -24,10 +24,10 @@ from medspark.federate.edge import EdgeSet
 from medspark.federate.folder import FEDERATION_FILES, FederationFolder
 from medspark.federate.network import new_network
 from medspark.federate.server import InProcess, RoundRecord, Server
+from medspark.federate.setting import Setting
 from medspark.federate.start import begin
 from medspark.federate.stored import ClientRows, read_pattern, write_edge
 from medspark.federate.weights import Weights, unpack
-from medspark.federate.worker import Setting
 from medspark.models.classifier import Classifier, evaluating
 from medspark.shards.manifest import Manifest
 from medspark.study.backdoor_report import Point

@@ -24,9 +24,10 @@ from medspark.federate.network import client_norms, new_network, save_network
 from medspark.federate.partition import clients_of
 from medspark.federate.result import ClientFigures, FederationResult, RoundFigures
 from medspark.federate.server import Executor, InProcess, RoundRecord, Server
+from medspark.federate.setting import Setting
 from medspark.federate.start import begin, owners_of
 from medspark.federate.stored import ClientRows, read_pattern, write_edge
-from medspark.federate.worker import Setting, Worker
+from medspark.federate.worker import Worker
 from medspark.files import json_digest, write_whole
 from medspark.launch.standing import standing_tasks
 from medspark.models.card import read_card

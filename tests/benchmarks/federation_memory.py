@@ -16,14 +16,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import array_shards
 import numpy as np
 from federation import CLASSES, SETTINGS
-from federation_rounds import PLACES, train
+from federation_rounds import PLACES, new_worker
 from timing import Result
 
 PER_ROUND, ROUNDS = 100, 20
@@ -46,13 +45,12 @@ def write(folder: Path, clients: int) -> Path:
 
 def run(shards: Path, place: Path, clients: int) -> dict[str, float]:
     """Run the job on ``shards`` and return the peaks of this process and of its JVM, in MB."""
-    from medspark.federate.worker import Setting
     from medspark.workflows import federation
     from medspark.workflows.federate import federate
     from medspark.workflows.federate_config import FederateConfig
 
     # Workers that are sent this function know the network, which timm does not.
-    federation.Setting = partial(Setting, train=train)  # type: ignore[misc, assignment]
+    federation.Worker = lambda setting, **_: new_worker(setting)  # type: ignore[misc, assignment]
     settings = {
         "shards": shards,
         "output": place / "result.json",

@@ -29,14 +29,14 @@ from timing import Result, in_a_process
 from torch import nn
 
 from medspark.data.config import AugmentConfig
-from medspark.federate.client import Answer, train_client
 from medspark.federate.config import CohortConfig, FederationConfig
 from medspark.federate.folder import FederationFolder
 from medspark.federate.local import ClientPrecision
 from medspark.federate.server import Server
+from medspark.federate.setting import Setting
 from medspark.federate.start import begin
 from medspark.federate.stored import ClientRows
-from medspark.federate.worker import Setting, Worker
+from medspark.federate.worker import Worker
 from medspark.launch.standing import standing_tasks
 from medspark.models.config import ModelConfig
 from medspark.models.torchvision_ops import import_timm
@@ -75,9 +75,9 @@ for _entry in (bench_lr, bench_cnn):
     import_timm().models.register_model(_entry)
 
 
-def train(*operands: Any, **settings: Any) -> Answer:
-    """Train a client. A worker that is sent this function imports the networks above."""
-    return train_client(*operands, **settings)
+def new_worker(setting: Setting) -> Worker:
+    """Return a worker. A task that is sent this function imports the networks above."""
+    return Worker(setting)
 
 
 def ours(setting: str, per_round: int, precision: ClientPrecision) -> list[float]:
@@ -93,13 +93,13 @@ def ours(setting: str, per_round: int, precision: ClientPrecision) -> list[float
             model=ModelConfig(name=f"bench_{setting}"),
             augment=AugmentConfig(flip=0),
         )
-        made = Setting(config, shards, FederationFolder(Path(place) / "federation"), train=train)
+        made = Setting(config, shards, FederationFolder(Path(place) / "federation"))
         begin(made.folder, config, shards, made.manifest)
         rows = ClientRows(made.folder.path / "clients.npz")
         cores = available_cores()
         with (
             spark_session(SparkConfig(master=f"local[{cores}]")) as spark,
-            standing_tasks(spark, made.folder.path, partial(Worker, made), tasks=cores) as crew,
+            standing_tasks(spark, made.folder.path, partial(new_worker, made), tasks=cores) as crew,
         ):
             server = Server(made, crew, rows)
             return _timed(server.run)

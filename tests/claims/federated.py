@@ -38,10 +38,10 @@ from medspark.federate.config import FederationConfig
 from medspark.federate.folder import FEDERATION_FILES, FederationFolder
 from medspark.federate.network import new_network
 from medspark.federate.server import InProcess, Server
+from medspark.federate.setting import Setting
 from medspark.federate.start import begin
 from medspark.federate.stored import ClientRows
 from medspark.federate.weights import unpack
-from medspark.federate.worker import Setting
 from medspark.files import json_digest
 from medspark.job import write_result
 from medspark.memory import keep_freed_memory

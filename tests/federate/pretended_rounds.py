@@ -12,17 +12,17 @@ import pytest
 import small
 
 from medspark.data.native import MappedSplit
-from medspark.federate import privacy, server, start, worker
+from medspark.federate import privacy, server, setting, start
 from medspark.federate.aggregate import aggregate, measure
 from medspark.federate.client import Answer, Memory, Task
 from medspark.federate.config import FederationConfig
 from medspark.federate.folder import FederationFolder
 from medspark.federate.round import cohort
 from medspark.federate.server import InProcess, RoundRecord, Server
+from medspark.federate.setting import Setting
 from medspark.federate.start import begin
 from medspark.federate.stored import ROOT, ClientRows
 from medspark.federate.weights import apply, difference
-from medspark.federate.worker import Setting
 from medspark.shards.manifest import read_manifest
 
 CLIENTS, SEED = 8, 3
@@ -46,7 +46,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def tiny_networks_in_several_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (worker, start):
+    for module in (setting, start):
         monkeypatch.setattr(module, "new_network", lambda config, manifest: small.network())
     monkeypatch.setattr(privacy, "epsilon", lambda rate, noise, rounds, delta: float(rounds))
     for module in (measure, server):
@@ -91,11 +91,11 @@ class Fails:
 
 
 class Rounds:
-    """A federation in ``place``; its clients answer by ``train``."""
+    """A federation in ``place``; its clients answer by ``train``, in the training mode ``mode``."""
 
     def __init__(self, shards: Path, place: Path, *, parts: int = 1, train: Any = pretend,
-                 **settings: Any) -> None:  # fmt: skip
-        settings = {"clients": SKEWED, "seed": SEED} | PLAIN | settings
+                 mode: str = "fused_noise", **settings: Any) -> None:  # fmt: skip
+        settings = {"clients": SKEWED, "seed": SEED, "train": {"mode": mode}} | PLAIN | settings
         self.config = FederationConfig.model_validate(settings)
         self.folder, self.manifest = FederationFolder(place), read_manifest(shards)
         begin(self.folder, self.config, shards, self.manifest)

@@ -17,10 +17,10 @@ from medspark.federate.config import FederationConfig
 from medspark.federate.folder import FederationFolder
 from medspark.federate.network import client_norms, new_network, save_network
 from medspark.federate.server import InProcess, Server
+from medspark.federate.setting import Setting
 from medspark.federate.start import begin, owners_of
 from medspark.federate.stored import ClientRows, write_memory
 from medspark.federate.weights import pack_kept, unpack_kept
-from medspark.federate.worker import Setting
 from medspark.models.checkpoint import load_classifier
 from medspark.shards.manifest import read_manifest
 

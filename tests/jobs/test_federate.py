@@ -20,7 +20,7 @@ from mlflow import MlflowClient
 from safetensors.numpy import load_file
 
 from medspark.federate.client import train_client
-from medspark.federate.worker import Setting
+from medspark.federate.setting import Setting
 from medspark.workflows import federate as workflow
 from medspark.workflows import federation
 
