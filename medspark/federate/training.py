@@ -79,7 +79,7 @@ class Training:
             ]
             # Those that were trained when a task died train alone, to show who ends it.
             alone = len(bundle) == 1 or any(map(progress.deaths, able))
-            for clients in [[client] for client in able] if alone else [able]:
+            for clients in [[client] for client in able] if alone else filter(None, [able]):
                 with progress.of(*clients), self._limit(number, clients):
                     found = self._answers(task, clients, bundle, step, liars)
                 for client, answer in found.items():
