@@ -11,6 +11,7 @@ from medspark.models.backbones import build
 from medspark.models.config import ModelConfig
 from medspark.models.masks import (
     apply_masks,
+    cut_layers,
     layer_masks,
     magnitude_masks,
     nonzero_masks,
@@ -74,6 +75,25 @@ def test_every_layer_loses_the_same_share_of_its_scores_up_to_one(sizes, sparsit
         assert abs(int((~mask).sum()) - sparsity * scores[name].numel()) <= 1
         kept, pruned = scores[name][mask].abs(), scores[name][~mask].abs()
         assert len(kept) == 0 or len(pruned) == 0 or pruned.max() <= kept.min()
+
+
+@given(SIZES, SIZES, SHARES, st.integers(0, 99), st.sampled_from([magnitude_masks, layer_masks]))
+def test_layers_with_few_inputs_stay_whole_while_the_others_have_enough_to_lose(
+    thin, wide, sparsity, seed, choose
+) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    weights = {
+        f"depthwise {n}": torch.randn(k, 1, 3, 3, generator=draw) for n, k in enumerate(thin)
+    }
+    weights |= {f"wide {n}": torch.randn(k, 32, generator=draw) for n, k in enumerate(wide)}
+
+    masks = choose(weights, sparsity)
+
+    pruned = round(sparsity * (9 * sum(thin) + 32 * sum(wide)))
+    assert sum(int((~mask).sum()) for mask in masks.values()) == pruned
+    enough = pruned <= 0.99 * 32 * sum(wide)
+    assert cut_layers(weights, sparsity) == [n for n in weights if "wide" in n or not enough]
+    assert not enough or all(mask.all() for n, mask in masks.items() if "wide" not in n)
 
 
 @given(SIZES, SHARES, st.integers(0, 99))

@@ -18,6 +18,7 @@ from medspark.errors import UsageError
 from medspark.models.kernels.trained_form import Copied, TrainedForm
 from medspark.models.masks import (
     apply_masks,
+    cut_layers,
     layer_scale,
     magnitude_masks,
     nonzero_masks,
@@ -45,6 +46,7 @@ class Pruner:
         self._masks: dict[str, Tensor] = {}
         self._scales: dict[str, float] = {}  # of the first weights: the lasso's unit in each layer
         self._cut_at, self._penalty = 0, 0.0
+        self._shrunk: list[str] = []  # the layers that the lasso shrinks
         self.cut = False
 
     def attach(self, form: TrainedForm, rates: Sequence[float]) -> TrainedForm:
@@ -66,11 +68,12 @@ class Pruner:
         # The last update comes after the cut, so that every training ends with a pruned network.
         self._cut_at = min(math.ceil(config.cut_after * len(rates)), len(rates) - 1)
         if config.method in ("rsr", "lasso"):
-            weights, before = list(self._weights.values()), rates[: self._cut_at]
+            self._shrunk = cut_layers(self._weights, config.sparsity)
+            weights, before = [self._weights[n] for n in self._shrunk], rates[: self._cut_at]
+            every = sum(weight.numel() for weight in self._weights.values())
+            share = config.sparsity * every / max(1, sum(weight.numel() for weight in weights))
             self._penalty = (
-                even_penalty(weights, config.sparsity, before)
-                if config.lasso is None
-                else config.lasso
+                even_penalty(weights, share, before) if config.lasso is None else config.lasso
             )
         if self._cut_at == 0:
             self._choose()
@@ -97,8 +100,9 @@ class Pruner:
         config = self._config
         if config is not None and not self.cut:
             if self._penalty > 0:
-                for name, weight in self._weights.items():
-                    soft_threshold_(weight, rate * self._penalty * self._scales[name])
+                for name in self._shrunk:
+                    shift = rate * self._penalty * self._scales[name]
+                    soft_threshold_(self._weights[name], shift)
             if config.method == "hydra":
                 refresh(self._model, config.sparsity)
             if update + 1 >= self._cut_at:

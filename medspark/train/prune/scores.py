@@ -85,8 +85,9 @@ def first_scores(weight: Tensor) -> Tensor:
 def refresh(model: nn.Module, sparsity: float) -> None:
     """Choose again by the current scores."""
     layers = _layers(model)
-    for name, mask in layer_masks({n: la.score for n, la in layers.items()}, sparsity).items():
-        layers[name].mask.copy_(mask.view(layers[name].mask.shape))
+    scores = {name: layer.score.view(layer.weight.shape) for name, layer in layers.items()}
+    for name, mask in layer_masks(scores, sparsity).items():
+        layers[name].mask.copy_(mask)
 
 
 def score_masks(model: nn.Module) -> dict[str, Tensor]:
