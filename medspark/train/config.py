@@ -108,7 +108,7 @@ class TrainConfig(AdversarialConfig):
     batch_norm: Literal["auto", "frozen", "train", "settle"] = Field(
         "auto",
         description="auto freezes the statistics for adversarial training from given weights, and "
-        "trains them otherwise; settle freezes them at the end of eps_warmup",
+        "trains them otherwise and in pruning; settle freezes them at the end of eps_warmup",
     )
     sync_batch_norm: bool = Field(
         False, description="compute batch statistics over all processes; GPU only"

@@ -62,9 +62,10 @@ def make_network(config: FitConfig, source: Source, world: World) -> Classifier:
     if config.prune is not None and config.prune.structured:
         image = torch.zeros(1, manifest.channels, manifest.height, manifest.width)
         model = remove_channels(model, image, config.prune.sparsity)
-    given = config.model.weights is not None and not config.train.dual_bn
+    # The statistics of a network are not those of what pruning leaves of it.
+    known = config.model.weights is not None and config.prune is None and not config.train.dual_bn
     frozen = config.train.batch_norm == "frozen" or (
-        config.train.batch_norm == "auto" and given and config.attacks
+        config.train.batch_norm == "auto" and known and config.attacks
     )
     _check_dual(config, frozen=frozen)
     if frozen:

@@ -90,6 +90,8 @@ WEIGHTS = {"name": "test_efficientnet", "weights": "given.safetensors"}
         ({"model": WEIGHTS, "train": {"batch_norm": "train"}}, False),
         ({"model": WEIGHTS, "train": {"batch_norm": "settle"}}, False),
         ({"model": WEIGHTS, "train": {"dual_bn": True}}, False),
+        ({"model": WEIGHTS, "prune": {"method": "magnitude"}}, False),
+        ({"model": WEIGHTS, "prune": {}, "train": {"batch_norm": "frozen"}}, True),
         ({"model": WEIGHTS, "distill": {"teacher": "t", "method": "kd"}}, False),
         ({"model": WEIGHTS, "distill": {"teacher": "t", "method": "rslad"}}, True),
         ({"train": {"batch_norm": "frozen", "mode": "standard"}}, True),
