@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 __all__ = [
     "Masks", "apply_masks", "cut_layers", "layer_masks", "layer_scale", "magnitude_masks",
-    "nonzero_masks", "prunable", "zero_share",
+    "nonzero_masks", "prunable", "wide_layers", "zero_share",
 ]  # fmt: skip
 
 Masks = Mapping[str, Tensor]
@@ -35,13 +35,18 @@ def prunable(model: nn.Module) -> dict[str, nn.Parameter]:
     return {f"{name}.weight": model.get_parameter(f"{name}.weight") for name in names}
 
 
+def wide_layers(weights: Mapping[str, Tensor]) -> list[str]:
+    """Return the names of the layers with 32 inputs to an output or more; of all if none has."""
+    wide = [name for name, weight in weights.items() if weight[0].numel() >= _FEWEST_INPUTS]
+    return wide or list(weights)
+
+
 def cut_layers(weights: Mapping[str, Tensor], sparsity: float) -> list[str]:
     """Return the names of the layers that lose weights.
 
-    They are those with 32 inputs to an output or more; all layers if these would lose more than
-    99 % of their weights.
+    They are the wide ones; all layers if these would lose more than 99 % of their weights.
     """
-    wide = [name for name, weight in weights.items() if weight[0].numel() >= _FEWEST_INPUTS]
+    wide = wide_layers(weights)
     room = _LARGEST_SHARE * sum(weights[name].numel() for name in wide)
     return wide if _pruned(weights, sparsity) <= room else list(weights)
 

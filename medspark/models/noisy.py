@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medspark.models.masks import prunable
+from medspark.models.masks import prunable, wide_layers
 
 __all__ = ["NOISE", "add_noise", "noisy_layers", "plain_layers", "silent"]
 
@@ -68,10 +68,13 @@ _PLAIN: dict[type[nn.Module], type[nn.Module]] = {noisy: plain for plain, noisy 
 def add_noise(model: nn.Module, scale: float) -> list[str]:
     """Make every prunable layer of ``model`` noisy, in place; return the layers' names.
 
-    Weights and their names stay; the scales start at ``scale``. Raises TypeError that names a layer
+    Weights and their names stay; the scales start at ``scale``. Where an output has few inputs
+    (``masks.wide_layers``), as in depthwise convolutions, they are zero and are not learnt: an
+    output of nine weights has hardly a signal above the noise. Raises TypeError that names a layer
     whose class computes something of its own.
     """
     names = [name.removesuffix(".weight") for name in prunable(model)]
+    wide = {name.removesuffix(".weight") for name in wide_layers(prunable(model))}
     for name in names:
         layer = model.get_submodule(name)
         if type(layer) not in _NOISY:
@@ -82,9 +85,8 @@ def add_noise(model: nn.Module, scale: float) -> list[str]:
         layer = model.get_submodule(name)
         layer.__class__ = _NOISY[type(layer)]
         weight: Tensor = layer.weight  # type: ignore[assignment]
-        layer.register_parameter(
-            NOISE, nn.Parameter(torch.full((len(weight),), scale, device=weight.device))
-        )
+        first = torch.full((len(weight),), scale if name in wide else 0.0, device=weight.device)
+        layer.register_parameter(NOISE, nn.Parameter(first, requires_grad=name in wide))
     return names
 
 

@@ -49,6 +49,22 @@ def test_without_noise_it_is_the_plain_network_bit_for_bit() -> None:
     assert noisy.state_dict().keys() == plain.state_dict().keys()
 
 
+def test_layers_with_few_inputs_have_no_noise_and_learn_none() -> None:
+    model = nn.Sequential(nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 4, 3), nn.Conv2d(4, 4, 1))
+    plain = copy.deepcopy(model)
+    add_noise(model, 0.5)
+
+    model(torch.rand(2, 8, 6, 6)).sum().backward()
+
+    depthwise, wide, narrow = model
+    assert (wide.noise == 0.5).all()
+    assert wide.noise.grad is not None
+    for layer, before in ((depthwise, plain[0]), (narrow, plain[2])):
+        assert (layer.noise == 0).all()
+        assert layer.noise.grad is None
+        assert torch.equal(layer.drawn(), before.weight)
+
+
 @pytest.mark.parametrize("kind", ["conv", "linear"])
 def test_a_pass_adds_a_normal_draw_times_scale_and_deviation_of_the_layer(kind: str) -> None:
     made = layer(kind)[0]
