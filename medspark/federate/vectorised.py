@@ -31,7 +31,7 @@ from medspark.federate.config import FederationConfig
 from medspark.federate.local import LocalConfig
 from medspark.shards.plan import EpochPlan
 
-__all__ = ["LaneLinear", "Vectorised", "bundles", "vectorises"]
+__all__ = ["Vectorised", "bundles", "vectorises"]
 
 # Clients that train at once: with more, a step costs little less for each, and tasks share worse.
 _LANES = 8

@@ -2,9 +2,9 @@
 
 The keys are pseudonyms. A filter of four to eight bytes a key says which rows may have one of them
 (Bloom 1970). Tasks read one column of each ledger file through it, and all columns of the row
-groups with a hit only. A filter lets about six rows in a million pass without reason: with one in a
-thousand, nearly every row group would be read. A filter decides by the key, so rows with equal keys
-are always found together.
+groups with a hit only. A filter lets at most about six rows in a million pass without reason: with
+one in a thousand, nearly every row group would be read. A filter decides by the key, so rows with
+equal keys are always found together.
 """
 
 from __future__ import annotations

@@ -27,6 +27,8 @@ __all__ = ["prune_table"]
 
 # At a sparsity of 0 the other methods only fine-tune, as magnitude does.
 _WITHOUT_PRUNING = ("magnitude", "noise")
+# Raised when the same settings prune otherwise, so that no table mixes cells of both ways.
+_PRUNING = 2
 
 
 def prune_table(config: PruneTableConfig, *, command: str) -> dict[str, Any]:
@@ -78,6 +80,7 @@ class _Table:
             "weights": training.deciding_weights(),
             "evaluate": training.evaluate.model_dump(mode="json"),
             "dataset": self._manifest.digest,
+            "pruning": _PRUNING,
         }
         if training.decision.criterion is not None:
             decisive["decision"] = training.decision.model_dump(mode="json")
