@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from medspark.attacks.losses import correct
 from medspark.attacks.threat import ThreatModel
@@ -31,10 +30,12 @@ from medspark.train.awp import WeightPerturbation
 from medspark.train.class_answers import ClassAnswers
 from medspark.train.config import TrainConfig
 from medspark.train.dual_norm import dual
-from medspark.train.gradients import Gradients, Overlapped, Piece, VirtualShards
+from medspark.train.gradients import Gradients, Overlapped, VirtualShards
 from medspark.train.learner import Learner, Sample, StepRule, StepStats, pass_type
 from medspark.train.objective import Objective, hard_labels
+from medspark.train.one_host import OneHost
 from medspark.train.optimise import Average, adamw, clip_gradients, set_rate, step_if_finite
+from medspark.train.pieces import Piece
 from medspark.train.prune.pruner import Pruner
 from medspark.train.schedule import one_cycle, ramp
 from medspark.train.state import optimiser_tensors, restore_optimiser
@@ -101,11 +102,7 @@ class Engine:
         if world.device.type == "cpu":
             lower(self.model, example, batch_size=-(-config.batch_size // pieces))
         passed: Any = torch.compile(self.model) if config.compile else self.model
-        self._gradients: Gradients = (
-            VirtualShards(passed, count=config.virtual_shards, world=world)
-            if exact
-            else Overlapped(passed, count=config.accumulate, world=world)
-        )
+        self.gradients = _gradients(passed, config, world)
         self.optimiser = adamw(self.model, config)
         self.average = Average(self.model, config.ema) if config.ema > 0 else None
         self._threat = threat
@@ -127,7 +124,7 @@ class Engine:
         )
         self._below_head = _below_head(self.model) if config.head_steps else []
         self._learner = Learner(
-            model=self._gradients.model,
+            model=self.gradients.model,
             objective=objective,
             config=config,
             autocast=computed,
@@ -139,22 +136,9 @@ class Engine:
     def _weighs_answers(self) -> bool:
         return self._config.mode == "ikl" and self._learner.step_rule is None
 
-    @property
-    def ddp(self) -> nn.Module:
-        """The network in training, wrapped in DDP if there are several ranks."""
-        return self._learner.model
-
     def exposed_seconds(self) -> float:
-        """Return the seconds per step that this rank only waited for other ranks' gradients.
-
-        This is the mean over the steps that torch's DDP samples: the first ten, then every 100th.
-        """
-        if not isinstance(self.ddp, DistributedDataParallel):
-            return 0.0
-        sampled: dict[str, int] = self.ddp._get_ddp_logging_data()  # type: ignore[no-untyped-call]
-        communication = sampled.get("avg_backward_comm_time", 0)
-        overlapped = sampled.get("avg_backward_compute_comm_overlap_time", 0)
-        return max(0.0, (communication - overlapped) / 1e9)
+        """Return the seconds per step that this rank only waited for other ranks' gradients."""
+        return self.gradients.exposed_seconds()
 
     def step(self, batch: Batch, number: int) -> Report:
         """Learn from ``batch``, as step ``number`` (from 0) of the run."""
@@ -168,7 +152,7 @@ class Engine:
             images=to_unit(batch.images, self._device),
             labels=batch.labels.to(self._device, non_blocking=True),
         )
-        pieces = self._gradients.pieces(batch)
+        pieces = self.gradients.pieces(batch)
         self._learnt += len(batch.labels) > 0
         starts: dict[int, Tensor | None] = {}
         for replay in range(self._replays):
@@ -194,7 +178,7 @@ class Engine:
         ``starts`` holds the attacked images of the batch's previous replay, by piece.
         """
         figures = torch.zeros(4, device=self._device)
-        self._gradients.begin()
+        self.gradients.begin()
         for piece in pieces:
             # Seed dropout per piece, so that checkpoints need not hold the generator's state.
             torch.manual_seed(derive(self._seed, "dropout", update, piece.number))
@@ -207,14 +191,14 @@ class Engine:
                 key=derive(self._seed, "noise", update),
                 start=starts.get(piece.number),
             )
-            with self._gradients.learning(piece, last=piece is pieces[-1]):
+            with self.gradients.learning(piece, last=piece is pieces[-1]):
                 if piece.empty:
-                    self._gradients.attend(self._blank)
+                    self.gradients.attend(self._blank)
                     continue
                 stats = take_step(self._learner, sample)
                 starts[piece.number] = stats.attacked
                 figures += _figures(stats, sample, piece.part / piece.weight)
-        self._gradients.finish()
+        self.gradients.finish()
         return figures
 
     def _settle(self) -> None:
@@ -348,6 +332,14 @@ class Engine:
                     f"Training diverged: {_HOPELESS} updates in a row had no finite gradient. "
                     "Lower train.lr."
                 )
+
+
+def _gradients(model: nn.Module, config: TrainConfig, world: World) -> Gradients:
+    if config.elastic == "exact":
+        return VirtualShards(model, count=config.virtual_shards, world=world)
+    count = config.accumulate
+    shared = OneHost.found(model, count=count, world=world)
+    return shared or Overlapped(model, count=count, world=world)
 
 
 def _below_head(model: Classifier) -> list[nn.Parameter]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -24,28 +24,10 @@ from medspark.data.batch import Batch
 from medspark.models.classifier import batch_norms, evaluating
 from medspark.shards.plan import share
 from medspark.train.config import check_virtual_shards
+from medspark.train.pieces import Piece, even_pieces
 from medspark.train.world import World
 
-__all__ = ["Gradients", "Overlapped", "Piece", "VirtualShards", "tree_sum"]
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Rows of a rank's batch that pass through the network together.
-
-    ``weight`` multiplies the mean loss of these rows before the backward pass. ``part`` is the
-    number of these rows divided by the size of the global batch.
-    """
-
-    number: int
-    rows: slice
-    weight: float
-    part: float
-
-    @property
-    def empty(self) -> bool:
-        """Whether the piece has no image."""
-        return bool(self.rows.start == self.rows.stop)
+__all__ = ["Gradients", "Overlapped", "VirtualShards", "tree_sum"]
 
 
 class Gradients(Protocol):
@@ -69,6 +51,9 @@ class Gradients(Protocol):
     def finish(self) -> None:
         """Leave the gradient of the global batch in ``.grad``."""
 
+    def exposed_seconds(self) -> float:
+        """Return the seconds per update that this rank only waited for the others."""
+
 
 class Overlapped:
     """Torch's DDP: one all-reduce per bucket, overlapped with the last piece's backward pass."""
@@ -80,17 +65,10 @@ class Overlapped:
 
     def pieces(self, batch: Batch) -> list[Piece]:
         """Return the batch in ``count`` pieces, fewer if it has fewer images."""
-        size = len(batch.labels)
-        count = max(1, min(self._count, size))
-        bounds = [share(size, count, part) for part in range(count)]
+        size = max(len(batch.labels), 1)
         return [
-            Piece(
-                self._world.rank * count + part,
-                slice(start, stop),
-                batch.weight * (stop - start) / max(size, 1),
-                (stop - start) / batch.global_size,
-            )
-            for part, (start, stop) in enumerate(bounds)
+            replace(piece, weight=batch.weight * (piece.rows.stop - piece.rows.start) / size)
+            for piece in even_pieces(batch, self._count, rank=self._world.rank)
         ]
 
     def begin(self) -> None:
@@ -114,6 +92,15 @@ class Overlapped:
 
     def finish(self) -> None:
         """Nothing to do: the last backward pass waits for the all-reduce."""
+
+    def exposed_seconds(self) -> float:
+        """Return the mean over the steps that DDP samples: the first ten, then every 100th."""
+        if not isinstance(self.model, DistributedDataParallel):
+            return 0.0
+        sampled: dict[str, int] = self.model._get_ddp_logging_data()  # type: ignore[no-untyped-call]
+        communication = sampled.get("avg_backward_comm_time", 0)
+        overlapped = sampled.get("avg_backward_compute_comm_overlap_time", 0)
+        return max(0.0, (communication - overlapped) / 1e9)
 
 
 class VirtualShards:
@@ -186,6 +173,10 @@ class VirtualShards:
             buffer.copy_(value.view_as(buffer))
         for tracked, passes in zip(self._counts(), self._passes, strict=True):
             tracked.copy_(passes + 1)
+
+    def exposed_seconds(self) -> float:
+        """Return 0: it is not measured."""
+        return 0.0
 
     def _counts(self) -> list[Tensor]:
         """Return batch norm's counters of passes, which depend on the number of ranks."""

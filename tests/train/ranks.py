@@ -76,7 +76,7 @@ def all_reduces(
         calls.append(bucket.index())
         return allreduce_hook(group, bucket)
 
-    engine.ddp.register_comm_hook(None, counting)
+    engine.gradients.model.register_comm_hook(None, counting)
     counts = []
     for step in range(3):
         before = len(calls)
