@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -29,7 +30,11 @@ _MOST_RANKS = 4
 
 
 class OneHost:
-    """The sum in shared memory. ``found`` builds it where the ranks can have such memory."""
+    """The sum in shared memory. ``found`` builds it where the ranks can have such memory.
+
+    A gradient is moved into its slot as soon as the backward pass has it, while it lies in the
+    processor's cache, and its own memory is given back.
+    """
 
     def __init__(self, model: nn.Module, *, count: int, world: World, memory: mmap.mmap) -> None:
         """``memory`` holds two slots a rank, each as large as the trainable parameters."""
@@ -39,12 +44,16 @@ class OneHost:
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         sizes = [p.numel() for p in self._parameters]
         slots = torch.frombuffer(memory, dtype=torch.float32).view(2, world.size, sum(sizes))
-        self._halves = [
+        self._here, self._there = (
             _Half(slots[half], _like(slots[half, world.rank], self._parameters))
             for half in range(2)
-        ]
+        )
+        self._arrived = [False] * len(sizes)
         self._signal = torch.zeros(1)
         self._waited, self._exchanges = 0.0, 0
+        for number, parameter in enumerate(self._parameters):
+            take = partial(self._take, number)
+            parameter.register_post_accumulate_grad_hook(take)  # type: ignore[no-untyped-call]
         for tensor in (*model.parameters(), *model.buffers()):
             dist.broadcast(tensor.detach(), 0)  # as DDP does
 
@@ -67,7 +76,8 @@ class OneHost:
         return even_pieces(batch, self._count, rank=self._world.rank)
 
     def begin(self) -> None:
-        """Nothing to do."""
+        """Forget the gradients of the update before."""
+        self._arrived = [False] * len(self._parameters)
 
     @contextmanager
     def learning(self, piece: Piece, *, last: bool) -> Iterator[None]:  # noqa: ARG002
@@ -83,19 +93,28 @@ class OneHost:
         Nobody reads that slot any more: every rank that has come to this exchange has ended the
         one before.
         """
-        here, there = self._halves
-        self._halves.reverse()
-        here.write([p.grad for p in self._parameters])
+        for own, arrived in zip(self._here.own, self._arrived, strict=True):
+            if not arrived:
+                own.zero_()
         began = time.perf_counter()
         dist.all_reduce(self._signal)
         self._waited += time.perf_counter() - began
         self._exchanges += 1
-        own = there.slots[self._world.rank]
-        torch.add(here.slots[0], here.slots[1], out=own)
-        for slot in here.slots[2:]:
-            own.add_(slot)
-        for parameter, gradient in zip(self._parameters, there.own, strict=True):
+        first, second, *others = self._here.slots
+        total = torch.add(first, second, out=self._there.slots[self._world.rank])
+        for slot in others:
+            total.add_(slot)
+        for parameter, gradient in zip(self._parameters, self._there.own, strict=True):
             parameter.grad = gradient
+        self._here, self._there = self._there, self._here
+
+    @torch.no_grad()
+    def _take(self, number: int, parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        own = self._here.own[number]
+        (own.add_ if self._arrived[number] else own.copy_)(parameter.grad)
+        self._arrived[number] = True
+        parameter.grad = None
 
     def exposed_seconds(self) -> float:
         """Return the mean over all updates."""
@@ -108,16 +127,6 @@ class _Half:
 
     slots: Tensor
     own: list[Tensor]
-
-    @torch.no_grad()
-    def write(self, gradients: list[Tensor | None]) -> None:
-        """Write ``gradients`` into this rank's slot; one that is missing is zero."""
-        given = [(o, g) for o, g in zip(self.own, gradients, strict=True) if g is not None]
-        if given:  # torch refuses empty lists
-            torch._foreach_copy_([own for own, _ in given], [gradient for _, gradient in given])
-        for own, gradient in zip(self.own, gradients, strict=True):
-            if gradient is None:
-                own.zero_()
 
 
 def _like(slot: Tensor, parameters: list[nn.Parameter]) -> list[Tensor]:

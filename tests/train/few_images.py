@@ -110,15 +110,28 @@ def exact(world: World, shards: int) -> dict[str, Tensor]:
     return engine.tensors()
 
 
+def by_ddp(
+    result: Callable[..., dict[str, Tensor]], world: World, **chosen: Any
+) -> dict[str, Tensor]:
+    """Return a result of ranks whose gradients DDP adds up."""
+    with tiny_network.over_sockets():
+        return result(world, **chosen)
+
+
 RESULTS: dict[str, Callable[[World], dict[str, Tensor]]] = {
     **{
         f"gradient of {name}": lambda world, chosen=chosen: gradient(world, **chosen)
+        for name, chosen in WAYS.items()
+    },
+    **{
+        f"gradient of {name} by DDP": lambda world, chosen=chosen: by_ddp(gradient, world, **chosen)
         for name, chosen in WAYS.items()
     },
     "gradient with two norms": lambda world: gradient(
         world, frozen=False, mode="fused", dual_bn=True
     ),
     "statistics": statistics,
+    "statistics by DDP": lambda world: by_ddp(statistics, world),
     "exact 4": lambda world: exact(world, 4),
     "exact 8": lambda world: exact(world, 8),
 }

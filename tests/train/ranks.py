@@ -1,29 +1,36 @@
 """Run by two processes for test_ddp.py: torchrun starts this file once per rank.
 
-Writes FOLDER/rank-N.json: all-reduces per step and mode, and the losses of a short training.
+Writes FOLDER/rank-N.json: all-reduces per step and mode, and the losses of short trainings.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
-from tiny_network import build_sample, build_tiny, engine_for
+from tiny_network import build_sample, build_tiny, engine_for, over_sockets
+from torch import Tensor
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 from medspark.data.batch import Batch
 from medspark.shards.plan import EpochPlan
+from medspark.train import one_host, shared_memory
 from medspark.train.adversarial import MODES
 from medspark.train.config import FitConfig, PruneConfig, PruneMethod
+from medspark.train.engine import Engine
 from medspark.train.loop import fit
+from medspark.train.one_host import OneHost
 from medspark.train.prune.pruner import Pruner
 from medspark.train.world import World, join
 
@@ -56,12 +63,12 @@ def batch_for(world: World, *, size: int = 10) -> Batch:
     )
 
 
-def all_reduces(
+def build(
     world: World, mode: str, *, pruned_by: PruneMethod | None = None, **chosen: Any
-) -> list[int]:
-    """Return how often each of three updates all-reduces its only bucket."""
+) -> Engine:
+    """Return an engine whose steps have one update."""
     pruner = None if pruned_by is None else Pruner(PruneConfig(method=pruned_by), pruned=False)
-    engine = engine_for(
+    return engine_for(
         build_tiny().eval(),
         world=world,
         mode=mode,
@@ -70,6 +77,12 @@ def all_reduces(
         pruner=pruner,
         **chosen,
     )
+
+
+def all_reduces(world: World, mode: str, **chosen: Any) -> list[int]:
+    """Return how often each of three updates all-reduces DDP's only bucket."""
+    with over_sockets():
+        engine = build(world, mode, **chosen)
     calls = []
 
     def counting(group, bucket):  # DDP wants annotations evaluated, or none
@@ -77,14 +90,58 @@ def all_reduces(
         return allreduce_hook(group, bucket)
 
     engine.gradients.model.register_comm_hook(None, counting)
-    counts = []
-    for step in range(3):
-        before = len(calls)
-        engine.step(batch_for(world), step)
-        counts.append(len(calls) - before)
-    return counts
+    return [calls_of_a_step(engine, world, step, calls) for step in range(3)]
 
 
+def signals(world: World, mode: str, **chosen: Any) -> list[int]:
+    """Return how often each of three updates waits for ranks that share memory."""
+    engine = build(world, mode, **chosen)
+    assert isinstance(engine.gradients, OneHost)
+    calls = []
+
+    def counting(values: Tensor, *given: Any, **more: Any) -> None:
+        calls.append(values.numel())
+        reduce(values, *given, **more)
+
+    reduce = dist.all_reduce
+    with mock.patch.object(one_host.dist, "all_reduce", counting):
+        return [calls_of_a_step(engine, world, step, calls) for step in range(3)]
+
+
+def calls_of_a_step(engine: Engine, world: World, step: int, calls: list[int]) -> int:
+    """Return how many ``calls`` a step adds."""
+    before = len(calls)
+    engine.step(batch_for(world), step)
+    return len(calls) - before
+
+
+def way_of_gradients(world: World) -> str:
+    """Return the class that adds up gradients over the ranks."""
+    return type(build(world, "fused").gradients).__name__
+
+
+def ways_of_gradients(world: World) -> dict[str, str]:
+    """Return which way is taken when the last rank is elsewhere, or memory cannot be shared."""
+    last = world.rank == world.size - 1
+    elsewhere = mock.patch.object(shared_memory, "_host", return_value=f"host {world.rank}")
+    hidden = mock.patch.object(shared_memory, "_mapped", return_value=None)
+    full = mock.patch.object(os, "posix_fallocate", side_effect=OSError("no space"))
+    faults = {"elsewhere": elsewhere, "hidden": hidden if last else nullcontext(), "full": full}
+    found = {"one host": way_of_gradients(world)}
+    for name, fault in faults.items():
+        with fault:
+            found[name] = way_of_gradients(world)
+    return found
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    **{mode: {"mode": mode} for mode in MODES},
+    "fused, dual": {"mode": "fused", "dual_bn": True},
+    "fused, rsr": {"mode": "fused", "pruned_by": "rsr"},
+    "fused, hydra": {"mode": "fused", "pruned_by": "hydra"},
+    "fused, accumulated": {"mode": "fused", "accumulate": 2},
+    "fused, awp": {"mode": "fused", "awp": 0.05, "awp_after": 0.0},
+}
 EXACT: dict[str, dict[str, Any]] = {
     "fused_noise": {"mode": "fused_noise"},
     "free": {"mode": "free"},
@@ -105,27 +162,34 @@ def exact(world: World, way: str, path: Path) -> None:
     save_file({k: v.contiguous() for k, v in engine.tensors().items()}, path)
 
 
+def trained(config: FitConfig, world: World, shards: Path) -> dict[int, float]:
+    """Return the loss of every step of a training."""
+    losses = Losses()
+    fit(config.model_copy(update={"shards": shards}), world, losses)
+    return losses.by_step
+
+
 def main(shards: str, folder: str) -> None:
     """Run everything and write the results."""
     with join(timeout_s=60) as world:
-        counts = {mode: all_reduces(world, mode) for mode in MODES}
-        counts["fused, dual"] = all_reduces(world, "fused", dual_bn=True)
-        for method in ("rsr", "hydra"):
-            counts[f"fused, {method}"] = all_reduces(world, "fused", pruned_by=method)
-        counts["fused, accumulated"] = all_reduces(world, "fused", accumulate=2)
-        counts["fused, awp"] = all_reduces(world, "fused", awp=0.05, awp_after=0.0)
         for way in EXACT:
             exact(world, way, Path(folder, f"exact-{way}-{world.rank}.safetensors"))
-        losses = Losses()
         config = FitConfig.model_validate(json.loads(Path(folder, "fit.json").read_text()))
-        fit(config.model_copy(update={"shards": Path(shards)}), world, losses)
         found = {
             "backend": dist.get_backend(),
-            "all_reduces": counts,
-            "losses": losses.by_step,
+            "all_reduces": {n: all_reduces(world, **way) for n, way in VARIANTS.items()},
+            "losses": trained(config, world, Path(shards)),
             # The ranks' arrays have different lengths.
             "gathered": [said.tolist() for said in world.gather(np.arange(3 * world.rank + 1))],
         }
+        if dist.get_backend() == "gloo":
+            found |= {
+                "signals": {n: signals(world, **way) for n, way in VARIANTS.items()},
+                "ways": ways_of_gradients(world),
+            }
+            with over_sockets():
+                config = config.model_copy(update={"run_dir": Path(folder, "sockets")})
+                found["losses over sockets"] = trained(config, world, Path(shards))
         Path(folder, f"rank-{world.rank}.json").write_text(json.dumps(found))
 
 

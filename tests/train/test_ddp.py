@@ -1,4 +1,4 @@
-"""Two processes: one all-reduce per bucket and step, and the same training as one process."""
+"""Two processes: one exchange of gradients a step, and the same training as one process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from medspark.train.adversarial import MODES
 from medspark.train.config import FitConfig
 from medspark.train.loop import fit
 from medspark.train.world import World
@@ -24,7 +23,6 @@ pytestmark = pytest.mark.ddp
 
 RANKS = Path(__file__).with_name("ranks.py")
 ALONE = World(0, 0, 1, torch.device("cpu"))
-VARIANTS = [*MODES, "fused, dual", "fused, rsr", "fused, hydra", "fused, accumulated", "fused, awp"]
 Together = Callable[..., tuple[Path, list[dict[str, Any]]]]
 
 _SPEC = importlib.util.spec_from_file_location("train_ranks", RANKS)
@@ -92,13 +90,22 @@ def test_two_processes_train_as_one_does(
     fit(fit_config(shards, tmp_path / "alone"), ALONE, alone)
 
     assert first["all_reduces"] == second["all_reduces"]
-    assert first["all_reduces"] == {name: [1, 1, 1] for name in VARIANTS}
+    assert first["all_reduces"] == {name: [1, 1, 1] for name in ranks.VARIANTS}
+    assert first["signals"] == second["signals"] == first["all_reduces"]
     assert first["losses"] == second["losses"]
     assert first["gathered"] == second["gathered"] == [[0], [0, 1, 2, 3]]
     assert [float(v) for v in first["losses"].values()] == pytest.approx(
         list(alone.by_step.values()), rel=1e-3
     )
     assert len(alone.by_step) == 6
+    for found in (first, second):
+        assert found["losses over sockets"] == pytest.approx(first["losses"], rel=1e-6)
+        assert found["ways"] == {
+            "one host": "OneHost",
+            "elsewhere": "Overlapped",
+            "hidden": "Overlapped",
+            "full": "Overlapped",
+        }
     for way in ranks.EXACT:
         ranks.exact(ALONE, way, folder / f"exact-{way}-alone.safetensors")
         names = [f"exact-{way}-{who}.safetensors" for who in ("alone", "0", "1")]
@@ -120,5 +127,5 @@ def test_one_process_trains_over_nccl_nearly_as_on_the_cpu(
     fit(fit_config(shards, tmp_path / "alone"), ALONE, alone)
 
     assert found["backend"] == "nccl"
-    assert found["all_reduces"] == {name: [1, 1, 1] for name in VARIANTS}
+    assert found["all_reduces"] == {name: [1, 1, 1] for name in ranks.VARIANTS}
     assert list(found["losses"].values()) == pytest.approx(list(alone.by_step.values()), abs=0.05)

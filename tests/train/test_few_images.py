@@ -85,12 +85,13 @@ def found(four: Four, name: str) -> list[dict[str, Tensor]]:
     return [load_file(four[0] / f"{name}, rank {rank}.safetensors") for rank in range(4)]
 
 
+@pytest.mark.parametrize("added", ["", " by DDP"])
 @pytest.mark.parametrize("way", few_images.WAYS)
-def test_the_gradient_is_that_of_the_images_in_every_mode(way: str, four: Four) -> None:
+def test_the_gradient_is_that_of_the_images_in_every_mode(way: str, added: str, four: Four) -> None:
     name = f"gradient of {way}"
     expected = few_images.RESULTS[name](ALONE)
 
-    for gradient in found(four, name):
+    for gradient in found(four, name + added):
         assert gradient.keys() == expected.keys()
         for key, value in expected.items():
             torch.testing.assert_close(gradient[key], value, rtol=1e-2, atol=1e-4)
@@ -104,8 +105,9 @@ def test_with_two_norms_every_rank_has_one_and_the_same_gradient(four: Four) -> 
         assert all(torch.equal(value, other[name]) for name, value in first.items())
 
 
-def test_who_has_seen_no_image_has_no_say_in_the_statistics(four: Four) -> None:
-    ranks = found(four, "statistics")
+@pytest.mark.parametrize("added", ["", " by DDP"])
+def test_who_has_seen_no_image_has_no_say_in_the_statistics(added: str, four: Four) -> None:
+    ranks = found(four, f"statistics{added}")
     names = [name.removeprefix("own/") for name in ranks[0] if name.startswith("own/")]
 
     assert names

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from medspark.train.config import TrainConfig
 from medspark.train.engine import Engine
 from medspark.train.learner import Sample, StepRule
 from medspark.train.objective import CrossEntropy
+from medspark.train.one_host import OneHost
 from medspark.train.prune.pruner import Pruner
 from medspark.train.world import World
 
@@ -83,6 +86,11 @@ def engine_for(
         step_rule=step_rule,
         pruner=pruner,
     )
+
+
+def over_sockets() -> AbstractContextManager[object]:
+    """Return a context whose engines leave gradients to DDP, as between hosts."""
+    return mock.patch.object(OneHost, "found", return_value=None)
 
 
 @pytest.fixture
