@@ -27,13 +27,16 @@ __all__ = ["OneHost"]
 
 # Every rank reads the slots of all: beyond so many ranks an all-reduce moves less.
 _MOST_RANKS = 4
+# Parameters of so many numbers move on arrival: a megabyte. For smaller ones the call costs more.
+_LARGE = 2**18
 
 
 class OneHost:
     """The sum in shared memory. ``found`` builds it where the ranks can have such memory.
 
-    A gradient is moved into its slot as soon as the backward pass has it, while it lies in the
-    processor's cache, and its own memory is given back.
+    The gradient of a large parameter moves into its slot as soon as the backward pass has it, while
+    it lies in the processor's cache, and its own memory is given back. The others follow at the
+    end, all at once.
     """
 
     def __init__(self, model: nn.Module, *, count: int, world: World, memory: mmap.mmap) -> None:
@@ -53,7 +56,8 @@ class OneHost:
         self._waited, self._exchanges = 0.0, 0
         for number, parameter in enumerate(self._parameters):
             take = partial(self._take, number)
-            parameter.register_post_accumulate_grad_hook(take)  # type: ignore[no-untyped-call]
+            if parameter.numel() >= _LARGE:
+                parameter.register_post_accumulate_grad_hook(take)  # type: ignore[no-untyped-call]
         for tensor in (*model.parameters(), *model.buffers()):
             dist.broadcast(tensor.detach(), 0)  # as DDP does
 
@@ -93,9 +97,7 @@ class OneHost:
         Nobody reads that slot any more: every rank that has come to this exchange has ended the
         one before.
         """
-        for own, arrived in zip(self._here.own, self._arrived, strict=True):
-            if not arrived:
-                own.zero_()
+        self._take_others()
         began = time.perf_counter()
         dist.all_reduce(self._signal)
         self._waited += time.perf_counter() - began
@@ -107,6 +109,20 @@ class OneHost:
         for parameter, gradient in zip(self._parameters, self._there.own, strict=True):
             parameter.grad = gradient
         self._here, self._there = self._there, self._here
+
+    @torch.no_grad()
+    def _take_others(self) -> None:
+        slots, gradients = [], []
+        for own, arrived, parameter in zip(
+            self._here.own, self._arrived, self._parameters, strict=True
+        ):
+            if parameter.grad is not None:
+                slots.append(own)
+                gradients.append(parameter.grad)
+            elif not arrived:
+                own.zero_()
+        if slots:  # torch refuses empty lists
+            torch._foreach_copy_(slots, gradients)
 
     @torch.no_grad()
     def _take(self, number: int, parameter: Tensor) -> None:

@@ -7,17 +7,16 @@ import mmap
 import os
 from pathlib import Path
 
-import numpy as np
-
 from medspark.train.world import World
 
 __all__ = ["map_together"]
 
 _LOGGER = logging.getLogger(__name__)
+_TOKEN_BYTES = 16
 
 
 def map_together(world: World, size: int) -> mmap.mmap | None:
-    """Return ``size`` bytes of zeros that all ranks map, or None on every rank.
+    """Return ``size`` bytes that all ranks map, or None on every rank.
 
     The memory has no name and ends with the last process that maps it. It needs Linux, and all
     ranks on one host, in one namespace of processes, and of one user.
@@ -26,11 +25,15 @@ def map_together(world: World, size: int) -> mmap.mmap | None:
     try:
         if len(set(world.gather(_host()))) > 1:
             return None
-        process, descriptor = world.gather(np.array([os.getpid(), made]))[0]
-        mapped = None
-        if descriptor >= 0:
-            mapped = _mapped(Path(f"/proc/{process}/fd/{descriptor}"), size)
-        if not all(world.gather(mapped is not None)):
+        mapped = _mapped(os.getpid(), made, size) if made >= 0 else None
+        if mapped is not None:
+            mapped[:_TOKEN_BYTES] = os.urandom(_TOKEN_BYTES)
+        process, descriptor, token = world.gather(_offer(made, mapped))[0].split()
+        if not world.is_main and int(descriptor) >= 0:
+            mapped = _mapped(int(process), int(descriptor), size)
+        # Machines that were copied while they ran have equal names.
+        same = mapped is not None and mapped[:_TOKEN_BYTES].hex() == token
+        if not all(world.gather(same)):
             _LOGGER.info("the ranks of this host have no memory in common: they use sockets")
             return None
         return mapped
@@ -39,13 +42,18 @@ def map_together(world: World, size: int) -> mmap.mmap | None:
             os.close(made)
 
 
+def _offer(descriptor: int, mapped: mmap.mmap | None) -> str:
+    token = "none" if mapped is None else mapped[:_TOKEN_BYTES].hex()
+    return f"{os.getpid()} {descriptor} {token}"
+
+
 def _host() -> str:
     """Return what names this host and its namespace of processes, for as long as it runs."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text()
         return f"{boot.strip()} {Path('/proc/self/ns/pid').readlink()}"
     except OSError:
-        return f"process {os.getpid()}"
+        return f"unknown {os.urandom(_TOKEN_BYTES).hex()}"
 
 
 def _memory(size: int) -> int:
@@ -62,9 +70,9 @@ def _memory(size: int) -> int:
     return descriptor
 
 
-def _mapped(path: Path, size: int) -> mmap.mmap | None:
+def _mapped(process: int, descriptor: int, size: int) -> mmap.mmap | None:
     try:
-        with path.open("r+b", buffering=0) as file:
+        with Path(f"/proc/{process}/fd/{descriptor}").open("r+b", buffering=0) as file:
             return mmap.mmap(file.fileno(), size)
     except (OSError, ValueError):
         return None

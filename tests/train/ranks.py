@@ -6,6 +6,7 @@ Writes FOLDER/rank-N.json: all-reduces per step and mode, and the losses of shor
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import sys
 from collections.abc import Mapping
@@ -125,8 +126,14 @@ def ways_of_gradients(world: World) -> dict[str, str]:
     last = world.rank == world.size - 1
     elsewhere = mock.patch.object(shared_memory, "_host", return_value=f"host {world.rank}")
     hidden = mock.patch.object(shared_memory, "_mapped", return_value=None)
+    other = mock.patch.object(shared_memory, "_mapped", lambda *given: mmap.mmap(-1, given[-1]))
     full = mock.patch.object(os, "posix_fallocate", side_effect=OSError("no space"))
-    faults = {"elsewhere": elsewhere, "hidden": hidden if last else nullcontext(), "full": full}
+    faults = {
+        "elsewhere": elsewhere,
+        "hidden": hidden if last else nullcontext(),
+        "other memory": other if last else nullcontext(),
+        "full": full,
+    }
     found = {"one host": way_of_gradients(world)}
     for name, fault in faults.items():
         with fault:

@@ -58,6 +58,7 @@ def test_every_rank_has_the_sum_of_this_updates_gradients(
     memory = mmap.mmap(-1, 2 * size * sum(SIZES) * 4)
     together = threading.Barrier(size)
     with (
+        mock.patch.object(one_host, "_LARGE", SIZES[0]),
         mock.patch.object(one_host.dist, "broadcast"),
         mock.patch.object(one_host.dist, "all_reduce", side_effect=lambda _: together.wait(60)),
         ThreadPoolExecutor(size) as threads,
