@@ -4,7 +4,7 @@ The exact sum gives the same weights, bit for bit, on any number of ranks. Float
 depend on their order, and convolutions on their batch size. So a global batch is always cut into
 the same virtual shards, and their gradients are always added in the same binary tree. Every rank
 adds up its own branch of the tree. Each rank sends one gradient per step, as with DDP, but only
-after the backward pass.
+after the backward pass. Ranks of one host have a third way: ``medspark.train.one_host``.
 """
 
 from __future__ import annotations
