@@ -30,12 +30,13 @@ from medspark.train.awp import WeightPerturbation
 from medspark.train.class_answers import ClassAnswers
 from medspark.train.config import TrainConfig
 from medspark.train.dual_norm import dual
-from medspark.train.gradients import Gradients, Overlapped, VirtualShards
+from medspark.train.gradients.interface import Gradients, Piece
+from medspark.train.gradients.one_host import OneHost
+from medspark.train.gradients.overlapped import Overlapped
+from medspark.train.gradients.virtual_shards import VirtualShards
 from medspark.train.learner import Learner, Sample, StepRule, StepStats, pass_type
 from medspark.train.objective import Objective, hard_labels
-from medspark.train.one_host import OneHost
 from medspark.train.optimise import Average, adamw, clip_gradients, set_rate, step_if_finite
-from medspark.train.pieces import Piece
 from medspark.train.prune.pruner import Pruner
 from medspark.train.schedule import one_cycle, ramp
 from medspark.train.state import optimiser_tensors, restore_optimiser

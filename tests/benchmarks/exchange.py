@@ -33,8 +33,8 @@ from medspark.data.batch import Batch
 from medspark.memory import keep_freed_memory
 from medspark.train.config import TrainConfig
 from medspark.train.engine import Engine
+from medspark.train.gradients.one_host import OneHost
 from medspark.train.objective import CrossEntropy
-from medspark.train.one_host import OneHost
 from medspark.train.world import World, join
 
 RANKS, SIDE, BATCH, STEPS, WARM_UP = 2, 64, 32, 4, 3

@@ -13,7 +13,7 @@ from medspark.data.batch import Batch
 from medspark.errors import UsageError
 from medspark.models.classifier import Classifier
 from medspark.train.engine import Engine
-from medspark.train.gradients import VirtualShards, tree_sum
+from medspark.train.gradients.virtual_shards import VirtualShards, tree_sum
 from medspark.train.learner import Sample
 from medspark.train.world import World
 

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from medspark.train import one_host
-from medspark.train.one_host import OneHost
+from medspark.train.gradients import one_host
+from medspark.train.gradients.one_host import OneHost
 from medspark.train.world import World
 
 CPU = torch.device("cpu")

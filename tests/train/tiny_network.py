@@ -15,9 +15,9 @@ from medspark.attacks.threat import ThreatModel
 from medspark.models.classifier import Classifier
 from medspark.train.config import TrainConfig
 from medspark.train.engine import Engine
+from medspark.train.gradients.one_host import OneHost
 from medspark.train.learner import Sample, StepRule
 from medspark.train.objective import CrossEntropy
-from medspark.train.one_host import OneHost
 from medspark.train.prune.pruner import Pruner
 from medspark.train.world import World
 

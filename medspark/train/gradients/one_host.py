@@ -19,8 +19,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from medspark.data.batch import Batch
-from medspark.train.pieces import Piece, even_pieces
-from medspark.train.shared_memory import map_together
+from medspark.train.gradients.interface import Piece, even_pieces
+from medspark.train.gradients.shared_memory import map_together
 from medspark.train.world import World
 
 __all__ = ["OneHost"]

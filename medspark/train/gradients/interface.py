@@ -1,13 +1,18 @@
-"""The pieces of a rank's batch that pass through the network together."""
+"""The pieces of a rank's batch, and the interface of what combines their gradients."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor, nn
 
 from medspark.data.batch import Batch
 from medspark.shards.plan import share
 
-__all__ = ["Piece", "even_pieces"]
+__all__ = ["Gradients", "Piece", "even_pieces"]
 
 
 @dataclass(frozen=True)
@@ -42,3 +47,28 @@ def even_pieces(batch: Batch, count: int, *, rank: int) -> list[Piece]:
         part = (stop - start) / batch.global_size
         pieces.append(Piece(rank * count + number, slice(start, stop), part, part))
     return pieces
+
+
+class Gradients(Protocol):
+    """Combines the gradients of pieces in ``.grad`` into the gradient of the global batch."""
+
+    model: nn.Module
+
+    def pieces(self, batch: Batch) -> list[Piece]:
+        """Return this rank's batch as the pieces to learn from, in order."""
+
+    def begin(self) -> None:
+        """Start an update."""
+
+    @contextmanager
+    def learning(self, piece: Piece, *, last: bool) -> Iterator[None]:
+        """Return the context in which the passes of ``piece`` run."""
+
+    def attend(self, image: Tensor) -> None:
+        """Join the collectives for an empty piece; ``image`` (1, C, H, W) is a dummy image."""
+
+    def finish(self) -> None:
+        """Leave the gradient of the global batch in ``.grad``."""
+
+    def exposed_seconds(self) -> float:
+        """Return the seconds per update that this rank only waited for the others."""
