@@ -255,23 +255,18 @@ def _is_loopback(address: str | None) -> bool:
 def _check_encrypted(spark: SparkSession) -> None:
     """Raise UsageError unless the session authenticates and encrypts traffic and local files.
 
-    The check asks Spark's security manager: settings that a profile gives after the session's
-    start are not in force.
+    The check reads the settings that the context was started with: those that a profile gives
+    later are not in force. Asking Spark's security manager fails since Spark 4.3, whose package
+    lacks a class of protobuf's that py4j then looks for.
     """
     if is_connect(spark):
         raise UsageError(
             "A Spark Connect session does not tell whether its cluster encrypts its traffic, so "
             "spark.encrypted needs a classic session."
         )
-    java = spark.sparkContext._jvm
-    assert java is not None, "there is a session"
-    security = java.org.apache.spark.SparkEnv.get().securityManager()
-    in_force = {
-        _AUTHENTICATE: security.isAuthenticationEnabled(),
-        "spark.network.crypto.enabled": security.isEncryptionEnabled(),
-        "spark.io.encryption.enabled": security.getIOEncryptionKey().isDefined(),
-    }
-    if missing := [name for name, on in in_force.items() if not on]:
+    started = spark.sparkContext.getConf()
+    names = (_AUTHENTICATE, "spark.network.crypto.enabled", "spark.io.encryption.enabled")
+    if missing := [name for name in names if (started.get(name) or "").lower() != "true"]:
         raise UsageError(
             f"This Spark session has to be encrypted, but it was started without "
             f"{' and '.join(missing)}: set them when the session starts, for your own cluster with "
