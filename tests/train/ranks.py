@@ -190,10 +190,9 @@ def main(shards: str, folder: str) -> None:
             "gathered": [said.tolist() for said in world.gather(np.arange(3 * world.rank + 1))],
         }
         if dist.get_backend() == "gloo":
-            found |= {
-                "signals": {n: signals(world, **way) for n, way in VARIANTS.items()},
-                "ways": ways_of_gradients(world),
-            }
+            found["ways"] = ways_of_gradients(world)
+            if found["ways"]["one host"] == "OneHost":
+                found["signals"] = {n: signals(world, **way) for n, way in VARIANTS.items()}
             with over_sockets():
                 config = config.model_copy(update={"run_dir": Path(folder, "sockets")})
                 found["losses over sockets"] = trained(config, world, Path(shards))

@@ -79,6 +79,18 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> Together:
     return run
 
 
+def memory_can_be_shared() -> bool:
+    """Return whether a process of this machine may open the memory of another."""
+    try:
+        descriptor = os.memfd_create("test")
+    except (AttributeError, OSError):
+        return False
+    path = f"/proc/{os.getpid()}/fd/{descriptor}"
+    opened = subprocess.run([sys.executable, "-c", f"open({path!r}, 'r+b', buffering=0)"])
+    os.close(descriptor)
+    return opened.returncode == 0
+
+
 def test_two_processes_train_as_one_does(
     together: Together,
     write_shards: Callable[..., Path],
@@ -91,7 +103,9 @@ def test_two_processes_train_as_one_does(
 
     assert first["all_reduces"] == second["all_reduces"]
     assert first["all_reduces"] == {name: [1, 1, 1] for name in ranks.VARIANTS}
-    assert first["signals"] == second["signals"] == first["all_reduces"]
+    shared = memory_can_be_shared()
+    assert first.get("signals") == second.get("signals")
+    assert first.get("signals") == (first["all_reduces"] if shared else None)
     assert first["losses"] == second["losses"]
     assert first["gathered"] == second["gathered"] == [[0], [0, 1, 2, 3]]
     assert [float(v) for v in first["losses"].values()] == pytest.approx(
@@ -101,7 +115,7 @@ def test_two_processes_train_as_one_does(
     for found in (first, second):
         assert found["losses over sockets"] == pytest.approx(first["losses"], rel=1e-6)
         assert found["ways"] == {
-            "one host": "OneHost",
+            "one host": "OneHost" if shared else "Overlapped",
             "elsewhere": "Overlapped",
             "hidden": "Overlapped",
             "other memory": "Overlapped",
