@@ -256,8 +256,8 @@ def _check_encrypted(spark: SparkSession) -> None:
     """Raise UsageError unless the session authenticates and encrypts traffic and local files.
 
     The check reads the settings that the context was started with: those that a profile gives
-    later are not in force. Asking Spark's security manager fails since Spark 4.3, whose package
-    lacks a class of protobuf's that py4j then looks for.
+    later are not in force. Spark's security manager cannot be asked in Spark 4.3: py4j then looks
+    for a class of protobuf's that its package lacks.
     """
     if is_connect(spark):
         raise UsageError(
