@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol, cast, runtime_checkable
+from typing import Protocol, TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +11,9 @@ from medspark.attacks.losses import Loss, cross_entropy
 from medspark.attacks.pgd import pgd
 from medspark.attacks.threat import ThreatModel
 
-__all__ = ["Denoised", "bpda_pgd", "unguarded_pgd"]
+__all__ = ["Denoised", "bpda_pgd", "is_denoised", "unguarded_pgd"]
 
 
-@runtime_checkable
 class Denoised(Protocol):
     """A network that classifies what its denoiser makes of an image."""
 
@@ -23,6 +22,14 @@ class Denoised(Protocol):
 
     def classify(self, images: Tensor, /) -> Tensor:
         """Return the logits (B, K) of images as they are."""
+
+
+def is_denoised(model: object) -> TypeGuard[Denoised]:
+    """Return whether ``model`` has a denoiser before its classifier.
+
+    isinstance with a runtime-checkable protocol does not see submodules from Python 3.12 on.
+    """
+    return hasattr(model, "denoiser") and hasattr(model, "classify")
 
 
 class _Approximated(nn.Module):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from medspark.attacks.bpda import Denoised
+from medspark.attacks.bpda import is_denoised
 from medspark.attacks.fgsm import one_step
 from medspark.attacks.gradient import input_gradient
 from medspark.attacks.keyed_random import KeyedRandom
@@ -87,7 +87,7 @@ class Attacker:
             config.attacks,
             gradients=has_gradients(model),
             surrogates=len(surrogates),
-            denoised=isinstance(model, Denoised),
+            denoised=is_denoised(model),
         )
         victims = [evaluation_copy(network, images[:2]) for network in (model, *surrogates)]
         named = attacks_by_name(config.attacks, config.effort, surrogates=victims[1:])

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from medspark.attacks.bpda import Denoised
+from medspark.attacks.bpda import is_denoised
 from medspark.attacks.gradient import zero_gradient
 from medspark.attacks.keyed_random import KeyedRandom
 from medspark.attacks.losses import correct, margin, probabilities, rescaled
@@ -164,7 +164,7 @@ class _Recorder:
     @torch.no_grad()
     def _compare(self, key: str, seen: Tensor, clean: Tensor) -> None:
         """Record how near the denoised images are to the clean ones, if there is a denoiser."""
-        if isinstance(self.attacker.model, Denoised):
+        if is_denoised(self.attacker.model):
             denoised = self.attacker.model.denoiser(seen)
             self.found.add(f"{key}/psnr", psnr(denoised, clean))
             self.found.add(f"{key}/ssim", ssim(denoised, clean))

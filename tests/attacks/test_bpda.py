@@ -7,7 +7,7 @@ import torch
 from guarded_networks import build_guarded
 from torch import Tensor, nn
 
-from medspark.attacks.bpda import Denoised, bpda_pgd, unguarded_pgd
+from medspark.attacks.bpda import bpda_pgd, is_denoised, unguarded_pgd
 from medspark.attacks.config import Effort
 from medspark.attacks.keyed_random import KeyedRandom
 from medspark.attacks.losses import correct
@@ -91,7 +91,8 @@ def test_bpda_attacks_what_the_whole_network_answers(plain_network, digits) -> N
 @pytest.mark.parametrize("name", ["bpda_pgd", "unguarded_pgd"])
 def test_a_guarded_network_is_attacked_by_name_and_keeps_its_gradients_clean(name: str) -> None:
     network = build_guarded()
-    assert isinstance(network, Denoised)
+    assert is_denoised(network)
+    assert not is_denoised(network.backbone)
     images, labels = torch.rand(4, 1, 32, 32), torch.tensor([0, 1, 0, 1])
 
     attack = attacks_by_name([name], Effort(steps=2))[name]

@@ -168,7 +168,7 @@ def test_a_separable_rule_can_be_added_up_where_the_updates_are_made(
     tasks = [ExactSum(6, weight=counts.sum()) for _ in range(2)]
     for client in np.random.default_rng(seed).permutation(CLIENTS):
         factor = rule.weigh(seen(slice(client, client + 1))).factors[0]
-        tasks[client < cut].add(updates[client], factor)
+        tasks[int(client < cut)].add(updates[client], factor)
     weighing = rule.weigh(seen(slice(None)))
     mean = tasks[0].merge(tasks[1]).value() / weighing.divisor
 
