@@ -180,7 +180,11 @@ def test_efficiency_is_taken_against_one_process_of_the_same_repeat(place: Path)
             "train.batch_size 1 is too small: in every step some of the 2 processes have no image",
         ),
         ("--spark.master local[2] --grid.processes 1,4", "grid.processes goes up to 4, but Spark"),
-        ("--data.reader petastorm --grid.data 0.5", "data.share needs the native reader"),
+        pytest.param(
+            "--data.reader petastorm --grid.data 0.5",
+            "data.share needs the native reader",
+            marks=pytest.mark.petastorm,
+        ),
         ("--shards {shards} --grid.data 0.01", "grid.data: 0.01 of 48 training images is less"),
         ("--compare one", "compare: give two sweeps or more"),
         ("--compare {shards},{shards}", "compare: {shards} is not the folder of a sweep"),
