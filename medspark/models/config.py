@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import struct
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import Field
 
@@ -16,14 +16,10 @@ from medspark.models.card import read_card
 from medspark.models.local import local_model
 from medspark.remote import any_path
 
-if TYPE_CHECKING:
-    from medspark.shards.manifest import Manifest
-
 __all__ = [
     "PRETRAINED",
     "USUAL",
     "ModelConfig",
-    "check_images",
     "check_model",
     "check_weights",
     "model_folder",
@@ -37,8 +33,6 @@ _LARGEST_HEADER = 100_000_000  # bytes; the limit of safetensors itself
 ALIASES = {"mobilenet_v2": "mobilenetv2_100", "mobilenetv2": "mobilenetv2_100"}
 # Models that timm certainly has, with weights: importing timm to check takes seconds.
 USUAL = {"densenet121", "mobilenetv2_100", "resnet50"}
-# From this side on, in pixels, these take images of any size.
-ANY_SIZE = 32
 
 
 class ModelConfig(Config):
@@ -73,16 +67,6 @@ def check_model(config: ModelConfig) -> None:
         raise UsageError(f"model.name: timm has no model '{config.name}'; {hint}")
     if config.weights == PRETRAINED and not timm.is_model_pretrained(name):
         raise UsageError(f"model.weights: timm has no pretrained weights for '{name}'.")
-
-
-def check_images(config: ModelConfig, manifest: Manifest) -> None:
-    """Raise UsageError if the network cannot take the images of a dataset."""
-    if timm_name(config.name) in USUAL and min(manifest.height, manifest.width) >= ANY_SIZE:
-        return
-    from medspark.models.backbones import check_size  # imports torch
-
-    size = manifest.height, manifest.width
-    check_size(config, channels=manifest.channels, size=size)
 
 
 def check_weights(config: ModelConfig) -> None:

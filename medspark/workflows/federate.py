@@ -16,7 +16,8 @@ from medspark.federate.result import FederationResult
 from medspark.federate.server import Executor
 from medspark.files import json_digest, write_whole
 from medspark.models.card import PLAIN, read_card
-from medspark.models.config import check_images, check_model, check_weights, model_folder
+from medspark.models.config import check_model, check_weights, model_folder
+from medspark.models.image_size import check_images
 from medspark.shards.manifest import Manifest, read_manifest, verify
 from medspark.spark.session import spark_session
 from medspark.track.runs import tracked

@@ -18,7 +18,8 @@ from medspark.errors import UsageError
 from medspark.evaluate.config import AttackSettings, check_attacks
 from medspark.files import sha256_of
 from medspark.launch.distributor import check_room
-from medspark.models.config import PRETRAINED, ModelConfig, check_images, check_model
+from medspark.models.config import PRETRAINED, ModelConfig, check_model
+from medspark.models.image_size import check_images
 from medspark.remote import AnyPath, any_path
 from medspark.shards.manifest import read_manifest, verify
 from medspark.study.cells import digest

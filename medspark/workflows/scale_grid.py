@@ -17,7 +17,8 @@ from medspark.errors import UsageError
 from medspark.evaluate.config import AttackSettings
 from medspark.evaluate.sanity import PROBED_IMAGES
 from medspark.launch.distributor import LaunchConfig
-from medspark.models.config import ModelConfig, check_images, check_model
+from medspark.models.config import ModelConfig, check_model
+from medspark.models.image_size import check_images
 from medspark.remote import AnyPath
 from medspark.shards.manifest import Manifest, read_manifest
 from medspark.spark.cluster import local_slots

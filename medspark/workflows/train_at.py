@@ -26,11 +26,11 @@ from medspark.launch.distributor import (
 from medspark.models.card import read_card
 from medspark.models.config import (
     PRETRAINED,
-    check_images,
     check_model,
     check_weights,
     model_folder,
 )
+from medspark.models.image_size import check_images
 from medspark.remote import AnyPath, any_path
 from medspark.shards.manifest import Manifest, read_manifest, verify
 from medspark.shards.plan import EpochPlan
