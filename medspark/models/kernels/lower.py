@@ -25,6 +25,7 @@ from medspark.models.classifier import evaluating
 from medspark.models.kernels.dense_block import BufferedDenseBlock, can_be_buffered
 from medspark.models.kernels.matrix_conv import MatrixConv2d, padding_of
 from medspark.models.kernels.processor import thresholds
+from medspark.models.kernels.wide_depthwise import WideDepthwiseConv2d, gains
 
 __all__ = ["Float32Conv2d", "PaddedConv2d", "lower"]
 
@@ -88,6 +89,8 @@ def _better(conv: nn.Conv2d, *, positions: int, batch: int) -> type[nn.Conv2d] |
             return None
         if conv.stride != (1, 1):
             return Float32Conv2d
+        if gains(conv, positions=positions):
+            return WideDepthwiseConv2d
         few = positions <= thresholds().padding and conv.padding != (0, 0)
         return PaddedConv2d if few else None
     limit = thresholds().pointwise if conv.kernel_size == (1, 1) else thresholds().window

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from medspark.models.kernels.casts import cast_once
 
-__all__ = ["MatrixConv2d", "as_matrix", "padding_of", "rows_of"]
+__all__ = ["MatrixConv2d", "as_matrix", "padding_of", "rows_of", "torch_backward"]
 
 
 class MatrixConv2d(nn.Conv2d):
@@ -76,7 +76,11 @@ class _Product(torch.autograd.Function):
         wanted = ctx.needs_input_grad[:3]
         if torch.is_grad_enabled():
             # The gradient itself will be differentiated: use torch's own backward.
-            return *_differentiable(ctx, x, weight, gradient, wanted), None, None, None
+            found = torch_backward(
+                gradient, x, weight, stride=ctx.stride, padding=ctx.padding, bias=ctx.has_bias,
+                wanted=wanted,
+            )  # fmt: skip
+            return *found, None, None, None
         out, channels, kh, kw = weight.shape
         along = gradient.permute(0, 2, 3, 1)
         flat = along.reshape(-1, out)
@@ -131,17 +135,28 @@ def _sum_windows(
     return total[:, py : tall - py, px : wide - px].permute(0, 3, 1, 2)
 
 
-def _differentiable(
-    ctx: Any, x: Tensor, weight: Tensor, gradient: Tensor, wanted: Sequence[bool]
-) -> Sequence[Tensor | None]:
-    found: list[Tensor | None] = torch.ops.aten.convolution_backward(
+def torch_backward(
+    gradient: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    *,
+    padding: tuple[int, int],
+    bias: bool,
+    wanted: Sequence[bool],
+    stride: tuple[int, int] = (1, 1),
+    groups: int = 1,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Return torch's gradients of ``x``, ``weight`` and the bias, as far as they are ``wanted``.
+
+    They can be differentiated.
+    """
+    for_x, for_weight, for_bias = torch.ops.aten.convolution_backward(
         gradient,
         x,
         weight.to(x.dtype),
-        [len(weight)] if ctx.has_bias else None,
-        *(ctx.stride, ctx.padding, (1, 1), False, (0, 0), 1, list(wanted)),
+        [len(weight)] if bias else None,
+        *(stride, padding, (1, 1), False, (0, 0), groups, list(wanted)),
     )
-    for_x, for_weight, for_bias = found
     return (
         for_x,
         None if for_weight is None else for_weight.to(weight.dtype),
