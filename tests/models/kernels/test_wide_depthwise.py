@@ -15,7 +15,7 @@ from medspark.models.kernels.wide_depthwise import WideDepthwiseConv2d
 
 def depthwise(kernel: int | tuple[int, int] = 7, *, bias: bool = True, **options) -> nn.Sequential:
     torch.manual_seed(0)
-    conv = nn.Conv2d(16, 16, kernel, groups=16, bias=bias, **(options))
+    conv = nn.Conv2d(16, 16, kernel, groups=16, bias=bias, **options)
     return nn.Sequential(conv)
 
 
