@@ -21,7 +21,7 @@ from medspark.models.config import model_folder
 from medspark.models.torchvision_ops import import_timm
 from medspark.seeding import derive
 from medspark.shards.plan import EpochPlan, permute
-from medspark.train.config import MIXED_MODES, FitConfig, check_pruning
+from medspark.train.config import MIXED_MODES, FitConfig
 from medspark.train.distill import distillation_rule
 from medspark.train.learner import StepRule
 from medspark.train.objective import (
@@ -32,6 +32,7 @@ from medspark.train.objective import (
     balanced_weights,
 )
 from medspark.train.prune.channels import remove_channels
+from medspark.train.prune.config import check_pruning
 from medspark.train.prune.pruner import Pruner
 from medspark.train.world import World
 
@@ -51,7 +52,7 @@ def make_network(config: FitConfig, source: Source, world: World) -> Classifier:
     """
     manifest = source.manifest
     if config.prune is not None:
-        check_pruning(config.prune, config.train)
+        check_pruning(config.prune, restores=config.train.monitor.action == "restore")
     torch.manual_seed(derive(config.seed, "weights"))
     model = first_network(
         config.model,

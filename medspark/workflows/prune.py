@@ -13,7 +13,8 @@ from medspark.models.config import ModelConfig, tensor_shapes
 from medspark.models.local import local_model
 from medspark.remote import AnyPath
 from medspark.shards.manifest import read_manifest
-from medspark.train.config import PruneConfig, RecipeSettings, check_pruning
+from medspark.train.config import RecipeSettings
+from medspark.train.prune.config import PruneConfig, check_pruning
 from medspark.train.result import TrainResult
 from medspark.workflows.job_settings import SparkTrainingConfig
 from medspark.workflows.train_at import TrainAtConfig, train_at
@@ -66,7 +67,7 @@ def prune(config: PruneAtConfig) -> TrainResult:
     """
     how = PruneConfig(**{name: getattr(config, name) for name in PruneConfig.model_fields})
     check_model_to_prune(config.model, config.shards)
-    check_pruning(how, config.train)
+    check_pruning(how, restores=config.train.monitor.action == "restore")
     return train_at(training_of(config, config.model, how))
 
 

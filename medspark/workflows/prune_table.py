@@ -28,7 +28,7 @@ __all__ = ["prune_table"]
 # At a sparsity of 0 the other methods only fine-tune, as magnitude does.
 _WITHOUT_PRUNING = ("magnitude", "noise")
 # Raised when the same settings prune otherwise, so that no table mixes cells of both ways.
-_PRUNING = 2
+_PRUNING = 3
 
 
 def prune_table(config: PruneTableConfig, *, command: str) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from pydantic import Field
 
 from medspark import ownership
 from medspark.remote import AnyPath
-from medspark.train.config import PruneConfig, PruneMethod, RecipeSettings, check_pruning
+from medspark.train.config import RecipeSettings
+from medspark.train.prune.config import PruneConfig, PruneMethod, check_pruning
 from medspark.workflows.job_settings import SparkTrainingConfig
 from medspark.workflows.prune import check_model_to_prune, training_of
 from medspark.workflows.train_at import check
@@ -52,8 +53,9 @@ def check_table(config: PruneTableConfig) -> None:
     """Raise UsageError for every mistake that shows before Spark starts."""
     for model in config.models.values():
         check_model_to_prune(model, config.shards)
+    restores = config.train.monitor.action == "restore"
     for method in config.methods:
-        check_pruning(config.prune.model_copy(update={"method": method}), config.train)
+        check_pruning(config.prune.model_copy(update={"method": method}), restores=restores)
     check(training_of(config, next(iter(config.models.values())), config.prune))
     sources = {"the shards": config.shards} | {
         f"the model {n}": m for n, m in config.models.items()

@@ -27,11 +27,12 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from medspark.data.batch import Batch
 from medspark.shards.plan import EpochPlan
 from medspark.train.adversarial import MODES
-from medspark.train.config import FitConfig, PruneConfig, PruneMethod
+from medspark.train.config import FitConfig
 from medspark.train.engine import Engine
 from medspark.train.gradients import one_host, shared_memory
 from medspark.train.gradients.one_host import OneHost
 from medspark.train.loop import fit
+from medspark.train.prune.config import PruneConfig, PruneMethod
 from medspark.train.prune.pruner import Pruner
 from medspark.train.world import World, join
 

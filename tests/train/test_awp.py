@@ -21,11 +21,12 @@ from medspark.models.classifier import Classifier
 from medspark.seeding import derive
 from medspark.train.adversarial import MODES, take_step
 from medspark.train.awp import WeightPerturbation
-from medspark.train.config import AdversarialConfig, DistillConfig, PruneConfig
+from medspark.train.config import AdversarialConfig, DistillConfig
 from medspark.train.distill import distillation_rule
 from medspark.train.engine import Engine
 from medspark.train.learner import Learner, Sample
 from medspark.train.objective import CrossEntropy
+from medspark.train.prune.config import PruneConfig
 from medspark.train.prune.pruner import Pruner
 
 ATTACKING = sorted(set(MODES) - {"standard"})

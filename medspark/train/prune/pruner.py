@@ -25,7 +25,7 @@ from medspark.models.masks import (
     prunable,
 )
 from medspark.models.noisy import NOISE, add_noise
-from medspark.train.config import PruneConfig
+from medspark.train.prune.config import PruneConfig
 from medspark.train.prune.proximal import even_penalty, soft_threshold_
 from medspark.train.prune.scores import SCORE, add_scores, refresh, score_masks
 
@@ -87,8 +87,14 @@ class Pruner:
     def hold_back(self) -> None:
         """Drop the gradients that this part of the pruning does not follow.
 
-        Under DDP every parameter takes part in the backward pass, so it comes after that.
+        Those of pruned weights would count in the norm at which gradients are clipped. Before a
+        batch norm they are huge where a channel has lost all its weights: its variance is zero.
+        Under DDP every parameter takes part in the backward pass, so this comes after it.
         """
+        for name, mask in self._masks.items():
+            gradient = self._weights[name].grad
+            if gradient is not None:
+                gradient.masked_fill_(~mask, 0.0)
         if self._config is None or self._config.method != "hydra":
             return
         for name, parameter in self._model.named_parameters():

@@ -12,8 +12,8 @@ from tiny_network import build_sample, build_tiny, engine_for
 from medspark.data.batch import Batch
 from medspark.errors import UsageError
 from medspark.models.masks import magnitude_masks, prunable, zero_share
-from medspark.train.config import PruneConfig
 from medspark.train.engine import Engine
+from medspark.train.prune.config import PruneConfig
 from medspark.train.prune.pruner import Pruner
 
 METHODS = ("rsr", "magnitude", "lasso", "noise", "hydra")
@@ -127,6 +127,26 @@ def test_fine_tuning_keeps_the_zeros_of_a_pruned_network_and_no_others_do() -> N
         shares.append(zero_share(deployed(engine)))
 
     assert shares == [pytest.approx(0.5, abs=0.001), 0]
+
+
+@pytest.mark.parametrize("method", [*METHODS, None])
+def test_gradients_of_pruned_weights_do_not_count_in_the_norm_at_which_gradients_are_clipped(
+    method: str | None,
+) -> None:
+    model = build_tiny()
+    for name, mask in magnitude_masks(prunable(model), 0.6).items():
+        model.get_parameter(name).data *= mask
+    config = None if method is None else PruneConfig.model_validate({"method": method})
+    pruner = Pruner(config, pruned=True)
+    engine = engine_for(model.eval(), steps=STEPS, pruner=pruner, batch_size=10, lr=0.01)
+    gradients = prunable(engine.model)
+    for weight in gradients.values():
+        weight.grad = torch.full_like(weight, 1e6)
+    pruner.hold_back()
+
+    for weight in gradients.values():
+        if weight.grad is not None:  # hydra learns scores first
+            assert torch.equal(weight.grad != 0, weight.detach() != 0)
 
 
 def test_hydra_trains_scores_alone_until_the_cut_and_weights_alone_after_it() -> None:
