@@ -23,6 +23,7 @@ from medspark.attacks.threat import ThreatModel
 from medspark.evaluate.config import AttackSettings
 from medspark.evaluate.noise_result import NoiseResult
 from medspark.evaluate.robust import Array, Batch, Gather
+from medspark.evaluate.sanity import PROBED_IMAGES
 from medspark.evaluate.summary import Arrays
 from medspark.models.noisy import silent
 from medspark.seeding import derive
@@ -53,8 +54,11 @@ def judge_noise(
 
 
 def judged_rows(config: AttackSettings, total: int) -> Array:
-    """Return the rows to judge, out of ``total`` images: those that the sanity probes take."""
-    return np.sort(config.rows(total))[: max(config.sanity_images, 1)]
+    """Return the rows to judge, out of ``total`` images.
+
+    Those that the sanity probes take; without probes, as many as they take by default.
+    """
+    return np.sort(config.rows(total))[: config.sanity_images or PROBED_IMAGES]
 
 
 def noise_arrays(

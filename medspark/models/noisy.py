@@ -40,8 +40,17 @@ class _Noisy(nn.Module):
         # The draw is a constant to autograd: the gradient of a scale is the sum over its channel
         # of the weights' gradients times their draws.
         fixed = weight.detach()
-        draw = torch.randn_like(fixed) * fixed.std() * (fixed != 0)
-        return weight + self.noise.view(-1, *[1] * (fixed.ndim - 1)) * draw
+        draw = _normal_like(fixed).mul_(fixed.std()).masked_fill_(fixed == 0, 0.0)
+        return torch.addcmul(weight, self.noise.view(-1, *[1] * (fixed.ndim - 1)), draw)
+
+
+def _normal_like(weight: Tensor) -> Tensor:
+    """Return standard normal numbers in the shape and the memory layout of ``weight``.
+
+    torch.randn_like takes seven times as long on a CPU where the layout is channels last.
+    """
+    drawn = torch.randn(weight.numel(), dtype=weight.dtype, device=weight.device)
+    return drawn.as_strided(weight.shape, torch.empty_like(weight).stride())
 
 
 class NoisyConv2d(_Noisy, nn.Conv2d):

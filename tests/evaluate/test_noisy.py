@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from medspark.attacks.losses import correct
 from medspark.attacks.pgd import pgd
 from medspark.attacks.threat import ThreatModel
+from medspark.evaluate.config import AttackSettings
 from medspark.evaluate.noise_result import NoiseResult, noise_lines
-from medspark.evaluate.noisy import judge_noise
+from medspark.evaluate.noisy import judge_noise, judged_rows
 from medspark.models.noisy import add_noise
 
 COUNT = 24
@@ -118,3 +119,11 @@ def test_repeated_images_count_once() -> None:
     found = judge_noise(network(1.0), batches, threat=ThreatModel(eps=0.05), steps=2, seed=0)
 
     assert found.images == COUNT
+
+
+def test_without_sanity_probes_a_noisy_network_is_judged_on_as_many_images_as_with_them() -> None:
+    with_probes = AttackSettings(attacks=("pgd",), eps=(0.01,))
+    without = with_probes.model_copy(update={"sanity_images": 0})
+
+    assert len(judged_rows(without, 10_000)) == len(judged_rows(with_probes, 10_000)) == 256
+    assert len(judged_rows(without, 5)) == 5

@@ -30,9 +30,9 @@ def network() -> nn.Module:
 
 def layer(kind: str = "conv", scale: float = 0.5) -> nn.Sequential:
     torch.manual_seed(0)
-    made = nn.Sequential(nn.Conv2d(2, 3, 2) if kind == "conv" else nn.Linear(4, 3))
+    made = nn.Sequential(nn.Linear(4, 3) if kind == "linear" else nn.Conv2d(2, 3, 2))
     add_noise(made, scale)
-    return made
+    return made.to(memory_format=torch.channels_last) if kind == "channels last" else made
 
 
 def test_without_noise_it_is_the_plain_network_bit_for_bit() -> None:
@@ -65,7 +65,7 @@ def test_layers_with_few_inputs_have_no_noise_and_learn_none() -> None:
         assert torch.equal(layer.drawn(), before.weight)
 
 
-@pytest.mark.parametrize("kind", ["conv", "linear"])
+@pytest.mark.parametrize("kind", ["conv", "channels last", "linear"])
 def test_a_pass_adds_a_normal_draw_times_scale_and_deviation_of_the_layer(kind: str) -> None:
     made = layer(kind)[0]
     scales = torch.tensor([0.1, 0.5, 2.0])
@@ -74,6 +74,7 @@ def test_a_pass_adds_a_normal_draw_times_scale_and_deviation_of_the_layer(kind: 
 
     draws = torch.stack([made.drawn().detach() - made.weight for _ in range(4000)])
 
+    assert made.drawn().stride() == made.weight.stride()
     spread = draws.flatten(2).std(dim=(0, 2)) / made.weight.std()
     assert torch.allclose(spread, scales, rtol=0.05)
     assert draws.mean(0).abs().max() < 0.1 * made.weight.std() * scales.max()

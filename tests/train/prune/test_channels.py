@@ -29,7 +29,7 @@ def test_at_least_the_share_of_the_multiply_adds_goes_and_little_more(share: flo
     narrower = remove_channels(model, IMAGE, share)
 
     gone = 1 - multiply_adds(narrower, IMAGE) / multiply_adds(model, IMAGE)
-    assert share <= gone <= share + 0.1
+    assert share <= gone <= share + 0.15
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "mobilenetv2_050"])
@@ -61,3 +61,12 @@ def test_the_channels_with_the_smallest_weights_go() -> None:
 def test_a_network_that_cannot_lose_so_much_is_one_sentence() -> None:
     with pytest.raises(UsageError, match=r"cannot lose 0\.9999 of its multiply-adds"):
         remove_channels(network(), IMAGE, 0.9999)
+
+
+@pytest.mark.parametrize("name", ["mobilenetv2_050", "resnet10t"])
+def test_widths_are_multiples_of_the_channels_that_convolutions_compute_at_once(name: str) -> None:
+    narrower = remove_channels(network(name), IMAGE, 0.5)
+
+    widths = {name: out for name, (out, _) in narrower.widths.items() if out > 2}  # classes
+    assert widths
+    assert all(width % 8 == 0 for width in widths.values())
