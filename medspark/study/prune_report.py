@@ -32,6 +32,7 @@ class PruneCell(CellRecord):
     noise_pgd: float | None = Field(None, description="PGD that follows one draw per step")
     noise_worst: float | None = Field(None, description="the worst of PGD, EOT-PGD and transfer")
     masked: float | None = Field(None, description="share of the noise's gain that is masking")
+    network: str = Field("", description="folder of the pruned network")
 
     @property
     def row(self) -> tuple[str, float, str]:

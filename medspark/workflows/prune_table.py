@@ -108,7 +108,8 @@ class _Table:
         result = train_once(training.model_copy(update={"track": track}), self._spark, folder)
         ownership.remove(folder, CHECKPOINTS)  # several times as large as the network
         found = _figures(result, eps=training.attack.eps)
-        return blank.model_copy(update={**found, "flags": result.triggered_flags})
+        chosen = {"flags": result.triggered_flags, "network": result.model}
+        return blank.model_copy(update=found | chosen)
 
     def _write(self, records: Sequence[PruneCell]) -> StudyReport:
         """Write the table with the cells finished so far."""

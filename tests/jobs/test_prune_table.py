@@ -51,6 +51,7 @@ def test_every_cell_is_pruned_once_and_the_same_command_runs_none_again(
         ("rsr", 0.5, "finished"),
     ]
     assert [each["zeros"] for each in cells] == pytest.approx([0, 0.5, 0.5], abs=1e-3)
+    assert all((Path(each["network"]) / "model.safetensors").is_file() for each in cells)
     assert [each["noise_worst"] is None for each in cells] == [True, True, False]
     assert "| tiny | 50 | rsr |" in capsys.readouterr().out
     kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "t" / "networks").rglob("*.safetensors")}
