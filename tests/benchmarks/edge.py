@@ -138,6 +138,22 @@ def megabytes(name: str, goal: float) -> Result:
     return Result((size / 1e6,), goal, higher_is_better=False)
 
 
+def narrowed(name: str, side: int) -> Result:
+    """Return the time of a float graph with half of the multiply-adds over that of the whole one.
+
+    Both run in onnxruntime; whole channels were removed, as jobs/prune.py --structured does.
+    """
+    from medspark.train.prune.channels import remove_channels  # imports torch-pruning
+
+    whole = _network(name)
+    half = remove_channels(whole, torch.from_numpy(_image(side)), 0.5)
+    ours, theirs = (
+        _several(_graph("onnxruntime", export_onnx(model, height=side, width=side)).run, side)
+        for model in (half, whole)
+    )
+    return Result(by_turns(ours, theirs, turns=TURNS, warm_up=2), 0.6, higher_is_better=False)
+
+
 BENCHMARKS: dict[str, Callable[[], Result]] = {}
 _MEASURED = GOALS if all(map(importlib.util.find_spec, ("onnx", "openvino", "nncf"))) else {}
 for _name, (_small, _large, _runtime) in _MEASURED.items():
@@ -146,5 +162,9 @@ for _name, (_small, _large, _runtime) in _MEASURED.items():
             against_eager, _name, _side, _goal
         )
     BENCHMARKS[f"edge/int8_vs_float/{_name}/224"] = partial(against_float, _name, 224, _runtime)
+if _MEASURED and importlib.util.find_spec("torch_pruning"):
+    for _name in ("mobilenetv2_100", "resnet18", "resnet50"):
+        for _side in (32, 64):
+            BENCHMARKS[f"edge/narrowed_vs_whole/{_name}/{_side}"] = partial(narrowed, _name, _side)
 if _MEASURED:
     BENCHMARKS["edge/megabytes/mobilenetv2_100"] = partial(megabytes, "mobilenetv2_100", 2.8)

@@ -9,7 +9,7 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor
 
-__all__ = ["cast_once", "cast_weights_once"]
+__all__ = ["as_autocast", "cast_once", "cast_weights_once"]
 
 Form = Callable[[Tensor], Tensor]
 
@@ -44,3 +44,11 @@ def cast_once(weight: Tensor, dtype: torch.dtype, form: Form | None = None) -> T
     if casts is not None:
         casts[weight, dtype, form] = cast
     return cast
+
+
+def as_autocast(input: Tensor) -> Tensor:
+    """Return ``input`` in the precision of torch's autocast on its device, if that is on."""
+    device = input.device.type
+    return (
+        input.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else input
+    )

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medspark.models.kernels.bit_relu import block_, relu_
-from medspark.models.kernels.casts import cast_once
+from medspark.models.kernels.casts import as_autocast, cast_once
 from medspark.models.kernels.matrix_conv import as_matrix, rows_of
 from medspark.models.kernels.narrow_conv import narrow_backward
 
@@ -57,15 +57,12 @@ class BufferedDenseBlock(nn.ModuleDict):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the features (B, C + layers * growth, H, W) of ``x`` (B, C, H, W)."""
-        device = x.device.type
         layers: list[Any] = list(self.values())
         moving = any(layer.norm1.training for layer in layers)
         if moving or torch.compiler.is_compiling() or not torch.is_grad_enabled():
             return _plain(x, layers)
-        if torch.is_autocast_enabled(device):
-            x = x.to(torch.get_autocast_dtype(device))
         output: Tensor = _Block.apply(  # type: ignore[no-untyped-call]
-            x, layers, *_parameters(layers)
+            as_autocast(x), layers, *_parameters(layers)
         )
         return output
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medspark.models.kernels.casts import cast_once
+from medspark.models.kernels.casts import as_autocast, cast_once
 
 __all__ = ["MatrixConv2d", "as_matrix", "padding_of", "rows_of", "torch_backward"]
 
@@ -21,9 +21,7 @@ class MatrixConv2d(nn.Conv2d):
         """Return the convolution (B, O, H', W') of ``input`` (B, C, H, W)."""
         if torch.compiler.is_compiling():
             return super().forward(input)  # the compiler generates its own kernels
-        device = input.device.type
-        if torch.is_autocast_enabled(device):
-            input = input.to(torch.get_autocast_dtype(device))
+        input = as_autocast(input)
         matrix = cast_once(self.weight, input.dtype, as_matrix)
         product: Tensor = _Product.apply(  # type: ignore[no-untyped-call]
             input, self.weight, self.bias, matrix, self.stride, padding_of(self)

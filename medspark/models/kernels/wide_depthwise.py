@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medspark.models.kernels.casts import cast_once
+from medspark.models.kernels.casts import as_autocast, cast_once
 from medspark.models.kernels.matrix_conv import padding_of, torch_backward
 
 __all__ = ["WideDepthwiseConv2d", "gains"]
@@ -44,9 +44,7 @@ class WideDepthwiseConv2d(nn.Conv2d):
         """Return the convolution (B, C, H, W) of ``input`` (B, C, H, W)."""
         if torch.compiler.is_compiling():
             return super().forward(input)  # the compiler generates its own kernels
-        device = input.device.type
-        if torch.is_autocast_enabled(device):
-            input = input.to(torch.get_autocast_dtype(device))
+        input = as_autocast(input)
         output: Tensor = _Depthwise.apply(  # type: ignore[no-untyped-call]
             input, self.weight, self.bias, padding_of(self)
         )
