@@ -70,3 +70,18 @@ def test_widths_are_multiples_of_the_channels_that_convolutions_compute_at_once(
     widths = {name: out for name, (out, _) in narrower.widths.items() if out > 2}  # classes
     assert widths
     assert all(width % 8 == 0 for width in widths.values())
+
+
+def test_what_blocks_add_up_to_stays_whole_if_the_inside_of_the_blocks_suffices() -> None:
+    model = network("resnet10t")
+    own = {name: out for name, (out, _) in widths_of(model).items()}
+
+    def narrowed(share: float) -> set[str]:
+        widths = remove_channels(model, IMAGE, share).widths
+        return {name for name, (out, _) in widths.items() if out < own[name]}
+
+    inside, all_over = narrowed(0.3), narrowed(0.9)
+
+    assert {"backbone.layer3.0.conv1", "backbone.layer3.0.bn1"} <= inside
+    assert not {"backbone.layer3.0.conv2", "backbone.layer3.0.downsample.1"} & inside
+    assert {"backbone.layer3.0.conv2", "backbone.layer3.0.downsample.1"} <= all_over
