@@ -13,7 +13,8 @@ from medspark.models.config import ModelConfig, tensor_shapes
 from medspark.models.local import local_model
 from medspark.remote import AnyPath
 from medspark.shards.manifest import read_manifest
-from medspark.train.config import RecipeSettings
+from medspark.train.config import RecipeSettings, TrainConfig
+from medspark.train.kinds import kind_of
 from medspark.train.prune.config import PruneConfig, check_pruning
 from medspark.train.result import TrainResult
 from medspark.workflows.job_settings import SparkTrainingConfig
@@ -22,6 +23,12 @@ from medspark.workflows.train_at import TrainAtConfig, train_at
 __all__ = [
     "PruneAtConfig", "PruneTraining", "check_model_to_prune", "prune", "training_of",
 ]  # fmt: skip
+
+# The peak of the learning rate where the user has chosen none. What pruning leaves has to learn
+# again: with the 3e-4 of other trainings, validation scores at 85 % (chest X-rays of 32 px, six
+# epochs against 2/255) were .50, .65 and .71 for MobileNet-V2 by magnitude, lasso and hydra; with
+# this they are .72, .85 and .87. The network without pruning had .82. ResNet18, lasso: .89 and .91.
+_RATE = 1e-3
 
 
 class PruneAtConfig(SparkTrainingConfig, RecipeSettings, PruneConfig):
@@ -80,7 +87,10 @@ def training_of(settings: SparkTrainingConfig, model: Path, how: PruneConfig) ->
         for name in PruneTraining.model_fields
         if hasattr(settings, name)
     }
-    return PruneTraining(**(shared | {"model": start, "prune": how}))
+    train: TrainConfig = shared["train"]
+    if "lr" not in train.model_fields_set and kind_of(card.architecture) is None:
+        train = train.model_copy(update={"lr": _RATE})
+    return PruneTraining(**(shared | {"model": start, "prune": how, "train": train}))
 
 
 def check_model_to_prune(model: Path, shards: Path) -> None:

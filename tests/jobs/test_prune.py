@@ -14,6 +14,9 @@ from safetensors.torch import load_file, save_file
 from medspark.models.card import read_card
 from medspark.models.checkpoint import load_classifier
 from medspark.models.masks import prunable, zero_share
+from medspark.train.config import TrainConfig
+from medspark.train.prune.config import PruneConfig
+from medspark.workflows.prune import PruneAtConfig, training_of
 
 
 @pytest.fixture(scope="module")
@@ -135,3 +138,24 @@ def test_without_its_package_structured_pruning_names_the_extra(
 
     assert status == 2
     assert "pip install 'medspark[prune]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("architecture", "given", "rate"),
+    [
+        ("test_resnet", {}, 1e-3),
+        ("test_resnet", {"lr": 3e-4}, 3e-4),
+        ("vit_tiny_patch16_224", {"epochs": 2}, 3e-4),
+    ],
+)
+def test_pruning_learns_at_a_higher_rate_unless_one_is_given_or_the_network_needs_its_own(
+    architecture: str, given: dict[str, float], rate: float, network: Path
+) -> None:
+    card = network / "model.json"
+    card.write_text(card.read_text().replace("test_resnet", architecture))
+    settings = PruneAtConfig(model=network, shards=network, train=TrainConfig.model_validate(given))
+
+    training = training_of(settings, network, PruneConfig())
+
+    assert training.train.lr == rate
+    assert training.train.epochs == given.get("epochs", 6)
