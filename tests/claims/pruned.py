@@ -19,6 +19,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from medspark.evaluate.noise_result import NoiseResult
 from medspark.job import write_result
 
 JOBS = Path(__file__).resolve().parents[2] / "jobs"
@@ -64,16 +65,16 @@ def judge(cell: dict[str, Any], asked: argparse.Namespace) -> dict[str, Any]:
         )  # fmt: skip
         subprocess.run([str(word) for word in words], check=True)
     found = json.loads(result.read_text(encoding="utf-8"))
-    noise = found.get("noise") or {}
+    noise = None if found.get("noise") is None else NoiseResult.model_validate(found["noise"])
     return {
         **{name: cell[name] for name in ("model", "method", "sparsity", "seed", "zeros")},
         "images": found["images"],
         "clean": found["clean"]["accuracy"],
         "autoattack": next(a["accuracy"] for a in found["attacks"] if a["name"] == "autoattack"),
         "worst": found["worst_case"][0]["accuracy"],
-        "noise_clean": noise.get("clean"),
-        "noise_worst": noise.get("worst"),
-        "masked": noise.get("masked"),
+        "noise_clean": noise and noise.clean,
+        "noise_worst": noise and noise.worst,
+        "masked": noise and noise.masked,
         "flags": [flag["sentence"] for flag in found["flags"] if flag["triggered"]],
     }
 
