@@ -49,6 +49,12 @@ def finalists(cells: Sequence[dict[str, Any]], sparsity: float) -> dict[str, lis
     return chosen
 
 
+def merged(tables: Iterable[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Return the cells of all ``tables``; one that several have counts once."""
+    names = ("model", "method", "sparsity", "seed")
+    return list({tuple(c[n] for n in names): c for table in tables for c in table}.values())
+
+
 def judge(cell: dict[str, Any], asked: argparse.Namespace) -> dict[str, Any]:
     """Return a cell with its figures under AutoAttack, on the images that are asked for."""
     place = asked.folder / f"{cell['model']}-{cell['method']}-{cell['sparsity']}-{cell['seed']}"
@@ -121,9 +127,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     asked = arguments(argv)
     asked.output.parent.mkdir(parents=True, exist_ok=True)
     rows: list[tuple[str, str, list[dict[str, Any]]]] = []
-    cells: list[dict[str, Any]] = []
-    for path in asked.tables.split(","):
-        cells += json.loads(Path(path).read_text(encoding="utf-8"))["cells"]
+    cells = merged(
+        json.loads(Path(path).read_text(encoding="utf-8"))["cells"]
+        for path in asked.tables.split(",")
+    )
     for model in dict.fromkeys(cell["model"] for cell in cells):
         own = [cell for cell in cells if cell["model"] == model]
         for name, row in finalists(own, asked.sparsity).items():

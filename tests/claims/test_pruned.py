@@ -46,6 +46,12 @@ def test_a_cell_that_failed_is_named():
         pruned.finalists(failed, 0.85)
 
 
+def test_a_cell_that_two_tables_have_counts_once():
+    again = TABLE[1] | {"worst": 0.61}
+
+    assert pruned.merged([TABLE, [again]]) == [TABLE[0], again, *TABLE[2:]]
+
+
 def test_a_row_shows_means_from_lowest_to_highest_and_how_many_networks_are_flagged():
     blank = dict.fromkeys(pruned.FIGURES) | {"flags": []}
     judged = [
