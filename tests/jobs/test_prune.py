@@ -129,7 +129,7 @@ def test_a_model_with_nothing_to_prune_is_one_sentence(
 def test_without_its_package_structured_pruning_names_the_extra(
     job: ModuleType, network: Path, write_shards, monkeypatch, capsys
 ) -> None:
-    monkeypatch.setattr("medspark.train.config.find_spec", lambda name: None)
+    monkeypatch.setattr("medspark.train.prune.config.find_spec", lambda name: None)
     shards = str(write_shards(rows=8, side=32))
 
     status = job.main(
