@@ -4,8 +4,9 @@
 
 Reads the result documents of jobs/prune_table.py, and runs jobs/evaluate.py on the networks of
 three rows of each: the one that is not pruned, rsr, and the method with the best worst case among
-the others that have as many seeds. What is done is not done again. Noisy networks are judged
-with and without their noise. Prints a table, and writes it with all cells as JSON.
+the others that have as many seeds. A network that was judged in --folder is not judged again, not
+even on another number of --images. Noisy networks are judged with and without their noise. Prints
+a table, and writes it with all cells as JSON.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ def finalists(cells: Sequence[dict[str, Any]], sparsity: float) -> dict[str, lis
         raise ValueError("a table needs the sparsity 0 of magnitude, and rsr")
     seeds = len(pruned["rsr"])
     rivals = {m: row for m, row in pruned.items() if m != "rsr" and len(row) == seeds}
+    if not rivals:
+        raise ValueError("a table needs another method with as many seeds as rsr")
     rival = max(rivals, key=lambda method: _mean(rivals[method], "worst") or 0.0)
     chosen = {"dense": rows["magnitude", 0.0], "rsr": pruned["rsr"], rival: rivals[rival]}
     for name, row in chosen.items():

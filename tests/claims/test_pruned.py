@@ -39,6 +39,11 @@ def test_a_table_without_the_dense_network_or_rsr_has_no_finalists(left: list[di
         pruned.finalists(left, 0.85)
 
 
+def test_a_table_without_a_rival_of_as_many_seeds_has_no_finalists():
+    with pytest.raises(ValueError, match="another method with as many seeds"):
+        pruned.finalists(TABLE[:3], 0.85)
+
+
 def test_a_cell_that_failed_is_named():
     failed = [c if c["method"] != "rsr" else c | {"status": "failed"} for c in TABLE]
 
