@@ -25,7 +25,7 @@ from medspark.defend.detect.extract import Extractor
 from medspark.defend.detect.features import EMBEDDING, PENULTIMATE, find_layers
 from medspark.defend.detect.gather import features_of, gather
 from medspark.defend.detect.guard import Guard
-from medspark.defend.detect.registry import DETECTORS, grid
+from medspark.defend.detect.registry import DETECTORS, grid, layers_of
 from medspark.eps import eps_text
 from medspark.evaluate.config import AttackSettings
 from medspark.models.checkpoint import load_classifier
@@ -131,7 +131,7 @@ rows = {p: np.arange(min(2 * int(chosen["images"]), len(split))) for p, split in
 batches = {p: (*parts[p].tensors(rows[p]), torch.from_numpy(rows[p])) for p in parts}
 known = find_layers(network, batches["train"][0][:1])
 pairs = dict(reversed(grid(tuple(DETECTORS), (PENULTIMATE, EMBEDDING))))
-look = Extractor.on(network, tuple(dict.fromkeys(pairs.values())), known.head)
+look = Extractor.on(network, layers_of(pairs.items()), known.head)
 attacked = AttackSettings(attacks=("pgd",), eps=(threat.eps,), steps=int(chosen["steps"]))
 half = len(rows["train"]) // 2
 reference, contrast = (
@@ -145,7 +145,7 @@ training = Training(
     labels=reference[0][1],
     clean=features_of(shown, "clean"),
     noisy=features_of(shown, "noisy"),
-    attacked=features_of(shown, attacked.trials()[0].key),
+    attacked=(features_of(shown, attacked.trials()[0].key),),
     head=(head.weight, head.bias),
 )
 detectors = {name: DETECTORS[name].fit(layer, training) for name, layer in pairs.items()}

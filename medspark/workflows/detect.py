@@ -29,7 +29,7 @@ from medspark.defend.detect.pieces import (
     keep_fitted,
     read_fitted,
 )
-from medspark.defend.detect.registry import grid
+from medspark.defend.detect.registry import grid, layers_of
 from medspark.defend.detect.report import metrics, write_detection_report
 from medspark.defend.detect.result import Chosen, DetectResult, Generalisation
 from medspark.defend.detect.served import copy_guarded
@@ -74,7 +74,7 @@ class Detection:
         known = find_layers(network, torch.full(shape, 0.5))
         tapped = chosen_layers(config.layers, known, network)
         self.pairs = grid(config.detectors, tapped)
-        self.layers = tuple(dict.fromkeys([*tapped, *(layer for _, layer in self.pairs)]))
+        self.layers = tuple(dict.fromkeys([*tapped, *layers_of(self.pairs)]))
         self.head = known.head
         self._check()
         self.guard_folder = config.guard_folder or _beside(config, self.model)
@@ -129,7 +129,7 @@ class Detection:
             )
         if "bu" in self.config.detectors and PENULTIMATE not in self.layers:
             raise UsageError("detectors: bu looks at the layer penultimate; add it to layers.")
-        attacks = (*self.config.attacks, self.config.fit.attack)
+        attacks = (*self.config.attacks, *self.config.fit.attacks)
         check_attacks(
             attacks,
             gradients=True,
@@ -336,7 +336,8 @@ class Detection:
             "images": f"{result.images} test images; AUROC and TPR count those that are right when "
             "clean and wrong under attack, against clean and noisy images",
             "fitted on": f"{len(self.parts.rows('reference'))} clean and "
-            f"{len(self.parts.rows('contrast'))} other training images under {fit.attack}",
+            f"{len(self.parts.rows('contrast'))} other training images under "
+            f"{', '.join(fit.attacks)}",
             "chosen by": f"{len(self.parts.rows('choosing'))} attacked validation images",
             "thresholds": f"split-conformal, from {len(self.parts.rows('calibration'))} clean "
             "validation images",

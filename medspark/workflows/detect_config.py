@@ -21,11 +21,13 @@ __all__ = ["DetectConfig", "FitConfig"]
 class FitConfig(Config):
     """The images that detectors are fitted on and chosen by."""
 
-    attack: AttackName = Field(
-        "pgd", description="attack on the training images; detectors learn from what it fools"
+    attacks: tuple[AttackName, ...] = Field(
+        ("fgsm", "pgd", "deepfool"),
+        min_length=1,
+        description="attacks on the training images; detectors learn from what they fool",
     )
     eps: tuple[Eps, ...] | None = Field(
-        None, description="budgets of that attack; by default those of the test images"
+        None, description="budgets of these attacks; by default those of the test images"
     )
     reference_images: int = Field(
         500, ge=3, description="clean training images, for densities, neighbours and means"
@@ -56,7 +58,7 @@ class DetectConfig(AttackedImages):
     )
     shards: AnyPath = Field(description="folder that jobs/shard.py wrote")
     detectors: tuple[DetectorName, ...] = Field(
-        ("kde", "bu", "lid", "safetynet", "mahalanobis"),
+        ("kde", "bu", "lid", "safetynet", "mahalanobis", "deep"),
         min_length=1,
         description="names, separated by commas; rank_pca takes a pass for each row of an image",
     )

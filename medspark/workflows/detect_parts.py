@@ -94,13 +94,13 @@ class Parts:
         learnt, fit = self.learnt(), self.config.fit
         if not fit.left_out:
             return learnt
-        attacks = tuple(dict.fromkeys((fit.attack, *self.config.attacks)))
+        attacks = tuple(dict.fromkeys((*fit.attacks, *self.config.attacks)))
         budgets = tuple(dict.fromkeys((*learnt.eps, *self.config.eps)))
         return self.config.settings_of(attacks, budgets)
 
     def learnt(self) -> AttackSettings:
-        """Return the attack that detectors learn from."""
-        return self.config.settings_of((self.config.fit.attack,), self.config.fit.eps)
+        """Return the attacks that detectors learn from."""
+        return self.config.settings_of(self.config.fit.attacks, self.config.fit.eps)
 
     def of_images(self, read: Callable[[Path], Array], part: Part) -> Array:
         """Return what ``read`` gives for each image of a part, (N,), in the order of its rows."""

@@ -36,7 +36,8 @@ from medspark.shards.schema import read_patients
 
 ROOT = Path(__file__).resolve().parents[2]
 FROM_WEIGHTS = "mobilenetv2_100"
-DETECTORS = "kde,bu,lid,safetynet,mahalanobis"
+DETECTORS = "kde,bu,lid,safetynet,mahalanobis,deep"
+LEARNT_ATTACKS = "fgsm,pgd,deepfool"
 # A robust network is hardly fooled at 2/255, so its detectors learn from larger budgets, too.
 EPS = {"plain": "2/255", "robust": "2/255,4/255"}
 LEARNT = {"plain": "2/255", "robust": "2/255,4/255,8/255"}
@@ -56,6 +57,7 @@ class Setup:
     validation: int
     choosing: int
     detectors: str
+    learnt: str
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,8 @@ class Cell:
             "detect", place, name,
             *("--model", model, "--detectors", detectors, *layers, "--eps", eps),
             *("--attacks", "fgsm,pgd,cw", "--steps", chosen.steps, "--images", chosen.images),
-            *("--fit.eps", LEARNT[self.training], "--fit.reference_images", chosen.reference),
+            *("--fit.attacks", chosen.learnt, "--fit.eps", LEARNT[self.training]),
+            *("--fit.reference_images", chosen.reference),
             *("--fit.contrast_images", chosen.contrast),
             *("--fit.validation_images", chosen.validation),
             *("--fit.choosing_images", chosen.choosing),
@@ -198,6 +201,7 @@ def wanted(asked: argparse.Namespace) -> list[Cell]:
     setup = Setup(
         asked.epochs, asked.images, asked.steps, asked.adaptive_steps, asked.searches,
         asked.reference, asked.contrast, asked.validation, asked.choosing, asked.detectors,
+        asked.learnt,
     )  # fmt: skip
     cells = [
         Cell(data, network, training, seed, shards.resolve(),
@@ -225,13 +229,16 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", default="", help="a part of the names of the cells to run")
     parser.add_argument("--denoise", action="store_true", help="also with a denoiser")
     parser.add_argument("--detectors", default=DETECTORS, help="separated by commas")
+    parser.add_argument(
+        "--learnt", default=LEARNT_ATTACKS, help="attacks that detectors learn, separated by commas"
+    )
     parser.add_argument("--epochs", type=int, default=4, help="of each training")
     parser.add_argument("--images", type=int, default=32, help="test images that are attacked")
     parser.add_argument("--steps", type=int, default=20, help="of oblivious attacks")
     parser.add_argument("--adaptive_steps", type=int, default=40, help="of attacks on the guard")
     parser.add_argument("--searches", type=int, default=3, help="weights of the weighted attack")
     parser.add_argument("--reference", type=int, default=300, help="clean training images")
-    parser.add_argument("--contrast", type=int, default=200, help="attacked training images")
+    parser.add_argument("--contrast", type=int, default=500, help="attacked training images")
     parser.add_argument("--validation", type=int, default=400, help="validation images")
     parser.add_argument("--choosing", type=int, default=80, help="of them, that are attacked")
     parser.add_argument("--master", default="local[1]", help="Spark's master")

@@ -27,7 +27,7 @@ from guards_figures import (
 )
 from records import Figure
 
-DETECTORS = ("kde", "bu", "lid", "safetynet", "mahalanobis", "rank_pca", "combination")
+DETECTORS = ("kde", "bu", "lid", "safetynet", "mahalanobis", "deep", "rank_pca", "combination")
 DENOISER = "contrastive"
 EPS, BUDGETS = "2/255", ("2/255", "4/255")
 _MATRIX = (
@@ -270,9 +270,10 @@ def _how(cells: Sequence[Cell]) -> list[str]:
     return [
         f"Detectors on networks of 64 px images ({setup['epochs']} epochs; MobileNet-V2 from "
         "ImageNet weights, DenseNet121 from random ones; adversarial: trained against 2/255 by the "
-        f"default recipe), fitted on {setup['reference']} clean and up to {setup['contrast']} "
-        f"attacked training images, chosen by up to {setup['choosing']} attacked validation "
-        f"images, thresholds at 5 % false positives. {setup['images']} test images a cell, all of "
+        f"default recipe), fitted on {setup['reference']} clean training images and on those of "
+        f"{setup['contrast']} others that one of {setup['learnt'].replace(',', ', ')} fools, "
+        f"chosen by up to {setup['choosing']} attacked validation images, thresholds at 5 % false "
+        f"positives. {setup['images']} test images a cell, all of "
         f"them attacked with {setup['steps']} steps by attackers who do not know the detector, and "
         f"with {setup['adaptive_steps']} steps through each detector at the layer that was chosen "
         f"({setup['searches']} weights of the weighted attack). In brackets: 95 % intervals that "

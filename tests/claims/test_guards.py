@@ -59,7 +59,7 @@ def cell(training: str = "plain", seed: int = 0, fgsm: float = 0.98, **more: Any
     return {
         "data": "xrays", "network": "mobilenetv2_100", "training": training, "seed": seed,
         "setup": {"epochs": 4, "reference": 300, "contrast": 200, "choosing": 80, "images": 20,
-                  "steps": 20, "adaptive_steps": 40, "searches": 3},
+                  "steps": 20, "adaptive_steps": 40, "searches": 3, "learnt": "fgsm,pgd"},
         "commit": "0123abc", "patients": 18, "minutes": 5.5,
         "detect": guards_figures.trimmed(result(fgsm, **more)),
     }  # fmt: skip

@@ -93,10 +93,10 @@ def test_what_is_read_of_images_is_in_the_order_of_their_rows(parts: Parts) -> N
     assert found.tolist() == [f"val-{row}" for row in parts.rows("choosing")]
 
 
-def test_detectors_learn_from_one_attack_at_budgets_of_its_own(parts: Parts) -> None:
-    own = with_fit(parts, eps=(8 / 255,))
+def test_detectors_learn_from_attacks_of_their_own_at_their_own_budgets(parts: Parts) -> None:
+    own = with_fit(parts, attacks=("pgd", "deepfool"), eps=(8 / 255,))
 
-    assert own.attacks("contrast").attacks == ("pgd",)
+    assert own.attacks("contrast").attacks == ("pgd", "deepfool")
     assert own.attacks("contrast").eps == (8 / 255,)
     assert own.attacks("choosing").eps == own.attacks("test").eps == (2 / 255,)
     assert parts.attacks("reference").attacks == ()
@@ -105,5 +105,5 @@ def test_detectors_learn_from_one_attack_at_budgets_of_its_own(parts: Parts) -> 
 def test_what_is_left_out_in_turn_is_made_for_the_contrast_images(parts: Parts) -> None:
     attacks = with_fit(parts, left_out=True, eps=(8 / 255,)).attacks("contrast")
 
-    assert set(attacks.attacks) == {"fgsm", "pgd", "cw"}
+    assert set(attacks.attacks) == {"fgsm", "pgd", "deepfool", "cw"}
     assert attacks.eps == (8 / 255, 2 / 255)

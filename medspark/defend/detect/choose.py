@@ -11,7 +11,8 @@ from torch import Tensor
 
 from medspark.defend.detect.adaptive import Target, key_of
 from medspark.defend.detect.combination import combine
-from medspark.defend.detect.detector import Detector, Training
+from medspark.defend.detect.detector import ALL_LAYERS, Detector, Training
+from medspark.defend.detect.features import Features, joined
 from medspark.defend.detect.gather import features_of, right, rows_of
 from medspark.defend.detect.registry import COMPONENT_LAYERS, DETECTORS
 from medspark.errors import UsageError
@@ -55,38 +56,37 @@ def training_of(
     """
     reference = rows_of(reference, right(reference, "clean").numpy())
     contrast = rows_of(contrast, right(contrast, "clean").numpy())
-    attacked = [
-        features_of(contrast, trial.key).of(~right(contrast, trial.key)) for trial in trials
-    ]
-    fooled = sum(len(part.logits) for part in attacked)
-    if fooled < _LEAST:
+    attacked: dict[str, list[Features]] = {}
+    for trial in trials:
+        fooled = features_of(contrast, trial.key).of(~right(contrast, trial.key))
+        attacked.setdefault(trial.name, []).append(fooled)
+    by_attack = [joined(parts) for parts in attacked.values()]
+    count = sum(len(features.logits) for features in by_attack)
+    if count < _LEAST:
         raise UsageError(
-            f"fit.attack: it fools {fooled} of the training images, and detectors need {_LEAST} to "
-            "learn from; give a larger fit.eps, or more fit.contrast_images."
+            f"fit.attacks: they fool {count} of the training images, and detectors need {_LEAST} "
+            "to learn from; give a larger fit.eps, or more fit.contrast_images."
         )
-    layers = {
-        name: torch.cat([part.layers[name] for part in attacked]) for name in attacked[0].layers
-    }
-    clean = features_of(contrast, "clean")
     return Training(
         reference=features_of(reference, "clean"),
         labels=torch.from_numpy(reference["labels"]),
-        clean=clean,
+        clean=features_of(contrast, "clean"),
         noisy=features_of(contrast, "noisy"),
-        attacked=type(clean)(torch.cat([part.logits for part in attacked]), layers),
+        attacked=tuple(features for features in by_attack if len(features.logits)),
         head=head,
         seed=seed,
     )
 
 
 def fit_all(pairs: Sequence[tuple[str, str]], training: Training) -> tuple[Detector, ...]:
-    """Return the detectors of ``pairs`` (name, layer), then the combination of those of one pass.
+    """Return the detectors of ``pairs`` (name, layer), then the combination of those of one layer.
 
-    rank_pca takes many passes an image, so it is not a part of the combination.
+    rank_pca takes many passes an image, so it is not a part of the combination. Nor is a detector
+    of all layers: it knows its own training images too well to be weighed on them.
     """
     singles = [DETECTORS[name].fit(layer, training) for name, layer in pairs]
-    of_one_pass = [each for each in singles if each.layer not in COMPONENT_LAYERS]
-    combined = [combine(of_one_pass, training)] if len(of_one_pass) > 1 else []
+    of_one_layer = [e for e in singles if e.layer not in (ALL_LAYERS, *COMPONENT_LAYERS)]
+    combined = [combine(of_one_layer, training)] if len(of_one_layer) > 1 else []
     return (*singles, *combined)
 
 

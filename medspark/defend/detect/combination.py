@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from medspark.defend.detect.detector import Detector, Training
+from medspark.defend.detect.detector import ALL_LAYERS, Detector, Training
 from medspark.defend.detect.features import Features
 from medspark.defend.detect.logistic import Logistic
 
@@ -48,9 +48,9 @@ class Combination(Detector):
 
 def combine(detectors: Sequence[Detector], training: Training) -> Combination:
     """Return the combination that separates attacked from clean and noisy training images."""
-    parts = [training.clean, training.noisy, training.attacked]
+    parts = [training.clean, training.noisy, *training.attacked]
     scores = [torch.stack([each.score(part) for each in detectors], dim=1) for part in parts]
-    attacked = torch.cat([torch.full((len(s),), part is training.attacked)
-                          for s, part in zip(scores, parts, strict=True)])  # fmt: skip
-    regression = Logistic.fit(torch.cat(scores), attacked)
-    return Combination("all", tuple(detectors), regression)
+    honest = len(scores[0]) + len(scores[1])
+    values = torch.cat(scores)
+    regression = Logistic.fit(values, torch.arange(len(values)) >= honest)
+    return Combination(ALL_LAYERS, tuple(detectors), regression)

@@ -11,7 +11,10 @@ from torch import Tensor
 from medspark.defend.detect.features import Features
 from medspark.errors import UsageError
 
-__all__ = ["Detector", "Training", "by_class"]
+__all__ = ["ALL_LAYERS", "Detector", "Training", "by_class"]
+
+# In place of a layer's name: the detector looks at all layers.
+ALL_LAYERS = "all"
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class Training:
     labels: Tensor
     clean: Features
     noisy: Features
-    attacked: Features
+    attacked: tuple[Features, ...]  # one for each attack
     # Weight (K, D) and bias (K,) of the linear layer that makes the logits, if there is one.
     head: tuple[Tensor, Tensor] | None = None
     seed: int = 0
@@ -36,9 +39,10 @@ class Training:
 
         Clean and noisy images are not attacked.
         """
-        parts = [part.layers[layer] for part in (self.clean, self.noisy, self.attacked)]
+        parts = [part.layers[layer] for part in (self.clean, self.noisy, *self.attacked)]
         honest = len(parts[0]) + len(parts[1])
-        return torch.cat(parts), torch.arange(honest + len(parts[2])) >= honest
+        values = torch.cat(parts)
+        return values, torch.arange(len(values)) >= honest
 
 
 @dataclass(frozen=True)

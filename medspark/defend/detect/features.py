@@ -16,7 +16,7 @@ from medspark.models.guarded import GuardedClassifier, Passed
 
 __all__ = [
     "EMBEDDING", "LOGITS", "PENULTIMATE", "Features", "Layers", "Tap", "chosen_layers",
-    "find_layers",
+    "find_layers", "joined",
 ]  # fmt: skip
 
 # Names of layers that every network with a linear head has, and of one that guarded networks have.
@@ -43,6 +43,12 @@ class Features:
         """Return the features of some images; ``chosen`` holds positions, or is a mask."""
         layers = {name: values[chosen] for name, values in self.layers.items()}
         return Features(self.logits[chosen], layers, self.draw)
+
+
+def joined(parts: Sequence[Features]) -> Features:
+    """Return the features of the images of all ``parts``, which have the same layers."""
+    layers = {n: torch.cat([part.layers[n] for part in parts]) for n in parts[0].layers}
+    return Features(torch.cat([part.logits for part in parts]), layers, parts[0].draw)
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from medspark.defend.detect.bu import BayesianUncertainty
 from medspark.defend.detect.change_point import CENTRED, UNCENTRED
 from medspark.defend.detect.contrastive import Contrastive
-from medspark.defend.detect.detector import Detector
+from medspark.defend.detect.deep import DeepFeatures
+from medspark.defend.detect.detector import ALL_LAYERS, Detector
 from medspark.defend.detect.features import EMBEDDING, LOGITS, PENULTIMATE
 from medspark.defend.detect.kde import KernelDensity
 from medspark.defend.detect.lid import LocalDimension
@@ -15,13 +16,13 @@ from medspark.defend.detect.mahalanobis import Mahalanobis
 from medspark.defend.detect.rank_pca import RankPca
 from medspark.defend.detect.safetynet import SafetyNet
 
-__all__ = ["COMPONENT_LAYERS", "DETECTORS", "grid"]
+__all__ = ["COMPONENT_LAYERS", "DETECTORS", "grid", "layers_of"]
 
 DETECTORS: Mapping[str, type[Detector]] = {
     cls.name: cls
     for cls in (
-        KernelDensity, BayesianUncertainty, LocalDimension, SafetyNet, Mahalanobis, RankPca,
-        Contrastive,
+        KernelDensity, BayesianUncertainty, LocalDimension, SafetyNet, Mahalanobis, DeepFeatures,
+        RankPca, Contrastive,
     )
 }  # fmt: skip
 
@@ -35,6 +36,8 @@ def grid(names: Sequence[str], layers: Sequence[str]) -> list[tuple[str, str]]:
     for name in names:
         if name == "rank_pca":
             found += [(name, layer) for layer in COMPONENT_LAYERS]
+        elif name == "deep":
+            found.append((name, ALL_LAYERS))
         elif name == "contrastive":
             found += [(name, layer) for layer in layers if layer == EMBEDDING]
         elif name == "bu":
@@ -44,3 +47,8 @@ def grid(names: Sequence[str], layers: Sequence[str]) -> list[tuple[str, str]]:
         else:
             found += [(name, layer) for layer in layers]
     return found
+
+
+def layers_of(pairs: Iterable[tuple[str, str]]) -> tuple[str, ...]:
+    """Return the layers of ``pairs`` (detector, layer), each once, and not the name of all."""
+    return tuple(dict.fromkeys(layer for _, layer in pairs if layer != ALL_LAYERS))

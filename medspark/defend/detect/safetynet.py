@@ -15,6 +15,7 @@ from torch import Tensor
 
 from medspark.defend.detect.detector import Detector, Training
 from medspark.defend.detect.features import Features
+from medspark.defend.detect.rbf import rbf_kernel
 
 __all__ = ["SafetyNet"]
 
@@ -72,6 +73,4 @@ class SafetyNet(Detector):
         return self._decide(torch.sigmoid((values - self.medians) / self.softness))
 
     def _decide(self, codes: Tensor) -> Tensor:
-        sizes = codes.square().sum(1)[:, None] + self.vectors.square().sum(1)[None]
-        squares = (sizes - 2 * codes @ self.vectors.T).clamp_min(0)
-        return torch.exp(-self.gamma * squares) @ self.coefficients + self.intercept
+        return rbf_kernel(codes, self.vectors, self.gamma) @ self.coefficients + self.intercept

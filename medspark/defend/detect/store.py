@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, cast, get_type_hints
 
 import torch
 from pydantic import Field
@@ -30,7 +30,7 @@ class StoredDetector(Config):
     """A detector without its arrays: numbers, names, and the detectors that it combines."""
 
     name: str = Field(max_length=100)
-    numbers: dict[str, int | float | str] = Field({}, max_length=100)
+    numbers: dict[str, int | float | str | tuple[str, ...]] = Field({}, max_length=100)
     detectors: tuple[StoredDetector, ...] = Field((), max_length=1000)
 
 
@@ -67,16 +67,16 @@ def load_detectors(
 
 
 def _pack(detector: Detector, prefix: str, arrays: dict[str, Tensor]) -> StoredDetector:
-    numbers: dict[str, int | float | str] = {}
+    numbers: dict[str, int | float | str | tuple[str, ...]] = {}
     parts: tuple[StoredDetector, ...] = ()
-    for name, _ in _fields(type(detector)):
+    for name, kind in _fields(type(detector)):
         value = getattr(detector, name)
         if isinstance(value, Tensor):
             arrays[prefix + name] = value
         elif isinstance(value, Logistic):
             for inner in fields(value):
                 arrays[f"{prefix}{name}.{inner.name}"] = getattr(value, inner.name)
-        elif isinstance(value, tuple):
+        elif isinstance(value, tuple) and kind != tuple[str, ...]:
             parts = tuple(
                 _pack(each, f"{prefix}{number}.", arrays) for number, each in enumerate(value)
             )
@@ -96,6 +96,8 @@ def _unpack(stored: StoredDetector, prefix: str, arrays: Mapping[str, Tensor]) -
             values[name] = Logistic(**parts)
         elif kind in (int, float, str):
             values[name] = kind(stored.numbers[name])
+        elif kind == tuple[str, ...]:
+            values[name] = tuple(cast("tuple[str, ...]", stored.numbers[name]))
         else:
             values[name] = tuple(
                 _unpack(each, f"{prefix}{number}.", arrays)

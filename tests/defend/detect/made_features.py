@@ -35,6 +35,6 @@ def training(*, shift: float = 2.0, layers: tuple[str, ...] = ("a",)) -> Trainin
         labels=reference.predicted,
         clean=drawn(60, 1, layers=layers),
         noisy=drawn(60, 2, layers=layers),
-        attacked=drawn(60, 3, shift=shift, layers=layers),
+        attacked=(drawn(60, 3, shift=shift, layers=layers),),
         head=(torch.randn(CLASSES, WIDTH, generator=generator), torch.zeros(CLASSES)),
     )

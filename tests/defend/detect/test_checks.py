@@ -191,7 +191,7 @@ def fitted_on_test(world: World) -> Sequence[Detector]:
         labels=penultimate["clean"].predicted,
         clean=penultimate["clean"],
         noisy=penultimate["noisy"],
-        attacked=penultimate["pgd@38"],
+        attacked=(penultimate["pgd@38"],),
     )
     density = KernelDensity.fit("penultimate", seen)
     return replace(density, bandwidth=density.bandwidth / 4), SafetyNet.fit("penultimate", seen)

@@ -34,7 +34,8 @@ def test_reference_and_contrast_share_no_image(total, first, second, seed) -> No
 def test_attacked_training_images_are_those_that_the_attack_turns_wrong(world: World) -> None:
     training = world.training
 
-    assert training.attacked.logits.argmax(1).shape[0] >= 10
+    assert len(training.attacked) == len({trial.name for trial in TRIALS})
+    assert sum(len(features.logits) for features in training.attacked) >= 10
     assert torch.equal(training.reference.predicted, training.labels)
     assert len(training.clean.logits) == len(training.noisy.logits)
 
@@ -42,7 +43,7 @@ def test_attacked_training_images_are_those_that_the_attack_turns_wrong(world: W
 def test_an_attack_that_fools_too_few_images_is_one_sentence(world: World) -> None:
     few = rows_of(world.validation, np.arange(4))
 
-    with pytest.raises(UsageError, match=r"fit.attack: it fools \d of the training images"):
+    with pytest.raises(UsageError, match=r"fit.attacks: they fool \d of the training images"):
         training_of(world.validation, few, TRIALS, head=None, seed=0)
 
 

@@ -66,18 +66,18 @@ def test_every_attack_on_the_list_aims_at_the_detector_and_leading_at_components
 def with_points(world: World):
     """Return the training images with (k, p) drawn at random."""
     generator = torch.Generator().manual_seed(0)
-    parts = {
-        name: replace(
-            part,
-            layers={
-                **part.layers,
-                "uncentred": torch.rand(len(part.logits), 2, generator=generator),
-            },
-        )
-        for name in ("clean", "noisy", "attacked")
-        for part in [getattr(world.training, name)]
-    }
-    return replace(world.training, **parts)
+
+    def more(part: Features) -> Features:
+        points = torch.rand(len(part.logits), 2, generator=generator)
+        return replace(part, layers={**part.layers, "uncentred": points})
+
+    parts = world.training
+    return replace(
+        parts,
+        clean=more(parts.clean),
+        noisy=more(parts.noisy),
+        attacked=tuple(map(more, parts.attacked)),
+    )
 
 
 def test_the_attacker_of_a_detector_with_chance_does_not_know_its_draws(world: World) -> None:
