@@ -6,7 +6,7 @@ Reads the result documents of jobs/prune_table.py, and runs jobs/evaluate.py on 
 three rows of each: the one that is not pruned, rsr, and the method with the best worst case among
 the others that have as many seeds. A network that was judged in --folder is not judged again, not
 even on another number of --images. Noisy networks are judged with and without their noise. Prints
-a table, and writes it with all cells as JSON.
+a table, and writes it with all cells as JSON. --figure draws the cells of all tables.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any
 
 from medspark.evaluate.noise_result import NoiseResult
 from medspark.job import write_result
+from medspark.study.prune_report import PruneCell, prune_figure
 
 JOBS = Path(__file__).resolve().parents[2] / "jobs"
 ATTACKS = "pgd,pgd_margin,autoattack"
@@ -121,6 +122,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--probes", type=int, default=64, help="of them for probes, noise (64)")
     parser.add_argument("--master", default="local[1]", help="Spark's master")
     parser.add_argument("--folder", type=Path, default=Path("build/pruned"), help="of evaluations")
+    parser.add_argument("--figure", type=Path, help="also draw all cells over their sparsity (PNG)")
     parser.add_argument("--output", type=Path, default=Path("build/pruned.json"))
     return parser.parse_args(argv)
 
@@ -134,6 +136,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         json.loads(Path(path).read_text(encoding="utf-8"))["cells"]
         for path in asked.tables.split(",")
     )
+    if asked.figure:
+        prune_figure([PruneCell.model_validate(cell) for cell in cells]).savefig(
+            asked.figure, dpi=110
+        )
     for model in dict.fromkeys(cell["model"] for cell in cells):
         own = [cell for cell in cells if cell["model"] == model]
         for name, row in finalists(own, asked.sparsity).items():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pruned
@@ -10,7 +12,8 @@ import pytest
 
 def cell(method: str, sparsity: float, worst: float, seed: int = 0, **more: Any) -> dict[str, Any]:
     state = {"status": "finished", "model": "tiny", "clean": 0.9}
-    return state | {"method": method, "sparsity": sparsity, "worst": worst, "seed": seed} | more
+    found = {"method": method, "sparsity": sparsity, "worst": worst, "seed": seed}
+    return state | {"zeros": sparsity} | found | more
 
 
 TABLE = [
@@ -67,3 +70,28 @@ def test_a_row_shows_means_from_lowest_to_highest_and_how_many_networks_are_flag
     shown = pruned.table([("tiny", "rsr", judged)])
 
     assert "| tiny | rsr | 85.0 (80.0–90.0) | – | 60.0 (50.0–70.0) | – | – | – | 1 |" in shown
+
+
+def test_networks_that_were_judged_are_tabled_and_drawn_without_another_run(tmp_path: Path):
+    cells = TABLE[:5]
+    (tmp_path / "table.json").write_text(json.dumps({"cells": cells}))
+    judged = {
+        "images": 8, "clean": {"accuracy": 0.9}, "worst_case": [{"accuracy": 0.5}], "flags": [],
+        "attacks": [{"name": "autoattack", "accuracy": 0.5}],
+    }  # fmt: skip
+    for each in cells:
+        name = "-".join(str(each[k]) for k in ("model", "method", "sparsity", "seed"))
+        (tmp_path / "judged" / name).mkdir(parents=True)
+        (tmp_path / "judged" / name / "result.json").write_text(json.dumps(judged))
+
+    pruned.main(
+        [
+            *("--tables", str(tmp_path / "table.json"), "--shards", "none"),
+            *("--folder", str(tmp_path / "judged"), "--output", str(tmp_path / "out.json")),
+            *("--figure", str(tmp_path / "all.png")),
+        ]
+    )
+
+    document = json.loads((tmp_path / "out.json").read_text())
+    assert [row["row"] for row in document["rows"]] == ["dense", "rsr", "magnitude"]
+    assert (tmp_path / "all.png").read_bytes().startswith(b"\x89PNG")
