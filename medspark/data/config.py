@@ -21,6 +21,14 @@ class AugmentConfig(Config):
     shift: float = Field(
         0.0, ge=0, le=0.5, description="largest shift per axis, as a fraction of the image's side"
     )
+    turn: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="probability of a turn by one, two or three quarters, for images without an "
+        "up, as cells and tissue; .75 makes four directions equally likely; images that are not "
+        "square are turned by a half",
+    )
 
 
 class DataConfig(TrainingConfig):

@@ -19,7 +19,11 @@ def varied(rows: np.ndarray, *, epoch: int = 0, **chosen: float) -> np.ndarray:
     return augment(IMAGES[rows].copy(), ROWS[rows], config=config, seed=1, epoch=epoch)
 
 
-@pytest.mark.parametrize("chosen", [{"flip": 0.5}, {"flip": 0.5, "shift": 0.25}], ids=str)
+@pytest.mark.parametrize(
+    "chosen",
+    [{"flip": 0.5}, {"flip": 0.5, "shift": 0.25}, {"flip": 0.5, "shift": 0.25, "turn": 0.75}],
+    ids=str,
+)
 def test_a_row_looks_the_same_in_any_company(chosen: dict[str, float]):
     together = varied(ROWS, **chosen)
     alone = np.concatenate([varied(ROWS[i : i + 1], **chosen) for i in range(40)])
@@ -49,14 +53,20 @@ def test_nothing_asked_for_changes_nothing():
     assert np.array_equal(varied(ROWS, flip=0, shift=0), IMAGES)
 
 
-def test_another_seed_flips_and_shifts_others():
+def test_another_seed_flips_shifts_and_turns_others():
     def with_seed(seed: int, **chosen: float) -> np.ndarray:
         config = AugmentConfig(**chosen)
         return augment(IMAGES.copy(), ROWS, config=config, seed=seed, epoch=0)
 
-    for chosen in ({"flip": 0.5}, {"flip": 0, "shift": 0.25}):
+    for chosen in ({"flip": 0.5}, {"flip": 0, "shift": 0.25}, {"flip": 0, "turn": 0.75}):
         assert np.array_equal(with_seed(1, **chosen), with_seed(1, **chosen))
         assert not np.array_equal(with_seed(1, **chosen), with_seed(2, **chosen))
+
+
+def test_another_epoch_turns_otherwise():
+    first, second = (varied(ROWS, epoch=epoch, flip=0, turn=0.75) for epoch in (0, 1))
+
+    assert not np.array_equal(first, second)
 
 
 def test_another_epoch_shifts_otherwise():
@@ -100,3 +110,34 @@ def test_a_shifted_image_is_mirrored_as_well():
     found = augment(IMAGES.copy(), ROWS, config=config, seed=1, epoch=0)
 
     assert np.array_equal(found, varied(ROWS, flip=0, shift=0.25)[:, :, ::-1])
+
+
+def turns(count: int, shape: tuple[int, int], turn: float) -> list[float]:
+    """Return the shares of ``count`` images that are turned by 0, 1, 2 and 3 quarters."""
+    rows = np.arange(count)
+    image = np.random.default_rng(1).integers(0, 256, (*shape, 1), dtype=np.uint8)
+    images = np.broadcast_to(image, (count, *image.shape)).copy()
+    found = augment(images, rows, config=AugmentConfig(flip=0, turn=turn), seed=0, epoch=0)
+    turned = [np.rot90(image, number) for number in range(4)]
+    return [sum(np.array_equal(f, each) for f in found) / count for each in turned]
+
+
+def test_quarters_are_equally_likely_and_as_many_as_asked_for():
+    for turn in (0.3, 0.75, 1.0):
+        shares = turns(2000, (5, 5), turn)
+        assert sum(shares) == 1
+        assert shares == pytest.approx([1 - turn, turn / 3, turn / 3, turn / 3], abs=0.04)
+
+
+def test_images_that_are_not_square_are_turned_by_a_half():
+    shares = turns(400, (4, 6), 0.5)
+
+    assert shares[0] + shares[2] == 1
+    assert shares[2] == pytest.approx(0.5, abs=0.1)
+
+
+def test_a_flipped_and_shifted_image_is_turned_as_well():
+    moved = varied(ROWS, flip=1.0, shift=0.25)
+
+    for image, original in zip(varied(ROWS, flip=1.0, shift=0.25, turn=1.0), moved, strict=True):
+        assert any(np.array_equal(image, np.rot90(original, k)) for k in (1, 2, 3))
