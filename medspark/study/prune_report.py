@@ -122,12 +122,12 @@ def prune_figure(cells: Sequence[PruneCell]) -> Figure:
     panels = figure.subplots(1, max(len(models), 1), squeeze=False, sharey=True)[0]
     for axes, model in zip(panels, models, strict=False):
         for number, method in enumerate(methods):
-            points = [
+            points = sorted(
                 (row[0].sparsity, statistics.fmean(found), any(c.flagged for c in row))
                 for row in rows(cells)
                 if row[0].model == model and row[0].method == method
                 if (found := [c.worst for c in row if c.worst is not None])
-            ]
+            )
             colour = f"C{number}"
             where = [100 * sparsity for sparsity, _, _ in points]
             axes.plot(where, [100 * y for _, y, _ in points], color=colour, lw=1.2, label=method)

@@ -80,3 +80,14 @@ def test_the_figure_draws_a_line_for_each_method_and_hollow_points_for_flags() -
     assert list(lines["rsr"].get_ydata()) == [50.0, 40.0]
     points = [each for each in axes.lines if each.get_marker() == "o"]
     assert [p.get_markerfacecolor() == "none" for p in points] == [False, True, False]
+
+
+def test_a_line_runs_from_low_to_high_sparsity_in_whatever_order_the_cells_are() -> None:
+    cells = [cell(sparsity=0.85, worst=0.5), cell(sparsity=0.95, worst=0.3),
+             cell(sparsity=0.5, worst=0.6)]  # fmt: skip
+
+    (axes,) = prune_figure(cells).axes
+
+    drawn = next(each for each in axes.lines if each.get_label() == "rsr")
+    assert list(drawn.get_xdata()) == [50.0, 85.0, 95.0]
+    assert list(drawn.get_ydata()) == [60.0, 50.0, 30.0]
