@@ -21,7 +21,7 @@ from medspark.workflows import train_at as jobs
 from medspark.workflows.denoise import DenoiseTraining
 from medspark.workflows.train_at import TrainAtConfig
 
-RECIPES = {kind.name: kind.recipe for kind in KINDS}
+RECIPES = {kind.name: kind.settings(None) for kind in KINDS}
 
 
 def configured(name: str, **train: Any) -> FitConfig:
@@ -47,9 +47,19 @@ def test_a_network_is_known_by_its_name(name: str, kind: str | None):
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 def test_every_setting_of_a_recipe_is_a_valid_one_of_train_that_differs(kind: Any):
-    train = TrainConfig.model_validate(kind.recipe)
+    for weights in (None, "pretrained"):
+        recipe = kind.settings(weights)
+        train = TrainConfig.model_validate(recipe)
+        assert all(getattr(train, key) != getattr(TrainConfig(), key) for key in recipe)
 
-    assert all(getattr(train, key) != getattr(TrainConfig(), key) for key in kind.recipe)
+
+def test_a_network_with_weights_needs_fewer_epochs():
+    fine_tuned = configured("convnext_pico")
+    model = fine_tuned.model.model_copy(update={"weights": "pretrained"})
+
+    assert with_recipe(fine_tuned).train.epochs == 24
+    found = with_recipe(fine_tuned.model_copy(update={"model": model})).train
+    assert (found.epochs, found.lr) == (6, 5e-4)
 
 
 @given_any(st.sets(st.sampled_from(sorted(RECIPES["vision transformer"]))))
