@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from medspark.config import Config, TrainingConfig
 from medspark.data.petastorm_import import import_petastorm
@@ -29,6 +29,12 @@ class AugmentConfig(Config):
         "up, as cells and tissue; .75 makes four directions equally likely; images that are not "
         "square are turned by a half",
     )
+
+    @model_serializer(mode="wrap")
+    def _as_before_turns(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave ``turn`` out where it is 0, so that runs of earlier versions have the same hash."""
+        found: dict[str, Any] = dump(self)
+        return found if self.turn else {k: v for k, v in found.items() if k != "turn"}
 
 
 class DataConfig(TrainingConfig):

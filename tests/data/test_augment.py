@@ -141,3 +141,9 @@ def test_a_flipped_and_shifted_image_is_turned_as_well():
 
     for image, original in zip(varied(ROWS, flip=1.0, shift=0.25, turn=1.0), moved, strict=True):
         assert any(np.array_equal(image, np.rot90(original, k)) for k in (1, 2, 3))
+
+
+def test_a_configuration_without_turns_is_written_as_before_there_were_any():
+    assert AugmentConfig().model_dump() == {"flip": 0.5, "shift": 0.0}
+    for config in (AugmentConfig(), AugmentConfig(turn=0.75)):
+        assert AugmentConfig.model_validate(config.model_dump(mode="json")) == config
