@@ -182,6 +182,19 @@ def test_exhibits_are_attacked_within_the_threat_model() -> None:
         assert exhibit.clean_map.shape == (32, 32)
 
 
+def test_grad_cam_of_a_vision_transformer_marks_the_patches_that_count() -> None:
+    torch.manual_seed(0)
+    model = build(ModelConfig(name="test_vit"), num_classes=2, channels=1, size=(64, 32)).eval()
+    images = torch.rand(3, 1, 64, 32)
+
+    maps = grad_cam(model.requires_grad_(False), images, torch.tensor([0, 1, 1]))
+
+    assert maps.shape == (3, 64, 32)
+    assert (maps >= 0).all()
+    assert maps.amax((1, 2)).tolist() == pytest.approx([1, 1, 1])
+    assert not torch.equal(maps[1], grad_cam(model, images, torch.tensor([0, 0, 1]))[1])
+
+
 @pytest.mark.parametrize("name", ["mobilenetv2_100", "densenet121", "resnet50"])
 def test_grad_cam_works_on_the_three_networks(name: str) -> None:
     model = build(ModelConfig(name=name), num_classes=2, channels=1).eval()
