@@ -22,8 +22,11 @@ READMES = tuple(
 )
 
 _PLACE = re.compile(r"\{(\w+)(\.command)?\}")
+# A block without its own end must not swallow the next one.
 _BLOCK = re.compile(
-    r"(<!-- record: (?P<name>\w+)(?: (?P<part>\w+))? -->\n).*?(\n<!-- end -->)", re.DOTALL
+    r"(<!-- record: (?P<name>\w+)(?: (?P<part>\w+))? -->\n)"
+    r"(?:(?!<!-- record).)*?(\n<!-- end -->)",
+    re.DOTALL,
 )
 
 Form = Literal["number", "share", "percent"]
