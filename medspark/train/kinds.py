@@ -1,7 +1,7 @@
 """The recipe that a kind of network needs, where the user has not chosen otherwise.
 
-The defaults of ``train`` are those of convolutional networks with batch norm. Without them, these
-networks learn slowly: from random weights they need many epochs.
+The defaults of ``train`` suit convolutional networks with batch norm. Networks without it learn
+more slowly, and from random weights they need many epochs.
 """
 
 from __future__ import annotations
