@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,10 +17,12 @@ def followed(done: Callable[[], int], *, total: int, unit: str, doing: str) -> I
     """Show a progress bar of ``done()`` out of ``total`` while the block runs.
 
     ``done`` is called every second, so it must be cheap. The bar is labelled ``doing``, counts in
-    ``unit`` and estimates the time that is left.
+    ``unit`` and estimates the time that is left. In a log, where it cannot be drawn over, it is
+    written once a minute at most.
     """
     stop = threading.Event()
-    with tqdm(total=total, initial=done(), unit=unit, desc=doing) as bar:
+    pace = {} if sys.stderr.isatty() else {"mininterval": 60.0, "maxinterval": 60.0}
+    with tqdm(total=total, initial=done(), unit=unit, desc=doing, **pace) as bar:
 
         def advance() -> None:
             bar.update(max(done() - bar.n, 0))
