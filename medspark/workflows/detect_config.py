@@ -58,7 +58,7 @@ class DetectConfig(AttackedImages):
     )
     shards: AnyPath = Field(description="folder that jobs/shard.py wrote")
     detectors: tuple[DetectorName, ...] = Field(
-        ("kde", "bu", "lid", "safetynet", "mahalanobis", "deep"),
+        ("kde", "bu", "lid", "safetynet", "mahalanobis", "deep", "smoothed"),
         min_length=1,
         description="names, separated by commas; rank_pca takes a pass for each row of an image",
     )

@@ -36,7 +36,9 @@ from medspark.shards.schema import read_patients
 
 ROOT = Path(__file__).resolve().parents[2]
 FROM_WEIGHTS = "mobilenetv2_100"
-DETECTORS = "kde,bu,lid,safetynet,mahalanobis,deep"
+DETECTORS = "kde,bu,lid,safetynet,mahalanobis,deep,smoothed"
+# "cw" is the nearest image in L2, cut to the budget; "pgd_margin" descends on C&W's loss within it.
+ATTACKS = "fgsm,pgd,pgd_margin,cw"
 LEARNT_ATTACKS = "fgsm,pgd,deepfool"
 # A robust network is hardly fooled at 2/255, so its detectors learn from larger budgets, too.
 EPS = {"plain": "2/255", "robust": "2/255,4/255"}
@@ -58,6 +60,7 @@ class Setup:
     choosing: int
     detectors: str
     learnt: str
+    attacks: str = ATTACKS
 
 
 @dataclass(frozen=True)
@@ -142,7 +145,7 @@ class Cell:
         return self._job(
             "detect", place, name,
             *("--model", model, "--detectors", detectors, *layers, "--eps", eps),
-            *("--attacks", "fgsm,pgd,cw", "--steps", chosen.steps, "--images", chosen.images),
+            *("--attacks", chosen.attacks, "--steps", chosen.steps, "--images", chosen.images),
             *("--fit.attacks", chosen.learnt, "--fit.eps", LEARNT[self.training]),
             *("--fit.reference_images", chosen.reference),
             *("--fit.contrast_images", chosen.contrast),

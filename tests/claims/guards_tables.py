@@ -27,11 +27,12 @@ from guards_figures import (
 )
 from records import Figure
 
-DETECTORS = ("kde", "bu", "lid", "safetynet", "mahalanobis", "deep", "rank_pca", "combination")
+DETECTORS = ("kde", "bu", "lid", "safetynet", "mahalanobis", "deep", "smoothed", "rank_pca",
+             "combination")  # fmt: skip
 DENOISER = "contrastive"
 EPS, BUDGETS = "2/255", ("2/255", "4/255")
 _MATRIX = (
-    "AUROC at 2/255 of every detector on the layer that validation images chose, mean of the three "
+    "AUROC at 2/255 of every detector on the layer that validation images chose, mean of the "
     "attacks → under the worst attack for each image, on network and detector together:"
 )
 _COMBINATIONS = (
@@ -185,6 +186,7 @@ def _goal(found: Mapping[Group, Sequence[Cell]]) -> list[str]:
     which = f" ({', '.join(reached)})" if reached else ""
     return [
         f"The goal was an AUROC of at least {GOAL:g} of the guard under each of FGSM, PGD and C&W "
+        "(its loss within the budget, which is margin PGD, and its nearest image, cut to it) "
         f"on plain networks, by attackers who do not know it: {len(reached)} of {len(plain)} cells "
         f"reach it{which}."
     ]

@@ -13,7 +13,8 @@ __all__ = ["Action", "AdaptiveName", "AdaptiveSettings", "DetectorName"]
 # What becomes of the label of a suspicious image: it is withheld, or given with a warning.
 Action = Literal["refuse", "flag"]
 DetectorName = Literal[
-    "kde", "bu", "lid", "safetynet", "mahalanobis", "deep", "rank_pca", "contrastive",
+    "kde", "bu", "lid", "safetynet", "mahalanobis", "deep", "smoothed", "rank_pca",
+    "contrastive",
 ]  # fmt: skip
 AdaptiveName = Literal[
     "project_classifier", "project_detector", "selective", "weighted", "leading",

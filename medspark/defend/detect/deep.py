@@ -10,17 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from medspark.defend.detect.change_point import CENTRED, UNCENTRED
 from medspark.defend.detect.detector import Detector, Training
-from medspark.defend.detect.features import Features, joined
+from medspark.defend.detect.features import SMOOTHED, Features, joined
 from medspark.defend.detect.rbf import rbf_kernel
 
-__all__ = ["DeepFeatures"]
+__all__ = ["DeepFeatures", "SmoothedFeatures"]
 
 # A soft margin so wide that it bounds hardly any image: in trials, 10 and 100 gave equal figures.
 _PENALTY = 10.0
@@ -36,6 +36,7 @@ class DeepFeatures(Detector):
 
     name = "deep"
     learns_from_attacks = True
+    ignored: ClassVar[tuple[str, ...]] = (UNCENTRED, CENTRED, SMOOTHED)
 
     read: tuple[str, ...]
     mean: Tensor  # (D,)
@@ -51,7 +52,7 @@ class DeepFeatures(Detector):
 
         ``layer`` is a name for all the layers that one pass gives.
         """
-        read = tuple(n for n in training.reference.layers if n not in (UNCENTRED, CENTRED))
+        read = tuple(name for name in training.reference.layers if name not in cls.ignored)
         honest = _row(joined([training.clean, training.noisy]), read)
         attacked = [_row(features, read) for features in training.attacked]
         values = torch.cat([honest, *attacked])
@@ -85,6 +86,18 @@ class DeepFeatures(Detector):
         values = (_row(features, self.read) - self.mean) * self.rate
         near = rbf_kernel(values, self.vectors, self.gamma)
         return (near @ self.coefficients + self.intercepts).amax(1)
+
+
+@dataclass(frozen=True)
+class SmoothedFeatures(DeepFeatures):
+    """The same machines, which also see how each feature changes when the image is smoothed.
+
+    The features of an attacked image change more, because smoothing undoes a part of the attack.
+    Xu et al. (2018, feature squeezing) compare the probabilities alone.
+    """
+
+    name = "smoothed"
+    ignored = (UNCENTRED, CENTRED)
 
 
 def _row(features: Features, read: Sequence[str]) -> Tensor:

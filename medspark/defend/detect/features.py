@@ -15,12 +15,15 @@ from medspark.models.classifier import Normalise, evaluating
 from medspark.models.guarded import GuardedClassifier, Passed
 
 __all__ = [
-    "EMBEDDING", "LOGITS", "PENULTIMATE", "Features", "Layers", "Tap", "chosen_layers",
-    "find_layers", "joined",
+    "EMBEDDING", "LOGITS", "PENULTIMATE", "SMOOTHED", "Features", "Layers", "Tap",
+    "chosen_layers", "find_layers", "joined",
 ]  # fmt: skip
 
 # Names of layers that every network with a linear head has, and of one that guarded networks have.
 PENULTIMATE, LOGITS, EMBEDDING = "penultimate", "logits", "contrast"
+
+# A "layer" that takes a pass of its own: how all features change when the image is smoothed.
+SMOOTHED = "smoothed"
 
 
 @dataclass(frozen=True)

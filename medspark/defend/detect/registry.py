@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from medspark.defend.detect.bu import BayesianUncertainty
 from medspark.defend.detect.change_point import CENTRED, UNCENTRED
 from medspark.defend.detect.contrastive import Contrastive
-from medspark.defend.detect.deep import DeepFeatures
+from medspark.defend.detect.deep import DeepFeatures, SmoothedFeatures
 from medspark.defend.detect.detector import ALL_LAYERS, Detector
-from medspark.defend.detect.features import EMBEDDING, LOGITS, PENULTIMATE
+from medspark.defend.detect.features import EMBEDDING, LOGITS, PENULTIMATE, SMOOTHED
 from medspark.defend.detect.kde import KernelDensity
 from medspark.defend.detect.lid import LocalDimension
 from medspark.defend.detect.mahalanobis import Mahalanobis
@@ -22,11 +22,11 @@ DETECTORS: Mapping[str, type[Detector]] = {
     cls.name: cls
     for cls in (
         KernelDensity, BayesianUncertainty, LocalDimension, SafetyNet, Mahalanobis, DeepFeatures,
-        RankPca, Contrastive,
+        SmoothedFeatures, RankPca, Contrastive,
     )
 }  # fmt: skip
 
-# "Layers" that take passes of their own: the two conventions of (k, p).
+# "Layers" that take many passes of their own: the two conventions of (k, p).
 COMPONENT_LAYERS = (UNCENTRED, CENTRED)
 
 
@@ -36,7 +36,7 @@ def grid(names: Sequence[str], layers: Sequence[str]) -> list[tuple[str, str]]:
     for name in names:
         if name == "rank_pca":
             found += [(name, layer) for layer in COMPONENT_LAYERS]
-        elif name == "deep":
+        elif name in ("deep", "smoothed"):
             found.append((name, ALL_LAYERS))
         elif name == "contrastive":
             found += [(name, layer) for layer in layers if layer == EMBEDDING]
@@ -51,4 +51,5 @@ def grid(names: Sequence[str], layers: Sequence[str]) -> list[tuple[str, str]]:
 
 def layers_of(pairs: Iterable[tuple[str, str]]) -> tuple[str, ...]:
     """Return the layers of ``pairs`` (detector, layer), each once, and not the name of all."""
-    return tuple(dict.fromkeys(layer for _, layer in pairs if layer != ALL_LAYERS))
+    named = (SMOOTHED if name == "smoothed" else layer for name, layer in pairs)
+    return tuple(dict.fromkeys(layer for layer in named if layer != ALL_LAYERS))
