@@ -39,7 +39,7 @@ FROM_WEIGHTS = "mobilenetv2_100"
 DETECTORS = "kde,bu,lid,safetynet,mahalanobis,deep,smoothed"
 # "cw" is the nearest image in L2, cut to the budget; "pgd_margin" descends on C&W's loss within it.
 ATTACKS = "fgsm,pgd,pgd_margin,cw"
-LEARNT_ATTACKS = "fgsm,pgd,deepfool"
+LEARNT_ATTACKS = "fgsm,pgd,deepfool,cw"
 # A robust network is hardly fooled at 2/255, so its detectors learn from larger budgets, too.
 EPS = {"plain": "2/255", "robust": "2/255,4/255"}
 LEARNT = {"plain": "2/255", "robust": "2/255,4/255,8/255"}

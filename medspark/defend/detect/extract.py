@@ -22,7 +22,7 @@ from medspark.defend.detect.change_point import (
 from medspark.defend.detect.features import SMOOTHED, Features, Tap
 from medspark.defend.detect.registry import COMPONENT_LAYERS
 
-__all__ = ["Extractor", "smoothed"]
+__all__ = ["Extractor", "smoothings"]
 
 _BINOMIAL = (0.25, 0.5, 0.25)
 
@@ -32,7 +32,7 @@ class Extractor:
     """Features of images by layer, component layers included.
 
     Without component layers, the cost is one forward pass an image for any number of layers, and
-    with ``smooths`` a second one.
+    with ``smooths`` two more.
     """
 
     tap: Tap
@@ -80,18 +80,21 @@ class Extractor:
         features = self.tap(images)
         if not self.smooths:
             return features
-        again = self.tap(smoothed(images)).layers
-        change = torch.cat([was - again[name] for name, was in features.layers.items()], dim=1)
-        return Features(features.logits, {**features.layers, SMOOTHED: change})
+        changes: list[Tensor] = []
+        for smooth in smoothings(images):
+            again = self.tap(smooth).layers
+            changes += [was - again[name] for name, was in features.layers.items()]
+        return Features(features.logits, {**features.layers, SMOOTHED: torch.cat(changes, dim=1)})
 
 
-def smoothed(images: Tensor) -> Tensor:
-    """Return ``images`` (B, C, H, W), each pixel a binomial mean of its 3 x 3 neighbourhood.
+def smoothings(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Return ``images`` (B, C, H, W) with the binomial mean, and the median, of 3 x 3 pixels each.
 
     Smoothing squeezes out what an attack adds between neighbours (feature squeezing, Xu et al.
-    2018). Images are mirrored at their edges, and may have as few as two pixels a side.
+    2018). Images are mirrored at their edges, and need two pixels a side.
     """
+    wide = F.pad(images, (1, 1, 1, 1), mode="reflect").flatten(0, 1).unsqueeze(1)
     weights = images.new_tensor(_BINOMIAL)
-    channels = images.shape[1]
-    kernel = torch.outer(weights, weights).expand(channels, 1, 3, 3)
-    return F.conv2d(F.pad(images, (1, 1, 1, 1), mode="reflect"), kernel, groups=channels)
+    mean = F.conv2d(wide, torch.outer(weights, weights)[None, None])
+    median = F.unfold(wide, 3).median(1).values
+    return mean.view_as(images), median.view_as(images)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from medspark.defend.detect.deep import DeepFeatures, SmoothedFeatures
 from medspark.defend.detect.detector import ALL_LAYERS
-from medspark.defend.detect.extract import Extractor, smoothed
+from medspark.defend.detect.extract import Extractor, smoothings
 from medspark.defend.detect.features import SMOOTHED, Features, Tap, find_layers
 from medspark.defend.detect.registry import grid, layers_of
 from medspark.models.backbones import build
@@ -27,30 +27,34 @@ def network() -> nn.Module:
         return build(ModelConfig(name="test_resnet"), num_classes=3, channels=3).eval()
 
 
-def test_a_smoothed_pixel_is_the_binomial_mean_of_its_neighbourhood():
-    found = smoothed(IMAGES)
+def test_a_smoothed_pixel_is_the_binomial_mean_or_the_median_of_its_neighbourhood():
+    mean, median = smoothings(IMAGES)
 
     weights = torch.tensor([[1, 2, 1], [2, 4, 2], [1, 2, 1]]) / 16
-    assert torch.allclose(found[..., 3, 5], (IMAGES[..., 2:5, 4:7] * weights).sum((2, 3)))
-    assert found.shape == IMAGES.shape
-    assert torch.allclose(smoothed(torch.full((1, 1, 2, 2), 0.3)), torch.full((1, 1, 2, 2), 0.3))
+    around = IMAGES[..., 2:5, 4:7]
+    assert torch.allclose(mean[..., 3, 5], (around * weights).sum((2, 3)))
+    assert torch.equal(median[..., 3, 5], around.flatten(2).sort().values[..., 4])
+    assert mean.shape == median.shape == IMAGES.shape
+    grey = torch.full((1, 1, 2, 2), 0.3)
+    assert all(torch.allclose(each, grey) for each in smoothings(grey))
 
 
-def test_the_change_of_all_layers_costs_one_pass_more():
+def test_the_change_of_all_layers_costs_two_passes_more():
     model, passed = network(), []
     known = find_layers(model, IMAGES[:1])
     model.register_forward_pre_hook(lambda _, inputs: passed.append(len(inputs[0])))
     found = Extractor.on(model, (*known.names, SMOOTHED), known.head)(IMAGES)
 
-    assert sum(passed) == 2 * len(IMAGES)
+    assert sum(passed) == 3 * len(IMAGES)
     tap = Tap(model, known.names, known.head)
     with torch.no_grad():
-        before, after = tap(IMAGES).layers, tap(smoothed(IMAGES)).layers
-    expected = torch.cat([before[name] - after[name] for name in known.names], dim=1)
+        before, after = tap(IMAGES).layers, [tap(each).layers for each in smoothings(IMAGES)]
+    changes = [before[name] - each[name] for each in after for name in known.names]
+    expected = torch.cat(changes, dim=1)
     assert torch.allclose(found.layers[SMOOTHED], expected, atol=1e-6)
 
 
-def test_an_attacker_has_the_gradient_of_both_passes():
+def test_an_attacker_has_the_gradient_of_all_passes():
     model = network()
     known = find_layers(model, IMAGES[:1])
     look = Extractor.on(model, (*known.names, SMOOTHED), known.head)
