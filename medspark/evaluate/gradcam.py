@@ -14,8 +14,9 @@ from medspark.models.classifier import Classifier
 def grad_cam(model: Classifier, images: Tensor, classes: Tensor) -> Tensor:
     """Return maps (B, H, W) in [0, 1] of the evidence for ``classes`` (B,) in ``images``.
 
-    It works on any timm backbone with a last feature map (B, F, h, w). Of a vision transformer it
-    reads the patches before the last block, after which only the class token may count.
+    It works on any timm backbone with a last feature map, (B, F, h, w) or, as Swin's, (B, h, w, F).
+    Of a vision transformer it reads the patches before the last block, after which only the class
+    token may count.
     """
     backbone, inputs = model.backbone, model.inputs(images)
     if hasattr(backbone, "num_prefix_tokens"):
@@ -26,7 +27,10 @@ def grad_cam(model: Classifier, images: Tensor, classes: Tensor) -> Tensor:
         features = features.detach().requires_grad_(True)
         with torch.enable_grad():
             logits = backbone.forward_head(features)  # type: ignore[operator]
-        maps = _evidence(logits, features, classes, (2, 3), 1)
+        if getattr(backbone, "output_fmt", "NCHW") == "NHWC":
+            maps = _evidence(logits, features, classes, (1, 2), 3)
+        else:
+            maps = _evidence(logits, features, classes, (2, 3), 1)
     maps = F.interpolate(maps[:, None], images.shape[2:], mode="bilinear", align_corners=False)
     scaled: Tensor = (maps / maps.amax((2, 3), keepdim=True).clamp_min(1e-12)).squeeze(1)
     return scaled

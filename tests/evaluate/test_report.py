@@ -195,6 +195,26 @@ def test_grad_cam_of_a_vision_transformer_marks_the_patches_that_count() -> None
     assert not torch.equal(maps[1], grad_cam(model, images, torch.tensor([0, 0, 1]))[1])
 
 
+def test_grad_cam_of_swin_averages_gradients_over_places_and_not_over_channels() -> None:
+    torch.manual_seed(0)
+    name, size = "swin_tiny_patch4_window7_224", (64, 96)
+    model = build(ModelConfig(name=name), num_classes=2, channels=1, size=size).eval()
+    images, classes = torch.rand(2, 1, *size), torch.tensor([0, 1])
+    features = model.backbone.forward_features(model.inputs(images)).detach().requires_grad_(True)
+    logits = model.backbone.forward_head(features)
+    (gradient,) = torch.autograd.grad(logits[0, 0] + logits[1, 1], features)
+    evidence = (gradient.mean((1, 2), keepdim=True) * features).sum(3).relu().detach()
+    expected = torch.nn.functional.interpolate(
+        evidence[:, None], size, mode="bilinear", align_corners=False
+    )[:, 0]
+
+    maps = grad_cam(model, images, classes)
+
+    assert evidence.shape == (2, 2, 3)
+    peaks = expected.amax((1, 2), keepdim=True).clamp_min(1e-12)
+    assert torch.allclose(maps, expected / peaks, atol=1e-4)
+
+
 @pytest.mark.parametrize("name", ["mobilenetv2_100", "densenet121", "resnet50"])
 def test_grad_cam_works_on_the_three_networks(name: str) -> None:
     model = build(ModelConfig(name=name), num_classes=2, channels=1).eval()
