@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from medspark.config import load_config
 from medspark.train import loop
 from medspark.train.config import FitConfig, TrainConfig
-from medspark.train.kinds import KINDS, kind_of, recipe_line, with_recipe
+from medspark.train.kinds import FINE_TUNING, KINDS, kind_of, recipe_line, with_recipe
 from medspark.train.world import World
 from medspark.workflows import train_at as jobs
 from medspark.workflows.denoise import DenoiseTraining
@@ -24,8 +24,9 @@ from medspark.workflows.train_at import TrainAtConfig
 RECIPES = {kind.name: kind.settings(None) for kind in KINDS}
 
 
-def configured(name: str, **train: Any) -> FitConfig:
-    return FitConfig.model_validate({"shards": "s", "model": {"name": name}, "train": train})
+def configured(name: str, *, weights: str | None = None, **train: Any) -> FitConfig:
+    model = {"name": name, "weights": weights}
+    return FitConfig.model_validate({"shards": "s", "model": model, "train": train})
 
 
 @pytest.mark.parametrize(
@@ -79,6 +80,30 @@ def test_a_second_call_changes_nothing():
 
     assert with_recipe(once) is once
     assert recipe_line(once) == ""
+
+
+def test_a_network_of_another_task_is_fine_tuned_against_attacks_by_a_recipe():
+    config = configured("mobilenet_v2", weights="w.safetensors", ema=0.5)
+
+    found = with_recipe(config)
+
+    assert found.train == config.train.model_copy(update=FINE_TUNING | {"ema": 0.5})
+    assert "fine-tuned against attacks with train.lr 0.001" in recipe_line(config)
+    assert "train.class_weights balanced" in recipe_line(config)
+    assert with_recipe(found) is found
+
+
+@pytest.mark.parametrize("mode", ["standard", "fused", "pgd", "trades"])
+def test_other_modes_have_no_recipe_for_fine_tuning(mode: str):
+    config = configured("mobilenet_v2", weights="w.safetensors", mode=mode)
+
+    assert with_recipe(config) is config
+
+
+def test_a_model_of_the_same_task_is_trained_on_as_ever(tmp_path: Path):
+    config = configured("mobilenet_v2", weights=str(tmp_path))
+
+    assert with_recipe(config) is config
 
 
 def test_other_networks_train_as_ever():
