@@ -65,7 +65,7 @@ KINDS = (
 # Of convolutional networks with batch norm that start from the weights of another task and are
 # trained against attacks by the default mode; measured in tests/claims/recipe_rates.json.
 FINE_TUNING: dict[str, Any] = {
-    "lr": 1e-3,
+    "lr": 6e-4,
     "label_smoothing": 0.1,
     "class_weights": "balanced",
     "ema": 0.99,

@@ -88,7 +88,7 @@ def test_a_network_of_another_task_is_fine_tuned_against_attacks_by_a_recipe():
     found = with_recipe(config)
 
     assert found.train == config.train.model_copy(update=FINE_TUNING | {"ema": 0.5})
-    assert "fine-tuned against attacks with train.lr 0.001" in recipe_line(config)
+    assert "fine-tuned against attacks with train.lr 0.0006" in recipe_line(config)
     assert "train.class_weights balanced" in recipe_line(config)
     assert with_recipe(found) is found
 
