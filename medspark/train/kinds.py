@@ -116,8 +116,9 @@ def _chosen(config: TrainingSettings) -> dict[str, Any]:
 def _is_fine_tuned(config: TrainingSettings) -> bool:
     """Return whether attacks of the default mode meet a network that learnt another task.
 
-    The weights of a model folder learnt this task already.
+    The weights of a model folder learnt this task already. A student learns from its teacher.
     """
     model = config.model
     given = model.weights is not None and model_folder(model) is None
-    return given and config.train.mode == TrainConfig.model_fields["mode"].default
+    taught = getattr(config, "distill", None) is not None
+    return given and not taught and config.train.mode == TrainConfig.model_fields["mode"].default

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from medspark.config import load_config
 from medspark.train import loop
-from medspark.train.config import FitConfig, TrainConfig
+from medspark.train.config import DistillConfig, FitConfig, TrainConfig
 from medspark.train.kinds import FINE_TUNING, KINDS, kind_of, recipe_line, with_recipe
 from medspark.train.world import World
 from medspark.workflows import train_at as jobs
@@ -97,6 +97,14 @@ def test_a_network_of_another_task_is_fine_tuned_against_attacks_by_a_recipe():
 def test_other_modes_have_no_recipe_for_fine_tuning(mode: str):
     config = configured("mobilenet_v2", weights="w.safetensors", mode=mode)
 
+    assert with_recipe(config) is config
+
+
+def test_a_student_with_given_weights_learns_as_ever(tmp_path: Path):
+    plain = configured("mobilenet_v2", weights="w.safetensors")
+    config = plain.model_copy(update={"distill": DistillConfig(teacher=tmp_path)})
+
+    assert with_recipe(plain) is not plain
     assert with_recipe(config) is config
 
 
