@@ -267,8 +267,24 @@ def _missing(cells: Sequence[Cell]) -> str:
     return f"{len(left)} of the planned cells are not measured yet (seeds): {which}."
 
 
+def _earlier(cells: Sequence[Cell], setup: Mapping[str, Any]) -> list[str]:
+    """Return which cells are older than the attacks and the detectors of ``setup``."""
+    found = [
+        name_of(*group_of(cell), cell["seed"])
+        for cell in cells
+        if cell["setup"].keys() != setup.keys()
+    ]
+    if not found:
+        return []
+    listed = ", ".join(found)
+    return [
+        "Measured before there were margin PGD and `smoothed` here, and before C&W was learnt (–): "
+        f"{listed}."
+    ]
+
+
 def _how(cells: Sequence[Cell]) -> list[str]:
-    setup = cells[-1]["setup"]
+    setup = max((cell["setup"] for cell in cells), key=len)
     return [
         f"Detectors on networks of 64 px images ({setup['epochs']} epochs; MobileNet-V2 from "
         "ImageNet weights, DenseNet121 from random ones; adversarial: trained against 2/255 by the "
@@ -281,6 +297,7 @@ def _how(cells: Sequence[Cell]) -> list[str]:
         f"({setup['searches']} weights of the weighted attack). In brackets: 95 % intervals that "
         "count patients (the malaria cells are of four), and for AUROC the fooled images where "
         "these are fewer. rank_pca was left out, since it costs a minute an image.",
+        *_earlier(cells, setup),
         "",
         "AUROC of the guard at 2/255 under each attack by attackers who do not know it, and under "
         "the worst attack for each image, on network and guard together (–: the attack fools no "

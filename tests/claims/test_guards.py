@@ -221,3 +221,13 @@ def faint(split: str) -> tuple[np.ndarray, np.ndarray]:
     images[labels == 1, :8] += 6
     images[labels == 0, 8:] += 6
     return images.astype(np.uint8), labels
+
+
+def test_cells_of_an_earlier_setup_are_named():
+    newer = cell(seed=1)
+    newer["setup"] = {**newer["setup"], "attacks": "fgsm,pgd,pgd_margin,cw"}
+
+    text = "\n".join(record([cell(), newer], "a laptop")["text"])
+
+    assert "(–): xrays-mobilenetv2_100-plain-0." in text
+    assert "(–)" not in "\n".join(record([newer], "a laptop")["text"]).partition("AUROC of the")[0]
