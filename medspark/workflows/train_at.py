@@ -104,8 +104,9 @@ def train_at(config: TrainAtConfig) -> TrainResult:
     the network while Spark starts. Raises RunError, naming the rank and the cause, if the training
     fails.
     """
-    config = _with_recipe(config)
+    asked, config = config, _with_recipe(config)
     check(config)
+    _tell_recipe(asked)
     place, demo = _place(config), demo_folder(config.demo) if config.shards is None else None
     _check_folders(config, place)
     with held_run(
@@ -119,11 +120,13 @@ def train_at(config: TrainAtConfig) -> TrainResult:
 
 
 def _with_recipe(config: TrainAtConfig) -> TrainAtConfig:
-    if not config.chooses_recipe:
-        return config
-    if line := recipe_line(config):
+    return with_recipe(config) if config.chooses_recipe else config
+
+
+def _tell_recipe(config: TrainAtConfig) -> None:
+    """Log what is chosen for the network of ``config``, which has no recipe yet."""
+    if config.chooses_recipe and (line := recipe_line(config)):
         _LOGGER.info("%s", line)
-    return with_recipe(config)
 
 
 def _run(config: TrainAtConfig, folder: Path) -> TrainResult:
@@ -282,6 +285,7 @@ def train_once(
     result document. Raises UsageError for unusable input, and RunError, naming the rank and the
     cause, if the training fails.
     """
+    _tell_recipe(config)
     config = _with_recipe(config)
     check_ranks(config.train, config.launch.processes)
     fit_config = _fit_config(config, folder)
