@@ -19,7 +19,7 @@ from medspark.defend.detect.change_point import (
     change_point,
     soft_change_point,
 )
-from medspark.defend.detect.features import SMOOTHED, Features, Tap
+from medspark.defend.detect.features import LOGITS, SMOOTHED, Features, Tap
 from medspark.defend.detect.registry import COMPONENT_LAYERS
 
 __all__ = ["Extractor", "smoothings"]
@@ -80,10 +80,13 @@ class Extractor:
         features = self.tap(images)
         if not self.smooths:
             return features
+        # In an order of its own, and always with the logits, whatever layers are asked for besides.
+        names = sorted(name for name in self.tap.layers if name != LOGITS)
         changes: list[Tensor] = []
         for smooth in smoothings(images):
-            again = self.tap(smooth).layers
-            changes += [was - again[name] for name, was in features.layers.items()]
+            again = self.tap(smooth)
+            changes += [features.layers[name] - again.layers[name] for name in names]
+            changes.append(features.logits - again.logits)
         return Features(features.logits, {**features.layers, SMOOTHED: torch.cat(changes, dim=1)})
 
 

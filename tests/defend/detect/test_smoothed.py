@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from medspark.defend.detect.deep import DeepFeatures, SmoothedFeatures
 from medspark.defend.detect.detector import ALL_LAYERS
 from medspark.defend.detect.extract import Extractor, smoothings
-from medspark.defend.detect.features import SMOOTHED, Features, Tap, find_layers
+from medspark.defend.detect.features import LOGITS, SMOOTHED, Features, Tap, find_layers
 from medspark.defend.detect.registry import grid, layers_of
 from medspark.models.backbones import build
 from medspark.models.config import ModelConfig
@@ -49,9 +49,24 @@ def test_the_change_of_all_layers_costs_two_passes_more():
     tap = Tap(model, known.names, known.head)
     with torch.no_grad():
         before, after = tap(IMAGES).layers, [tap(each).layers for each in smoothings(IMAGES)]
-    changes = [before[name] - each[name] for each in after for name in known.names]
+    names = [*sorted(set(known.names) - {LOGITS}), LOGITS]
+    changes = [before[name] - each[name] for each in after for name in names]
     expected = torch.cat(changes, dim=1)
     assert torch.allclose(found.layers[SMOOTHED], expected, atol=1e-6)
+
+
+def test_the_change_is_the_same_in_any_order_of_layers_and_without_the_logits_among_them():
+    model = network()
+    known = find_layers(model, IMAGES[:1])
+    some = [name for name in known.names if name != LOGITS]
+
+    found = [
+        Extractor.on(model, names, known.head)(IMAGES).layers[SMOOTHED]
+        for names in ([*some, SMOOTHED], [SMOOTHED, LOGITS, *reversed(some)])
+    ]
+
+    assert len(some) > 1
+    assert torch.equal(*found)
 
 
 def test_an_attacker_has_the_gradient_of_all_passes():
