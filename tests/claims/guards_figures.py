@@ -220,12 +220,13 @@ class Detection:
 def reaches_goal(cell: Cell) -> bool:
     """Return whether the guard of a cell has the AUROC of the goal under each oblivious attack.
 
-    An attack that fools no image leaves nothing to detect.
+    An attack that fools no image leaves nothing to detect; one that was not tried counts.
     """
     detection = Detection(cell, "2/255")
+    tried = {line["attack"] for line in detection.document["detectors"]}
     areas = [detection.oblivious(detection.guard, attack) for attack in ATTACKS]
     known = [area.value for area in areas if area is not None]
-    return bool(known) and min(known) >= GOAL
+    return set(ATTACKS) <= tried and bool(known) and min(known) >= GOAL
 
 
 def saves(cells: Sequence[Cell], eps: str) -> tuple[Estimate, float] | None:

@@ -301,5 +301,5 @@ def _how(cells: Sequence[Cell]) -> list[str]:
         "",
         "AUROC of the guard at 2/255 under each attack by attackers who do not know it, and under "
         "the worst attack for each image, on network and guard together (–: the attack fools no "
-        "image):",
+        "image, or was not tried):",
     ]
