@@ -208,7 +208,7 @@ for place, version in enumerate(("clean", "PGD", "attacked with its detector")):
 axes.set_xticks(np.arange(len(seen)) + 0.27, [name for name, *_ in seen])
 axes.axhline(0.05, color="black", linewidth=0.8)
 axes.set_ylabel("p-value")
-axes.legend()
+bars.legend(loc="outside right upper")
 print(show(bars, name="05 p values", folder=pictures))
 
 # COMMAND ----------

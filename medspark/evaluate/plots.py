@@ -29,7 +29,7 @@ _DASHED = "Dashed: flagged by a sanity check; do not trust it."
 
 def accuracy_curves(result: RobustnessResult) -> Figure:
     """Draw accuracy over eps for every attack and the worst case, with intervals."""
-    figure, axes = _blank(6.4, 4.2)
+    figure, axes = _blank(7.4, 4.2)
     face = _marker_face(result, figure)
     for name, attacks in _by_attack(result.under_attack).items():
         attacks = sorted(attacks, key=lambda attack: attack.eps)
@@ -46,7 +46,7 @@ def accuracy_curves(result: RobustnessResult) -> Figure:
     budgets = sorted({0.0, *(attack.eps for attack in result.attacks)})
     axes.set_xticks(budgets, [eps_text(eps) for eps in budgets], fontsize=8, rotation=30)
     axes.set(xlabel="eps", ylabel="accuracy", ylim=(-0.02, 1.02))
-    axes.legend(fontsize=8)
+    figure.legend(fontsize=8, loc="outside right upper")
     return figure
 
 
@@ -68,7 +68,7 @@ def reliability_diagram(result: RobustnessResult, predictions: Predictions) -> F
             label=f"{name}, error {calibration_error(probabilities, predictions.labels):.3f}",
         )
     axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(-0.02, 1.02))
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="upper left")
     return figure
 
 
@@ -108,7 +108,7 @@ def roc_curves(
             (line,) = axes.plot(false, true, label=name, ls="-" if result.believable else "--")
             called = answers.predicted[:, watched].ravel()
             axes.plot(called[~truth].mean(), called[truth].mean(), "o", ms=6, c=line.get_color())
-            axes.legend(fontsize=8)
+            axes.legend(fontsize=8, loc="lower right")
     title = "all findings" if positive is None else classes[positive]
     axes.set_title(wrapped(title, width=40, lines=2), parse_math=False)
     axes.set(xlabel="1 - specificity", ylabel="sensitivity")
@@ -141,7 +141,7 @@ def decision_curve(
         xlim=(0, 1),
         ylim=(-0.1, max(share, 0.05) * 1.1),
     )
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="lower left")
     if not result.believable:
         figure.supxlabel(_DASHED, fontsize=8)
     return figure

@@ -144,7 +144,7 @@ def _projection(name: str, projections: Sequence[Projection]) -> Figure:
             axes.plot(p.nodes, p.hours, marks[p.bound], color=line.get_color())
     for bound in dict.fromkeys(p.bound for p in projections):
         axes.plot([], [], marks[bound], color="grey", label=f"bound by {bound}")
-    axes.legend(fontsize=7)
+    figure.legend(fontsize=7, loc="outside right upper")
     return figure
 
 
@@ -173,9 +173,10 @@ def _style(axes: Axes, x: str, y: str) -> None:
 
 def _with_legend(figure: Figure, axes: Axes) -> Figure | None:
     """Return the figure with its legend, or None if nothing was drawn."""
-    if not axes.get_legend_handles_labels()[0]:
+    named = axes.get_legend_handles_labels()
+    if not named[0]:
         return None
     if axes.get_xlabel() == "processes":
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(fontsize=7)
+    figure.legend(*named, fontsize=7, loc="outside upper left")
     return figure

@@ -121,7 +121,7 @@ def federation_figure(result: FederationResult, *, eps: float) -> Figure:
     axes.set_xlim(0.5, len(result.rounds) + 0.5)
     axes.spines[["top", "right"]].set_visible(False)
     if axes.lines:
-        axes.legend(frameon=False)
+        figure.legend(frameon=False, loc="outside right upper")
     else:
         axes.text(0.5, 0.5, "no round was validated", ha="center", transform=axes.transAxes)
     return figure

@@ -71,6 +71,16 @@ def test_a_comment_is_a_reason(line: str, accepted: bool):
     assert (unreasoned(f"try:\n    f()\n{line}\n    raise\n") == []) is accepted
 
 
+BEST = re.compile(r"\baxes\.legend\((?!.*\bloc=)")
+
+
+def test_no_figure_looks_for_the_best_place_of_its_legend():
+    """matplotlib warns where the search takes a second, and how long it takes is the machine's."""
+    searching = {name(path) for path in modules() if BEST.search(path.read_text("utf-8"))}
+
+    assert searching == set()
+
+
 def public(tree: ast.Module | ast.ClassDef) -> Iterator[ast.FunctionDef | ast.ClassDef]:
     """Yield the public functions and classes, and the public methods of these classes."""
     for node in tree.body:

@@ -187,7 +187,7 @@ def _draw_curves(axes: Any, record: Record) -> None:
         axes.plot(_LEVELS, values, marker="o", ms=3.5, color=color, label=name)
     axes.set(xlabel="eps, 255ths", ylabel="accuracy, %", ylim=(-2, 102))
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="upper right")
 
 
 def _answer(shown: Any, name: str) -> str:
