@@ -44,9 +44,10 @@ from medspark.models.backbones import build
 from medspark.models.classifier import Classifier, freeze_batch_norm
 from medspark.models.config import ModelConfig
 from medspark.seeding import derive
-from medspark.train.config import TrainConfig
+from medspark.train.config import FitConfig
 from medspark.train.engine import Engine
-from medspark.train.objective import CrossEntropy
+from medspark.train.kinds import with_recipe
+from medspark.train.prepare import make_objective
 from medspark.train.schedule import one_cycle
 from medspark.train.validate import slices
 from medspark.train.world import World
@@ -79,11 +80,12 @@ class Trainer:
 
 def ours(model: Classifier, source: Source, setup: Setup, seed: int) -> Trainer:
     """Return medspark's default recipe."""
+    recipe = our_recipe(setup.network, setup.weights, setup.lr)
     engine = Engine(
         model,
-        config=TrainConfig(lr=setup.lr, batch_size=BATCH),
+        config=recipe.train,
         threat=ThreatModel(eps=EPS),
-        objective=CrossEntropy(),
+        objective=make_objective(recipe, source, ALONE),
         image_shape=_shape(source),
         total_steps=TICKS,
         seed=seed,
@@ -95,6 +97,14 @@ def ours(model: Classifier, source: Source, setup: Setup, seed: int) -> Trainer:
             return kept
 
     return Trainer(lambda batch, passed: engine.step(batch, int(passed * TICKS)), network)
+
+
+def our_recipe(network: str, weights: str | None, lr: float | None) -> FitConfig:
+    """Return the default recipe of a network from these weights, at its own rate or at ``lr``."""
+    model = ModelConfig(name=network, weights=weights)
+    train = {"batch_size": BATCH} | ({} if lr is None else {"lr": lr})
+    asked = {"shards": "unread", "run_dir": "unread", "model": model, "train": train}
+    return with_recipe(FitConfig.model_validate(asked))
 
 
 def textbook(model: Classifier, _source: Source, setup: Setup, _seed: int) -> Trainer:
@@ -254,7 +264,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", default="0,1,2", help="separated by commas")
     parser.add_argument("--trainers", default=",".join(TRAINERS), help="separated by commas")
     parser.add_argument("--images", type=int, help="test images that are attacked; all by default")
-    parser.add_argument("--lr", type=float, default=TrainConfig().lr, help="peak of the rate")
+    parser.add_argument("--lr", type=float, help="peak of the rate, for all; default: ours")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--folder", type=Path, default=Path("build/equal_time"), help="of cells")
     parser.add_argument("--output", type=Path, default=Path("build/equal_time.json"))
@@ -265,7 +275,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Do the cells that are missing, and print and write the table after each."""
     args = arguments(argv)
     torch.set_num_threads(args.threads)
-    setup = Setup(args.network, args.weights, args.seconds, args.images, args.lr, args.threads)
+    lr = our_recipe(args.network, args.weights, args.lr).train.lr
+    setup = Setup(args.network, args.weights, args.seconds, args.images, lr, args.threads)
     source = open_source(args.shards or demo(), DataConfig())
     told = json.dumps([asdict(setup), source.manifest.digest], sort_keys=True)
     folder = args.folder / hashlib.sha256(told.encode()).hexdigest()[:16]

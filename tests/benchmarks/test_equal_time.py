@@ -10,6 +10,8 @@ from types import ModuleType
 import pytest
 import torch
 
+from medspark.train.kinds import FINE_TUNING
+
 TRAINERS = ("ours", "textbook", "art")
 
 
@@ -30,7 +32,7 @@ def test_all_trainers_train_for_the_time_and_what_is_done_is_not_done_again(
     shards, output = write_shards(rows=40, side=32), tmp_path / "out" / "table.json"
     command = [
         *("--shards", str(shards), "--network", "resnet10t", "--threads", "1"),
-        *("--seconds", "3", "--seeds", "3", "--images", "4"),
+        *("--seconds", "6", "--seeds", "3", "--images", "4"),
         *("--folder", str(tmp_path / "cells"), "--output", str(output)),
     ]
 
@@ -41,7 +43,7 @@ def test_all_trainers_train_for_the_time_and_what_is_done_is_not_done_again(
 
     cells = json.loads(output.read_text())["cells"]
     assert [(cell["trainer"], cell["seed"]) for cell in cells] == [(name, 3) for name in TRAINERS]
-    assert all(cell["steps"] > 0 and cell["seconds"] >= 3 for cell in cells)
+    assert all(cell["steps"] > 0 and cell["seconds"] >= 6 for cell in cells)
     assert len(kept) == len(TRAINERS)
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     last = capsys.readouterr().out.split("| trainer |")[-1]
@@ -59,3 +61,15 @@ def test_all_trainers_start_from_the_same_network(
     name, weight = next(iter(first.backbone.named_parameters()))
     assert torch.equal(weight, again.backbone.get_parameter(name))
     assert not torch.equal(weight, other.backbone.get_parameter(name))
+
+
+def test_the_default_is_ours_for_these_weights_and_all_have_its_rate(
+    equal_time: ModuleType,
+) -> None:
+    tuned = equal_time.our_recipe("mobilenetv2_100", "weights.safetensors", None).train
+    random = equal_time.our_recipe("mobilenetv2_100", None, None).train
+    asked = equal_time.our_recipe("mobilenetv2_100", "weights.safetensors", 2e-3).train
+
+    assert {key: getattr(tuned, key) for key in FINE_TUNING} == FINE_TUNING
+    assert random.label_smoothing == 0
+    assert (asked.lr, asked.class_weights) == (2e-3, "balanced")
