@@ -20,7 +20,9 @@ from medspark.models.config import (
     check_model,
     model_folder,
     tensor_names,
+    timm_model,
     timm_name,
+    with_patches,
 )
 from medspark.models.local import local_model
 from medspark.models.torchvision_ops import import_timm
@@ -30,6 +32,7 @@ Size = tuple[int, int]
 
 _LOGGER = logging.getLogger(__name__)
 
+_GRID = 8  # patches along a side that a vision transformer learns from, without other weights
 _HEAD_STD = 0.01  # of a new head's weights on a pretrained network
 
 
@@ -53,10 +56,11 @@ def build(
             "start; use a .safetensors file."
         )
     architecture = timm_name(config.name)
+    made, patches = timm_model(architecture)
     options: dict[str, Any] = {"num_classes": num_classes, "in_chans": channels}
-    options |= _made_for(architecture, size)
+    options |= patches | _made_for(made, size)
     try:
-        backbone = _create(architecture, config, options)
+        backbone = _create(made, config, options)
     except TypeError as error:
         if "img_size" not in str(error):
             raise
@@ -74,6 +78,8 @@ def check_size(config: ModelConfig, *, channels: int, size: Size) -> None:
         with torch.device("meta"), torch.no_grad():
             model = build(untrained, num_classes=2, channels=channels, size=size)
             model.eval()(torch.zeros(2, channels, *size))
+        if config.weights is None:
+            _warn_of_few_patches(config.name, model, size)
     except NotImplementedError:
         return  # an operator that "meta" does not have; ranks will see
     except (RuntimeError, AssertionError, ValueError) as error:
@@ -82,6 +88,18 @@ def check_size(config: ModelConfig, *, channels: int, size: Size) -> None:
             f"model.name: {config.name} cannot take images of {size[0]} x {size[1]} pixels: "
             f"{reason}."
         ) from error
+
+
+def _warn_of_few_patches(name: str, model: Classifier, size: Size) -> None:
+    grid = getattr(getattr(model.backbone, "patch_embed", None), "grid_size", None)
+    finer = with_patches(name, max(1, min(size) // _GRID))
+    if grid is None or min(grid) >= _GRID or finer is None:
+        return
+    _LOGGER.warning(
+        "%s sees images of %d x %d pixels as %d x %d patches, too few to learn from random "
+        "weights. %s sees %d x %d.",
+        name, *size, *grid, finer, *(side // (min(size) // _GRID) for side in size),
+    )  # fmt: skip
 
 
 def wrap(backbone: nn.Module, *, architecture: str, channels: int) -> Classifier:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import struct
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,9 @@ __all__ = [
     "model_folder",
     "tensor_names",
     "tensor_shapes",
+    "timm_model",
     "timm_name",
+    "with_patches",
 ]
 
 PRETRAINED = "pretrained"
@@ -33,6 +36,8 @@ _LARGEST_HEADER = 100_000_000  # bytes; the limit of safetensors itself
 ALIASES = {"mobilenet_v2": "mobilenetv2_100", "mobilenetv2": "mobilenetv2_100"}
 # Models that timm certainly has, with weights: importing timm to check takes seconds.
 USUAL = {"densenet121", "mobilenetv2_100", "resnet50"}
+_PATCH = re.compile(r"(?:vit|deit3?)_\w*?patch([1-9]\d{0,2})_")
+_PATCHES_OF_TIMM = (16, 14, 32, 8)  # pixels of a side
 
 
 class ModelConfig(Config):
@@ -40,7 +45,8 @@ class ModelConfig(Config):
 
     name: str = Field(
         "mobilenetv2_100",
-        description="timm model name, usually densenet121, mobilenet_v2 or resnet50",
+        description="timm model name, usually densenet121, mobilenet_v2 or resnet50; of a vision "
+        "transformer with patches of any size, as vit_tiny_patch8_224",
     )
     weights: str | None = Field(
         None,
@@ -60,6 +66,7 @@ def check_model(config: ModelConfig) -> None:
     from medspark.models.torchvision_ops import import_timm  # imports torch
 
     timm = import_timm()
+    name, _ = timm_model(name)
     if not timm.is_model(name):
         known = [*timm.list_models(), *ALIASES]
         close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
@@ -95,6 +102,32 @@ def model_folder(config: ModelConfig) -> Path | None:
 def timm_name(name: str) -> str:
     """Return timm's name of the model ``name``."""
     return ALIASES.get(name, name)
+
+
+def timm_model(name: str) -> tuple[str, dict[str, int]]:
+    """Return the model of timm that ``name`` asks for, and the options that it needs for it.
+
+    timm has vision transformers with patches of a few sizes, and takes others as an option.
+    Pretrained weights are resampled to the patches (Beyer et al. 2023, FlexiViT). A ``name`` that
+    timm cannot make is returned as it is.
+    """
+    from medspark.models.torchvision_ops import import_timm  # imports torch
+
+    timm, name = import_timm(), timm_name(name)
+    patch = _PATCH.match(name)
+    if patch is None or timm.is_model(name):
+        return name, {}
+    for side in _PATCHES_OF_TIMM:
+        other = with_patches(name, side)
+        if other is not None and timm.is_model(other):
+            return other, {"patch_size": int(patch[1])}
+    return name, {}
+
+
+def with_patches(name: str, side: int) -> str | None:
+    """Return the name of a vision transformer with patches of ``side`` pixels, None for others."""
+    patch = _PATCH.match(name)
+    return patch and f"{name[: patch.start(1)]}{side}{name[patch.end(1) :]}"
 
 
 def tensor_names(path: Path) -> set[str]:

@@ -46,7 +46,7 @@ KINDS = (
             "clip_grad": 1.0,
             "eps_warmup": 0.6,
         },
-        {},
+        {"lr": 5e-4, "batch_size": 16, "epochs": 24},
     ),
     Kind(
         "ConvNeXt",

@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from medspark.errors import UsageError
 from medspark.models.backbones import build, check_size
+from medspark.models.checkpoint import describe, load_classifier, save_classifier
 from medspark.models.config import USUAL, ModelConfig, check_model
 from medspark.models.torchvision_ops import import_timm
 
@@ -40,6 +41,49 @@ def test_a_network_that_takes_the_images_is_accepted(name: str) -> None:
 def test_a_network_that_cannot_take_the_images_is_refused_with_the_reason(name: str, why: str):
     with pytest.raises(UsageError, match=rf"{name} cannot take images of 60 x 60 pixels: .*{why}"):
         check_size(ModelConfig(name=name), channels=1, size=(60, 60))
+
+
+def test_a_vision_transformer_has_patches_of_the_size_in_its_name(tmp_path: Path) -> None:
+    config = ModelConfig(name="vit_tiny_patch8_224")
+    model = build(config, num_classes=2, channels=1, size=(64, 64)).eval()
+    card = describe(model, classes=("no", "yes"), height=64, width=64)
+    save_classifier(tmp_path, model, card)
+
+    kept = load_classifier(tmp_path)
+
+    assert model.backbone.patch_embed.grid_size == (8, 8)
+    image = torch.rand(2, 1, 64, 64)
+    with torch.inference_mode():
+        torch.testing.assert_close(kept(image), model(image))
+
+
+def test_too_few_patches_for_random_weights_are_named_with_a_finer_network(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    for name in ("vit_tiny_patch8_224", "test_resnet", "vit_tiny_patch16_224"):
+        check_size(ModelConfig(name=name), channels=1, size=(64, 64))
+
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.startswith("vit_tiny_patch16_224 sees images of 64 x 64 pixels as 4 x 4 patches")
+    assert line.endswith("vit_tiny_patch8_224 sees 8 x 8.")
+
+
+def test_given_weights_are_resampled_to_the_patches(tmp_path: Path) -> None:
+    given = import_timm().create_model("vit_tiny_patch16_224", num_classes=2).state_dict()
+    save_file(given, tmp_path / "weights.safetensors")
+    config = ModelConfig(name="vit_tiny_patch8_224", weights=str(tmp_path / "weights.safetensors"))
+
+    kept = build(config, num_classes=2, channels=3, size=(64, 64)).backbone.state_dict()
+
+    assert kept["patch_embed.proj.weight"].shape == (192, 3, 8, 8)
+    assert kept["patch_embed.proj.weight"].any()
+    assert torch.equal(kept["blocks.0.mlp.fc1.weight"], given["blocks.0.mlp.fc1.weight"])
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch0_224", "vit_odd_patch8_224", "resnet_patch8_9"])
+def test_patches_of_no_network_are_refused(name: str) -> None:
+    with pytest.raises(UsageError, match=f"timm has no model '{name}'"):
+        check_model(ModelConfig(name=name))
 
 
 def test_an_unknown_model_is_named_with_what_was_probably_meant() -> None:
