@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from medspark.attacks.config import CW_SEARCHES, CW_STEPS
 from medspark.attacks.losses import boundaries
 
 
@@ -15,8 +16,8 @@ def carlini_wagner(
     images: Tensor,
     labels: Tensor,
     *,
-    steps: int = 100,
-    searches: int = 6,
+    steps: int = CW_STEPS,
+    searches: int = CW_SEARCHES,
     rate: float = 0.05,
     constant: float = 0.1,
 ) -> Tensor:
@@ -26,7 +27,7 @@ def carlini_wagner(
     image. c grows tenfold until the first success, and is then searched by bisection.
     """
     inside = torch.atanh((images * 2 - 1).clamp(-1 + 1e-6, 1 - 1e-6))
-    found, nearest = images.clone(), torch.full((len(images),), torch.inf, device=images.device)
+    found, nearest = images.clone(), images.new_full((len(images),), torch.inf)
     low, high = torch.zeros_like(nearest), torch.full_like(nearest, torch.inf)
     weight = torch.full_like(nearest, constant)
     for _ in range(searches):

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["BLACK_BOX", "KNOWS_LESS", "OF_DENOISED", "AttackName", "Effort"]
+__all__ = [
+    "BLACK_BOX", "CW_SEARCHES", "CW_STEPS", "DEEPFOOL_STEPS", "KNOWS_LESS", "OF_DENOISED",
+    "AttackName", "Effort",
+]  # fmt: skip
 
 AttackName = Literal[
     "fgsm", "pgd", "pgd_margin", "pgd_rescaled", "apgd", "apgd_ce", "apgd_dlr", "fab",
@@ -19,11 +22,14 @@ BLACK_BOX = frozenset({"square", "transfer"})
 OF_DENOISED: tuple[AttackName, ...] = ("bpda_pgd", "unguarded_pgd")
 # Sanity checks expect attacks that know the whole network to do at least as much harm as these.
 KNOWS_LESS = BLACK_BOX | {"unguarded_pgd"}
+# These attacks go on until they have found a near image, whatever the steps of PGD.
+DEEPFOOL_STEPS = 50
+CW_STEPS, CW_SEARCHES = 100, 6
 
 
 @dataclass(frozen=True)
 class Effort:
-    """The numbers of steps, restarts and queries of the attacks."""
+    """The numbers of steps, restarts and queries of the attacks; those of C&W and DeepFool stay."""
 
     steps: int = 20  # of PGD and transfer; APGD takes five times as many, FAB 2.5 times
     restarts: int = 1  # of PGD
@@ -32,6 +38,10 @@ class Effort:
     def steps_of(self, name: str) -> int:
         """Return the most gradients (or queries) per image that attack ``name`` uses."""
         factors = {"apgd": 5, "apgd_ce": 5, "apgd_dlr": 5, "autoattack": 5, "fab": 2.5}
-        if name == "fgsm":
-            return 1
-        return self.queries if name == "square" else round(factors.get(name, 1) * self.steps)
+        fixed = {
+            "fgsm": 1,
+            "deepfool": DEEPFOOL_STEPS,
+            "cw": CW_STEPS * CW_SEARCHES,
+            "square": self.queries,
+        }
+        return fixed.get(name) or round(factors.get(name, 1) * self.steps)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from medspark.attacks.boundary import nearby_planes
+from medspark.attacks.config import DEEPFOOL_STEPS
 from medspark.attacks.threat import Norm, norms
 
 
@@ -15,7 +16,7 @@ def deepfool(
     labels: Tensor,
     *,
     norm: Norm,
-    steps: int = 50,
+    steps: int = DEEPFOOL_STEPS,
     overshoot: float = 0.02,
 ) -> Tensor:
     """Return images in [0, 1] near ``images`` that fool ``model``, if ``steps`` steps suffice."""

@@ -202,7 +202,15 @@ def test_an_image_starts_alike_in_any_batch_at_every_restart() -> None:
 
 @pytest.mark.parametrize(
     ("name", "steps", "passes"),
-    [("fgsm", 7, 1), ("pgd", 7, 7), ("pgd_margin", 7, 7), ("apgd_ce", 2, 11), ("apgd_dlr", 2, 11)],
+    [
+        ("fgsm", 7, 1),
+        ("pgd", 7, 7),
+        ("pgd_margin", 7, 7),
+        ("apgd_ce", 2, 11),
+        ("apgd_dlr", 2, 11),
+        ("deepfool", 7, 50),
+        ("cw", 7, 600),
+    ],
 )
 def test_an_attack_asks_for_as_many_gradients_as_its_effort_says(
     name: str, steps: int, passes: int
