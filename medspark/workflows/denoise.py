@@ -20,7 +20,9 @@ from medspark.train.config import RecipeSettings
 from medspark.workflows.job_settings import SparkTrainingConfig
 from medspark.workflows.train_at import TrainAtConfig, train_at
 
-__all__ = ["DenoiseAtConfig", "DenoiseTraining", "denoise"]
+__all__ = ["DenoiseAtConfig", "DenoiseTraining", "denoise", "training_of"]
+
+_RATE = 3e-3  # a denoiser learns from the beginning, with little data
 
 
 class DenoiseAtConfig(SparkTrainingConfig, RecipeSettings):
@@ -78,21 +80,29 @@ def denoise(config: DenoiseAtConfig) -> DenoiseResult:
     if difference := card.misfit(manifest):
         raise UsageError(f"The model in {config.model} does not fit: {difference}.")
     _check(config, manifest)
-    evaluate = config.evaluate
+    result = train_at(training_of(config))
+    assert isinstance(result, DenoiseResult)
+    return result
+
+
+def training_of(config: DenoiseAtConfig) -> DenoiseTraining:
+    """Return the training of a denoiser before the model of ``config``."""
+    card, evaluate, train = read_card(config.model), config.evaluate, config.train
+    if "lr" not in train.model_fields_set:
+        train = train.model_copy(update={"lr": _RATE})
     shared = {
         name: getattr(config, name)
         for name in DenoiseTraining.model_fields
         if hasattr(config, name)
     }
     placed = {
+        "train": train,
         "model": ModelConfig(
             name=card.architecture, weights=str(config.model.resolve()), dropout=card.dropout
         ),
         "evaluate": evaluate.model_copy(update={"attacks": through_denoiser(evaluate.attacks)}),
     }
-    result = train_at(DenoiseTraining(**(shared | placed)))
-    assert isinstance(result, DenoiseResult)
-    return result
+    return DenoiseTraining(**(shared | placed))
 
 
 def _check(config: DenoiseAtConfig, manifest: Manifest) -> None:

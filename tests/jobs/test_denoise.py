@@ -15,6 +15,7 @@ from mlflow.tracking import MlflowClient
 
 from medspark.models.card import read_card
 from medspark.models.checkpoint import describe, save_classifier
+from medspark.workflows.denoise import DenoiseAtConfig, training_of
 
 QUICK = [
     *("--train.epochs", "2", "--train.batch_size", "40", "--train.validation_steps", "1"),
@@ -35,6 +36,18 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     folder = tmp_path_factory.mktemp("denoise")
     shards, model = write_halves(folder / "shards"), save_network(folder / "network")
     return ["--shards", str(shards), "--model", str(model)]
+
+
+@pytest.mark.parametrize(("given", "rate"), [({}, 3e-3), ({"lr": 3e-4}, 3e-4)])
+def test_a_denoiser_learns_at_a_higher_rate_unless_one_is_given(
+    given: dict[str, float], rate: float, data: list[str]
+) -> None:
+    _, shards, _, model = data
+    asked = {"shards": shards, "model": model, "train": {"epochs": 2} | given}
+
+    train = training_of(DenoiseAtConfig.model_validate(asked)).train
+
+    assert (train.lr, train.epochs) == (rate, 2)
 
 
 @pytest.mark.spark

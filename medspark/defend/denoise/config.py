@@ -38,10 +38,12 @@ class DenoiseConfig(Config):
         "feature map or its logits",
     )
     reconstruct: float = Field(
-        1.0, ge=0, description="weight of the distance in pixels, in units of eps"
+        0.1, ge=0, description="weight of the squared distance in pixels, in units of eps squared"
     )
     consistency: float = Field(
-        1.0, ge=0, description="weight of the distance in what guide names, relative to its size"
+        1.0,
+        ge=0,
+        description="weight of the squared distance in what guide names, relative to its square",
     )
     contrast: float = Field(0.1, gt=0, description="weight of the contrastive loss")
     temperature: float = Field(0.1, gt=0, description="temperature of the contrastive loss")

@@ -3,6 +3,10 @@
 The losses of Yin et al. (arXiv 2306.07992) could not be read. These are the published ones that fit
 its description: the distance to the clean image, the high-level guidance of Liao et al. (2018), and
 the supervised contrastive loss of Khosla et al. (2020).
+
+Distances are squared. A denoiser begins by changing nothing, which is right for the clean half of a
+batch; absolute distances, as Liao et al. have them, punish the first small change there as much as
+they reward it on attacked images, and the denoiser never leaves its beginning.
 """
 
 from __future__ import annotations
@@ -15,16 +19,16 @@ __all__ = ["guidance", "reconstruction", "supervised_contrast"]
 
 
 def reconstruction(denoised: Tensor, clean: Tensor, *, eps: float) -> Tensor:
-    """Return the mean absolute distance in pixels, in units of ``eps``."""
-    return F.l1_loss(denoised, clean) / eps
+    """Return the mean squared distance in pixels, in units of ``eps`` squared."""
+    return F.mse_loss(denoised, clean) / eps**2
 
 
 def guidance(seen: Tensor, wanted: Tensor) -> Tensor:
-    """Return the mean absolute distance (B, ...) relative to the mean size of ``wanted``.
+    """Return the mean squared distance (B, ...) relative to the mean square of ``wanted``.
 
     High-level guided denoising (Liao et al. 2018): what the classifier sees counts, not pixels.
     """
-    return F.l1_loss(seen, wanted) / wanted.abs().mean().clamp_min(1e-6)
+    return F.mse_loss(seen, wanted) / wanted.square().mean().clamp_min(1e-12)
 
 
 def supervised_contrast(embeddings: Tensor, attacked: Tensor, *, temperature: float) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -81,3 +82,12 @@ def test_distances_have_no_unit(factor: float, eps: float) -> None:
     assert float(guidance(factor * x, factor * y)) == pytest.approx(float(guidance(x, y)))
     scaled = reconstruction(factor * x, factor * y, eps=factor * eps)
     assert float(scaled) == pytest.approx(float(reconstruction(x, y, eps=eps)))
+
+
+@given(size=st.floats(1e-3, 1), seed=st.integers(0, 9))
+def test_near_the_clean_image_a_small_change_costs_next_to_nothing(size: float, seed: int) -> None:
+    x, change = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(seed)).double()
+
+    for loss in (guidance, partial(reconstruction, eps=0.01)):
+        whole, half = (float(loss(x + step * change, x)) for step in (size, size / 2))
+        assert half == pytest.approx(whole / 4)
