@@ -118,7 +118,7 @@ def test_steps_bring_the_denoised_images_nearer_to_the_clean_ones() -> None:
     # On images of one grey level, the attack is all that there is to see.
     flat = images()
     flat = Sample(**_with(flat, images=torch.full_like(flat.images, 0.4)))
-    config = DenoiseConfig(attacks=("fgsm",), consistency=0.0, contrast=1e-6)
+    config = DenoiseConfig(attacks=("fgsm",), reconstruct=1.0, consistency=0.0, contrast=1e-6)
     rule = denoising_rule(config, eps=EPS)
     engine = engine_for(
         network, steps=40, step_rule=lambda learner, _: rule(learner, flat), lr=1e-2
