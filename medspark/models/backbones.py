@@ -92,13 +92,14 @@ def check_size(config: ModelConfig, *, channels: int, size: Size) -> None:
 
 def _warn_of_few_patches(name: str, model: Classifier, size: Size) -> None:
     grid = getattr(getattr(model.backbone, "patch_embed", None), "grid_size", None)
-    finer = with_patches(name, max(1, min(size) // _GRID))
+    patch = max(1, min(size) // _GRID)
+    finer = with_patches(name, patch)
     if grid is None or min(grid) >= _GRID or finer is None:
         return
     _LOGGER.warning(
         "%s sees images of %d x %d pixels as %d x %d patches, too few to learn from random "
         "weights. %s sees %d x %d.",
-        name, *size, *grid, finer, *(side // (min(size) // _GRID) for side in size),
+        name, *size, *grid, finer, *(side // patch for side in size),
     )  # fmt: skip
 
 

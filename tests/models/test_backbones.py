@@ -68,6 +68,10 @@ def test_too_few_patches_for_random_weights_are_named_with_a_finer_network(
     assert line.endswith("vit_tiny_patch8_224 sees 8 x 8.")
 
 
+def test_the_smallest_images_have_patches_too() -> None:
+    check_size(ModelConfig(name="vit_tiny_patch2_224"), channels=1, size=(4, 4))
+
+
 def test_given_weights_are_resampled_to_the_patches(tmp_path: Path) -> None:
     given = import_timm().create_model("vit_tiny_patch16_224", num_classes=2).state_dict()
     save_file(given, tmp_path / "weights.safetensors")
