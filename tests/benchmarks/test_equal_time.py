@@ -63,9 +63,7 @@ def test_all_trainers_start_from_the_same_network(
     assert not torch.equal(weight, other.backbone.get_parameter(name))
 
 
-def test_the_default_is_ours_for_these_weights_and_all_have_its_rate(
-    equal_time: ModuleType,
-) -> None:
+def test_ours_is_the_default_recipe_for_the_given_weights(equal_time: ModuleType) -> None:
     tuned = equal_time.our_recipe("mobilenetv2_100", "weights.safetensors", None).train
     random = equal_time.our_recipe("mobilenetv2_100", None, None).train
     asked = equal_time.our_recipe("mobilenetv2_100", "weights.safetensors", 2e-3).train
